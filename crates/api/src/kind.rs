@@ -1,0 +1,223 @@
+//! What a kind may say about itself: one record of facts and a set of hooks.
+//!
+//! The request pipeline is the same for every kind; whatever is special about one is said here, as data where
+//! possible and as a [`Hooks`] method where not. A plain kind needs no hook at all. The same record is built at run
+//! time for a CustomResourceDefinition, which is why its strings are owned.
+
+use crate::{field, schema, table::Column};
+use serde_json::Value;
+use std::sync::Arc;
+
+/// Whether objects of a kind live in a namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    Cluster,
+    Namespaced,
+}
+
+/// A part of an object with its own path and its own rights, such as `status`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subresource {
+    /// `/status`: writes change only `status`; writes of the object keep the old `status`.
+    Status,
+    /// `/scale`: an `autoscaling/v1` Scale read from and written to these JSON paths of the object.
+    Scale { replicas: &'static str, status_replicas: &'static str, selector: &'static str },
+    /// Anything that the API server answers by its own code: `log`, `exec`, `binding`, `eviction`, `token`, ...
+    /// `kind` is what discovery says of it, `verbs` what may be done with it.
+    Connect { name: &'static str, group_version_kind: (&'static str, &'static str, &'static str), verbs: &'static [&'static str] },
+}
+
+impl Subresource {
+    /// The last segment of its path.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Subresource::Status => "status",
+            Subresource::Scale { .. } => "scale",
+            Subresource::Connect { name, .. } => name,
+        }
+    }
+}
+
+/// All that the server knows of a kind. Built by its file in `kinds/`, registered by one line in the catalogue.
+#[derive(Clone)]
+pub struct Kind {
+    /// API group, empty for the core group.
+    pub group: String,
+    /// Served versions, preferred first. Objects are stored in the first.
+    pub versions: Vec<String>,
+    pub kind: String,
+    pub list_kind: String,
+    /// Plural, lower-case: the segment in the URL.
+    pub resource: String,
+    pub singular: String,
+    pub scope: Scope,
+    pub short_names: Vec<String>,
+    pub categories: Vec<String>,
+    /// Verbs as discovery lists them. `create` alone makes a virtual kind (a review) that is never stored.
+    pub verbs: Vec<String>,
+    pub subresources: Vec<Subresource>,
+    /// Columns of its Table; cells come from [`Hooks::cells`].
+    pub columns: Vec<Column>,
+    /// Field selectors beyond `metadata.name` and `metadata.namespace`, as JSON paths with dots.
+    pub selectable_fields: Vec<String>,
+    /// Whether `metadata.generation` counts changes of what is not metadata or status.
+    pub has_generation: bool,
+    /// How names of this kind are checked.
+    pub name_rule: NameRule,
+    /// Seconds that `DELETE` leaves by default before an object goes; 0 means at once.
+    pub graceful: bool,
+    /// Whether update without `resourceVersion` is allowed (Kubernetes: most kinds), and whether PUT may create.
+    pub allow_unconditional_update: bool,
+    pub allow_create_on_update: bool,
+    pub hooks: Arc<dyn Hooks>,
+}
+
+/// How `metadata.name` is checked. See <https://kubernetes.io/docs/concepts/overview/working-with-objects/names/>.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NameRule {
+    /// RFC 1123 subdomain, at most 253 characters (most kinds).
+    Subdomain,
+    /// RFC 1123 label, at most 63 characters (Namespace, ...).
+    Label,
+    /// RFC 1035 label (Service).
+    Label1035,
+    /// A path segment: anything but `.`, `..`, `/`, `%` (RBAC).
+    PathSegment,
+}
+
+/// What a kind does beside the common way. Every method has a default that does nothing.
+///
+/// Order on create: schema check, `default`, `prepare_create`, admission, `validate(o, None)`.
+/// Order on update: schema check, `default`, `prepare_update(new, old)`, admission, `validate(new, Some(old))`.
+/// `apiVersion` and `kind` are set, and metadata has been checked by the pipeline, before any hook runs.
+/// A hook must accept any JSON of the right schema type: absent fields, empty lists, absurd numbers. It must not panic.
+pub trait Hooks: Send + Sync {
+    /// Fills defaults that the schema does not state (`restartPolicy: Always`). Must be idempotent.
+    fn default(&self, _object: &mut Value) {}
+    /// Called on create after defaulting: clears what a client may not set (`status`), sets first values.
+    fn prepare_create(&self, _object: &mut Value) {}
+    /// Called on update after defaulting; `status` has already been copied from `old` if the kind has that subresource.
+    fn prepare_update(&self, _object: &mut Value, _old: &Value) {}
+    /// Called instead of `prepare_update` on a write to `/status`; everything but `status` has been copied from `old`.
+    fn prepare_status(&self, _object: &mut Value, _old: &Value) {}
+    /// Cross-field rules, immutability. Schema types, unknown fields and metadata are already checked.
+    fn validate(&self, _object: &Value, _old: Option<&Value>, _errors: &mut field::Errors) {}
+    /// Rules for a write to `/status`.
+    fn validate_status(&self, _object: &Value, _old: &Value, _errors: &mut field::Errors) {}
+    /// Warnings for the client (deprecated fields and the like), sent as `Warning` headers.
+    fn warnings(&self, _object: &Value) -> Vec<String> {
+        Vec::new()
+    }
+    /// Cells of the object's row, one per column of [`Kind::columns`]. `now_unix_s` is for ages.
+    /// The default serves kinds whose columns are `Name` and `Created At`.
+    fn cells(&self, object: &Value, now_unix_s: i64) -> Vec<Value> {
+        crate::table::name_and_age(object, now_unix_s)
+    }
+}
+
+/// The hooks of a kind that is not special.
+pub struct Plain;
+impl Hooks for Plain {}
+
+impl Kind {
+    /// A namespaced kind with the full set of verbs, `Name`/`Age` columns as golden facts say, and no hooks.
+    pub fn namespaced(group: &str, version: &str, kind: &str, resource: &str) -> Kind {
+        Kind::new(group, version, kind, resource, Scope::Namespaced)
+    }
+    /// The same at cluster scope.
+    pub fn cluster(group: &str, version: &str, kind: &str, resource: &str) -> Kind {
+        Kind::new(group, version, kind, resource, Scope::Cluster)
+    }
+    fn new(group: &str, version: &str, kind: &str, resource: &str, scope: Scope) -> Kind {
+        Kind {
+            group: group.into(),
+            versions: vec![version.into()],
+            kind: kind.into(),
+            list_kind: format!("{kind}List"),
+            resource: resource.into(),
+            singular: kind.to_lowercase(),
+            scope,
+            short_names: vec![],
+            categories: vec![],
+            verbs: ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"].map(String::from).into(),
+            subresources: vec![],
+            columns: crate::table::golden_columns(group, version, resource),
+            selectable_fields: vec![],
+            has_generation: false,
+            name_rule: NameRule::Subdomain,
+            graceful: false,
+            allow_unconditional_update: true,
+            allow_create_on_update: false,
+            hooks: Arc::new(Plain),
+        }
+    }
+    pub fn short(mut self, names: &[&str]) -> Kind {
+        self.short_names = names.iter().map(|s| s.to_string()).collect();
+        self
+    }
+    pub fn categories(mut self, names: &[&str]) -> Kind {
+        self.categories = names.iter().map(|s| s.to_string()).collect();
+        self
+    }
+    pub fn verbs(mut self, verbs: &[&str]) -> Kind {
+        self.verbs = verbs.iter().map(|s| s.to_string()).collect();
+        self
+    }
+    pub fn status(mut self) -> Kind {
+        self.subresources.push(Subresource::Status);
+        self
+    }
+    pub fn scale(mut self, replicas: &'static str, status_replicas: &'static str, selector: &'static str) -> Kind {
+        self.subresources.push(Subresource::Scale { replicas, status_replicas, selector });
+        self
+    }
+    pub fn connect(mut self, name: &'static str, group_version_kind: (&'static str, &'static str, &'static str), verbs: &'static [&'static str]) -> Kind {
+        self.subresources.push(Subresource::Connect { name, group_version_kind, verbs });
+        self
+    }
+    pub fn selectable(mut self, fields: &[&str]) -> Kind {
+        self.selectable_fields = fields.iter().map(|s| s.to_string()).collect();
+        self
+    }
+    pub fn generation(mut self) -> Kind {
+        self.has_generation = true;
+        self
+    }
+    pub fn names(mut self, rule: NameRule) -> Kind {
+        self.name_rule = rule;
+        self
+    }
+    pub fn hooks(mut self, hooks: impl Hooks + 'static) -> Kind {
+        self.hooks = Arc::new(hooks);
+        self
+    }
+    /// The version in which objects are stored and, unless asked otherwise, served.
+    pub fn version(&self) -> &str {
+        &self.versions[0]
+    }
+    /// `v1` or `apps/v1`.
+    pub fn api_version(&self) -> String {
+        if self.group.is_empty() { self.version().into() } else { format!("{}/{}", self.group, self.version()) }
+    }
+    /// `pods` or `deployments.apps`: how errors name the resource.
+    pub fn group_resource(&self) -> String {
+        if self.group.is_empty() { self.resource.clone() } else { format!("{}.{}", self.resource, self.group) }
+    }
+    pub fn namespaced_scope(&self) -> bool {
+        self.scope == Scope::Namespaced
+    }
+    pub fn has_status(&self) -> bool {
+        self.subresources.contains(&Subresource::Status)
+    }
+    pub fn subresource(&self, name: &str) -> Option<&Subresource> {
+        self.subresources.iter().find(|s| s.name() == name)
+    }
+    /// A kind that can only be created is a question (a review): answered, never stored.
+    pub fn is_virtual(&self) -> bool {
+        !self.verbs.iter().any(|v| v == "get")
+    }
+    /// The schema of one version, if the kind has one.
+    pub fn schema(&self, version: &str) -> Option<Arc<schema::Schema>> {
+        schema::of(&self.group, version, &self.kind)
+    }
+}

@@ -1,0 +1,1 @@
+//! `Status`: Kubernetes' form of an answer that is not an object, made in one table.

@@ -1,0 +1,1 @@
+//! The drill engine: failures as runnable scenarios.

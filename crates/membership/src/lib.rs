@@ -1,0 +1,1 @@
+//! The nodes' own failure detector: who is alive, seen without a server.

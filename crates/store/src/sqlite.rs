@@ -1,0 +1,1 @@
+//! The store on one server: SQLite in WAL mode, one writer thread, group commit.
