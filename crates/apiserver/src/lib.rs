@@ -1,1 +1,40 @@
-//! apiserver
+//! The API server: the one door to the cluster's state.
+//!
+//! A request comes in through [`serve`] (TLS, HTTP/1.1 and HTTP/2) or in process, walks the one [`pipeline`], and ends in
+//! [`read`] (watch [`cache`], bytes out), in [`write`] (decode, default, admit, validate, commit) or in one of the few
+//! special handlers listed in [`connect`]. There is no handler per kind: what is special about a kind is said in `api`.
+//!
+//! What must stay true: an object is serialised once per change, never once per reader; a reader sees its own writes;
+//! a watch never skips and never repeats; nothing that comes from the network can panic this process.
+//!
+//! What this crate does not know: controllers, the scheduler, and what goes on inside a node.
+
+pub mod admission;
+pub mod allocation;
+pub mod authentication;
+pub mod authorization;
+pub mod body;
+pub mod bootstrap;
+pub mod cache;
+pub mod connect;
+pub mod context;
+pub mod discovery;
+pub mod encode;
+pub mod eviction;
+pub mod health;
+pub mod list;
+pub mod metrics;
+pub mod namespaces;
+pub mod openapi;
+pub mod patch;
+pub mod pipeline;
+pub mod read;
+pub mod scale;
+pub mod serve;
+pub mod subresource;
+pub mod tunnel;
+pub mod watch;
+pub mod write;
+
+pub use body::{Body, BoxError};
+pub use context::{Config, Error, Identity, Server, User};

@@ -1,0 +1,189 @@
+//! What every room of the API server shares: the [`Server`], who asks ([`User`], [`Identity`]), and the verbs that the
+//! server's own parts (admission, bootstrap, authorizers) use on objects without going through HTTP.
+//!
+//! What must stay true: in-process reads are answered from the watch cache and never touch the store; in-process writes
+//! take the same way as a client's, only without authentication and authorization.
+
+use crate::{admission, allocation, authentication, authorization, bootstrap, cache, health, metrics, tunnel, write};
+use api::{Catalogue, Kind, Status, Value};
+use arc_swap::ArcSwap;
+use rustls::pki_types::CertificateDer;
+use std::{collections::BTreeMap, net::IpAddr, ops::RangeInclusive, sync::Arc};
+use store::Store;
+use tokio_util::sync::CancellationToken;
+
+pub use crate::cache::Entry;
+
+/// Why the server cannot start or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the store failed")]
+    Store(#[from] store::Error),
+    #[error("the listener failed")]
+    Listen(#[source] std::io::Error),
+    #[error("the configuration cannot be used: {0}")]
+    Configuration(String),
+    #[error("the first objects could not be made: {0}")]
+    Bootstrap(String),
+}
+
+/// What the server is told when it starts. Each room has its own part.
+#[derive(Clone)]
+pub struct Config {
+    pub store: Arc<dyn Store>,
+    /// The address that goes into discovery and into the endpoints of the Service `kubernetes`.
+    pub advertise_address: IpAddr,
+    pub secure_port: u16,
+    pub service_cidr: ipnet::IpNet,
+    pub node_ports: RangeInclusive<u16>,
+    pub authentication: authentication::Config,
+    pub authorization: authorization::Config,
+    pub admission: admission::Config,
+    pub tunnel: tunnel::Config,
+    pub bootstrap: bootstrap::Config,
+    /// Stops the server's own background tasks (cache feed, bookmarks).
+    pub shutdown: CancellationToken,
+}
+
+impl Config {
+    /// The defaults of a cluster on the given store.
+    pub fn new(store: Arc<dyn Store>) -> Config {
+        Config {
+            store,
+            advertise_address: IpAddr::from([127, 0, 0, 1]),
+            secure_port: 6443,
+            service_cidr: ipnet::IpNet::V4(ipnet::Ipv4Net::new_assert([10, 96, 0, 0].into(), 16)),
+            node_ports: 30000..=32767,
+            authentication: Default::default(),
+            authorization: Default::default(),
+            admission: Default::default(),
+            tunnel: Default::default(),
+            bootstrap: Default::default(),
+            shutdown: CancellationToken::new(),
+        }
+    }
+}
+
+/// Who asks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct User {
+    pub name: String,
+    pub uid: String,
+    pub groups: Vec<String>,
+    pub extra: BTreeMap<String, Vec<String>>,
+}
+
+impl User {
+    pub fn new(name: &str, groups: &[&str]) -> User {
+        User { name: name.into(), groups: groups.iter().map(|g| g.to_string()).collect(), ..User::default() }
+    }
+    /// The server itself.
+    pub fn system() -> User {
+        User::new("system:apiserver", &["system:masters", "system:authenticated"])
+    }
+    /// A request without credentials.
+    pub fn anonymous() -> User {
+        User::new("system:anonymous", &["system:unauthenticated"])
+    }
+    pub fn in_group(&self, group: &str) -> bool {
+        self.groups.iter().any(|g| g == group)
+    }
+}
+
+/// What the transport knows of the caller before authentication.
+#[derive(Clone, Debug)]
+pub enum Identity {
+    /// A connection from outside, with the certificates that TLS verified to be the peer's own (not yet whom they name).
+    Peer(Option<Arc<Vec<CertificateDer<'static>>>>),
+    /// A component in this process, trusted to be who it says.
+    Local(Arc<User>),
+}
+
+/// The API server. One per process, shared as `Arc<Server>`.
+pub struct Server {
+    pub config: Config,
+    pub store: Arc<dyn Store>,
+    pub catalogue: ArcSwap<Catalogue>,
+    pub cache: Arc<cache::Cache>,
+    pub authenticators: authentication::Authenticators,
+    pub authorizer: authorization::Authorizer,
+    pub admission: admission::Chain,
+    pub allocators: allocation::Allocators,
+    pub nodes: tunnel::Nodes,
+    pub health: health::Health,
+    pub metrics: metrics::Metrics,
+    pub discovery: crate::discovery::Documents,
+    pub openapi: crate::openapi::Documents,
+}
+
+impl Server {
+    /// Loads the cache, starts its feed, and makes the objects that every cluster has. The server answers from then on;
+    /// `/readyz` says ok when the first objects are there.
+    pub async fn new(config: Config) -> Result<Arc<Server>, Error> {
+        let catalogue = Arc::new(Catalogue::built_in());
+        let cache = cache::Cache::start(config.store.clone(), catalogue.clone(), config.shutdown.clone()).await?;
+        let server = Arc::new(Server {
+            store: config.store.clone(),
+            catalogue: ArcSwap::new(catalogue),
+            cache,
+            authenticators: authentication::Authenticators::new(&config)?,
+            authorizer: authorization::Authorizer::new(&config)?,
+            admission: admission::Chain::new(&config)?,
+            allocators: allocation::Allocators::new(&config)?,
+            nodes: tunnel::Nodes::new(&config)?,
+            health: health::Health::default(),
+            metrics: metrics::Metrics::default(),
+            discovery: Default::default(),
+            openapi: Default::default(),
+            config,
+        });
+        server.allocators.load(&server)?;
+        let starting = server.clone();
+        tokio::spawn(async move {
+            match bootstrap::run(&starting).await {
+                Ok(()) => starting.health.bootstrapped(),
+                Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "the first objects could not be made"),
+            }
+        });
+        Ok(server)
+    }
+
+    /// The record of a resource, or the 404 that an unknown path gets.
+    pub fn kind(&self, group: &str, resource: &str) -> Result<Arc<Kind>, Status> {
+        self.catalogue.load().resource(group, resource).cloned().ok_or_else(Status::page_not_found)
+    }
+
+    /// The newest cached state of one object. `namespace` is empty at cluster scope.
+    pub fn lookup(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Result<Option<Arc<Entry>>, Status> {
+        Ok(self.cache.resource(group, resource).get(namespace, name))
+    }
+
+    /// All cached objects of a resource, of one namespace if given, in key order.
+    pub fn entries(&self, group: &str, resource: &str, namespace: Option<&str>) -> Result<Vec<Arc<Entry>>, Status> {
+        Ok(self.cache.resource(group, resource).snapshot().entries(namespace).cloned().collect())
+    }
+
+    /// Creates an object as the server itself: defaulted, admitted and validated like a client's. Answers with what is stored.
+    pub async fn create_internal(self: &Arc<Self>, group: &str, resource: &str, namespace: &str, object: Value) -> Result<Value, Status> {
+        write::create_internal(self, group, resource, namespace, object).await
+    }
+
+    /// Reads, changes and writes one object as the server itself, again and again until no other writer comes between.
+    /// `change` answers false if there is nothing to do. `subresource` is empty or `status`.
+    pub async fn update_internal(
+        self: &Arc<Self>,
+        group: &str,
+        resource: &str,
+        namespace: &str,
+        name: &str,
+        subresource: &str,
+        change: impl FnMut(&mut Value) -> Result<bool, Status> + Send,
+    ) -> Result<Value, Status> {
+        write::update_internal(self, group, resource, namespace, name, subresource, change).await
+    }
+
+    /// Deletes one object as the server itself. A missing object is a 404 Status.
+    pub async fn delete_internal(self: &Arc<Self>, group: &str, resource: &str, namespace: &str, name: &str) -> Result<(), Status> {
+        write::delete_internal(self, group, resource, namespace, name).await
+    }
+}
