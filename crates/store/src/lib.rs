@@ -12,6 +12,7 @@
 use bytes::Bytes;
 use std::fmt;
 
+mod hub;
 pub mod memory;
 pub mod sqlite;
 pub mod suite;
