@@ -46,6 +46,37 @@ pub enum Reason {
     Internal,
 }
 
+impl Reason {
+    /// The reason of a StatusCause.
+    pub fn cause(self) -> &'static str {
+        match self {
+            Reason::Required => "FieldValueRequired",
+            Reason::Invalid => "FieldValueInvalid",
+            Reason::NotSupported => "FieldValueNotSupported",
+            Reason::Duplicate => "FieldValueDuplicate",
+            Reason::Forbidden => "FieldValueForbidden",
+            Reason::TooLong => "FieldValueTooLong",
+            Reason::TooMany => "FieldValueTooMany",
+            Reason::NotFound => "FieldValueNotFound",
+            Reason::TypeInvalid => "FieldValueTypeInvalid",
+            Reason::Internal => "InternalError",
+        }
+    }
+    fn label(self) -> &'static str {
+        match self {
+            Reason::Required => "Required value",
+            Reason::Invalid | Reason::TypeInvalid => "Invalid value",
+            Reason::NotSupported => "Unsupported value",
+            Reason::Duplicate => "Duplicate value",
+            Reason::Forbidden => "Forbidden",
+            Reason::TooLong => "Too long",
+            Reason::TooMany => "Too many",
+            Reason::NotFound => "Not found",
+            Reason::Internal => "Internal error",
+        }
+    }
+}
+
 /// One thing that is wrong with one field.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Error {
@@ -53,6 +84,29 @@ pub struct Error {
     pub field: Path,
     pub value: Option<Value>,
     pub detail: String,
+}
+
+impl Error {
+    /// The message without the field: `Invalid value: -1: must be greater than or equal to 0`.
+    pub fn body(&self) -> String {
+        let label = self.reason.label();
+        let shown = match self.reason {
+            Reason::Required | Reason::Forbidden | Reason::TooLong | Reason::Internal => None,
+            _ => Some(self.value.as_ref().map_or_else(|| "null".to_string(), |v| v.to_string())),
+        };
+        match (shown, self.detail.is_empty()) {
+            (None, true) => label.to_string(),
+            (None, false) => format!("{label}: {}", self.detail),
+            (Some(value), true) => format!("{label}: {value}"),
+            (Some(value), false) => format!("{label}: {value}: {}", self.detail),
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.body())
+    }
 }
 
 /// What validation collects. Validation goes on after an error, so that a user sees all of them at once.
@@ -81,5 +135,49 @@ impl Errors {
     }
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+    /// `may not be more than MAX bytes`.
+    pub fn too_long(&mut self, field: Path, value: impl Into<Value>, max: usize) {
+        self.push(Reason::TooLong, field, Some(value.into()), format!("may not be more than {max} bytes"));
+    }
+    /// `must have at most MAX items`.
+    pub fn too_many(&mut self, field: Path, count: usize, max: usize) {
+        self.push(Reason::TooMany, field, Some(count.into()), format!("must have at most {max} items"));
+    }
+    pub fn not_found(&mut self, field: Path, value: impl Into<Value>) {
+        self.push(Reason::NotFound, field, Some(value.into()), "");
+    }
+    pub fn type_invalid(&mut self, field: Path, value: impl Into<Value>, detail: &str) {
+        self.push(Reason::TypeInvalid, field, Some(value.into()), detail);
+    }
+    pub fn internal(&mut self, field: Path, detail: &str) {
+        self.push(Reason::Internal, field, None, detail);
+    }
+    pub fn extend(&mut self, other: Errors) {
+        self.0.extend(other.0);
+    }
+    /// Every message in `problems` as an `Invalid` of the same field and value (the shape of name checks).
+    pub fn invalid_all(&mut self, field: &Path, value: impl Into<Value>, problems: Vec<String>) {
+        let value = value.into();
+        for problem in problems {
+            self.invalid(field.clone(), value.clone(), &problem);
+        }
+    }
+}
+
+impl fmt::Display for Errors {
+    /// One message as it is, several in brackets; each only once.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut messages: Vec<String> = Vec::with_capacity(self.0.len());
+        for error in &self.0 {
+            let message = error.to_string();
+            if !messages.contains(&message) {
+                messages.push(message);
+            }
+        }
+        match messages.as_slice() {
+            [one] => f.write_str(one),
+            many => write!(f, "[{}]", many.join(", ")),
+        }
     }
 }

@@ -4,7 +4,7 @@
 //! possible and as a [`Hooks`] method where not. A plain kind needs no hook at all. The same record is built at run
 //! time for a CustomResourceDefinition, which is why its strings are owned.
 
-use crate::{field, schema, table::Column};
+use crate::{field, object::ObjectExt, schema, table::Column};
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -69,6 +69,9 @@ pub struct Kind {
     /// Whether update without `resourceVersion` is allowed (Kubernetes: most kinds), and whether PUT may create.
     pub allow_unconditional_update: bool,
     pub allow_create_on_update: bool,
+    /// Group and resource of the kind whose stored objects this one shows in another form (`events.k8s.io` Events are
+    /// core Events). Storage key, cache and watch are that kind's; [`Hooks::to_stored`] and [`Hooks::from_stored`] convert.
+    pub stored_as: Option<(String, String)>,
     pub hooks: Arc<dyn Hooks>,
 }
 
@@ -104,6 +107,21 @@ pub trait Hooks: Send + Sync {
     fn validate(&self, _object: &Value, _old: Option<&Value>, _errors: &mut field::Errors) {}
     /// Rules for a write to `/status`.
     fn validate_status(&self, _object: &Value, _old: &Value, _errors: &mut field::Errors) {}
+    /// The value of one of [`Kind::selectable_fields`] for field selectors, absent being empty.
+    /// The default reads the field's path in the stored object.
+    fn selectable_value(&self, object: &Value, field: &str) -> String {
+        match object.at(field) {
+            Some(Value::String(text)) => text.clone(),
+            Some(Value::Null) | None => String::new(),
+            Some(other) => other.to_string(),
+        }
+    }
+    /// Turns an object as read in `version` into the stored form, `apiVersion` included. Called before every other hook:
+    /// all other hooks see the stored form.
+    fn to_stored(&self, _version: &str, _object: &mut Value) {}
+    /// Turns a stored object into the form of `version`, `apiVersion` included. Called only where the two forms differ:
+    /// `version` is not the first one or the kind has [`Kind::stored_as`].
+    fn from_stored(&self, _version: &str, _object: &mut Value) {}
     /// Warnings for the client (deprecated fields and the like), sent as `Warning` headers.
     fn warnings(&self, _object: &Value) -> Vec<String> {
         Vec::new()
@@ -148,6 +166,7 @@ impl Kind {
             graceful: false,
             allow_unconditional_update: true,
             allow_create_on_update: false,
+            stored_as: None,
             hooks: Arc::new(Plain),
         }
     }
@@ -187,9 +206,43 @@ impl Kind {
         self.name_rule = rule;
         self
     }
+    /// Sets the singular where it is not the kind in lower case.
+    pub fn singular(mut self, singular: &str) -> Kind {
+        self.singular = singular.into();
+        self
+    }
+    /// Sets all served versions, the stored one first.
+    pub fn served(mut self, versions: &[&str]) -> Kind {
+        self.versions = versions.iter().map(|s| s.to_string()).collect();
+        self
+    }
+    /// `DELETE` leaves time to end.
+    pub fn graceful(mut self) -> Kind {
+        self.graceful = true;
+        self
+    }
+    /// Updates must name the `resourceVersion` that they change.
+    pub fn conditional_update(mut self) -> Kind {
+        self.allow_unconditional_update = false;
+        self
+    }
+    /// PUT of what does not exist creates it.
+    pub fn create_on_update(mut self) -> Kind {
+        self.allow_create_on_update = true;
+        self
+    }
+    /// Objects are those of another kind, shown in another form.
+    pub fn stored_as(mut self, group: &str, resource: &str) -> Kind {
+        self.stored_as = Some((group.into(), resource.into()));
+        self
+    }
     pub fn hooks(mut self, hooks: impl Hooks + 'static) -> Kind {
         self.hooks = Arc::new(hooks);
         self
+    }
+    /// Group and plural, as [`crate::Status`] constructors take them.
+    pub fn resource_pair(&self) -> (&str, &str) {
+        (&self.group, &self.resource)
     }
     /// The version in which objects are stored and, unless asked otherwise, served.
     pub fn version(&self) -> &str {

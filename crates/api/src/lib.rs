@@ -15,6 +15,8 @@ pub mod kind;
 pub mod kinds;
 pub mod limits;
 pub mod merge;
+pub mod metadata;
+pub mod names;
 pub mod object;
 pub mod quantity;
 pub mod request;
