@@ -1,0 +1,11 @@
+//! ValidatingAdmissionPolicy of admissionregistration.k8s.io.
+
+use crate::kind::Kind;
+
+pub fn kind() -> Kind {
+    Kind::cluster("admissionregistration.k8s.io", "v1", "ValidatingAdmissionPolicy", "validatingadmissionpolicies")
+        .categories(&["api-extensions"])
+        .generation()
+        .conditional_update()
+        .status()
+}

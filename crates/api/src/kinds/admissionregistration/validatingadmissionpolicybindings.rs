@@ -1,0 +1,10 @@
+//! ValidatingAdmissionPolicyBinding of admissionregistration.k8s.io.
+
+use crate::kind::Kind;
+
+pub fn kind() -> Kind {
+    Kind::cluster("admissionregistration.k8s.io", "v1", "ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings")
+        .categories(&["api-extensions"])
+        .generation()
+        .conditional_update()
+}

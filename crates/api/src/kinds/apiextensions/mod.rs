@@ -1,0 +1,3 @@
+//! The kinds of group `apiextensions.k8s.io`.
+
+pub mod customresourcedefinitions;

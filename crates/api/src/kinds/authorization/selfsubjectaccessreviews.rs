@@ -1,0 +1,8 @@
+//! SelfSubjectAccessReview of authorization.k8s.io.
+
+use crate::kind::Kind;
+
+pub fn kind() -> Kind {
+    Kind::cluster("authorization.k8s.io", "v1", "SelfSubjectAccessReview", "selfsubjectaccessreviews")
+        .verbs(&["create"])
+}

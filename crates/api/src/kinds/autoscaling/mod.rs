@@ -1,0 +1,3 @@
+//! The kinds of group `autoscaling`.
+
+pub mod horizontalpodautoscalers;

@@ -1,0 +1,4 @@
+//! The kinds of group `batch`.
+
+pub mod cronjobs;
+pub mod jobs;

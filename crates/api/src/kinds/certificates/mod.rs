@@ -1,0 +1,3 @@
+//! The kinds of group `certificates.k8s.io`.
+
+pub mod certificatesigningrequests;

@@ -1,0 +1,3 @@
+//! The kinds of group `discovery.k8s.io`.
+
+pub mod endpointslices;

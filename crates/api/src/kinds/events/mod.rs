@@ -1,0 +1,3 @@
+//! The kinds of group `events.k8s.io`.
+
+pub mod events;

@@ -1,0 +1,7 @@
+//! IngressClass of networking.k8s.io.
+
+use crate::kind::Kind;
+
+pub fn kind() -> Kind {
+    Kind::cluster("networking.k8s.io", "v1", "IngressClass", "ingressclasses").generation()
+}

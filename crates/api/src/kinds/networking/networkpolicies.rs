@@ -1,0 +1,9 @@
+//! NetworkPolicy of networking.k8s.io.
+
+use crate::kind::Kind;
+
+pub fn kind() -> Kind {
+    Kind::namespaced("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies")
+        .short(&["netpol"])
+        .generation()
+}

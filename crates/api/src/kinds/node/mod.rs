@@ -1,0 +1,3 @@
+//! The kinds of group `node.k8s.io`.
+
+pub mod runtimeclasses;

@@ -1,0 +1,3 @@
+//! The kinds of group `policy`.
+
+pub mod poddisruptionbudgets;

@@ -1,0 +1,7 @@
+//! DeviceClass of resource.k8s.io.
+
+use crate::kind::Kind;
+
+pub fn kind() -> Kind {
+    Kind::cluster("resource.k8s.io", "v1", "DeviceClass", "deviceclasses").generation()
+}

@@ -1,0 +1,3 @@
+//! The kinds of group `scheduling.k8s.io`.
+
+pub mod priorityclasses;

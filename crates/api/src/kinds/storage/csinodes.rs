@@ -1,0 +1,7 @@
+//! CSINode of storage.k8s.io.
+
+use crate::kind::Kind;
+
+pub fn kind() -> Kind {
+    Kind::cluster("storage.k8s.io", "v1", "CSINode", "csinodes").conditional_update()
+}
