@@ -1,0 +1,204 @@
+//! What a sandbox consists of: nodes, addresses, components and their flags. Pure: options in, plan out.
+
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// The network that joins the nodes. The machine itself is `.1`, the registry `.2`, servers from `.11`, workers from `.21`.
+pub const NETWORK_PREFIX: &str = "172.30.0";
+pub const SERVICE_CIDR: &str = "10.96.0.0/16";
+pub const CLUSTER_CIDR: &str = "10.244.0.0/16";
+pub const CLUSTER_DNS: &str = "10.96.0.10";
+pub const API_PORT: u16 = 6443;
+/// Address and port of the registry that every node's containerd has as mirror.
+pub const REGISTRY: &str = "172.30.0.2:5000";
+/// The same registry behind a user and a password, for `imagePullSecrets`.
+pub const PRIVATE_REGISTRY: &str = "172.30.0.2:5001";
+/// Servers and workers that the address plan has room for.
+pub const NODES_MAX: usize = 9;
+
+/// What was asked for at `up`; kept in the sandbox's directory.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Options {
+    pub servers: usize,
+    pub workers: usize,
+    /// Further flags for a component on every node that runs it: `("controller-manager", "--node-monitor-grace-period=10s")`.
+    pub extra_flags: Vec<(String, String)>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { servers: 1, workers: 3, extra_flags: Vec::new() }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    Server,
+    Worker,
+    /// Holds images; not a node of the cluster.
+    Registry,
+}
+
+/// One process under a node's init.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Component {
+    pub name: String,
+    pub command: Vec<String>,
+    pub environment: Vec<(String, String)>,
+}
+
+/// One node: what its init needs to boot.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Node {
+    pub name: String,
+    pub role: Role,
+    pub address: String,
+    pub directory: PathBuf,
+    /// `/etc/hosts` of the node.
+    pub hosts: String,
+    pub components: Vec<Component>,
+}
+
+impl Node {
+    pub fn control_socket(&self) -> PathBuf {
+        self.directory.join("control.sock")
+    }
+    pub fn log(&self, component: &str) -> PathBuf {
+        self.directory.join("log").join(format!("{component}.log"))
+    }
+    /// The veth on the machine's side. Interface names have at most 15 characters.
+    pub fn link(&self) -> String {
+        let short = self.name.replace("server-", "s").replace("worker-", "w");
+        format!("rgsb-{short}").chars().take(15).collect()
+    }
+    /// Where the node's pods live in the cgroup tree.
+    pub fn cgroup_root(&self) -> String {
+        format!("/regent-sandbox/{}", self.name)
+    }
+}
+
+/// The nodes of a sandbox in `directory`, whose components are run by the binary `regent`.
+pub fn nodes(options: &Options, directory: &Path, regent: &Path) -> Vec<Node> {
+    let mut named: Vec<(String, Role, String)> = vec![("registry".into(), Role::Registry, format!("{NETWORK_PREFIX}.2"))];
+    named.extend((1..=options.servers).map(|i| (format!("server-{i}"), Role::Server, format!("{NETWORK_PREFIX}.{}", 10 + i))));
+    named.extend((1..=options.workers).map(|i| (format!("worker-{i}"), Role::Worker, format!("{NETWORK_PREFIX}.{}", 20 + i))));
+    let names: String = named.iter().map(|(name, _, address)| format!("{address} {name}\n")).collect();
+    let hosts = format!("127.0.0.1 localhost\n::1 localhost\n{names}");
+    let nodes = named.into_iter().map(|(name, role, address)| {
+        let directory = directory.join("nodes").join(&name);
+        let mut node = Node { name, role, address, directory, hosts: hosts.clone(), components: Vec::new() };
+        node.components = components(&node, regent);
+        for component in &mut node.components {
+            let extra = options.extra_flags.iter().filter(|(name, _)| *name == component.name);
+            component.command.extend(extra.map(|(_, flag)| flag.clone()));
+        }
+        node
+    });
+    nodes.collect()
+}
+
+/// The directory of a node's certificates and kubeconfigs.
+pub fn credentials(node: &Node) -> PathBuf {
+    node.directory.join("pki")
+}
+
+fn components(node: &Node, regent: &Path) -> Vec<Component> {
+    let credentials = credentials(node);
+    let file = |name: &str| credentials.join(name).display().to_string();
+    let make = |name: &str, flags: Vec<String>| {
+        let mut command = vec![regent.display().to_string(), name.to_string()];
+        command.extend(flags);
+        Component { name: name.to_string(), command, environment: vec![("REGENT_LOG".into(), "info".into())] }
+    };
+    let registry = |name: &str| Component {
+        name: name.into(),
+        command: vec!["docker-registry".into(), "serve".into(), node.directory.join(format!("{name}.yml")).display().to_string()],
+        environment: vec![("OTEL_TRACES_EXPORTER".into(), "none".into())],
+    };
+    if node.role == Role::Registry {
+        return vec![registry("registry"), registry("private-registry")];
+    }
+    let mut components = Vec::new();
+    if node.role == Role::Server {
+        components.push(make(
+            "apiserver",
+            vec![
+                format!("--data-dir={}", node.directory.join("server").display()),
+                format!("--advertise-address={}", node.address),
+                format!("--secure-port={API_PORT}"),
+                format!("--service-cluster-ip-range={SERVICE_CIDR}"),
+                format!("--tls-cert-file={}", file("apiserver.crt")),
+                format!("--tls-private-key-file={}", file("apiserver.key")),
+                format!("--client-ca-file={}", file("ca.crt")),
+                format!("--service-account-signing-key-file={}", file("sa.key")),
+                format!("--kubelet-client-certificate={}", file("apiserver-kubelet-client.crt")),
+                format!("--kubelet-client-key={}", file("apiserver-kubelet-client.key")),
+                format!("--kubelet-certificate-authority={}", file("ca.crt")),
+            ],
+        ));
+        components.push(make("scheduler", vec![format!("--kubeconfig={}", file("scheduler.kubeconfig"))]));
+        components.push(make(
+            "controller-manager",
+            vec![
+                format!("--kubeconfig={}", file("controller-manager.kubeconfig")),
+                format!("--cluster-cidr={CLUSTER_CIDR}"),
+                format!("--cluster-signing-cert-file={}", file("ca.crt")),
+                format!("--cluster-signing-key-file={}", file("ca.key")),
+                format!("--root-ca-file={}", file("ca.crt")),
+            ],
+        ));
+    }
+    components.push(Component {
+        name: "containerd".into(),
+        command: vec!["containerd".into(), "--config".into(), node.directory.join("containerd.toml").display().to_string()],
+        environment: Vec::new(),
+    });
+    let mut kubelet = vec![
+        format!("--kubeconfig={}", file("kubelet.kubeconfig")),
+        format!("--hostname-override={}", node.name),
+        format!("--node-ip={}", node.address),
+        format!("--tls-cert-file={}", file("kubelet.crt")),
+        format!("--tls-private-key-file={}", file("kubelet.key")),
+        format!("--client-ca-file={}", file("ca.crt")),
+        format!("--cluster-dns={CLUSTER_DNS}"),
+        format!("--cluster-cidr={CLUSTER_CIDR}"),
+        format!("--cgroup-root={}", node.cgroup_root()),
+        format!("--cni-bin-dir={}", crate::containerd::cni_bin_dir(node).display()),
+    ];
+    if node.role == Role::Server {
+        kubelet.push("--register-with-taints=node-role.kubernetes.io/control-plane=:NoSchedule".into());
+        kubelet.push("--node-labels=node-role.kubernetes.io/control-plane=".into());
+    }
+    components.push(make("kubelet", kubelet));
+    components.push(make(
+        "proxy",
+        vec![
+            format!("--kubeconfig={}", file("proxy.kubeconfig")),
+            format!("--hostname-override={}", node.name),
+            format!("--cluster-cidr={CLUSTER_CIDR}"),
+            format!("--cluster-dns={CLUSTER_DNS}"),
+        ],
+    ));
+    components.push(make("dns", vec![format!("--kubeconfig={}", file("dns.kubeconfig")), format!("--cluster-dns={CLUSTER_DNS}")]));
+    components
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_names_every_node_once_and_servers_run_the_control_plane() {
+        let options = Options { servers: 1, workers: 3, extra_flags: vec![("kubelet".into(), "--max-pods=9".into())] };
+        let nodes = nodes(&options, Path::new("/s"), Path::new("/regent"));
+        let names: Vec<&str> = nodes.iter().map(|n| n.name.as_str()).collect();
+        assert_eq!(names, ["registry", "server-1", "worker-1", "worker-2", "worker-3"]);
+        let of = |name: &str| nodes.iter().find(|n| n.name == name).map(|n| n.components.iter().map(|c| c.name.as_str()).collect::<Vec<_>>());
+        assert_eq!(of("worker-1").unwrap(), ["containerd", "kubelet", "proxy", "dns"]);
+        assert_eq!(of("server-1").unwrap(), ["apiserver", "scheduler", "controller-manager", "containerd", "kubelet", "proxy", "dns"]);
+        for node in nodes.iter().filter(|n| n.role != Role::Registry) {
+            let kubelet = node.components.iter().find(|c| c.name == "kubelet").unwrap();
+            assert_eq!(kubelet.command.last().unwrap(), "--max-pods=9");
+        }
+    }
+}
