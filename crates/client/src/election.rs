@@ -1,1 +1,338 @@
-//! election
+//! Leader election over a `coordination.k8s.io/v1` Lease, as Kubernetes has it: who holds the lease leads.
+//!
+//! A candidate takes a lease that is free, its own, or not renewed for its whole duration *as seen by this candidate's
+//! own clock* since it last saw the record change: clocks of different machines are never compared. A leader renews every
+//! retry period; when it has not managed to for the renew deadline (counted from the start of its last good renewal), it
+//! stops its work, and cuts it off before the lease can run out. On a clean stop the work ends first, then the lease is
+//! released, so that the next leader need not wait.
+//!
+//! What must stay true: the work of a loser has ended before a winner may start (duration > deadline > retry period).
+
+use std::future::Future;
+use std::time::Duration;
+
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use kube::api::{ObjectMeta, PostParams};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::clock::Clock;
+use crate::error::ErrorExt;
+
+/// Which lease, who, and how patient.
+#[derive(Clone, Debug)]
+pub struct ElectionConfig {
+    /// The Lease's name, e.g. `kube-scheduler`.
+    pub lease_name: String,
+    /// The Lease's namespace.
+    pub namespace: String,
+    /// Who this candidate is; MUST be unique, also between two runs on one machine.
+    pub identity: String,
+    /// How long a lease lasts without renewal.
+    pub lease_duration: Duration,
+    /// How long a leader tries to renew before it gives up.
+    pub renew_deadline: Duration,
+    /// The pause between attempts.
+    pub retry_period: Duration,
+    /// The time of day for the record.
+    pub clock: Clock,
+}
+
+impl ElectionConfig {
+    /// Kubernetes' defaults: 15 s, 10 s, 2 s, in `kube-system`.
+    pub fn new(lease_name: impl Into<String>, identity: impl Into<String>) -> Self {
+        ElectionConfig {
+            lease_name: lease_name.into(),
+            namespace: "kube-system".into(),
+            identity: identity.into(),
+            lease_duration: Duration::from_secs(15),
+            renew_deadline: Duration::from_secs(10),
+            retry_period: Duration::from_secs(2),
+            clock: Clock::system(),
+        }
+    }
+}
+
+/// Why an election cannot go on.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Error {
+    /// The three durations do not leave a loser time to stop.
+    #[error("leader election needs lease duration > renew deadline > retry period > 0")]
+    Durations,
+    /// The lease was lost; the work has been stopped. Run again to be a candidate again.
+    #[error("leader election lost")]
+    Lost,
+}
+
+/// The record as a candidate knows it, and when it last saw it change.
+#[derive(Clone, Debug, Default)]
+struct Observed {
+    lease: Option<Lease>,
+    at: Option<Instant>,
+}
+
+impl Observed {
+    fn see(&mut self, lease: Lease, now: Instant) {
+        if self.at.is_none() || self.lease.as_ref().and_then(|l| l.spec.as_ref()) != lease.spec.as_ref() {
+            self.at = Some(now);
+        }
+        self.lease = Some(lease);
+    }
+}
+
+/// What a candidate does next.
+#[derive(Debug, PartialEq)]
+enum Step {
+    /// There is no lease: make it.
+    Create,
+    /// It is somebody else's and still good.
+    Wait,
+    /// It is ours, or free, or run out: write this.
+    Write(LeaseSpec),
+}
+
+fn decide(observed: &Observed, config: &ElectionConfig, now: Instant) -> Step {
+    let Some(lease) = &observed.lease else { return Step::Create };
+    let time = config.clock.micro_time();
+    let old = lease.spec.clone().unwrap_or_default();
+    let holder = old.holder_identity.clone().unwrap_or_default();
+    let ours = holder == config.identity;
+    let lasts = Duration::from_secs(u64::try_from(old.lease_duration_seconds.unwrap_or(0)).unwrap_or(0));
+    if !ours && !holder.is_empty() && observed.at.is_some_and(|at| now < at + lasts) {
+        return Step::Wait;
+    }
+    let transitions = old.lease_transitions.unwrap_or(0);
+    Step::Write(LeaseSpec {
+        holder_identity: Some(config.identity.clone()),
+        lease_duration_seconds: Some(seconds(config.lease_duration)),
+        acquire_time: if ours { old.acquire_time } else { Some(time.clone()) },
+        renew_time: Some(time),
+        lease_transitions: Some(if ours { transitions } else { transitions.saturating_add(1) }),
+        ..LeaseSpec::default()
+    })
+}
+
+fn seconds(duration: Duration) -> i32 {
+    i32::try_from(duration.as_secs().max(1)).unwrap_or(i32::MAX)
+}
+
+struct Candidate {
+    api: kube::Api<Lease>,
+    config: ElectionConfig,
+    observed: Observed,
+}
+
+impl Candidate {
+    /// One attempt to get or keep the lease. True if it is ours now.
+    async fn attempt(&mut self) -> Result<bool, kube::Error> {
+        let seen = self.api.get_opt(&self.config.lease_name).await?;
+        match seen {
+            Some(lease) => self.observed.see(lease, Instant::now()),
+            None => self.observed = Observed::default(),
+        }
+        let written = match decide(&self.observed, &self.config, Instant::now()) {
+            Step::Wait => return Ok(false),
+            Step::Create => {
+                let time = self.config.clock.micro_time();
+                let lease = Lease {
+                    metadata: ObjectMeta {
+                        name: Some(self.config.lease_name.clone()),
+                        namespace: Some(self.config.namespace.clone()),
+                        ..Default::default()
+                    },
+                    spec: Some(LeaseSpec {
+                        holder_identity: Some(self.config.identity.clone()),
+                        lease_duration_seconds: Some(seconds(self.config.lease_duration)),
+                        acquire_time: Some(time.clone()),
+                        renew_time: Some(time),
+                        lease_transitions: Some(0),
+                        ..LeaseSpec::default()
+                    }),
+                };
+                self.api.create(&PostParams::default(), &lease).await
+            }
+            Step::Write(spec) => {
+                let mut lease = self.observed.lease.clone().unwrap_or_default();
+                lease.spec = Some(spec);
+                // The resourceVersion of what we saw goes with it: of two candidates one gets a conflict.
+                self.api.replace(&self.config.lease_name, &PostParams::default(), &lease).await
+            }
+        };
+        match written {
+            Ok(lease) => {
+                self.observed.see(lease, Instant::now());
+                Ok(true)
+            }
+            Err(error) if error.is_conflict() || error.is_already_exists() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives the lease up, so that another need not wait for it to run out.
+    async fn release(&mut self) {
+        let Some(mut lease) = self.observed.lease.clone() else { return };
+        let time = self.config.clock.micro_time();
+        let transitions = lease.spec.as_ref().and_then(|s| s.lease_transitions);
+        lease.spec = Some(LeaseSpec {
+            holder_identity: Some(String::new()),
+            lease_duration_seconds: Some(1),
+            acquire_time: Some(time.clone()),
+            renew_time: Some(time),
+            lease_transitions: transitions,
+            ..LeaseSpec::default()
+        });
+        match timeout(self.config.retry_period, self.api.replace(&self.config.lease_name, &PostParams::default(), &lease)).await {
+            Ok(Ok(_)) => info!(lease = self.config.lease_name, "released"),
+            Ok(Err(error)) => warn!(lease = self.config.lease_name, error = %error.short(), "could not be released; it will run out"),
+            Err(_) => warn!(lease = self.config.lease_name, "could not be released in time; it will run out"),
+        }
+    }
+}
+
+/// Takes part in the election, and runs the work while leading.
+///
+/// The work gets a token that is cancelled when it must stop; it MUST then stop soon, and is cut off (dropped) before the
+/// lease runs out. Ends with `Ok` at the shutdown or when the work ends by itself, with [`Error::Lost`] when the lease was lost.
+pub async fn elect<W, F>(client: kube::Client, config: ElectionConfig, shutdown: CancellationToken, work: W) -> Result<(), Error>
+where
+    W: FnOnce(CancellationToken) -> F,
+    F: Future<Output = ()>,
+{
+    let sound = config.lease_duration > config.renew_deadline && config.renew_deadline > config.retry_period && !config.retry_period.is_zero();
+    if !sound {
+        return Err(Error::Durations);
+    }
+    let api = kube::Api::namespaced(client, &config.namespace);
+    let mut candidate = Candidate { api, config, observed: Observed::default() };
+    let lease = candidate.config.lease_name.clone();
+
+    let mut renewed_at;
+    loop {
+        renewed_at = Instant::now();
+        let attempt = timeout(candidate.config.renew_deadline, candidate.attempt());
+        let outcome = tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            outcome = attempt => outcome,
+        };
+        match outcome {
+            Ok(Ok(true)) => break,
+            Ok(Ok(false)) => {}
+            Ok(Err(error)) => debug!(lease, error = %error.short(), "could not try for the lease"),
+            Err(_) => debug!(lease, "no answer when trying for the lease"),
+        }
+        let pause = candidate.config.retry_period.mul_f64(rand::random_range(1.0..=1.2));
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            () = sleep(pause) => {}
+        }
+    }
+
+    info!(lease, identity = candidate.config.identity, "leading");
+    let leading = CancellationToken::new();
+    let mut working = std::pin::pin!(work(leading.clone()));
+    let end = tokio::select! {
+        () = &mut working => End::Finished,
+        () = shutdown.cancelled() => End::Shutdown,
+        () = keep(&mut candidate, &mut renewed_at) => End::Lost,
+    };
+    leading.cancel();
+    if end != End::Finished {
+        // Cut off with a margin before anybody else could take the lease.
+        let margin = (candidate.config.lease_duration - candidate.config.renew_deadline) / 5;
+        let cut_off = renewed_at + candidate.config.lease_duration - margin;
+        if timeout_at(cut_off, working).await.is_err() {
+            warn!(lease, "the work did not stop in time and was cut off");
+        }
+    }
+    if end == End::Lost {
+        warn!(lease, "lost");
+        return Err(Error::Lost);
+    }
+    candidate.release().await;
+    Ok(())
+}
+
+/// Why leading ended.
+#[derive(PartialEq, Eq)]
+enum End {
+    Finished,
+    Shutdown,
+    Lost,
+}
+
+/// Renews until that has not worked for the renew deadline, or somebody else holds the lease.
+async fn keep(candidate: &mut Candidate, renewed_at: &mut Instant) {
+    let mut next = *renewed_at + candidate.config.retry_period;
+    loop {
+        let deadline = *renewed_at + candidate.config.renew_deadline;
+        if timeout_at(deadline, tokio::time::sleep_until(next)).await.is_err() {
+            return;
+        }
+        let started = Instant::now();
+        match timeout_at(deadline, candidate.attempt()).await {
+            Ok(Ok(true)) => *renewed_at = started,
+            // Ours was not renewed: either a conflict (tried again at once below), or another holds it and decide() says so.
+            Ok(Ok(false)) => {
+                let holder = candidate.observed.lease.as_ref().and_then(|l| l.spec.as_ref()).and_then(|s| s.holder_identity.as_deref());
+                if holder.is_some_and(|holder| holder != candidate.config.identity) {
+                    return;
+                }
+            }
+            Ok(Err(error)) => debug!(lease = candidate.config.lease_name, error = %error.short(), "could not renew"),
+            Err(_) => return,
+        }
+        next = started + candidate.config.retry_period;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lease(holder: &str, transitions: i32) -> Lease {
+        let spec = LeaseSpec {
+            holder_identity: Some(holder.into()),
+            lease_duration_seconds: Some(15),
+            lease_transitions: Some(transitions),
+            ..Default::default()
+        };
+        Lease { spec: Some(spec), ..Default::default() }
+    }
+
+    /// What "me" does, having seen this holder's record change so long ago.
+    fn check(holder: Option<&str>, seen_s_ago: u64, expected: &str) {
+        let config = ElectionConfig::new("l", "me");
+        let start = Instant::now();
+        let mut observed = Observed::default();
+        if let Some(holder) = holder {
+            observed.see(lease(holder, 4), start);
+        }
+        let got = match decide(&observed, &config, start + Duration::from_secs(seen_s_ago)) {
+            Step::Create => "create".into(),
+            Step::Wait => "wait".into(),
+            Step::Write(spec) => format!("take {}", spec.lease_transitions.unwrap()),
+        };
+        assert_eq!(got, expected);
+    }
+
+    #[test]
+    fn decisions() {
+        check(None, 0, "create");
+        check(Some("me"), 3, "take 4");
+        check(Some("other"), 14, "wait");
+        check(Some("other"), 15, "take 5");
+        check(Some(""), 0, "take 5");
+    }
+
+    #[test]
+    fn only_a_change_of_the_record_counts_as_a_sign_of_life() {
+        let start = Instant::now();
+        let mut observed = Observed::default();
+        observed.see(lease("other", 1), start);
+        observed.see(lease("other", 1), start + Duration::from_secs(9));
+        assert_eq!(observed.at, Some(start));
+        observed.see(lease("other", 2), start + Duration::from_secs(10));
+        assert_eq!(observed.at, Some(start + Duration::from_secs(10)));
+    }
+}

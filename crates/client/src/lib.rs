@@ -4,16 +4,33 @@
 //! the work [`queue`], the [`controller`] runtime (which alone owns watch, queue, rate limit, back-off, leadership,
 //! shutdown), leader [`election`], and the event recorder ([`events`]).
 //!
+//! ```text
+//! API --list, watch--> reflector --> store (objects in memory) --> Changes --> queue --> reconcile --> write --> API
+//!                                      ^                                                                |
+//!                                      +------------------- what this process wrote itself -------------+
+//! ```
+//!
 //! What must stay true: one watch per kind (and selector) per process; a reconcile gets a key, never an event; losing
-//! the lease stops every loop at once.
+//! the lease stops every loop at once; a failed watch never empties a store; a process sees its own writes (the store
+//! shows them before the watch does), so that nobody acts twice on a stale view.
 //!
 //! What this crate does not know: storage, HTTP serving, and what any controller does.
 
+pub mod clock;
 pub mod controller;
 pub mod election;
+pub mod error;
 pub mod events;
 pub mod informer;
+pub mod limits;
+pub mod metrics;
 pub mod queue;
+mod reflector;
+mod store;
 pub mod transport;
+mod write;
 
-pub use informer::{Informer, Informers};
+pub use clock::Clock;
+pub use error::ErrorExt;
+pub use informer::{Change, Changes, Informer, Informers, Key, Object, Selection};
+pub use write::{Deletion, WritableObject};
