@@ -1,2 +1,54 @@
-//! Developer tasks.
-fn main() {}
+//! Developer tasks behind `make`: what is more than one line of shell.
+
+mod images;
+mod setup;
+mod shell;
+mod tidy;
+mod up;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Developer tasks; `make help` lists the usual ones.
+#[derive(Parser)]
+#[command(name = "xtask")]
+struct CommandLine {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what is missing from Debian's packages, and a kubectl if there is none.
+    Setup,
+    /// Build the container images from Debian packages into target/images.
+    Images,
+    /// Check the house rules: file headers, crate arrows, banned calls.
+    Tidy,
+    /// Bring a sandbox up, run nginx in it, and show that it answers.
+    Up {
+        /// The `regent` binary to use.
+        #[arg(long, default_value = "target/release/regent")]
+        regent: std::path::PathBuf,
+    },
+}
+
+fn main() -> std::process::ExitCode {
+    match run() {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    std::env::set_current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))?;
+    match CommandLine::parse().task {
+        Task::Setup => setup::run(),
+        Task::Images => images::build(),
+        Task::Tidy => tidy::run(),
+        Task::Up { regent } => up::run(&regent),
+    }
+}

