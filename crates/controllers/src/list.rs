@@ -1,0 +1,55 @@
+//! Every controller, one line each: its name as `--controllers` knows it, and how to make it.
+//!
+//! A new controller is one file and one line here.
+
+use std::sync::Arc;
+
+use client::controller::Controller;
+
+use crate::Context;
+
+/// A controller that can be run.
+pub struct Entry {
+    /// Kubernetes' own name of it.
+    pub name: &'static str,
+    /// Whether `*` means it too.
+    pub on_by_default: bool,
+    /// Makes it.
+    pub new: fn(&Context) -> Arc<dyn Controller>,
+}
+
+const fn on(name: &'static str, new: fn(&Context) -> Arc<dyn Controller>) -> Entry {
+    Entry { name, on_by_default: true, new }
+}
+
+/// Every controller, in alphabetical order.
+pub const CONTROLLERS: &[Entry] = &[
+    // on("deployment-controller", crate::deployment::new),
+];
+
+/// Why a list of names is wrong.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("\"{0}\" is not in the list of known controllers")]
+pub struct UnknownController(pub String);
+
+/// The controllers that a list in Kubernetes' form names: `*` is all that are on by default, `foo` adds one, `-foo` takes
+/// one out. An empty list is `*`. What is named wins over `*`.
+pub fn select(names: &[String]) -> Result<Vec<&'static Entry>, UnknownController> {
+    for name in names {
+        let bare = name.strip_prefix('-').unwrap_or(name);
+        if bare != "*" && !CONTROLLERS.iter().any(|entry| entry.name == bare) {
+            return Err(UnknownController(bare.to_owned()));
+        }
+    }
+    let star = names.is_empty() || names.iter().any(|name| name == "*");
+    let wanted = |entry: &&Entry| {
+        if names.iter().any(|name| name == entry.name) {
+            return true;
+        }
+        if names.iter().any(|name| name.strip_prefix('-') == Some(entry.name)) {
+            return false;
+        }
+        star && entry.on_by_default
+    };
+    Ok(CONTROLLERS.iter().filter(wanted).collect())
+}
