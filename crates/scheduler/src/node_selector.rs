@@ -1,0 +1,250 @@
+//! Which nodes a pod can be on by what it says about nodes: `nodeSelector`, node affinity, and the taints it tolerates.
+//!
+//! Shared by the plugins NodeAffinity, TaintToleration and PodTopologySpread (which leaves such nodes out of its count).
+
+use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint, Toleration};
+
+use crate::pod::Labels;
+
+/// One requirement on a label or field.
+#[derive(Clone, Debug, PartialEq)]
+struct Requirement {
+    key: String,
+    test: Test,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Test {
+    In(Vec<String>),
+    NotIn(Vec<String>),
+    Exists,
+    DoesNotExist,
+    Above(i64),
+    Below(i64),
+    /// A requirement that can't be read: no node fulfils it.
+    Never,
+}
+
+impl Requirement {
+    fn of(requirement: &NodeSelectorRequirement) -> Requirement {
+        let values = requirement.values.clone().unwrap_or_default();
+        let number = || values.first().and_then(|value| value.parse().ok());
+        let test = match requirement.operator.as_str() {
+            "In" => Test::In(values),
+            "NotIn" => Test::NotIn(values),
+            "Exists" => Test::Exists,
+            "DoesNotExist" => Test::DoesNotExist,
+            "Gt" => number().map_or(Test::Never, Test::Above),
+            "Lt" => number().map_or(Test::Never, Test::Below),
+            _ => Test::Never,
+        };
+        Requirement { key: requirement.key.clone(), test }
+    }
+
+    fn matches(&self, value: Option<&str>) -> bool {
+        let number = || value.and_then(|value| value.parse::<i64>().ok());
+        match &self.test {
+            Test::In(values) => value.is_some_and(|value| values.iter().any(|each| each == value)),
+            Test::NotIn(values) => value.is_none_or(|value| values.iter().all(|each| each != value)),
+            Test::Exists => value.is_some(),
+            Test::DoesNotExist => value.is_none(),
+            Test::Above(bound) => number().is_some_and(|number| number > *bound),
+            Test::Below(bound) => number().is_some_and(|number| number < *bound),
+            Test::Never => false,
+        }
+    }
+}
+
+/// One term of a node selector: all its requirements must hold. A term without any matches nothing.
+#[derive(Clone, Debug, PartialEq)]
+struct Term {
+    labels: Vec<Requirement>,
+    fields: Vec<Requirement>,
+}
+
+impl Term {
+    fn of(term: &NodeSelectorTerm) -> Term {
+        let compile = |list: &Option<Vec<NodeSelectorRequirement>>| list.iter().flatten().map(Requirement::of).collect();
+        Term { labels: compile(&term.match_expressions), fields: compile(&term.match_fields) }
+    }
+
+    fn matches(&self, name: &str, labels: &Labels) -> bool {
+        if self.labels.is_empty() && self.fields.is_empty() {
+            return false;
+        }
+        let label = |requirement: &Requirement| requirement.matches(labels.get(&requirement.key).map(String::as_str));
+        let field = |requirement: &Requirement| requirement.key == "metadata.name" && requirement.matches(Some(name));
+        self.labels.iter().all(label) && self.fields.iter().all(field)
+    }
+
+    /// The only node names the term can match, if it names any.
+    fn names(&self) -> Option<Vec<String>> {
+        let mut names: Option<Vec<String>> = None;
+        for requirement in self.fields.iter().filter(|requirement| requirement.key == "metadata.name") {
+            if let Test::In(values) = &requirement.test {
+                names = Some(match names {
+                    None => values.clone(),
+                    Some(before) => before.into_iter().filter(|name| values.contains(name)).collect(),
+                });
+            }
+        }
+        names
+    }
+}
+
+/// What a pod says about the nodes it can be on.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NodeMatch {
+    selector: Vec<(String, String)>,
+    required: Option<Vec<Term>>,
+    preferred: Vec<(i64, Term)>,
+}
+
+impl NodeMatch {
+    /// Reads `spec.nodeSelector` and `spec.affinity.nodeAffinity`.
+    pub fn of(pod: &Pod) -> NodeMatch {
+        let Some(spec) = &pod.spec else {
+            return NodeMatch::default();
+        };
+        let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
+        let required = affinity.and_then(|each| each.required_during_scheduling_ignored_during_execution.as_ref());
+        let preferred = affinity.and_then(|each| each.preferred_during_scheduling_ignored_during_execution.as_ref());
+        NodeMatch {
+            selector: spec.node_selector.clone().unwrap_or_default().into_iter().collect(),
+            required: required.map(|selector| selector.node_selector_terms.iter().map(Term::of).collect()),
+            preferred: preferred.into_iter().flatten().map(|term| (i64::from(term.weight), Term::of(&term.preference))).collect(),
+        }
+    }
+
+    /// Whether there is anything that a node could fail.
+    pub fn is_required(&self) -> bool {
+        !self.selector.is_empty() || self.required.is_some()
+    }
+
+    /// Whether there is anything to prefer.
+    pub fn has_preferences(&self) -> bool {
+        !self.preferred.is_empty()
+    }
+
+    /// Whether the pod can be on the node.
+    pub fn matches(&self, name: &str, labels: &Labels) -> bool {
+        let selected = self.selector.iter().all(|(key, value)| labels.get(key) == Some(value));
+        let required = |terms: &Vec<Term>| terms.iter().any(|term| term.matches(name, labels));
+        selected && self.required.as_ref().is_none_or(required)
+    }
+
+    /// The sum of the weights of the preferences that the node fulfils. An empty preference is fulfilled by none.
+    pub fn preference(&self, name: &str, labels: &Labels) -> i64 {
+        let fulfilled = self.preferred.iter().filter(|(_, term)| term.matches(name, labels));
+        fulfilled.map(|(weight, _)| weight).sum()
+    }
+
+    /// The only nodes that can match, when every required term names its nodes (as a DaemonSet's pods do).
+    pub fn names(&self) -> Option<Vec<String>> {
+        let terms = self.required.as_ref()?;
+        let mut names = Vec::new();
+        for term in terms {
+            names.extend(term.names()?);
+        }
+        Some(names)
+    }
+}
+
+/// Whether a toleration covers a taint.
+pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
+    let is_set = |text: &Option<String>| text.as_deref().is_some_and(|text| !text.is_empty());
+    if is_set(&toleration.effect) && toleration.effect.as_deref() != Some(&taint.effect) {
+        return false;
+    }
+    if is_set(&toleration.key) && toleration.key.as_deref() != Some(&taint.key) {
+        return false;
+    }
+    let value = taint.value.as_deref().unwrap_or("");
+    let number = |text: &str| text.parse::<i64>().ok();
+    let wanted = toleration.value.as_deref().unwrap_or("");
+    match toleration.operator.as_deref().unwrap_or("") {
+        "" | "Equal" => wanted == value,
+        "Exists" => true,
+        "Lt" => matches!((number(value), number(wanted)), (Some(taint), Some(bound)) if taint < bound),
+        "Gt" => matches!((number(value), number(wanted)), (Some(taint), Some(bound)) if taint > bound),
+        _ => false,
+    }
+}
+
+/// The first taint of the given effects that no toleration covers.
+pub fn untolerated<'a>(taints: &'a [Taint], tolerations: &[Toleration], effects: &[&str]) -> Option<&'a Taint> {
+    taints
+        .iter()
+        .filter(|taint| effects.contains(&taint.effect.as_str()))
+        .find(|taint| !tolerations.iter().any(|toleration| tolerates(toleration, taint)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node_match(spec: serde_json::Value) -> NodeMatch {
+        let mut spec = spec;
+        spec["containers"] = serde_json::json!([]);
+        NodeMatch::of(&serde_json::from_value(serde_json::json!({"spec": spec})).expect("a pod"))
+    }
+
+    fn terms(terms: serde_json::Value) -> NodeMatch {
+        node_match(serde_json::json!({"affinity": {"nodeAffinity":
+            {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}}))
+    }
+
+    fn labels(pairs: &[(&str, &str)]) -> Labels {
+        pairs.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
+    }
+
+    #[test]
+    fn every_operator() {
+        for (operator, values, value, expected) in [
+            ("In", vec!["a", "b"], Some("b"), true),
+            ("In", vec!["a"], None, false),
+            ("NotIn", vec!["a"], None, true),
+            ("NotIn", vec!["a"], Some("a"), false),
+            ("Exists", vec![], Some(""), true),
+            ("DoesNotExist", vec![], Some("x"), false),
+            ("Gt", vec!["3"], Some("4"), true),
+            ("Gt", vec!["3"], Some("3"), false),
+            ("Lt", vec!["3"], Some("2"), true),
+            ("Lt", vec!["3"], Some("two"), false),
+            ("Nonsense", vec![], Some("x"), false),
+        ] {
+            let requirement = serde_json::json!([{"matchExpressions": [{"key": "k", "operator": operator, "values": values}]}]);
+            let labels = value.map(|value| labels(&[("k", value)])).unwrap_or_default();
+            assert_eq!(terms(requirement).matches("n", &labels), expected, "{operator} {value:?}");
+        }
+    }
+
+    #[test]
+    fn terms_are_alternatives_and_an_empty_one_matches_nothing() {
+        assert!(!terms(serde_json::json!([{}])).matches("n", &Labels::new()));
+        let either = terms(serde_json::json!([{}, {"matchExpressions": [{"key": "k", "operator": "Exists"}]}]));
+        assert!(either.matches("n", &labels(&[("k", "v")])));
+    }
+
+    #[test]
+    fn fields_name_the_node() {
+        let one = terms(serde_json::json!([{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n1"]}]}]));
+        assert!(one.matches("n1", &Labels::new()));
+        assert!(!one.matches("n2", &Labels::new()));
+        assert_eq!(one.names(), Some(vec!["n1".to_owned()]));
+    }
+
+    #[test]
+    fn tolerations() {
+        let taint = |key: &str, value: &str, effect: &str| -> Taint {
+            serde_json::from_value(serde_json::json!({"key": key, "value": value, "effect": effect})).expect("a taint")
+        };
+        let toleration = |json: serde_json::Value| -> Toleration { serde_json::from_value(json).expect("a toleration") };
+        let everything = toleration(serde_json::json!({"operator": "Exists"}));
+        assert!(tolerates(&everything, &taint("a", "b", "NoExecute")));
+        let equal = toleration(serde_json::json!({"key": "a", "value": "b", "effect": "NoSchedule"}));
+        assert!(tolerates(&equal, &taint("a", "b", "NoSchedule")));
+        assert!(!tolerates(&equal, &taint("a", "c", "NoSchedule")));
+        assert!(!tolerates(&equal, &taint("a", "b", "NoExecute")));
+    }
+}

@@ -1,0 +1,459 @@
+//! The shell around the cycle: informers in; bindings, evictions, conditions and events out.
+//!
+//! One task owns the [`State`] and decides; what it decides is carried out by short tasks beside it (at most
+//! [`TASKS_MAX`] at once) that report back. So a slow API server delays bindings, never decisions' consistency.
+//!
+//! What must stay true: nothing is decided before every informer holds its first whole list. A placement that the API
+//! refuses is taken back. The loop never waits for the API while changes are unread.
+
+use std::sync::Arc;
+
+use client::election::{self, ElectionConfig};
+use client::events::{EventType, Recorder};
+use client::{Changes, ErrorExt, Informers, Object};
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, PodCondition, ReplicationController, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::Api;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::cycle::{Cursor, Unschedulable};
+use crate::pod::PodInfo;
+use crate::preemption::{self, Proposal};
+use crate::state::State;
+
+/// How many bindings, evictions and condition updates may be under way at once; beyond, deciding waits for one to end.
+const TASKS_MAX: usize = 100;
+/// How many changes of one kind are read before the next cycle.
+const CHANGES_PER_CYCLE_MAX: usize = 1000;
+/// An Event's message is cut here.
+const EVENT_MESSAGE_BYTES_MAX: usize = 1024;
+
+/// How a scheduler runs.
+pub struct Config {
+    /// How it reaches the API.
+    pub client: kube::Client,
+    /// The pods that name this scheduler are its own.
+    pub scheduler_name: String,
+    /// Whom it competes with; `None` when it is certain to be alone.
+    pub election: Option<ElectionConfig>,
+    /// The machine's name, for its events.
+    pub host: String,
+}
+
+impl Config {
+    /// The default scheduler, without leader election.
+    pub fn new(client: kube::Client) -> Config {
+        Config { client, scheduler_name: "default-scheduler".to_owned(), election: None, host: String::new() }
+    }
+}
+
+/// Why the scheduler stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The lease was lost, or the election is misconfigured.
+    #[error(transparent)]
+    Election(#[from] election::Error),
+}
+
+/// Schedules until the shutdown, or until leadership is lost.
+pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Error> {
+    let Config { client, scheduler_name, election, host } = config;
+    let recorder = Recorder::new(client.clone(), &scheduler_name, &host);
+    match election {
+        Some(election) => {
+            let work = {
+                let client = client.clone();
+                |leading| schedule(client, scheduler_name, recorder, leading)
+            };
+            election::elect(client, election, shutdown, work).await?;
+        }
+        None => schedule(client, scheduler_name, recorder, shutdown).await,
+    }
+    Ok(())
+}
+
+/// The changes of every kind that scheduling depends on.
+struct Feeds {
+    pods: Changes<Pod>,
+    nodes: Changes<Node>,
+    namespaces: Changes<Namespace>,
+    budgets: Changes<PodDisruptionBudget>,
+    services: Changes<Service>,
+    controllers: Changes<ReplicationController>,
+    replica_sets: Changes<ReplicaSet>,
+    stateful_sets: Changes<StatefulSet>,
+}
+
+async fn subscribe<K: Object>(informers: &Informers) -> Changes<K> {
+    let informer = informers.all::<K>();
+    informer.synced().await;
+    informer.subscribe()
+}
+
+impl Feeds {
+    async fn open(informers: &Informers) -> Feeds {
+        let (pods, nodes, namespaces, budgets, services, controllers, replica_sets, stateful_sets) = tokio::join!(
+            subscribe(informers),
+            subscribe(informers),
+            subscribe(informers),
+            subscribe(informers),
+            subscribe(informers),
+            subscribe(informers),
+            subscribe(informers),
+            subscribe(informers),
+        );
+        Feeds { pods, nodes, namespaces, budgets, services, controllers, replica_sets, stateful_sets }
+    }
+
+    /// Brings the state up to date with whatever has arrived; pods last, as they lean on all else.
+    fn drain(&mut self, state: &mut State, now: Instant) {
+        each(&mut self.namespaces, |change| state.namespace_changed(&change));
+        each(&mut self.services, |change| state.service_changed(&change));
+        each(&mut self.controllers, |change| state.replication_controller_changed(&change));
+        each(&mut self.replica_sets, |change| {
+            state.owner_changed("ReplicaSet", &change, |set: &ReplicaSet| set.spec.as_ref().map(|spec| &spec.selector));
+        });
+        each(&mut self.stateful_sets, |change| {
+            state.owner_changed("StatefulSet", &change, |set: &StatefulSet| set.spec.as_ref().map(|spec| &spec.selector));
+        });
+        each(&mut self.budgets, |change| state.budget_changed(&change));
+        each(&mut self.nodes, |change| state.node_changed(&change, now));
+        each(&mut self.pods, |change| state.pod_changed(&change, now));
+    }
+
+    /// Waits until anything arrives that can matter to a waiting pod, and takes it.
+    async fn wait(&mut self, state: &mut State) {
+        tokio::select! {
+            Some(change) = self.pods.next() => state.pod_changed(&change, Instant::now()),
+            Some(change) = self.nodes.next() => state.node_changed(&change, Instant::now()),
+            Some(change) = self.namespaces.next() => state.namespace_changed(&change),
+            Some(change) = self.budgets.next() => state.budget_changed(&change),
+        }
+    }
+}
+
+fn each<K>(changes: &mut Changes<K>, mut take: impl FnMut(client::Change<K>))
+where
+    K: kube::Resource + Send + Sync + 'static,
+{
+    for _ in 0..CHANGES_PER_CYCLE_MAX {
+        match changes.try_next() {
+            Some(change) => take(change),
+            None => return,
+        }
+    }
+}
+
+/// What a task reports when it has ended.
+enum Report {
+    /// The pod is bound, or nothing remains to be done about it.
+    Done,
+    /// The API refused the binding.
+    NotBound { uid: String },
+    /// Room has been made (or not) for the pod.
+    Preempted { uid: String, nominated: bool },
+}
+
+async fn schedule(client: kube::Client, scheduler_name: String, recorder: Recorder, shutdown: CancellationToken) {
+    let informers = Informers::new(client.clone());
+    let mut feeds = tokio::select! {
+        feeds = Feeds::open(&informers) => feeds,
+        () = shutdown.cancelled() => return,
+    };
+    info!(scheduler = scheduler_name, "scheduling");
+    let mut state = State::new(scheduler_name.clone());
+    let hands = Hands { client, recorder, scheduler_name };
+    let mut tasks: JoinSet<Report> = JoinSet::new();
+    let mut cursor = Cursor::default();
+    let mut rng = StdRng::from_rng(&mut rand::rng());
+    loop {
+        if shutdown.is_cancelled() {
+            break;
+        }
+        let now = Instant::now();
+        feeds.drain(&mut state, now);
+        while let Some(report) = tasks.try_join_next() {
+            settle(&mut state, report);
+        }
+        if tasks.len() < TASKS_MAX
+            && let Some(pod) = state.queue.pop(now)
+        {
+            match state.profile.decide(&state.snapshot, &pod, &mut cursor, &mut rng) {
+                Ok(node) => {
+                    state.assume(&pod, &node);
+                    tasks.spawn(hands.clone().bind(pod, node));
+                }
+                Err(unschedulable) => {
+                    let proposal = preemption::propose(&state.profile, &state.snapshot, &pod, &unschedulable, &mut rng);
+                    refuse(&mut state, &mut tasks, &hands, pod, unschedulable, proposal);
+                }
+            }
+            // Lets the tasks make progress between two cycles, also on one thread.
+            tokio::task::yield_now().await;
+            continue;
+        }
+        let due = state.queue.next_due();
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            () = feeds.wait(&mut state) => {}
+            Some(report) = tasks.join_next(), if !tasks.is_empty() => settle(&mut state, report),
+            () = sleep_until(due.unwrap_or(now)), if due.is_some() && tasks.len() < TASKS_MAX => {}
+        }
+    }
+    tasks.shutdown().await;
+}
+
+fn settle(state: &mut State, report: Result<Report, tokio::task::JoinError>) {
+    match report {
+        Ok(Report::Done) => {}
+        Ok(Report::NotBound { uid }) => state.placement_failed(&uid, Instant::now()),
+        Ok(Report::Preempted { uid, nominated }) => {
+            if !nominated {
+                state.snapshot.withdraw_nomination(&uid);
+            }
+            // The victims may be gone already, so it is tried again by the clock, not only by their going.
+            state.queue.failed(&uid, Instant::now());
+        }
+        // A task that panicked is a bug; its pod stays in flight until the informer brings its next version.
+        Err(error) => warn!(%error, "a scheduling task has failed"),
+    }
+}
+
+/// The pod goes nowhere now: says so, and makes room if that helps.
+fn refuse(
+    state: &mut State,
+    tasks: &mut JoinSet<Report>,
+    hands: &Hands,
+    pod: Arc<PodInfo>,
+    unschedulable: Unschedulable,
+    proposal: Result<Proposal, String>,
+) {
+    let mut message = unschedulable.message();
+    match proposal {
+        Ok(proposal) => {
+            info!(pod = %pod.full_name(), node = proposal.node, victims = proposal.victims.len(), "preempting");
+            for other in &proposal.superseded {
+                state.snapshot.withdraw_nomination(&other.uid);
+            }
+            state.snapshot.nominate(&pod, &proposal.node);
+            tasks.spawn(hands.clone().preempt(pod, proposal, message));
+        }
+        Err(reason) => {
+            if unschedulable.nodes > 0 {
+                message = format!("{message} preemption: {reason}");
+            }
+            debug!(pod = %pod.full_name(), message, "unschedulable");
+            state.queue.refused(&pod.uid, unschedulable.plugins, Instant::now());
+            // Room that was being made on a node that can't take the pod any more is given back.
+            let withdrawn =
+                state.snapshot.nomination_of(&pod.uid).is_some_and(|node| unschedulable.refusals.get(node).is_none_or(|refusal| !refusal.resolvable));
+            if withdrawn {
+                state.snapshot.withdraw_nomination(&pod.uid);
+            }
+            let nomination = withdrawn.then_some(Value::Null);
+            tasks.spawn(hands.clone().report_unschedulable(pod, message, nomination));
+        }
+    }
+}
+
+/// What carries out decisions.
+#[derive(Clone)]
+struct Hands {
+    client: kube::Client,
+    recorder: Recorder,
+    scheduler_name: String,
+}
+
+impl Hands {
+    fn pods(&self, namespace: &str) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    async fn bind(self, pod: Arc<PodInfo>, node: String) -> Report {
+        let binding = json!({
+            "apiVersion": "v1",
+            "kind": "Binding",
+            "metadata": {"name": pod.name, "namespace": pod.namespace, "uid": pod.uid},
+            "target": {"kind": "Node", "name": node},
+        });
+        let answer = self.pods(&pod.namespace).create_subresource::<Value, Value>("binding", &pod.name, &PostParams::default(), &binding).await;
+        match answer {
+            Ok(_) => {
+                let message = format!("Successfully assigned {} to {node}", pod.full_name());
+                self.recorder.about(&*pod.pod, EventType::Normal, "Scheduled", message);
+                Report::Done
+            }
+            Err(error) => {
+                // A pod deleted meanwhile is no news; the informer takes it out of the queue.
+                if !error.is_not_found() {
+                    warn!(pod = %pod.full_name(), node, error = %error.short(), "not bound");
+                    let message = format!("binding rejected: {}", error.short());
+                    self.say_failed(&pod, &message);
+                    self.set_condition(&pod, "SchedulerError", &message, None).await;
+                }
+                Report::NotBound { uid: pod.uid.clone() }
+            }
+        }
+    }
+
+    async fn report_unschedulable(self, pod: Arc<PodInfo>, message: String, nomination: Option<Value>) -> Report {
+        self.say_failed(&pod, &message);
+        self.set_condition(&pod, "Unschedulable", &message, nomination).await;
+        Report::Done
+    }
+
+    fn say_failed(&self, pod: &PodInfo, message: &str) {
+        self.recorder.about(&*pod.pod, EventType::Warning, "FailedScheduling", cut(message));
+    }
+
+    /// Sets the condition PodScheduled to False, if that says anything new.
+    async fn set_condition(&self, pod: &PodInfo, reason: &str, message: &str, nomination: Option<Value>) {
+        let Some(patch) = condition_patch(pod, reason, message, nomination, Timestamp::now()) else {
+            return;
+        };
+        let answer = self.pods(&pod.namespace).patch_status(&pod.name, &PatchParams::default(), &Patch::Strategic(patch)).await;
+        match answer {
+            Err(error) if !error.is_not_found() && !error.is_conflict() => {
+                warn!(pod = %pod.full_name(), error = %error.short(), "condition not set");
+            }
+            _ => {}
+        }
+    }
+
+    async fn preempt(self, pod: Arc<PodInfo>, proposal: Proposal, message: String) -> Report {
+        self.say_failed(&pod, &message);
+        self.set_condition(&pod, "Unschedulable", &message, Some(proposal.node.clone().into())).await;
+        for other in &proposal.superseded {
+            let patch = json!({"metadata": {"uid": other.uid}, "status": {"nominatedNodeName": null}});
+            let pods = self.pods(&other.namespace);
+            // It keeps a nomination that no longer holds: harmless, it is only tried there first.
+            let _ = pods.patch_status(&other.name, &PatchParams::default(), &Patch::Merge(patch)).await;
+        }
+        for victim in &proposal.victims {
+            if let Err(error) = self.evict(&pod, victim, &proposal.node).await {
+                warn!(victim = %victim.full_name(), error = %error.short(), "not evicted");
+                return Report::Preempted { uid: pod.uid.clone(), nominated: false };
+            }
+        }
+        Report::Preempted { uid: pod.uid.clone(), nominated: true }
+    }
+
+    async fn evict(&self, pod: &PodInfo, victim: &PodInfo, node: &str) -> Result<(), kube::Error> {
+        if victim.is_terminating() {
+            return Ok(());
+        }
+        let pods = self.pods(&victim.namespace);
+        let condition = PodCondition {
+            type_: "DisruptionTarget".to_owned(),
+            status: "True".to_owned(),
+            reason: Some("PreemptionByScheduler".to_owned()),
+            message: Some(format!("{}: preempting to accommodate a higher priority pod", self.scheduler_name)),
+            last_transition_time: Some(now()),
+            ..PodCondition::default()
+        };
+        let patch = json!({"metadata": {"uid": victim.uid}, "status": {"conditions": [condition]}});
+        let is_gone = |error: &kube::Error| error.is_not_found() || error.is_conflict();
+        match pods.patch_status(&victim.name, &PatchParams::default(), &Patch::Strategic(patch)).await {
+            Err(error) if is_gone(&error) => return Ok(()),
+            Err(error) => return Err(error),
+            Ok(_) => {}
+        }
+        let preconditions = Preconditions { uid: Some(victim.uid.clone()), ..Preconditions::default() };
+        let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+        match pods.delete(&victim.name, &params).await {
+            Err(error) if !is_gone(&error) => return Err(error),
+            _ => {}
+        }
+        let message = format!("Preempted by pod {} on node {node}", pod.uid);
+        self.recorder.about(&*victim.pod, EventType::Normal, "Preempted", message);
+        Ok(())
+    }
+}
+
+fn now() -> k8s_openapi::apimachinery::pkg::apis::meta::v1::Time {
+    k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(client::clock::whole_seconds(Timestamp::now()))
+}
+
+/// The patch that makes PodScheduled False for this reason, or `None` if it already is. `nomination` is the new
+/// `nominatedNodeName` (null: none any more).
+fn condition_patch(pod: &PodInfo, reason: &str, message: &str, nomination: Option<Value>, now: Timestamp) -> Option<Value> {
+    let status = pod.pod.status.as_ref();
+    let conditions = status.and_then(|status| status.conditions.as_deref()).unwrap_or(&[]);
+    let before = conditions.iter().find(|condition| condition.type_ == "PodScheduled");
+    let says_so = |condition: &&PodCondition| {
+        condition.status == "False" && condition.reason.as_deref() == Some(reason) && condition.message.as_deref() == Some(message)
+    };
+    let nominated = pod.nominated_node().map_or(Value::Null, Value::from);
+    let nomination = nomination.filter(|new| *new != nominated);
+    if before.filter(says_so).is_some() && nomination.is_none() {
+        return None;
+    }
+    let since = before.filter(|condition| condition.status == "False");
+    let since = since.and_then(|condition| condition.last_transition_time.as_ref()).map(|time| time.0);
+    let mut patch = json!({
+        "metadata": {"uid": pod.uid},
+        "status": {"conditions": [{
+            "type": "PodScheduled",
+            "status": "False",
+            "reason": reason,
+            "message": message,
+            "lastProbeTime": null,
+            "lastTransitionTime": client::clock::whole_seconds(since.unwrap_or(now)),
+        }]},
+    });
+    if let Some(generation) = pod.pod.metadata.generation {
+        patch["status"]["conditions"][0]["observedGeneration"] = generation.into();
+    }
+    if let Some(nomination) = nomination {
+        patch["status"]["nominatedNodeName"] = nomination;
+    }
+    Some(patch)
+}
+
+fn cut(message: &str) -> String {
+    if message.len() <= EVENT_MESSAGE_BYTES_MAX {
+        return message.to_owned();
+    }
+    let end = (0..=EVENT_MESSAGE_BYTES_MAX - 4).rev().find(|end| message.is_char_boundary(*end)).unwrap_or(0);
+    format!("{} ...", &message[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scenario::pod;
+
+    #[test]
+    fn a_condition_is_written_once_and_keeps_its_time() {
+        let now: Timestamp = "2026-01-02T03:04:05Z".parse().expect("a time");
+        let fresh = pod("p", "");
+        let patch = condition_patch(&fresh, "Unschedulable", "no room", None, now).expect("news");
+        assert_eq!(patch["status"]["conditions"][0]["lastTransitionTime"], "2026-01-02T03:04:05Z");
+        let told = pod(
+            "p",
+            r#"patch={"status": {"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+                "message": "no room", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}}"#,
+        );
+        assert_eq!(condition_patch(&told, "Unschedulable", "no room", None, now), None);
+        let other = condition_patch(&told, "Unschedulable", "still none", None, now).expect("news");
+        assert_eq!(other["status"]["conditions"][0]["lastTransitionTime"], "2026-01-01T00:00:00Z");
+        let nominated = condition_patch(&told, "Unschedulable", "no room", Some("n1".into()), now).expect("news");
+        assert_eq!(nominated["status"]["nominatedNodeName"], "n1");
+        assert_eq!(condition_patch(&told, "Unschedulable", "no room", Some(Value::Null), now), None);
+    }
+
+    #[test]
+    fn long_messages_are_cut() {
+        assert_eq!(cut("short"), "short");
+        assert!(cut(&"ü".repeat(2000)).len() <= EVENT_MESSAGE_BYTES_MAX);
+    }
+}
