@@ -27,6 +27,8 @@ pub struct RequestInfo {
     pub path: String,
     /// The path's decoded segments from the resource on: resource, name, subresource and the rest.
     pub parts: Vec<String>,
+    /// What `fieldSelector` says of a list, watch or deletecollection; `None` if it says nothing or cannot be read.
+    pub fields: Option<crate::selector::FieldSelector>,
 }
 
 /// Subresources of a namespace, which are not resources inside it.
@@ -84,7 +86,10 @@ impl RequestInfo {
         (info.resource, info.name, info.subresource) = (resource, name, subresource);
         if info.name.is_empty() {
             match info.verb.as_str() {
-                "delete" => info.verb = "deletecollection".into(),
+                "delete" => {
+                    info.verb = "deletecollection".into();
+                    info.select_fields(&Query::parse(query));
+                }
                 "get" => info.list_or_watch(query),
                 _ => {}
             }
@@ -99,12 +104,16 @@ impl RequestInfo {
         }
         let query = Query::parse(query);
         self.verb = if query.flag("watch") == Some(true) { "watch" } else { "list" }.into();
-        if let Some(selector) = query.get("fieldSelector").and_then(|text| crate::selector::FieldSelector::parse(text).ok())
-            && let Some(name) = selector.exact("metadata.name")
+        self.select_fields(&query);
+        if let Some(name) = self.fields.as_ref().and_then(|selector| selector.exact("metadata.name"))
             && crate::names::path_segment(name).is_empty()
         {
             self.name = name.into();
         }
+    }
+
+    fn select_fields(&mut self, query: &Query) {
+        self.fields = query.get("fieldSelector").and_then(|text| crate::selector::FieldSelector::parse(text).ok());
     }
 
     /// Group and resource, as [`crate::Status`] constructors take them.
