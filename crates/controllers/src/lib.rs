@@ -9,6 +9,7 @@
 //!
 //! What this crate does not know: HTTP, storage, the insides of nodes.
 
+pub mod common;
 pub mod list;
 
 use std::sync::Arc;

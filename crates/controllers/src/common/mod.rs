@@ -1,0 +1,13 @@
+//! What several controllers need, each in one place.
+
+pub mod amounts;
+pub mod claim;
+pub mod hash;
+pub mod history;
+pub mod owner;
+pub mod patch;
+pub mod placement;
+pub mod pod_state;
+pub mod pods;
+#[cfg(test)]
+pub mod testing;
