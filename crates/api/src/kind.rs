@@ -107,6 +107,11 @@ pub trait Hooks: Send + Sync {
     fn validate(&self, _object: &Value, _old: Option<&Value>, _errors: &mut field::Errors) {}
     /// Rules for a write to `/status`.
     fn validate_status(&self, _object: &Value, _old: &Value, _errors: &mut field::Errors) {}
+    /// Called for a write to a subresource that is a view of the object itself (`ephemeralcontainers`, `resize`,
+    /// `approval`, `finalize`): `object` is as sent and defaulted; what the view may not change is taken from `old`.
+    fn prepare_view(&self, _view: &str, _object: &mut Value, _old: &Value) {}
+    /// Rules for a write to such a subresource.
+    fn validate_view(&self, _view: &str, _object: &Value, _old: &Value, _errors: &mut field::Errors) {}
     /// The value of one of [`Kind::selectable_fields`] for field selectors, absent being empty.
     /// The default reads the field's path in the stored object.
     fn selectable_value(&self, object: &Value, field: &str) -> String {

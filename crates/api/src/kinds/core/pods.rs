@@ -1,13 +1,32 @@
 //! Pod.
 
-use crate::kind::Kind;
+use crate::{
+    field::{Errors, Path},
+    kind::{Hooks, Kind},
+    kinds::{
+        pod::{defaults, display, resources, scheduling, spec, update},
+        values::{fill, list, made, put, text, within},
+    },
+    object::ObjectExt,
+};
+use serde_json::{Value, json};
 
 pub fn kind() -> Kind {
     Kind::namespaced("", "v1", "Pod", "pods")
         .short(&["po"])
         .categories(&["all"])
         .generation()
-        .selectable(&["spec.nodeName", "spec.restartPolicy", "spec.schedulerName", "spec.serviceAccountName", "spec.hostNetwork", "status.phase", "status.podIP", "status.podIPs", "status.nominatedNodeName"])
+        .selectable(&[
+            "spec.nodeName",
+            "spec.restartPolicy",
+            "spec.schedulerName",
+            "spec.serviceAccountName",
+            "spec.hostNetwork",
+            "status.phase",
+            "status.podIP",
+            "status.podIPs",
+            "status.nominatedNodeName",
+        ])
         .graceful()
         .connect("attach", ("", "", "PodAttachOptions"), &["create", "get"])
         .connect("binding", ("", "", "Binding"), &["create"])
@@ -19,4 +38,77 @@ pub fn kind() -> Kind {
         .connect("proxy", ("", "", "PodProxyOptions"), &["create", "delete", "get", "patch", "update"])
         .connect("resize", ("", "", "Pod"), &["get", "patch", "update"])
         .status()
+        .hooks(Pods)
+}
+
+struct Pods;
+
+impl Hooks for Pods {
+    fn default(&self, pod: &mut Value) {
+        let spec = made(pod, "spec");
+        defaults::spec(spec);
+        defaults::pod_spec(spec);
+    }
+    fn prepare_create(&self, pod: &mut Value) {
+        let labels = pod.labels().cloned().unwrap_or_default();
+        within(pod, "spec", |spec| scheduling::merge_label_keys(spec, &labels));
+        let spec = pod.get("spec").unwrap_or(&Value::Null);
+        let mut status = json!({"phase": "Pending", "qosClass": resources::quality_of_service(spec)});
+        if !list(spec, "schedulingGates").is_empty() {
+            let gated = json!({
+                "type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "lastProbeTime": null, "lastTransitionTime": null,
+                "message": "Scheduling is blocked due to non-empty scheduling gates",
+            });
+            put(&mut status, "conditions", json!([gated]));
+        }
+        put(pod, "status", status);
+    }
+    fn prepare_status(&self, pod: &mut Value, old: &Value) {
+        if let Some(class) = old.at("status.qosClass").filter(|class| !class.is_null()) {
+            fill(made(pod, "status"), "qosClass", class.clone());
+        }
+    }
+    fn validate(&self, pod: &Value, old: Option<&Value>, errors: &mut Errors) {
+        let path = Path::new("spec");
+        let nothing = Value::Null;
+        let pod_spec = pod.get("spec").unwrap_or(&nothing);
+        spec::validate(pod_spec, &path, errors);
+        match old {
+            Some(old) => update::validate(pod, old, errors),
+            None => {
+                if !list(pod_spec, "ephemeralContainers").is_empty() {
+                    errors.forbidden(path.child("ephemeralContainers"), "cannot be set on create");
+                }
+                if !list(pod_spec, "schedulingGates").is_empty() && !text(pod_spec, "nodeName").is_empty() {
+                    errors.forbidden(path.child("nodeName"), "cannot be set until all schedulingGates have been cleared");
+                }
+            }
+        }
+    }
+    fn validate_status(&self, pod: &Value, old: &Value, errors: &mut Errors) {
+        update::validate_status(pod, old, errors);
+    }
+    fn prepare_view(&self, view: &str, pod: &mut Value, old: &Value) {
+        match view {
+            "resize" => update::prepare_resize(pod, old),
+            _ => update::prepare_ephemeral_containers(pod, old),
+        }
+    }
+    fn validate_view(&self, view: &str, pod: &Value, old: &Value, errors: &mut Errors) {
+        spec::validate(pod.get("spec").unwrap_or(&Value::Null), &Path::new("spec"), errors);
+        match view {
+            "resize" => update::validate_resize(pod, old, errors),
+            _ => update::validate_ephemeral_containers(pod, old, errors),
+        }
+    }
+    fn selectable_value(&self, pod: &Value, field: &str) -> String {
+        match field {
+            "spec.hostNetwork" => pod.bool_at(field).unwrap_or_default().to_string(),
+            "status.podIPs" => pod.list_at(field).iter().map(|ip| text(ip, "ip")).collect::<Vec<_>>().join(","),
+            _ => pod.str_at(field).unwrap_or_default().to_string(),
+        }
+    }
+    fn cells(&self, pod: &Value, now_unix_s: i64) -> Vec<Value> {
+        display::cells(pod, now_unix_s)
+    }
 }

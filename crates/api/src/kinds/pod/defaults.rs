@@ -1,0 +1,222 @@
+//! What a pod's spec says when it says nothing.
+
+use crate::{
+    kinds::values::{each, fill, fill_zero, has, int, list, made, put, text, within},
+    quantity::Quantity,
+};
+use serde_json::{Map, Value, json};
+
+/// Defaults of any pod spec, in a template or in a Pod.
+pub fn spec(spec: &mut Value) {
+    fill(spec, "restartPolicy", "Always");
+    fill(spec, "dnsPolicy", "ClusterFirst");
+    fill(spec, "schedulerName", "default-scheduler");
+    fill(spec, "terminationGracePeriodSeconds", 30);
+    fill(spec, "securityContext", json!({}));
+    service_account(spec);
+    each(spec, "volumes", volume);
+    for containers in ["initContainers", "containers", "ephemeralContainers"] {
+        each(spec, containers, container);
+    }
+}
+
+/// Defaults that only a Pod itself has, not a template. Called after [`spec`].
+pub fn pod_spec(spec: &mut Value) {
+    fill(spec, "enableServiceLinks", true);
+    let host_network = spec.get("hostNetwork").and_then(Value::as_bool).unwrap_or_default();
+    for containers in ["initContainers", "containers"] {
+        each(spec, containers, |container| {
+            within(container, "resources", requests_from_limits);
+            if host_network {
+                each(container, "ports", |port| {
+                    if let Some(number) = int(port, "containerPort") {
+                        fill_zero(port, "hostPort", number);
+                    }
+                });
+            }
+        });
+    }
+    pod_level_resources(spec);
+}
+
+/// A limit is a request too, unless the request is said.
+fn requests_from_limits(resources: &mut Value) {
+    let limits = resources.get("limits").and_then(Value::as_object).cloned().unwrap_or_default();
+    if limits.is_empty() {
+        return;
+    }
+    let requests = made(resources, "requests");
+    for (name, quantity) in limits {
+        fill(requests, &name, quantity);
+    }
+}
+
+/// Pod-level requests are at least those of the containers, then the pod-level limits.
+fn pod_level_resources(spec: &mut Value) {
+    if !has(spec, "resources") {
+        return;
+    }
+    let limits = spec["resources"].get("limits").and_then(Value::as_object).cloned().unwrap_or_default();
+    let said = spec["resources"].get("requests").and_then(Value::as_object).cloned().unwrap_or_default();
+    let mut sums: Map<String, Value> = super::resources::aggregate_requests(spec).into_iter().map(|(name, quantity)| (name, json!(quantity.to_string()))).collect();
+    sums.retain(|name, _| super::resources::is_pod_level(name));
+    for (name, quantity) in limits.iter().filter(|(name, _)| super::resources::is_pod_level(name)) {
+        if name.starts_with("hugepages-") || !sums.contains_key(name) {
+            sums.insert(name.clone(), quantity.clone());
+        }
+    }
+    if sums.is_empty() {
+        return;
+    }
+    let requests = made(&mut spec["resources"], "requests");
+    for (name, quantity) in sums {
+        if !said.contains_key(&name) {
+            put(requests, &name, quantity);
+        }
+    }
+}
+
+/// `serviceAccount` is the old name of `serviceAccountName`; both are always shown.
+pub fn service_account(spec: &mut Value) {
+    let name = match text(spec, "serviceAccountName") {
+        "" => text(spec, "serviceAccount"),
+        name => name,
+    };
+    if !name.is_empty() {
+        let name = name.to_string();
+        put(spec, "serviceAccountName", name.as_str());
+        put(spec, "serviceAccount", name);
+    }
+}
+
+/// `Always` for the tag `latest`, said or not; `IfNotPresent` for any other and for a digest.
+pub fn pull_policy(image: &str) -> &'static str {
+    if image.contains('@') {
+        return "IfNotPresent";
+    }
+    let last = image.rsplit('/').next().unwrap_or_default();
+    match last.split_once(':') {
+        None | Some((_, "latest")) => "Always",
+        Some(_) => "IfNotPresent",
+    }
+}
+
+fn container(container: &mut Value) {
+    let policy = pull_policy(text(container, "image"));
+    fill(container, "imagePullPolicy", policy);
+    fill(container, "terminationMessagePath", "/dev/termination-log");
+    fill(container, "terminationMessagePolicy", "File");
+    fill(container, "resources", json!({}));
+    each(container, "ports", |port| fill(port, "protocol", "TCP"));
+    each(container, "env", |variable| {
+        within(variable, "valueFrom", |source| {
+            field_and_resource(source);
+            within(source, "fileKeyRef", |file| fill(file, "optional", false));
+        })
+    });
+    for name in ["livenessProbe", "readinessProbe", "startupProbe"] {
+        within(container, name, probe);
+    }
+    within(container, "lifecycle", |lifecycle| {
+        for hook in ["postStart", "preStop"] {
+            within(lifecycle, hook, http_get);
+        }
+    });
+}
+
+fn probe(probe: &mut Value) {
+    fill_zero(probe, "timeoutSeconds", 1);
+    fill_zero(probe, "periodSeconds", 10);
+    fill_zero(probe, "successThreshold", 1);
+    fill_zero(probe, "failureThreshold", 3);
+    http_get(probe);
+    within(probe, "grpc", |grpc| fill(grpc, "service", ""));
+}
+
+fn http_get(handler: &mut Value) {
+    within(handler, "httpGet", |get| {
+        fill(get, "path", "/");
+        fill(get, "scheme", "HTTP");
+    });
+}
+
+fn field_and_resource(source: &mut Value) {
+    within(source, "fieldRef", |field| fill(field, "apiVersion", "v1"));
+    within(source, "resourceFieldRef", |resource| {
+        if resource.get("divisor").is_none_or(|d| d.is_null() || d == "") {
+            put(resource, "divisor", "0");
+        }
+    });
+}
+
+const SOURCES: &[&str] = &[
+    "hostPath", "emptyDir", "gcePersistentDisk", "awsElasticBlockStore", "gitRepo", "secret", "nfs", "iscsi", "glusterfs", "persistentVolumeClaim", "rbd", "flexVolume", "cinder",
+    "cephfs", "flocker", "downwardAPI", "fc", "azureFile", "configMap", "vsphereVolume", "quobyte", "azureDisk", "photonPersistentDisk", "projected", "portworxVolume", "scaleIO",
+    "storageos", "csi", "ephemeral", "image",
+];
+const FILE_MODE: i64 = 0o644;
+
+fn volume(volume: &mut Value) {
+    if !SOURCES.iter().any(|source| has(volume, source)) {
+        put(volume, "emptyDir", json!({}));
+    }
+    source(volume);
+    within(volume, "projected", |projected| {
+        fill(projected, "defaultMode", FILE_MODE);
+        each(projected, "sources", |source| {
+            within(source, "serviceAccountToken", |token| fill(token, "expirationSeconds", 3600));
+            within(source, "downwardAPI", |downward| each(downward, "items", field_and_resource));
+        });
+    });
+    within(volume, "ephemeral", |ephemeral| within(ephemeral, "volumeClaimTemplate", |template| claim_spec(made(template, "spec"))));
+    within(volume, "image", |image| {
+        let policy = pull_policy(text(image, "reference"));
+        fill(image, "pullPolicy", policy);
+    });
+}
+
+/// Defaults of a source that a pod's volume and a PersistentVolume have in common.
+pub fn source(volume: &mut Value) {
+    for name in ["secret", "configMap", "downwardAPI"] {
+        within(volume, name, |source| fill(source, "defaultMode", FILE_MODE));
+    }
+    within(volume, "downwardAPI", |downward| each(downward, "items", field_and_resource));
+    within(volume, "hostPath", |path| {
+        if !has(path, "type") {
+            put(path, "type", "");
+        }
+    });
+    within(volume, "iscsi", |iscsi| fill(iscsi, "iscsiInterface", "default"));
+    within(volume, "rbd", |rbd| {
+        fill(rbd, "pool", "rbd");
+        fill(rbd, "user", "admin");
+        fill(rbd, "keyring", "/etc/ceph/keyring");
+    });
+    within(volume, "azureDisk", |disk| {
+        fill(disk, "cachingMode", "ReadWrite");
+        fill(disk, "kind", "Shared");
+        fill(disk, "fsType", "ext4");
+        fill(disk, "readOnly", false);
+    });
+    within(volume, "scaleIO", |io| {
+        fill(io, "storageMode", "ThinProvisioned");
+        fill(io, "fsType", "xfs");
+    });
+}
+
+/// Defaults of the spec of a PersistentVolumeClaim.
+pub fn claim_spec(spec: &mut Value) {
+    fill(spec, "volumeMode", "Filesystem");
+    fill(spec, "resources", json!({}));
+}
+
+/// Whether quantities are all that differs between two resource lists (`1` and `1000m`).
+pub fn same_quantities(a: Option<&Value>, b: Option<&Value>) -> bool {
+    let read = |v: Option<&Value>| -> Vec<(String, Quantity)> { v.and_then(Value::as_object).into_iter().flatten().filter_map(|(k, v)| Some((k.clone(), Quantity::from_value(v).ok()?))).collect() };
+    read(a) == read(b)
+}
+
+/// The containers of all three lists, in Kubernetes' order.
+pub fn containers(spec: &Value) -> impl Iterator<Item = &Value> {
+    ["initContainers", "containers", "ephemeralContainers"].into_iter().flat_map(|key| list(spec, key))
+}

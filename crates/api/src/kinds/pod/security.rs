@@ -1,0 +1,205 @@
+//! Security contexts of pods and containers, and what an operating system rules out.
+
+use crate::{
+    field::{Errors, Path},
+    kinds::{
+        checks,
+        values::{flag, has, int, list, member, text},
+    },
+};
+use serde_json::Value;
+
+/// Signals that may stop a container.
+pub const SIGNALS: &[&str] = &[
+    "SIGABRT", "SIGALRM", "SIGBUS", "SIGCHLD", "SIGCLD", "SIGCONT", "SIGFPE", "SIGHUP", "SIGILL", "SIGINT", "SIGIO", "SIGIOT", "SIGKILL", "SIGPIPE", "SIGPOLL", "SIGPROF", "SIGPWR",
+    "SIGQUIT", "SIGRTMAX", "SIGRTMAX-1", "SIGRTMAX-10", "SIGRTMAX-11", "SIGRTMAX-12", "SIGRTMAX-13", "SIGRTMAX-14", "SIGRTMAX-2", "SIGRTMAX-3", "SIGRTMAX-4", "SIGRTMAX-5", "SIGRTMAX-6",
+    "SIGRTMAX-7", "SIGRTMAX-8", "SIGRTMAX-9", "SIGRTMIN", "SIGRTMIN+1", "SIGRTMIN+10", "SIGRTMIN+11", "SIGRTMIN+12", "SIGRTMIN+13", "SIGRTMIN+14", "SIGRTMIN+15", "SIGRTMIN+2",
+    "SIGRTMIN+3", "SIGRTMIN+4", "SIGRTMIN+5", "SIGRTMIN+6", "SIGRTMIN+7", "SIGRTMIN+8", "SIGRTMIN+9", "SIGSEGV", "SIGSTKFLT", "SIGSTOP", "SIGSYS", "SIGTERM", "SIGTRAP", "SIGTSTP",
+    "SIGTTIN", "SIGTTOU", "SIGURG", "SIGUSR1", "SIGUSR2", "SIGVTALRM", "SIGWINCH", "SIGXCPU", "SIGXFSZ",
+];
+
+const ID_RANGE: &str = "must be between 0 and 2147483647, inclusive";
+
+fn id(value: Option<i64>, path: Path, errors: &mut Errors) {
+    if let Some(value) = value
+        && !(0..=i64::from(i32::MAX)).contains(&value)
+    {
+        errors.invalid(path, value, ID_RANGE);
+    }
+}
+
+fn profile(parent: &Value, key: &str, path: &Path, errors: &mut Errors) {
+    let Some(profile) = member(parent, key) else { return };
+    let path = path.child(key);
+    let (kind, local) = (text(profile, "type"), text(profile, "localhostProfile"));
+    match kind {
+        "" => errors.required(path.child("type"), if key == "seccompProfile" { "type is required when seccompProfile is set" } else { "type is required when appArmorProfile is set" }),
+        "Localhost" if local.is_empty() => errors.required(path.child("localhostProfile"), if key == "seccompProfile" { "must be set when seccomp type is Localhost" } else { "must be set when AppArmor type is Localhost" }),
+        "Localhost" if key == "seccompProfile" => super::volumes::relative_path(local, &path.child("localhostProfile"), errors),
+        "Localhost" => {}
+        "RuntimeDefault" | "Unconfined" => {
+            if has(profile, "localhostProfile") {
+                let detail = if key == "seccompProfile" { "can only be set when seccomp type is Localhost" } else { "can only be set when AppArmor type is Localhost" };
+                errors.invalid(path.child("localhostProfile"), local, detail);
+            }
+        }
+        other => errors.not_supported(path.child("type"), other, &["Localhost", "RuntimeDefault", "Unconfined"]),
+    }
+}
+
+fn windows_options(parent: &Value, path: &Path, errors: &mut Errors) {
+    let Some(options) = member(parent, "windowsOptions") else { return };
+    let path = path.child("windowsOptions");
+    if let Some(Value::String(user)) = member(options, "runAsUserName") {
+        let at = path.child("runAsUserName");
+        let parts: Vec<&str> = user.split('\\').collect();
+        let name = parts.last().copied().unwrap_or_default();
+        if user.is_empty() {
+            errors.invalid(at, "", "runAsUserName cannot be an empty string");
+        } else if parts.len() > 2 {
+            errors.invalid(at, user.as_str(), "runAsUserName cannot contain more than one backslash");
+        } else if name.is_empty() {
+            errors.invalid(at, user.as_str(), "runAsUserName's User cannot be empty");
+        } else if name.len() > 104 {
+            errors.invalid(at, user.as_str(), "runAsUserName's User length must not be longer than 104 characters");
+        } else if name.bytes().all(|b| b == b'.' || b == b' ') {
+            errors.invalid(at, user.as_str(), "runAsUserName's User cannot contain only periods or spaces");
+        } else if name.contains(['"', '/', '\\', ':', ';', '|', '=', ',', '+', '*', '?', '<', '>', '@', '[', ']']) {
+            errors.invalid(at, user.as_str(), "runAsUserName's User cannot contain the following characters: \"/\\:;|=,+*?<>@[]");
+        }
+    }
+}
+
+/// `securityContext` of a container.
+pub fn validate_container(container: &Value, spec: &Value, path: &Path, errors: &mut Errors) {
+    let Some(context) = member(container, "securityContext") else { return };
+    let path = path.child("securityContext");
+    id(int(context, "runAsUser"), path.child("runAsUser"), errors);
+    id(int(context, "runAsGroup"), path.child("runAsGroup"), errors);
+    if has(context, "procMount") {
+        checks::required_one_of(context, "procMount", &["Default", "Unmasked"], &path, errors);
+        if text(context, "procMount") == "Unmasked" && spec.get("hostUsers").and_then(Value::as_bool) != Some(false) {
+            errors.invalid(path.child("procMount"), "Unmasked", "`hostUsers` must be false to use `Unmasked`");
+        }
+    }
+    profile(context, "seccompProfile", &path, errors);
+    profile(context, "appArmorProfile", &path, errors);
+    if context.get("allowPrivilegeEscalation").and_then(Value::as_bool) == Some(false) {
+        if flag(context, "privileged") {
+            errors.invalid(path.clone(), Value::Null, "cannot set `allowPrivilegeEscalation` to false and `privileged` to true");
+        }
+        let added = context.get("capabilities").map(|c| list(c, "add")).unwrap_or_default();
+        if added.iter().any(|c| c == "CAP_SYS_ADMIN") {
+            errors.invalid(path.clone(), Value::Null, "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN");
+        }
+    }
+    windows_options(context, &path, errors);
+}
+
+fn sysctl_name(name: &str) -> bool {
+    let segment = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_') && s.as_bytes()[0].is_ascii_alphanumeric() && s.as_bytes()[s.len() - 1].is_ascii_alphanumeric();
+    name.len() <= 253 && name.split(['.', '/']).all(segment)
+}
+
+/// `securityContext` of a pod, and what the pod shares with its host.
+pub fn validate_pod(spec: &Value, path: &Path, errors: &mut Errors) {
+    let at = path;
+    if flag(spec, "shareProcessNamespace") && flag(spec, "hostPID") {
+        errors.invalid(path.child("shareProcessNamespace"), true, "ShareProcessNamespace and HostPID cannot both be enabled");
+    }
+    if spec.get("hostUsers").and_then(Value::as_bool) == Some(false) {
+        for key in ["hostNetwork", "hostPID", "hostIPC"] {
+            if flag(spec, key) {
+                errors.forbidden(path.child(key), &format!("when `hostUsers` is false, `{key}` must be false"));
+            }
+        }
+    }
+    let Some(context) = member(spec, "securityContext") else { return };
+    let path = path.child("securityContext");
+    for key in ["fsGroup", "runAsUser", "runAsGroup"] {
+        id(int(context, key), path.child(key), errors);
+    }
+    for (i, group) in list(context, "supplementalGroups").iter().enumerate() {
+        id(group.as_i64(), path.child("supplementalGroups").index(i), errors);
+    }
+    let mut names = vec![];
+    for (i, sysctl) in list(context, "sysctls").iter().enumerate() {
+        let path = path.child("sysctls").index(i);
+        let name = text(sysctl, "name");
+        if name.is_empty() {
+            errors.required(path.child("name"), "");
+        } else if !sysctl_name(name) {
+            errors.invalid(
+                path.child("name"),
+                name,
+                "must have at most 253 characters and match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$",
+            );
+        } else if names.contains(&name) {
+            errors.duplicate(path.child("name"), name);
+        }
+        if flag(spec, "hostNetwork") && name.starts_with("net.") {
+            errors.invalid(path.child("name"), name, "may not be specified when 'hostNetwork' is true");
+        }
+        if flag(spec, "hostIPC") && (name.starts_with("kernel.shm") || name.starts_with("kernel.msg") || name == "kernel.sem" || name.starts_with("fs.mqueue.")) {
+            errors.invalid(path.child("name"), name, "may not be specified when 'hostIPC' is true");
+        }
+        names.push(name);
+    }
+    checks::one_of(context, "fsGroupChangePolicy", &["Always", "OnRootMismatch"], &path, errors);
+    checks::one_of(context, "seLinuxChangePolicy", &["Recursive"], &path, errors);
+    checks::one_of(context, "supplementalGroupsPolicy", &["Merge", "Strict"], &path, errors);
+    profile(context, "seccompProfile", &path, errors);
+    profile(context, "appArmorProfile", &path, errors);
+    windows_options(context, &path, errors);
+    let host_process = |c: &Value| c.get("windowsOptions").is_some_and(|w| flag(w, "hostProcess"));
+    if (host_process(context) || super::defaults::containers(spec).any(|c| c.get("securityContext").is_some_and(host_process))) && !flag(spec, "hostNetwork") {
+        errors.invalid(at.child("hostNetwork"), false, "hostNetwork must be true if pod contains any hostProcess containers");
+    }
+}
+
+/// What `spec.os` rules out.
+pub fn validate_os(spec: &Value, path: &Path, errors: &mut Errors) {
+    let Some(os) = member(spec, "os") else { return };
+    let name = text(os, "name");
+    match name {
+        "" => errors.required(path.child("os").child("name"), "cannot be empty"),
+        "linux" => {
+            for (at, context) in contexts(spec, path) {
+                if has(context, "windowsOptions") {
+                    errors.forbidden(at.child("windowsOptions"), "windows options cannot be set for a linux pod");
+                }
+            }
+        }
+        "windows" => {
+            const POD: &[&str] = &["appArmorProfile", "seLinuxOptions", "seccompProfile", "fsGroup", "fsGroupChangePolicy", "seLinuxChangePolicy", "sysctls", "shareProcessNamespace", "runAsUser", "runAsGroup", "supplementalGroups", "supplementalGroupsPolicy"];
+            const CONTAINER: &[&str] = &["appArmorProfile", "seLinuxOptions", "seccompProfile", "capabilities", "readOnlyRootFilesystem", "privileged", "allowPrivilegeEscalation", "procMount", "runAsUser", "runAsGroup"];
+            for (i, (at, context)) in contexts(spec, path).into_iter().enumerate() {
+                let fields = if i == 0 && has(spec, "securityContext") { POD } else { CONTAINER };
+                for key in fields.iter().filter(|key| has(context, key)) {
+                    errors.forbidden(at.child(key), "cannot be set for a windows pod");
+                }
+            }
+            for key in ["hostPID", "hostIPC", "hostUsers"] {
+                if flag(spec, key) || key == "hostUsers" && has(spec, key) {
+                    errors.forbidden(path.child(key), "cannot be set for a windows pod");
+                }
+            }
+            if has(spec, "shareProcessNamespace") {
+                errors.forbidden(path.child("shareProcessNamespace"), "cannot be set for a windows pod");
+            }
+        }
+        other => errors.not_supported(path.child("os").child("name"), other, &["linux", "windows"]),
+    }
+}
+/// Every security context of a pod spec with its path, the pod's own first.
+fn contexts<'a>(spec: &'a Value, path: &Path) -> Vec<(Path, &'a Value)> {
+    let mut found: Vec<_> = member(spec, "securityContext").map(|c| (path.child("securityContext"), c)).into_iter().collect();
+    for key in ["initContainers", "containers", "ephemeralContainers"] {
+        for (i, container) in list(spec, key).iter().enumerate() {
+            if let Some(context) = member(container, "securityContext") {
+                found.push((path.child(key).index(i).child("securityContext"), context));
+            }
+        }
+    }
+    found
+}

@@ -1,0 +1,143 @@
+//! The kinds beside a real API server: objects that were sent to Kubernetes v1.36, and what it made of them.
+//!
+//! Each line of `facts/answers.jsonl` is one create: the body, and the stored object or the causes of its refusal.
+//! Only hooks are tested: what admission and allocation add is taken out of the answers before they are compared.
+
+use api::{Catalogue, Kind, Value, field::Errors, object::ObjectExt};
+use serde_json::{Map, json};
+
+const ANSWERS: &str = include_str!("../facts/answers.jsonl");
+
+/// Runs an object through the hooks as the pipeline does. Gives what would be stored, or what is wrong.
+fn create(kind: &Kind, version: &str, mut object: Value) -> (Value, Errors) {
+    kind.hooks.to_stored(version, &mut object);
+    kind.hooks.default(&mut object);
+    kind.hooks.prepare_create(&mut object);
+    let mut errors = Errors::default();
+    kind.hooks.validate(&object, None, &mut errors);
+    if version != kind.version() || kind.stored_as.is_some() {
+        kind.hooks.from_stored(version, &mut object);
+    }
+    (object, errors)
+}
+
+/// What the object says: without what is empty.
+fn said(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let kept: Map<String, Value> = map.iter().map(|(k, v)| (k.clone(), said(v))).filter(|(_, v)| !v.is_null() && *v != json!({}) && *v != json!([]) && *v != json!("") && *v != json!(false)).collect();
+            Value::Object(kept)
+        }
+        Value::Array(list) => list.iter().map(said).collect(),
+        other => other.clone(),
+    }
+}
+
+/// Takes out what is not the hooks' work.
+fn without_admission(kind: &Kind, mut object: Value, body: &Value) -> Value {
+    if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+        for key in ["uid", "resourceVersion", "creationTimestamp", "generation", "managedFields", "name", "namespace", "selfLink"] {
+            metadata.remove(key);
+        }
+    }
+    match kind.resource.as_str() {
+        "pods" => {
+            let given = |path: &str| body.at(path).cloned();
+            for key in ["spec.priority", "spec.preemptionPolicy", "spec.serviceAccountName", "spec.serviceAccount", "spec.tolerations"] {
+                if given(key).is_none() || key.ends_with("tolerations") {
+                    object.remove(key);
+                }
+            }
+            let token = |v: &Value| v.str_at("name").is_some_and(|n| n.starts_with("kube-api-access-"));
+            if let Some(volumes) = object.at_mut("spec.volumes").and_then(Value::as_array_mut) {
+                volumes.retain(|v| !token(v));
+            }
+            for list in ["spec.containers", "spec.initContainers"] {
+                for container in object.at_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
+                    if let Some(mounts) = container.get_mut("volumeMounts").and_then(Value::as_array_mut) {
+                        mounts.retain(|v| !token(v));
+                    }
+                }
+            }
+        }
+        "services" => {
+            for key in ["spec.clusterIP", "spec.clusterIPs", "spec.ipFamilies", "spec.ipFamilyPolicy", "spec.healthCheckNodePort"] {
+                object.remove(key);
+            }
+            for port in object.at_mut("spec.ports").and_then(Value::as_array_mut).into_iter().flatten() {
+                port.remove("nodePort");
+            }
+        }
+        _ => {}
+    }
+    object
+}
+
+/// The first difference, `got` and `want` at a path; words in angle brackets stand for anything.
+fn difference(got: &Value, want: &Value, path: &str) -> Option<String> {
+    match (got, want) {
+        (_, Value::String(word)) if word.starts_with('<') && word.ends_with('>') => None,
+        (Value::Object(got), Value::Object(want)) => {
+            let mut keys: Vec<&String> = got.keys().chain(want.keys()).collect();
+            keys.sort();
+            keys.dedup();
+            keys.into_iter().find_map(|key| difference(got.get(key).unwrap_or(&Value::Null), want.get(key).unwrap_or(&Value::Null), &format!("{path}.{key}")))
+        }
+        (Value::Array(got), Value::Array(want)) if got.len() == want.len() => (0..got.len()).find_map(|i| difference(&got[i], &want[i], &format!("{path}[{i}]"))),
+        _ if got == want => None,
+        _ => Some(format!("{path}: got {got}, want {want}")),
+    }
+}
+
+/// What a case does otherwise than Kubernetes; nothing if it does the same.
+fn check(catalogue: &Catalogue, case: &Value) -> Result<(), String> {
+    let text = |key: &str| case[key].as_str().unwrap_or_default();
+    let kind = catalogue.resource(text("group"), text("resource")).ok_or("no such kind")?;
+    let mut object = case["body"].clone();
+    object.set("apiVersion", if kind.group.is_empty() { text("version").to_string() } else { format!("{}/{}", kind.group, text("version")) });
+    object.set("kind", kind.kind.as_str());
+    if kind.namespaced_scope() {
+        object.set("metadata.namespace", text("namespace"));
+    }
+    object.set("metadata.uid", "<uid:1>");
+    object.set("metadata.creationTimestamp", "<time>");
+    let (stored, errors) = create(kind, text("version"), object);
+    let mut got: Vec<String> = errors.0.iter().map(|e| format!("{} | {}", e.field, e.body())).collect();
+    got.sort();
+    got.dedup();
+    if case["status"] == 422 {
+        let mut want: Vec<String> = (case["causes"].as_array().into_iter().flatten()).map(|c| format!("{} | {}", c[1].as_str().unwrap_or_default(), c[2].as_str().unwrap_or_default())).collect();
+        want.sort();
+        want.dedup();
+        let (extra, missing): (Vec<_>, Vec<_>) = (got.iter().filter(|g| !want.contains(g)).collect(), want.iter().filter(|w| !got.contains(w)).collect());
+        return if extra.is_empty() && missing.is_empty() { Ok(()) } else { Err(format!("extra {extra:#?} missing {missing:#?}")) };
+    }
+    if !got.is_empty() {
+        return Err(format!("refused: {got:#?}"));
+    }
+    let got = said(&without_admission(kind, stored, &case["body"]));
+    let want = said(&without_admission(kind, case["answer"].clone(), &case["body"]));
+    difference(&got, &want, "").map_or(Ok(()), Err)
+}
+
+#[test]
+fn hooks_answer_as_kubernetes_does() {
+    let catalogue = Catalogue::built_in();
+    let filter = std::env::var("ANSWERS").unwrap_or_default();
+    let path = std::env::var("ANSWERS_FILE").ok();
+    let text = path.map(|p| std::fs::read_to_string(p).expect("readable"));
+    let mut wrong = vec![];
+    let mut count = 0;
+    for line in text.as_deref().unwrap_or(ANSWERS).lines().filter(|line| !line.is_empty()) {
+        let case: Value = serde_json::from_str(line).expect("the facts are JSON");
+        let id = case["id"].as_str().unwrap_or_default();
+        if !id.contains(&filter) && case["resource"] != filter.as_str() {
+            continue;
+        }
+        count += 1;
+        if let Err(problem) = check(&catalogue, &case) {
+            wrong.push(format!("{id} ({}): {problem}", case["resource"].as_str().unwrap_or_default()));
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {count} differ:\n{}", wrong.len(), wrong.join("\n"));
+}
