@@ -1,0 +1,44 @@
+# The front door. What is more than one line lives in xtask.
+.DEFAULT_GOAL := help
+REGENT := target/release/regent
+.PHONY: help setup images build up down test unit e2e check fmt bench
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup: ## install what is missing (Debian packages, kubectl)
+	@cargo xtask setup
+
+images: ## build the container images from Debian packages into target/images
+	@cargo xtask images
+
+build: setup ## build the release binary, target/release/regent
+	@cargo build --release --package regent
+
+up: build images ## bring up a cluster of four nodes here and serve nginx from it
+	@cargo xtask up --regent $(REGENT)
+
+down: ## take the cluster away, without a trace
+	@$(REGENT) sandbox down
+
+test: setup images ## everything that must pass: house rules, unit and API tests, the cluster end to end
+	@cargo xtask tidy
+	@cargo test --workspace --quiet --exclude regent
+	@$(MAKE) --no-print-directory e2e
+
+unit: setup ## the tests that need no cluster
+	@cargo test --workspace --quiet --exclude regent
+
+e2e: setup images ## the cluster end to end, with real containers; `make e2e only=NAME` runs what has NAME in its name
+	@cargo test --package regent --test e2e -- $(only)
+
+check: setup ## formatting, lints and house rules
+	@cargo fmt --all --check
+	@cargo clippy --workspace --all-targets --quiet -- --deny warnings
+	@cargo xtask tidy
+
+fmt: ## format the code
+	@cargo fmt --all
+
+bench: build images ## measure start, memory and time to serve; the README's figures
+	@cargo xtask bench --regent $(REGENT)
