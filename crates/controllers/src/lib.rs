@@ -10,7 +10,17 @@
 //! What this crate does not know: HTTP, storage, the insides of nodes.
 
 pub mod common;
+pub mod daemon_set;
+pub mod deployment;
+pub mod endpoints;
+pub mod endpointslice;
 pub mod list;
+pub mod node_ipam;
+pub mod pod_gc;
+pub mod replica_set;
+pub mod replication_controller;
+pub mod root_ca;
+pub mod serviceaccount;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,7 +78,7 @@ impl Default for Options {
             cluster_cidr: ipnet::IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 244, 0, 0), 16)),
             node_cidr_mask_size: 24,
             node_monitor_period: Duration::from_secs(5),
-            node_monitor_grace_period: Duration::from_secs(40),
+            node_monitor_grace_period: Duration::from_secs(50),
             node_startup_grace_period: Duration::from_secs(60),
             node_eviction_rate: 0.1,
             secondary_node_eviction_rate: 0.01,

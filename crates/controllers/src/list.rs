@@ -24,7 +24,16 @@ const fn on(name: &'static str, new: fn(&Context) -> Arc<dyn Controller>) -> Ent
 
 /// Every controller, in alphabetical order.
 pub const CONTROLLERS: &[Entry] = &[
-    // on("deployment-controller", crate::deployment::new),
+    on("daemonset-controller", crate::daemon_set::new),
+    on("deployment-controller", crate::deployment::new),
+    on("endpoints-controller", crate::endpoints::new),
+    on("endpointslice-controller", crate::endpointslice::new),
+    on("node-ipam-controller", crate::node_ipam::new),
+    on("pod-garbage-collector-controller", crate::pod_gc::new),
+    on("replicaset-controller", crate::replica_set::new),
+    on("replicationcontroller-controller", crate::replication_controller::new),
+    on("root-ca-certificate-publisher-controller", crate::root_ca::new),
+    on("serviceaccount-controller", crate::serviceaccount::new),
 ];
 
 /// Why a list of names is wrong.

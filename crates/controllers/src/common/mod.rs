@@ -1,9 +1,12 @@
 //! What several controllers need, each in one place.
 
 pub mod amounts;
+pub mod backends;
 pub mod claim;
+pub mod disruption;
 pub mod hash;
 pub mod history;
+pub mod namespaces;
 pub mod owner;
 pub mod patch;
 pub mod placement;
