@@ -207,11 +207,7 @@ async fn over_tcp(upstream: SocketAddr, query: &[u8]) -> std::io::Result<Vec<u8>
     let length = stream.read_u16().await?;
     let mut response = vec![0; usize::from(length)];
     stream.read_exact(&mut response).await?;
-    if wire::id(&response) == wire::id(query) && wire::answers(query, &response) {
-        Ok(response)
-    } else {
-        Err(std::io::ErrorKind::InvalidData.into())
-    }
+    if wire::id(&response) == wire::id(query) && wire::answers(query, &response) { Ok(response) } else { Err(std::io::ErrorKind::InvalidData.into()) }
 }
 
 #[cfg(test)]

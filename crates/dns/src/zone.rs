@@ -201,10 +201,7 @@ impl Zone {
 
     fn in_service(&self, name: &Name, kind: RecordType, key: &Key, service: &Service, rest: &[&str]) -> Answer {
         let spec = service.spec.as_ref();
-        if let (Some("ExternalName"), Some(target)) = (
-            spec.and_then(|s| s.type_.as_deref()),
-            spec.and_then(|s| s.external_name.as_deref()),
-        ) {
+        if let (Some("ExternalName"), Some(target)) = (spec.and_then(|s| s.type_.as_deref()), spec.and_then(|s| s.external_name.as_deref())) {
             if !rest.is_empty() {
                 return Answer::Here(self.no_name());
             }
@@ -247,24 +244,13 @@ impl Zone {
             [host] => {
                 let named = endpoints().into_iter().filter(|e| e.host() == *host);
                 let addresses: Vec<Ipv4Addr> = distinct(named.map(|e| e.address));
-                if addresses.is_empty() {
-                    self.no_name()
-                } else {
-                    self.addresses(name, kind, &addresses, limits::TTL_ENDPOINT_SECONDS)
-                }
+                if addresses.is_empty() { self.no_name() } else { self.addresses(name, kind, &addresses, limits::TTL_ENDPOINT_SECONDS) }
             }
             _ => self.no_name(),
         })
     }
 
-    fn service_ports(
-        &self,
-        name: &Name,
-        key: &Key,
-        service: &Service,
-        ips: &[Ipv4Addr],
-        wanted: impl Fn(&str, &str) -> bool,
-    ) -> Records {
+    fn service_ports(&self, name: &Name, key: &Key, service: &Service, ips: &[Ipv4Addr], wanted: impl Fn(&str, &str) -> bool) -> Records {
         let ports = service.spec.iter().flat_map(|s| s.ports.iter().flatten());
         let ports: Vec<u16> = ports
             .filter(|p| wanted(p.name.as_deref().unwrap_or(""), p.protocol.as_deref().unwrap_or("TCP")))
@@ -310,8 +296,7 @@ impl Zone {
     }
 
     fn reverse(&self, name: &Name, address: Ipv4Addr, kind: RecordType) -> Answer {
-        let mut targets: Vec<Name> =
-            self.service_by_ip.get(&address).into_iter().flatten().filter_map(|key| self.service_name(key)).collect();
+        let mut targets: Vec<Name> = self.service_by_ip.get(&address).into_iter().flatten().filter_map(|key| self.service_name(key)).collect();
         let mut ttl = limits::TTL_SERVICE_SECONDS;
         if targets.is_empty() {
             ttl = limits::TTL_ENDPOINT_SECONDS;
@@ -360,18 +345,12 @@ impl Zone {
     }
 
     fn addresses(&self, name: &Name, kind: RecordType, addresses: &[Ipv4Addr], ttl: u32) -> Records {
-        self.typed(name, kind, RecordType::A, || {
-            addresses.iter().map(|ip| Record::from_rdata(name.clone(), ttl, RData::A(A(*ip)))).collect()
-        })
+        self.typed(name, kind, RecordType::A, || addresses.iter().map(|ip| Record::from_rdata(name.clone(), ttl, RData::A(A(*ip)))).collect())
     }
 
     /// The records if they are of the type that was asked for, else that there are none of that type.
     fn typed(&self, _name: &Name, asked: RecordType, has: RecordType, records: impl FnOnce() -> Vec<Record>) -> Records {
-        if asked == has || asked == RecordType::ANY {
-            Records { answers: records(), ..Records::default() }
-        } else {
-            self.no_data()
-        }
+        if asked == has || asked == RecordType::ANY { Records { answers: records(), ..Records::default() } } else { self.no_data() }
     }
 
     fn service_name(&self, key: &Key) -> Option<Name> {

@@ -106,8 +106,7 @@ impl Pool {
             None => self.oldest_without_sandbox().ok_or(Error::Exhausted(range))?,
         };
         self.last = Some(address);
-        let lease =
-            Lease { address, sandbox: Some(sandbox.to_owned()), pod: pod.to_owned(), touched_seconds: now_seconds };
+        let lease = Lease { address, sandbox: Some(sandbox.to_owned()), pod: pod.to_owned(), touched_seconds: now_seconds };
         self.leases.insert(uid.to_owned(), lease);
         Ok(address)
     }
@@ -292,17 +291,14 @@ impl Call {
             return Err(Error::Request(format!("CNI version {version:?} is not supported")));
         }
         let ipam = configuration.ipam.ok_or_else(|| Error::Request("the network configuration has no ipam".into()))?;
-        let range: Ipv4Net =
-            ipam.range.parse().map_err(|_| Error::Request(format!("ipam.range {:?} is no IPv4 range", ipam.range)))?;
+        let range: Ipv4Net = ipam.range.parse().map_err(|_| Error::Request(format!("ipam.range {:?} is no IPv4 range", ipam.range)))?;
         if self.sandbox.is_empty() {
             return Err(Error::Request("CNI_CONTAINERID is missing".into()));
         }
         match self.command.as_str() {
             "ADD" => {
                 let (owner, pod) = self.owner();
-                let address = with_pool(&ipam.folder, |pool| {
-                    pool.allocate(range, &owner, &self.sandbox, &pod, now_seconds)
-                })?;
+                let address = with_pool(&ipam.folder, |pool| pool.allocate(range, &owner, &self.sandbox, &pod, now_seconds))?;
                 let mut ip = json!({
                     "address": format!("{address}/{}", range.prefix_len()),
                     "gateway": gateway(range).to_string(),
@@ -325,9 +321,7 @@ impl Call {
                 Ok(None)
             }
             "CHECK" => {
-                let holds = with_pool(&ipam.folder, |pool| {
-                    Ok(pool.leases.values().any(|lease| lease.sandbox.as_deref() == Some(&self.sandbox)))
-                })?;
+                let holds = with_pool(&ipam.folder, |pool| Ok(pool.leases.values().any(|lease| lease.sandbox.as_deref() == Some(&self.sandbox))))?;
                 if holds { Ok(None) } else { Err(Error::Request(format!("sandbox {} has no address", self.sandbox))) }
             }
             command => Err(Error::Request(format!("CNI_COMMAND {command:?} is not supported"))),

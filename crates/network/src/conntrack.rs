@@ -166,16 +166,11 @@ impl Flusher {
 async fn run(flush: &Flush) -> std::io::Result<()> {
     let mut command = tokio::process::Command::new("conntrack");
     command.args(flush.arguments()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
-    let output = tokio::time::timeout(limits::CONNTRACK_TIMEOUT, command.output())
-        .await
-        .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
+    let output =
+        tokio::time::timeout(limits::CONNTRACK_TIMEOUT, command.output()).await.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
     let said = String::from_utf8_lossy(&output.stderr);
     // It exits with 1 when there was no such flow, which is as well.
-    if output.status.success() || said.contains("0 flow entries") {
-        Ok(())
-    } else {
-        Err(std::io::Error::other(said.trim().to_owned()))
-    }
+    if output.status.success() || said.contains("0 flow entries") { Ok(()) } else { Err(std::io::Error::other(said.trim().to_owned())) }
 }
 
 #[cfg(test)]
@@ -186,10 +181,7 @@ mod tests {
         let set = |list: &[&str]| list.iter().map(|a| Backend { address: a.parse().unwrap(), port: 53 }).collect();
         PortFlows {
             protocol,
-            fronts: vec![
-                Front { address: Some("10.96.0.7".parse().unwrap()), port: 53 },
-                Front { address: None, port: 30053 },
-            ],
+            fronts: vec![Front { address: Some("10.96.0.7".parse().unwrap()), port: 53 }, Front { address: None, port: 30053 }],
             used: set(used),
             known: set(known),
         }
@@ -205,10 +197,7 @@ mod tests {
         let new = [flows(Protocol::Udp, &["10.244.1.2"], &["10.244.1.2", "10.244.1.3"])];
         assert_eq!(
             text(&stale(&old, &new)),
-            [
-                "-D -p udp --orig-port-dst 30053 --dst-nat 10.244.1.3",
-                "-D -p udp --orig-dst 10.96.0.7 --orig-port-dst 53 --dst-nat 10.244.1.3",
-            ]
+            ["-D -p udp --orig-port-dst 30053 --dst-nat 10.244.1.3", "-D -p udp --orig-dst 10.96.0.7 --orig-port-dst 53 --dst-nat 10.244.1.3",]
         );
     }
 
@@ -216,10 +205,7 @@ mod tests {
     fn udp_flows_that_began_before_the_first_endpoint_are_forgotten() {
         let old = [flows(Protocol::Udp, &[], &[])];
         let new = [flows(Protocol::Udp, &["10.244.1.2"], &["10.244.1.2"])];
-        assert_eq!(
-            text(&stale(&old, &new)),
-            ["-D -p udp --orig-port-dst 30053", "-D -p udp --orig-dst 10.96.0.7 --orig-port-dst 53"]
-        );
+        assert_eq!(text(&stale(&old, &new)), ["-D -p udp --orig-port-dst 30053", "-D -p udp --orig-dst 10.96.0.7 --orig-port-dst 53"]);
     }
 
     #[test]

@@ -91,10 +91,7 @@ async fn answer(mut stream: TcpStream, health: &Health) -> std::io::Result<()> {
         ("/healthz" | "/livez", false) => ("503 Service Unavailable", "changes have waited too long for the kernel"),
         _ => ("404 Not Found", "404 page not found"),
     };
-    let head = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-        body.len()
-    );
+    let head = format!("HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
     stream.write_all(head.as_bytes()).await?;
     stream.write_all(body.as_bytes()).await?;
     stream.shutdown().await

@@ -11,9 +11,7 @@ use ipnet::Ipv4Net;
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
-};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
 use rtnetlink::{Handle, LinkUnspec, LinkVxlan, RouteMessageBuilder};
 
 /// The protocol number of this crate's routes (as `ip route` shows it): those below 128 are taken or the kernel's.
@@ -97,18 +95,17 @@ impl Links {
     pub async fn link_of(&self, address: Ipv4Addr) -> Result<Option<OwnLink>, Error> {
         let mut addresses = self.handle.address().get().set_address_filter(IpAddr::V4(address)).execute();
         while let Some(message) = addresses.try_next().await.map_err(failed("list addresses"))? {
-            let ours = message.attributes.iter().any(
-                |a| matches!(a, AddressAttribute::Local(ip) | AddressAttribute::Address(ip) if *ip == IpAddr::V4(address)),
-            );
+            let ours = message
+                .attributes
+                .iter()
+                .any(|a| matches!(a, AddressAttribute::Local(ip) | AddressAttribute::Address(ip) if *ip == IpAddr::V4(address)));
             if !ours {
                 continue;
             }
             let index = message.header.index;
             let mut links = self.handle.link().get().match_index(index).execute();
             let link = links.try_next().await.map_err(failed(format!("look up link {index}")))?;
-            let mtu = link.and_then(|link| {
-                link.attributes.iter().find_map(|a| if let LinkAttribute::Mtu(mtu) = a { Some(*mtu) } else { None })
-            });
+            let mtu = link.and_then(|link| link.attributes.iter().find_map(|a| if let LinkAttribute::Mtu(mtu) = a { Some(*mtu) } else { None }));
             return Ok(Some(OwnLink { index, prefix_length: message.header.prefix_len, mtu: mtu.unwrap_or(1500) }));
         }
         Ok(None)
@@ -124,9 +121,7 @@ impl Links {
                 continue;
             }
             let destination = route.attributes.iter().find_map(|a| match a {
-                RouteAttribute::Destination(RouteAddress::Inet(ip)) => {
-                    Ipv4Net::new(*ip, route.header.destination_prefix_length).ok()
-                }
+                RouteAttribute::Destination(RouteAddress::Inet(ip)) => Ipv4Net::new(*ip, route.header.destination_prefix_length).ok(),
                 _ => None,
             });
             if let Some(destination) = destination {

@@ -103,8 +103,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         _ = shutdown.cancelled() => return Ok(()),
         _ = async { tokio::join!(services.synced(), slices.synced(), nodes.synced()) } => {}
     }
-    let (mut service_changes, mut slice_changes, mut node_changes) =
-        (services.subscribe(), slices.subscribe(), nodes.subscribe());
+    let (mut service_changes, mut slice_changes, mut node_changes) = (services.subscribe(), slices.subscribe(), nodes.subscribe());
 
     let facts = Facts {
         node: NodeFacts { name: config.node_name.clone(), zone: None },
@@ -213,7 +212,11 @@ impl Applier {
             }
             Err(error) => {
                 let wait = retry_ms(self.failures);
-                tracing::error!(error = &error as &dyn std::error::Error, wait_ms = wait, "Services are not up to date; the kernel keeps what it has");
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    wait_ms = wait,
+                    "Services are not up to date; the kernel keeps what it has"
+                );
                 self.failures = self.failures.saturating_add(1);
                 self.whole = true;
                 self.due = Some(Instant::now() + Duration::from_millis(wait));

@@ -306,10 +306,7 @@ mod tests {
         table.set(&"a", Some(fragment("a", &["drop"], &[("m", "1.1.1.1", Some("goto a"))])));
         assert_eq!(table.changes().as_deref(), Some("flush chain ip t a\nadd rule ip t a drop\n"));
         table.set(&"a", None);
-        assert_eq!(
-            table.changes().as_deref(),
-            Some("delete element ip t m { 1.1.1.1 : goto a }\nflush chain ip t a\ndelete chain ip t a\n")
-        );
+        assert_eq!(table.changes().as_deref(), Some("delete element ip t m { 1.1.1.1 : goto a }\nflush chain ip t a\ndelete chain ip t a\n"));
     }
 
     #[test]
@@ -326,10 +323,7 @@ mod tests {
         table.set(&"b", Some(fragment("b", &[], &[("m", "k", Some("goto b"))])));
         table.committed();
         table.set(&"a", Some(fragment("a", &[], &[("m", "k", Some("goto a"))])));
-        assert_eq!(
-            table.changes().as_deref(),
-            Some("add chain ip t a\ndelete element ip t m { k : goto b }\nadd element ip t m { k : goto a }\n")
-        );
+        assert_eq!(table.changes().as_deref(), Some("add chain ip t a\ndelete element ip t m { k : goto b }\nadd element ip t m { k : goto a }\n"));
         table.committed();
         table.set(&"a", None);
         assert_eq!(

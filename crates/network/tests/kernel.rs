@@ -81,9 +81,7 @@ impl Space {
 
     /// Runs asynchronous `work` on a thread inside the namespace.
     fn inside_async<F: Future<Output = ()>>(&self, work: impl FnOnce() -> F + Send) {
-        self.inside(|| {
-            tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async { work().await })
-        });
+        self.inside(|| tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async { work().await }));
     }
 
     fn nft(&self, transaction: &str) {
@@ -136,11 +134,7 @@ impl Drop for Space {
 
 fn enter(path: &str) {
     let file = std::fs::File::open(path).unwrap();
-    rustix::thread::move_into_link_name_space(
-        std::os::fd::AsFd::as_fd(&file),
-        Some(rustix::thread::LinkNameSpaceType::Network),
-    )
-    .unwrap();
+    rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&file), Some(rustix::thread::LinkNameSpaceType::Network)).unwrap();
 }
 
 struct Node {
@@ -352,8 +346,7 @@ impl World {
 
         // All of them: each gets its part.
         self.route(&mut plans, nginx, &[("10.244.1.2", "one"), ("10.244.1.3", "one"), ("10.244.2.2", "two")]);
-        let mut seen: Vec<String> =
-            (0..60).map(|_| a.ask("10.96.1.1:8000").unwrap().split(' ').next().unwrap().to_owned()).collect();
+        let mut seen: Vec<String> = (0..60).map(|_| a.ask("10.96.1.1:8000").unwrap().split(' ').next().unwrap().to_owned()).collect();
         seen.sort();
         seen.dedup();
         assert_eq!(seen, ["pod-a", "pod-b", "pod-c"]);
@@ -448,8 +441,7 @@ impl World {
                 over = Links::open().unwrap().link_of(address).await.unwrap();
             });
             let (inner, hardware, outer) = end(from);
-            let tunnel =
-                Tunnel { name: "regent.vxlan", network_identifier: 213, port: 8472, over: over.unwrap(), outer, inner, hardware };
+            let tunnel = Tunnel { name: "regent.vxlan", network_identifier: 213, port: 8472, over: over.unwrap(), outer, inner, hardware };
             let (inner, hardware, outer) = end(to);
             from.route(to.range, Hop::Tunnel { inner, hardware, outer }, Some(tunnel));
         }

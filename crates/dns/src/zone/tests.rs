@@ -12,12 +12,8 @@ pub(crate) fn zone(manifests: &str) -> Zone {
     for manifest in manifests.split("---\n").filter(|m| !m.trim().is_empty()) {
         let value: serde_json::Value = serde_saphyr::from_str(manifest).expect("a manifest");
         match value["kind"].as_str() {
-            Some("Service") => {
-                zone.service(&Change::Applied { old: None, new: Arc::new(serde_json::from_value(value).unwrap()) })
-            }
-            Some("EndpointSlice") => {
-                zone.slice(&Change::Applied { old: None, new: Arc::new(serde_json::from_value(value).unwrap()) })
-            }
+            Some("Service") => zone.service(&Change::Applied { old: None, new: Arc::new(serde_json::from_value(value).unwrap()) }),
+            Some("EndpointSlice") => zone.slice(&Change::Applied { old: None, new: Arc::new(serde_json::from_value(value).unwrap()) }),
             kind => panic!("kind {kind:?}"),
         }
     }

@@ -96,11 +96,8 @@ mod tests {
 
     #[test]
     fn a_shared_link_is_a_route_and_others_a_tunnel() {
-        let place = |name: &str, address: &str, pods: &str| Place {
-            name: name.into(),
-            address: address.parse().unwrap(),
-            pods: pods.parse().unwrap(),
-        };
+        let place =
+            |name: &str, address: &str, pods: &str| Place { name: name.into(), address: address.parse().unwrap(), pods: pods.parse().unwrap() };
         let places = [
             place("one", "172.30.0.2", "10.244.1.0/24"),
             place("two", "172.30.0.3", "10.244.2.0/24"),
@@ -109,9 +106,7 @@ mod tests {
         ];
         let link = Some("172.30.0.0/24".parse().unwrap());
         let own = "10.244.1.0/24".parse().unwrap();
-        let text = |mode| -> Vec<String> {
-            routes("one", own, link, mode, &places).iter().map(|(range, hop)| format!("{range} {hop:?}")).collect()
-        };
+        let text = |mode| -> Vec<String> { routes("one", own, link, mode, &places).iter().map(|(range, hop)| format!("{range} {hop:?}")).collect() };
         let far = "10.244.3.0/24 Tunnel { inner: 10.244.3.0, hardware: [82, 71, 192, 168, 7, 9], outer: 192.168.7.9 }";
         assert_eq!(text(Mode::Auto), ["10.244.1.0/24 Unreachable", "10.244.2.0/24 Via(172.30.0.3)", far]);
         assert_eq!(text(Mode::Routes)[2], "10.244.3.0/24 Via(192.168.7.9)");

@@ -52,11 +52,7 @@ mod tests {
             .unwrap()
         };
         let fragment = fragment(&pod("{podIP: 10.244.1.7, phase: Running}")).unwrap();
-        let text: Vec<String> = fragment
-            .elements
-            .iter()
-            .map(|(e, v)| format!("{} {} {}", e.container, e.key, v.as_deref().unwrap_or("-")))
-            .collect();
+        let text: Vec<String> = fragment.elements.iter().map(|(e, v)| format!("{} {} {}", e.container, e.key, v.as_deref().unwrap_or("-"))).collect();
         assert_eq!(
             text,
             [

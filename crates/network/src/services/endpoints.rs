@@ -45,22 +45,13 @@ struct Candidate {
 }
 
 /// Selects the endpoints of `port` from the Service's slices.
-pub fn select<'a>(
-    service: &Service,
-    port: &ServicePort,
-    slices: impl IntoIterator<Item = &'a EndpointSlice>,
-    node: &NodeFacts,
-) -> Backends {
+pub fn select<'a>(service: &Service, port: &ServicePort, slices: impl IntoIterator<Item = &'a EndpointSlice>, node: &NodeFacts) -> Backends {
     let candidates = candidates(port, slices, node);
     let mut result = Backends { known: candidates.keys().copied().collect(), ..Backends::default() };
 
     let ready: Vec<(&Backend, &Candidate)> = candidates.iter().filter(|(_, c)| c.ready).collect();
     let draining = |c: &Candidate| c.serving && c.terminating;
-    result.cluster = if ready.is_empty() {
-        candidates.iter().filter(|(_, c)| draining(c)).map(|(b, _)| *b).collect()
-    } else {
-        near(&ready, node)
-    };
+    result.cluster = if ready.is_empty() { candidates.iter().filter(|(_, c)| draining(c)).map(|(b, _)| *b).collect() } else { near(&ready, node) };
 
     if uses_local(service) {
         result.local = ready.iter().filter(|(_, c)| c.local).map(|(b, _)| **b).collect();
@@ -68,13 +59,8 @@ pub fn select<'a>(
             result.local = candidates.iter().filter(|(_, c)| c.local && draining(c)).map(|(b, _)| *b).collect();
         }
     }
-    let mut here: Vec<Backend> = result
-        .cluster
-        .iter()
-        .chain(&result.local)
-        .filter(|backend| candidates.get(backend).is_some_and(|c| c.local))
-        .copied()
-        .collect();
+    let mut here: Vec<Backend> =
+        result.cluster.iter().chain(&result.local).filter(|backend| candidates.get(backend).is_some_and(|c| c.local)).copied().collect();
     here.sort();
     here.dedup();
     result.on_this_node = here;
@@ -95,11 +81,7 @@ fn uses_local(service: &Service) -> bool {
     internal_local(service) || external_local(service)
 }
 
-fn candidates<'a>(
-    port: &ServicePort,
-    slices: impl IntoIterator<Item = &'a EndpointSlice>,
-    node: &NodeFacts,
-) -> BTreeMap<Backend, Candidate> {
+fn candidates<'a>(port: &ServicePort, slices: impl IntoIterator<Item = &'a EndpointSlice>, node: &NodeFacts) -> BTreeMap<Backend, Candidate> {
     let mut found: BTreeMap<Backend, Candidate> = BTreeMap::new();
     let name = port.name.as_deref().unwrap_or("");
     let protocol = port.protocol.as_deref().unwrap_or("TCP");
@@ -145,9 +127,7 @@ fn candidates<'a>(
 
 /// The ready endpoints, or only the near ones where every endpoint says for whom it is and some are for this node or zone.
 fn near(ready: &[(&Backend, &Candidate)], node: &NodeFacts) -> Vec<Backend> {
-    let chosen = |wanted: &dyn Fn(&Candidate) -> bool| -> Vec<Backend> {
-        ready.iter().filter(|(_, c)| wanted(c)).map(|(b, _)| **b).collect()
-    };
+    let chosen = |wanted: &dyn Fn(&Candidate) -> bool| -> Vec<Backend> { ready.iter().filter(|(_, c)| wanted(c)).map(|(b, _)| **b).collect() };
     if ready.iter().all(|(_, c)| !c.nodes.is_empty()) {
         let here = chosen(&|c| c.nodes.contains(&node.name));
         if !here.is_empty() {

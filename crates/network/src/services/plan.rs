@@ -32,14 +32,7 @@ impl Plan {
     /// An empty plan under these facts.
     pub fn new(facts: Facts) -> Plan {
         let table = Table::new(TABLE, rules::base(&facts));
-        Plan {
-            facts,
-            services: HashMap::new(),
-            slices: HashMap::new(),
-            flows: HashMap::new(),
-            dirty: BTreeSet::new(),
-            table,
-        }
+        Plan { facts, services: HashMap::new(), slices: HashMap::new(), flows: HashMap::new(), dirty: BTreeSet::new(), table }
     }
 
     /// A Service has changed.

@@ -133,8 +133,7 @@ impl<'a> Port<'a> {
             .collect();
         let ranges_wished = balanced && spec.load_balancer_source_ranges.as_ref().is_some_and(|ranges| !ranges.is_empty());
         let source_ranges = if ranges_wished {
-            let mut ranges: Vec<Ipv4Net> =
-                spec.load_balancer_source_ranges.iter().flatten().filter_map(|r| r.trim().parse().ok()).collect();
+            let mut ranges: Vec<Ipv4Net> = spec.load_balancer_source_ranges.iter().flatten().filter_map(|r| r.trim().parse().ok()).collect();
             ranges = Ipv4Net::aggregate(&ranges);
             ranges
         } else {
@@ -179,8 +178,7 @@ impl<'a> Port<'a> {
         } else {
             let cluster_chain = self.choose(fragment, "cluster", &backends.cluster, &mut used);
             let wants_local = self.internal_local || (self.external_local && has_external);
-            let local_chain =
-                if wants_local { self.choose(fragment, "local", &backends.local, &mut used) } else { None };
+            let local_chain = if wants_local { self.choose(fragment, "local", &backends.local, &mut used) } else { None };
             if !left_alone {
                 let target = if self.internal_local { &local_chain } else { &cluster_chain };
                 match target {
@@ -203,12 +201,7 @@ impl<'a> Port<'a> {
         for backend in &backends.on_this_node {
             fragment.member(HAIRPINS, format!("{0} . {0}", backend.address));
         }
-        result.ports.push(PortFlows {
-            protocol: self.protocol,
-            fronts: self.fronts(),
-            used,
-            known: backends.known.iter().copied().collect(),
-        });
+        result.ports.push(PortFlows { protocol: self.protocol, fronts: self.fronts(), used, known: backends.known.iter().copied().collect() });
     }
 
     /// No endpoint anywhere: refuse at once, on every address of the port.
@@ -306,12 +299,8 @@ impl<'a> Port<'a> {
         // The declaration depends on the seconds, so the name holds them.
         let set = format!("affinity/{}/{}/{}/{seconds}", self.id, backend.address, backend.port);
         let size = limits::AFFINITY_CLIENTS_MAX;
-        fragment
-            .sets
-            .insert(set.clone(), format!("type ipv4_addr; flags dynamic,timeout; timeout {seconds}s; size {size};"));
-        fragment
-            .chains
-            .insert(self.endpoint_chain(backend), vec![format!("update @{set} {{ ip saddr }}"), self.translate(&[*backend])]);
+        fragment.sets.insert(set.clone(), format!("type ipv4_addr; flags dynamic,timeout; timeout {seconds}s; size {size};"));
+        fragment.chains.insert(self.endpoint_chain(backend), vec![format!("update @{set} {{ ip saddr }}"), self.translate(&[*backend])]);
         set
     }
 
