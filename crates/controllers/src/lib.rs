@@ -16,11 +16,13 @@ pub mod endpoints;
 pub mod endpointslice;
 pub mod list;
 pub mod node_ipam;
+pub mod node_lifecycle;
 pub mod pod_gc;
 pub mod replica_set;
 pub mod replication_controller;
 pub mod root_ca;
 pub mod serviceaccount;
+pub mod taint_eviction;
 
 use std::sync::Arc;
 use std::time::Duration;

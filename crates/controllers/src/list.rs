@@ -29,11 +29,13 @@ pub const CONTROLLERS: &[Entry] = &[
     on("endpoints-controller", crate::endpoints::new),
     on("endpointslice-controller", crate::endpointslice::new),
     on("node-ipam-controller", crate::node_ipam::new),
+    on("node-lifecycle-controller", crate::node_lifecycle::new),
     on("pod-garbage-collector-controller", crate::pod_gc::new),
     on("replicaset-controller", crate::replica_set::new),
     on("replicationcontroller-controller", crate::replication_controller::new),
     on("root-ca-certificate-publisher-controller", crate::root_ca::new),
     on("serviceaccount-controller", crate::serviceaccount::new),
+    on("taint-eviction-controller", crate::taint_eviction::new),
 ];
 
 /// Why a list of names is wrong.
