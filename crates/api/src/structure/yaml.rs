@@ -1,0 +1,167 @@
+//! YAML to JSON text, as Kubernetes does it: the first document, YAML 1.1 booleans, keys as strings, order kept.
+//!
+//! Double keys stay in the text, so that the JSON decoder behind this finds them.
+
+use crate::limits;
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_saphyr::{DuplicateKeyPolicy, MergeKeyPolicy};
+use std::fmt;
+
+/// A YAML node as JSON text.
+struct Text(String);
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Text, D::Error> {
+        deserializer.deserialize_any(ToText)
+    }
+}
+
+struct ToText;
+
+fn quoted(text: &str) -> Text {
+    Text(serde_json::Value::from(text).to_string())
+}
+
+impl<'de> Visitor<'de> for ToText {
+    type Value = Text;
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a YAML value")
+    }
+    fn visit_unit<E>(self) -> Result<Text, E> {
+        Ok(Text("null".into()))
+    }
+    fn visit_none<E>(self) -> Result<Text, E> {
+        Ok(Text("null".into()))
+    }
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Text, D::Error> {
+        Text::deserialize(deserializer)
+    }
+    fn visit_bool<E>(self, value: bool) -> Result<Text, E> {
+        Ok(Text(value.to_string()))
+    }
+    fn visit_i64<E>(self, value: i64) -> Result<Text, E> {
+        Ok(Text(value.to_string()))
+    }
+    fn visit_u64<E>(self, value: u64) -> Result<Text, E> {
+        Ok(Text(value.to_string()))
+    }
+    fn visit_i128<E>(self, value: i128) -> Result<Text, E> {
+        Ok(Text(value.to_string()))
+    }
+    fn visit_u128<E>(self, value: u128) -> Result<Text, E> {
+        Ok(Text(value.to_string()))
+    }
+    fn visit_f64<E>(self, value: f64) -> Result<Text, E> {
+        // What JSON has no number for becomes a string, and then the wrong type.
+        Ok(if !value.is_finite() {
+            quoted(&value.to_string())
+        } else if value.fract() == 0.0 && value.abs() < 1e15 {
+            Text(format!("{value:.0}"))
+        } else {
+            Text(serde_json::Value::from(value).to_string())
+        })
+    }
+    fn visit_str<E>(self, value: &str) -> Result<Text, E> {
+        Ok(quoted(value))
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Text, A::Error> {
+        let mut text = String::from("[");
+        while let Some(Text(item)) = items.next_element()? {
+            if text.len() > 1 {
+                text.push(',');
+            }
+            text.push_str(&item);
+        }
+        text.push(']');
+        Ok(Text(text))
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Text, A::Error> {
+        let mut text = String::from("{");
+        while let Some((Text(key), Text(value))) = entries.next_entry()? {
+            if text.len() > 1 {
+                text.push(',');
+            }
+            let key = if key.starts_with('"') { key } else { quoted(&key).0 };
+            text.push_str(&key);
+            text.push(':');
+            text.push_str(&value);
+        }
+        text.push('}');
+        Ok(Text(text))
+    }
+}
+
+/// The first document of a YAML text. The error begins with `yaml:`.
+pub fn to_json(bytes: &[u8]) -> Result<String, String> {
+    let text = std::str::from_utf8(bytes).map_err(|_| "yaml: invalid leading UTF-8 octet".to_string())?;
+    let document = first_document(text);
+    if document.lines().all(|line| matches!(line.trim_start().as_bytes().first(), None | Some(b'#'))) {
+        return Ok("null".into());
+    }
+    let options = serde_saphyr::options! {
+        duplicate_keys: DuplicateKeyPolicy::PassThrough,
+        merge_keys: MergeKeyPolicy::Merge,
+        with_snippet: false,
+        budget: serde_saphyr::budget! {
+            max_nodes: limits::YAML_NODES_MAX,
+            max_depth: limits::NESTING_DEPTH_MAX,
+        },
+    };
+    serde_saphyr::from_str_with_options::<Text>(document, options).map(|text| text.0).map_err(|error| {
+        let line = error.location().map(|location| location.line());
+        let message = error.to_string();
+        let message = message.lines().next().unwrap_or_default();
+        match line {
+            Some(line) => format!("yaml: line {line}: {message}"),
+            None => format!("yaml: {message}"),
+        }
+    })
+}
+
+/// Up to the next `---`; one at the start opens the first document.
+fn first_document(text: &str) -> &str {
+    let mut start = 0;
+    let mut seen = false;
+    let mut at = 0;
+    for line in text.split_inclusive('\n') {
+        if line.trim_end() == "---" || line.starts_with("--- ") {
+            if seen {
+                return &text[start..at];
+            }
+            start = at;
+            seen = true;
+        } else if !seen && !line.trim().is_empty() && !line.starts_with(['#', '%']) {
+            seen = true;
+        }
+        at += line.len();
+    }
+    &text[start..]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn yaml_becomes_json() {
+        for (yaml, json) in [
+            ("a: 1\nb: [x, 2.5, true, null]\n", "{\"a\":1,\"b\":[\"x\",2.5,true,null]}"),
+            ("metadata: {name: a}\n---\nmetadata: {name: b}\n", "{\"metadata\":{\"name\":\"a\"}}"),
+            ("---\nmetadata: {name: e}\n", "{\"metadata\":{\"name\":\"e\"}}"),
+            ("# note\n---\na: b\n---\nc: d\n", "{\"a\":\"b\"}"),
+            ("k: no\nl: yes\n", "{\"k\":false,\"l\":true}"),
+            ("{1: x}", "{\"1\":\"x\"}"),
+            ("k: &v hello\nl: *v\n", "{\"k\":\"hello\",\"l\":\"hello\"}"),
+            ("k: one\nk: two\n", "{\"k\":\"one\",\"k\":\"two\"}"),
+            ("k: |\n  a\n  b\n", "{\"k\":\"a\\nb\\n\"}"),
+            ("port: 1.0\n", "{\"port\":1}"),
+            ("", "null"),
+            ("hello", "\"hello\""),
+            ("{\"metadata\": {\"name\": \"h\"}}", "{\"metadata\":{\"name\":\"h\"}}"),
+        ] {
+            assert_eq!(to_json(yaml.as_bytes()).as_deref(), Ok(json), "{yaml}");
+        }
+        assert!(to_json(b"metadata: {name: f\n").unwrap_err().starts_with("yaml: line"));
+        assert!(to_json(b"a: [1\nb").is_err());
+    }
+}
