@@ -1,16 +1,50 @@
 //! HTTP bodies: one boxed type for requests and responses, and the ways to make and to read one.
 
 use bytes::{Bytes, BytesMut};
+use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
+use parking_lot::Mutex;
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
 
 /// What a body may fail with.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
 /// The body of every request and response here, whatever transport it came from.
-pub type Body = UnsyncBoxBody<Bytes, BoxError>;
+///
+/// The lock is never contended: it is there to make the type `Sync`, so that a request can be borrowed across threads.
+pub struct Body(Mutex<UnsyncBoxBody<Bytes, BoxError>>);
+
+impl Body {
+    pub fn new<B>(body: B) -> Body
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        Body(Mutex::new(body.map_err(Into::into).boxed_unsync()))
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        Pin::new(self.get_mut().0.get_mut()).poll_frame(cx)
+    }
+    fn is_end_stream(&self) -> bool {
+        self.0.lock().is_end_stream()
+    }
+    fn size_hint(&self) -> SizeHint {
+        self.0.lock().size_hint()
+    }
+}
 
 /// A body that is all there.
 pub fn full(bytes: impl Into<Bytes>) -> Body {
-    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+    Body::new(Full::new(bytes.into()))
 }
 
 /// A body without content.
@@ -21,7 +55,7 @@ pub fn empty() -> Body {
 /// A body made piece by piece.
 pub fn stream(chunks: impl futures::Stream<Item = Result<Bytes, BoxError>> + Send + 'static) -> Body {
     use futures::StreamExt;
-    http_body_util::StreamBody::new(chunks.map(|chunk| chunk.map(http_body::Frame::data))).boxed_unsync()
+    Body::new(http_body_util::StreamBody::new(chunks.map(|chunk| chunk.map(Frame::data))))
 }
 
 /// Why a request's body could not be read.

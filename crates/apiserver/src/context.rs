@@ -112,7 +112,6 @@ pub struct Server {
     pub nodes: tunnel::Nodes,
     pub health: health::Health,
     pub metrics: metrics::Metrics,
-    pub discovery: crate::discovery::Documents,
     pub openapi: crate::openapi::Documents,
 }
 
@@ -133,7 +132,6 @@ impl Server {
             nodes: tunnel::Nodes::new(&config)?,
             health: health::Health::default(),
             metrics: metrics::Metrics::default(),
-            discovery: Default::default(),
             openapi: Default::default(),
             config,
         });
@@ -150,7 +148,7 @@ impl Server {
 
     /// The record of a resource, or the 404 that an unknown path gets.
     pub fn kind(&self, group: &str, resource: &str) -> Result<Arc<Kind>, Status> {
-        self.catalogue.load().resource(group, resource).cloned().ok_or_else(Status::page_not_found)
+        self.catalogue.load().resource(group, resource).cloned().ok_or_else(Status::path_not_found)
     }
 
     /// The newest cached state of one object. `namespace` is empty at cluster scope.
@@ -160,7 +158,8 @@ impl Server {
 
     /// All cached objects of a resource, of one namespace if given, in key order.
     pub fn entries(&self, group: &str, resource: &str, namespace: Option<&str>) -> Result<Vec<Arc<Entry>>, Status> {
-        Ok(self.cache.resource(group, resource).snapshot().entries(namespace).cloned().collect())
+        let snapshot = self.cache.resource(group, resource).snapshot();
+        Ok(snapshot.entries(namespace).cloned().collect())
     }
 
     /// Creates an object as the server itself: defaulted, admitted and validated like a client's. Answers with what is stored.

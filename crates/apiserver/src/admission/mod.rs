@@ -1,13 +1,36 @@
 //! What every write passes after defaulting and before validation: plugins that change it or refuse it.
-//! One file per plugin, one list ([`Chain::new`]).
+//! One file per plugin, one list ([`all`]), in Kubernetes' order.
+//!
+//! First every plugin may change the object, then, after allocation and validation, every plugin may refuse it. What a
+//! plugin looks up it reads from the cache.
+
+mod certificates;
+mod default_ingress_class;
+mod default_storage_class;
+mod default_toleration_seconds;
+mod limit_ranger;
+mod namespace_lifecycle;
+mod node_restriction;
+mod persistent_volume_claim_resize;
+mod pod_security;
+mod priority;
+mod resource_quota;
+mod role_escalation;
+mod runtime_class;
+mod service_account;
+mod storage_protection;
+mod taint_nodes;
 
 use crate::{Error, Server, User};
-use api::{Kind, Status, Value, request::RequestInfo};
+use api::{Kind, Status, Value, object::ObjectExt, request::RequestInfo};
 use std::sync::Arc;
 
 /// Which plugins run, and their settings.
 #[derive(Clone, Debug, Default)]
-pub struct Config {}
+pub struct Config {
+    /// Names of plugins that do not run (`--disable-admission-plugins`).
+    pub disabled: Vec<String>,
+}
 
 /// What is done to the object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +56,31 @@ pub struct AdmissionContext<'a> {
     pub dry_run: bool,
 }
 
+impl AdmissionContext<'_> {
+    /// Whether this is an operation on a resource itself (and not on a part of it).
+    pub fn is(&self, operation: Operation, group: &str, resource: &str) -> bool {
+        self.operation == operation && self.concerns(group, resource) && self.subresource.is_empty()
+    }
+    /// Whether it is about a resource or a part of it.
+    pub fn concerns(&self, group: &str, resource: &str) -> bool {
+        self.kind.group == group && self.kind.resource == resource
+    }
+    /// The 403 with which a plugin refuses.
+    pub fn forbidden(&self, object: &Value, message: impl std::fmt::Display) -> Status {
+        let given = [self.name, object.name(), object.str_at("metadata.generateName").unwrap_or_default()];
+        let name = given.into_iter().find(|name| !name.is_empty()).unwrap_or_default();
+        Status::forbidden(self.kind.resource_pair(), name, message)
+    }
+    /// An object by name, parsed.
+    pub fn find(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Result<Option<Value>, Status> {
+        Ok(self.server.lookup(group, resource, namespace, name)?.map(|entry| entry.value()))
+    }
+    /// All objects of a resource (in a namespace), parsed.
+    pub fn objects(&self, group: &str, resource: &str, namespace: Option<&str>) -> Result<Vec<Value>, Status> {
+        Ok(self.server.entries(group, resource, namespace)?.iter().map(|entry| entry.value()).collect())
+    }
+}
+
 /// One rule that cuts across kinds.
 #[async_trait::async_trait]
 pub trait Plugin: Send + Sync {
@@ -48,14 +96,44 @@ pub trait Plugin: Send + Sync {
     }
 }
 
+/// The list.
+fn all() -> Vec<Box<dyn Plugin>> {
+    vec![
+        Box::new(namespace_lifecycle::NamespaceLifecycle),
+        Box::new(limit_ranger::LimitRanger),
+        Box::new(service_account::ServiceAccount),
+        Box::new(node_restriction::NodeRestriction),
+        Box::new(taint_nodes::TaintNodesByCondition),
+        Box::new(pod_security::PodSecurity),
+        Box::new(priority::Priority),
+        Box::new(default_toleration_seconds::DefaultTolerationSeconds),
+        Box::new(default_storage_class::DefaultStorageClass),
+        Box::new(storage_protection::StorageObjectInUseProtection),
+        Box::new(persistent_volume_claim_resize::PersistentVolumeClaimResize),
+        Box::new(runtime_class::RuntimeClass),
+        Box::new(certificates::Requester),
+        Box::new(certificates::CertificateApproval),
+        Box::new(certificates::CertificateSigning),
+        Box::new(certificates::CertificateSubjectRestriction),
+        Box::new(default_ingress_class::DefaultIngressClass),
+        Box::new(role_escalation::RoleEscalation),
+        Box::new(resource_quota::ResourceQuota::default()),
+    ]
+}
+
 /// The plugins in order.
 pub struct Chain {
     plugins: Vec<Box<dyn Plugin>>,
 }
 
 impl Chain {
-    pub fn new(_config: &crate::Config) -> Result<Chain, Error> {
-        Ok(Chain { plugins: vec![] })
+    pub fn new(config: &crate::Config) -> Result<Chain, Error> {
+        let disabled = &config.admission.disabled;
+        let plugins = all();
+        if let Some(unknown) = disabled.iter().find(|name| !plugins.iter().any(|plugin| plugin.name() == name.as_str())) {
+            return Err(Error::Configuration(format!("there is no admission plugin {unknown:?}")));
+        }
+        Ok(Chain { plugins: plugins.into_iter().filter(|plugin| !disabled.iter().any(|name| name == plugin.name())).collect() })
     }
     pub async fn admit(&self, cx: &AdmissionContext<'_>, object: &mut Value) -> Result<(), Status> {
         for plugin in &self.plugins {
@@ -69,4 +147,15 @@ impl Chain {
         }
         Ok(())
     }
+}
+
+/// All containers of a pod, with the list that each is in.
+pub(crate) fn containers(pod: &Value) -> impl Iterator<Item = &Value> {
+    ["initContainers", "containers", "ephemeralContainers"].into_iter().flat_map(|list| pod.list_at(&format!("spec.{list}")))
+}
+
+/// The list at a path, to change; made if it is not there.
+pub(crate) fn list_mut<'a>(object: &'a mut Value, path: &str) -> Option<&'a mut Vec<Value>> {
+    object.set_default(path, Value::Array(vec![]));
+    object.at_mut(path).and_then(Value::as_array_mut)
 }

@@ -1,0 +1,106 @@
+//! Certificate signing requests: who asks is written down, and who approves or signs must be allowed to for that signer.
+
+use super::{AdmissionContext, Operation, Plugin};
+use crate::authorization::{Attributes, allowed};
+use api::{Status, Value, object::ObjectExt};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use pki::request::Request;
+use serde_json::json;
+
+const GROUP: &str = "certificates.k8s.io";
+const RESOURCE: &str = "certificatesigningrequests";
+
+/// Writes the caller's identity into a new request, whatever the request claims.
+pub(super) struct Requester;
+
+#[async_trait::async_trait]
+impl Plugin for Requester {
+    fn name(&self) -> &'static str {
+        "CertificateRequester"
+    }
+
+    async fn admit(&self, cx: &AdmissionContext<'_>, object: &mut Value) -> Result<(), Status> {
+        if !cx.is(Operation::Create, GROUP, RESOURCE) {
+            return Ok(());
+        }
+        let user = cx.user;
+        let fields = [
+            ("spec.username", json!(user.name), user.name.is_empty()),
+            ("spec.uid", json!(user.uid), user.uid.is_empty()),
+            ("spec.groups", json!(user.groups), user.groups.is_empty()),
+            ("spec.extra", json!(user.extra), user.extra.is_empty()),
+        ];
+        for (path, value, empty) in fields {
+            if empty { drop(object.remove(path)) } else { object.set(path, value) }
+        }
+        Ok(())
+    }
+}
+
+/// Approving needs the verb `approve` on the signer.
+pub(super) struct CertificateApproval;
+
+#[async_trait::async_trait]
+impl Plugin for CertificateApproval {
+    fn name(&self) -> &'static str {
+        "CertificateApproval"
+    }
+
+    async fn validate(&self, cx: &AdmissionContext<'_>, object: &Value) -> Result<(), Status> {
+        if cx.operation != Operation::Update || !cx.concerns(GROUP, RESOURCE) || cx.subresource != "approval" {
+            return Ok(());
+        }
+        check_signer(cx, object, "approve")
+    }
+}
+
+/// Putting in a certificate needs the verb `sign` on the signer.
+pub(super) struct CertificateSigning;
+
+#[async_trait::async_trait]
+impl Plugin for CertificateSigning {
+    fn name(&self) -> &'static str {
+        "CertificateSigning"
+    }
+
+    async fn validate(&self, cx: &AdmissionContext<'_>, object: &Value) -> Result<(), Status> {
+        if cx.operation != Operation::Update || !cx.concerns(GROUP, RESOURCE) || cx.subresource != "status" {
+            return Ok(());
+        }
+        let failed = |request: &Value| request.list_at("status.conditions").iter().filter(|condition| condition.str_at("type") == Some("Failed")).cloned().collect::<Vec<_>>();
+        let unchanged = cx.old.is_some_and(|old| old.at("status.certificate") == object.at("status.certificate") && failed(old) == failed(object));
+        if unchanged { Ok(()) } else { check_signer(cx, object, "sign") }
+    }
+}
+
+fn check_signer(cx: &AdmissionContext<'_>, object: &Value, verb: &str) -> Result<(), Status> {
+    let signer = cx.old.unwrap_or(object).str_at("spec.signerName").unwrap_or_default();
+    let all_of_domain = signer.split_once('/').map(|(domain, _)| format!("{domain}/*")).unwrap_or_default();
+    let may = |name: &str| allowed(cx.server, cx.user, &Attributes { verb, group: GROUP, version: "*", resource: "signers", name, ..Attributes::default() });
+    if may(signer) || may(&all_of_domain) {
+        return Ok(());
+    }
+    Err(cx.forbidden(object, format!("user not permitted to {verb} requests with signerName {signer:?}")))
+}
+
+/// Nobody asks for a certificate that may everything.
+pub(super) struct CertificateSubjectRestriction;
+
+#[async_trait::async_trait]
+impl Plugin for CertificateSubjectRestriction {
+    fn name(&self) -> &'static str {
+        "CertificateSubjectRestriction"
+    }
+
+    async fn validate(&self, cx: &AdmissionContext<'_>, object: &Value) -> Result<(), Status> {
+        if !cx.is(Operation::Create, GROUP, RESOURCE) || object.str_at("spec.signerName") != Some("kubernetes.io/kube-apiserver-client") {
+            return Ok(());
+        }
+        let pem = STANDARD.decode(object.str_at("spec.request").unwrap_or_default()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+        let request = pem.and_then(|pem| Request::parse(&pem).ok());
+        if request.is_some_and(|request| request.subject.organizations.iter().any(|group| group == "system:masters")) {
+            return Err(cx.forbidden(object, "use of kubernetes.io/kube-apiserver-client signer with system:masters group is not allowed"));
+        }
+        Ok(())
+    }
+}

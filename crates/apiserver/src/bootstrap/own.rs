@@ -1,0 +1,160 @@
+//! First objects that Kubernetes leaves to its installers, and those that depend on the configuration.
+
+use super::{first_objects, service_address};
+use crate::{Config, Error};
+use api::{Value, object::ObjectExt};
+use pki::join::NODE_BOOTSTRAPPERS_GROUP;
+use serde_json::json;
+use std::net::IpAddr;
+
+const RBAC: &str = "rbac.authorization.k8s.io";
+
+/// The Service through which pods reach the API servers.
+pub(super) fn kubernetes_service(cidr: &ipnet::IpNet, secure_port: u16) -> Option<Value> {
+    let address = service_address(cidr, 1)?.to_string();
+    Some(json!({
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"component": "apiserver", "provider": "kubernetes"}},
+        "spec": {
+            "type": "ClusterIP",
+            "clusterIP": address,
+            "clusterIPs": [address],
+            "ipFamilyPolicy": "SingleStack",
+            "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": secure_port}],
+            "sessionAffinity": "None",
+        },
+    }))
+}
+
+/// Where that Service leads. It has no selector; the server itself says where it is.
+pub(super) fn kubernetes_endpoints(address: IpAddr, secure_port: u16) -> Value {
+    json!({
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
+        "subsets": [{"addresses": [{"ip": address.to_string()}], "ports": [{"name": "https", "port": secure_port, "protocol": "TCP"}]}],
+    })
+}
+
+/// The same as a slice.
+pub(super) fn kubernetes_endpoint_slice(address: IpAddr, secure_port: u16) -> Value {
+    json!({
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+        "addressType": if address.is_ipv4() { "IPv4" } else { "IPv6" },
+        "endpoints": [{"addresses": [address.to_string()], "conditions": {"ready": true}}],
+        "ports": [{"name": "https", "port": secure_port, "protocol": "TCP"}],
+    })
+}
+
+/// The Service whose address every pod has as its name server. Each node answers on it by itself, so it selects no pods.
+pub(super) fn dns_service(cidr: &ipnet::IpNet) -> Option<Value> {
+    let address = service_address(cidr, 10)?.to_string();
+    let labels = json!({"k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "CoreDNS"});
+    Some(json!({
+        "metadata": {"name": "kube-dns", "namespace": "kube-system", "labels": labels},
+        "spec": {
+            "type": "ClusterIP",
+            "clusterIP": address,
+            "clusterIPs": [address],
+            "ipFamilyPolicy": "SingleStack",
+            "ports": [
+                {"name": "dns", "port": 53, "protocol": "UDP", "targetPort": 53},
+                {"name": "dns-tcp", "port": 53, "protocol": "TCP", "targetPort": 53},
+            ],
+        },
+    }))
+}
+
+/// What machines and extension servers read to find and to trust the cluster.
+pub(super) fn config_maps(config: &Config) -> Vec<(&'static str, Value)> {
+    let mut maps = Vec::new();
+    if let Some(authority) = &config.bootstrap.authority_pem {
+        let host = match config.advertise_address {
+            IpAddr::V4(address) => address.to_string(),
+            IpAddr::V6(address) => format!("[{address}]"),
+        };
+        let url = config.bootstrap.server_url.clone().unwrap_or_else(|| format!("https://{host}:{}", config.secure_port));
+        let kubeconfig = pki::Kubeconfig::cluster_info(&url, authority);
+        maps.push(("configmaps", json!({"metadata": {"name": "cluster-info", "namespace": "kube-public"}, "data": {"kubeconfig": kubeconfig}})));
+    }
+    if let Some(authorities) = &config.authentication.client_authorities_pem {
+        let metadata = json!({"name": "extension-apiserver-authentication", "namespace": "kube-system"});
+        maps.push(("configmaps", json!({"metadata": metadata, "data": {"client-ca-file": authorities}})));
+    }
+    maps
+}
+
+/// Roles and bindings beside Kubernetes' own, by resource.
+pub(super) fn roles() -> Result<Vec<(&'static str, Value)>, Error> {
+    let role = |name: &str, rules: Value| ("clusterroles", json!({"metadata": metadata(name, ""), "rules": rules}));
+    let bind = |name: &str, role: &str, subject: Value| {
+        let reference = json!({"apiGroup": RBAC, "kind": "ClusterRole", "name": role});
+        ("clusterrolebindings", json!({"metadata": metadata(name, ""), "roleRef": reference, "subjects": [subject]}))
+    };
+    let user = |name: &str| json!({"apiGroup": RBAC, "kind": "User", "name": name});
+    let group = |name: &str| json!({"apiGroup": RBAC, "kind": "Group", "name": name});
+    let read = |api_group: &str, resources: &[&str]| json!({"apiGroups": [api_group], "resources": resources, "verbs": ["get", "list", "watch"]});
+    const REQUESTS: &str = "system:certificates.k8s.io:certificatesigningrequests";
+    Ok(vec![
+        // A machine with a join token may ask for a node's certificate, and gets it; a node may renew its own.
+        bind("regent:node-bootstrapper", "system:node-bootstrapper", group(NODE_BOOTSTRAPPERS_GROUP)),
+        bind("regent:approve-node-client", &format!("{REQUESTS}:nodeclient"), group(NODE_BOOTSTRAPPERS_GROUP)),
+        bind("regent:approve-node-renewal", &format!("{REQUESTS}:selfnodeclient"), group("system:nodes")),
+        // The node's agent lays the pod network, for which it must know the other nodes.
+        role("regent:node-network", json!([read("", &["nodes"]), read("networking.k8s.io", &["networkpolicies", "servicecidrs"]), read("discovery.k8s.io", &["endpointslices"]), read("", &["services"])])),
+        bind("regent:node-network", "regent:node-network", group("system:nodes")),
+        bind("regent:proxy-network", "regent:node-network", user("system:kube-proxy")),
+        bind("regent:dns", "system:kube-dns", user("system:dns")),
+        role("regent:dns", json!([read("discovery.k8s.io", &["endpointslices"]), read("", &["services", "endpoints", "nodes", "namespaces", "pods"])])),
+        bind("regent:dns-slices", "regent:dns", user("system:dns")),
+        // All controllers run under one name.
+        role("regent:controller-manager", controller_rules()?),
+        bind("regent:controller-manager", "regent:controller-manager", user("system:kube-controller-manager")),
+        // Whoever joins reads where the cluster is before it has a name.
+        ("roles", json!({"metadata": metadata("regent:cluster-info", "kube-public"), "rules": [
+            {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["cluster-info"], "verbs": ["get"]},
+        ]})),
+        ("rolebindings", json!({
+            "metadata": metadata("regent:cluster-info", "kube-public"),
+            "roleRef": {"apiGroup": RBAC, "kind": "Role", "name": "regent:cluster-info"},
+            "subjects": [user("system:anonymous"), group("system:authenticated")],
+        })),
+    ])
+}
+
+fn metadata(name: &str, namespace: &str) -> Value {
+    let mut metadata = json!({
+        "name": name,
+        "annotations": {"rbac.authorization.kubernetes.io/autoupdate": "true"},
+        "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"},
+    });
+    if !namespace.is_empty() {
+        metadata["namespace"] = namespace.into();
+    }
+    metadata
+}
+
+/// What all of Kubernetes' controllers may together.
+fn controller_rules() -> Result<Value, Error> {
+    let mut rules: Vec<Value> = Vec::new();
+    for role in first_objects("apis/rbac.authorization.k8s.io/v1/clusterroles")? {
+        if role.name().starts_with("system:controller:") {
+            rules.extend(role.list_at("rules").iter().filter(|rule| !rules.contains(rule)).cloned().collect::<Vec<_>>());
+        }
+    }
+    Ok(Value::Array(rules))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn controllers_together_have_each_ones_rules() {
+        let rules = controller_rules().unwrap();
+        let may = |group: &str, resource: &str, verb: &str| {
+            rules.as_array().unwrap().iter().any(|rule| {
+                let has = |key: &str, wanted: &str| rule.list_at(key).iter().any(|item| item == wanted || item == "*");
+                has("apiGroups", group) && has("resources", resource) && has("verbs", verb)
+            })
+        };
+        assert!(may("apps", "deployments/status", "update") && may("", "pods", "create") && may("", "serviceaccounts", "create"));
+    }
+}

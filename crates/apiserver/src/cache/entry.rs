@@ -1,0 +1,218 @@
+//! One object as the cache holds it: its final bytes and the few fields that are asked for without parsing.
+//!
+//! The stored form of an object is `{"apiVersion":…,"kind":…,"metadata":{…},…}` without `resourceVersion`
+//! ([`encode_stored`] writes it). The version is known only after the commit, and is put in here, once. Because the order
+//! of the first three keys is fixed, the bytes can be cut without parsing: list items leave out `apiVersion` and `kind`,
+//! and `PartialObjectMetadata` is the span of `metadata`.
+
+use api::{Kind, Value, object::ObjectExt};
+use bytes::{BufMut, Bytes, BytesMut};
+use std::{ops::Range, sync::Arc};
+use store::Revision;
+
+/// An object at one version. Immutable.
+#[derive(Debug)]
+pub struct Entry {
+    /// The object's JSON, complete with `metadata.resourceVersion`.
+    pub bytes: Bytes,
+    /// Where `"metadata":` begins: a list item is `{` and everything from here.
+    item_start: usize,
+    /// The value of `metadata`, braces included.
+    metadata: Range<usize>,
+    /// The digits of the resourceVersion.
+    version: Range<usize>,
+    /// `namespace/name`, or `name` at cluster scope.
+    pub place: Arc<str>,
+    /// The store's revision of this state; for a deleted object that of its deletion.
+    pub revision: Revision,
+    pub uid: Box<str>,
+    pub labels: Box<[(Box<str>, Box<str>)]>,
+    /// Values of the kind's selectable fields, in the order of `Kind::selectable_fields`.
+    pub fields: Box<[Box<str>]>,
+    pub owner_uids: Box<[Box<str>]>,
+    /// Whether `metadata.deletionTimestamp` is set.
+    pub deleting: bool,
+}
+
+impl Entry {
+    /// Reads a stored value. `None` if it is not an object's JSON.
+    pub fn read(place: &str, stored: &Bytes, revision: Revision, kind: Option<&Kind>) -> Option<Entry> {
+        let value: Value = serde_json::from_slice(stored).ok()?;
+        Entry::of(place, stored, &value, revision, kind)
+    }
+
+    /// The same, when the value is parsed already.
+    pub fn of(place: &str, stored: &Bytes, value: &Value, revision: Revision, kind: Option<&Kind>) -> Option<Entry> {
+        let prefix = head(value);
+        let rewritten;
+        let stored: &[u8] = if stored.starts_with(prefix.as_bytes()) {
+            stored
+        } else {
+            rewritten = encode_stored(value);
+            &rewritten
+        };
+        let item_start = prefix.len() - METADATA.len();
+        let digits = revision.to_string();
+        let rest = &stored[prefix.len()..];
+        let mut bytes = BytesMut::with_capacity(stored.len() + digits.len() + 22);
+        bytes.put_slice(prefix.as_bytes());
+        bytes.put_slice(br#""resourceVersion":""#);
+        let version = bytes.len()..bytes.len() + digits.len();
+        bytes.put_slice(digits.as_bytes());
+        bytes.put_u8(b'"');
+        if rest.first() != Some(&b'}') {
+            bytes.put_u8(b',');
+        }
+        bytes.put_slice(rest);
+        let metadata_start = prefix.len() - 1;
+        let metadata = metadata_start..object_end(&bytes, metadata_start)?;
+        let labels = value.labels().into_iter().flatten().filter_map(|(k, v)| Some((k.as_str().into(), v.as_str()?.into()))).collect();
+        Some(Entry {
+            bytes: bytes.freeze(),
+            item_start,
+            metadata,
+            version,
+            place: place.into(),
+            revision,
+            uid: value.uid().into(),
+            labels,
+            fields: kind.map(|kind| kind.selectable_fields.iter().map(|field| kind.hooks.selectable_value(value, field).into()).collect()).unwrap_or_default(),
+            owner_uids: value.owner_references().iter().map(|owner| owner.uid.into()).collect(),
+            deleting: value.deletion_timestamp().is_some(),
+        })
+    }
+
+    /// The same object with another resourceVersion: what a DELETED event shows.
+    pub fn at(&self, revision: Revision) -> Entry {
+        let digits = revision.to_string();
+        let mut bytes = BytesMut::with_capacity(self.bytes.len() + digits.len());
+        bytes.put_slice(&self.bytes[..self.version.start]);
+        bytes.put_slice(digits.as_bytes());
+        bytes.put_slice(&self.bytes[self.version.end..]);
+        let metadata_end = self.metadata.end + digits.len() - self.version.len();
+        Entry {
+            bytes: bytes.freeze(),
+            item_start: self.item_start,
+            metadata: self.metadata.start..metadata_end,
+            version: self.version.start..self.version.start + digits.len(),
+            place: self.place.clone(),
+            revision,
+            uid: self.uid.clone(),
+            labels: self.labels.clone(),
+            fields: self.fields.clone(),
+            owner_uids: self.owner_uids.clone(),
+            deleting: self.deleting,
+        }
+    }
+
+    /// The object, parsed.
+    pub fn value(&self) -> Value {
+        serde_json::from_slice(&self.bytes).unwrap_or(Value::Null)
+    }
+    /// What follows the opening brace of a list item.
+    pub fn item(&self) -> Bytes {
+        self.bytes.slice(self.item_start..)
+    }
+    /// The JSON of `metadata`.
+    pub fn metadata(&self) -> &[u8] {
+        &self.bytes[self.metadata.clone()]
+    }
+    /// Empty at cluster scope.
+    pub fn namespace(&self) -> &str {
+        self.place.split_once('/').map_or("", |(namespace, _)| namespace)
+    }
+    pub fn name(&self) -> &str {
+        self.place.split_once('/').map_or(&*self.place, |(_, name)| name)
+    }
+    pub fn label(&self, key: &str) -> Option<&str> {
+        self.labels.iter().find(|(k, _)| **k == *key).map(|(_, v)| &**v)
+    }
+}
+
+const METADATA: &str = r#""metadata":{"#;
+
+/// How a stored value begins, up to and with the opening brace of `metadata`.
+fn head(value: &Value) -> String {
+    let text = |key: &str| Value::from(value.str_at(key).unwrap_or_default());
+    format!(r#"{{"apiVersion":{},"kind":{},{METADATA}"#, text("apiVersion"), text("kind"))
+}
+
+/// The stored form of an object: fixed head, no resourceVersion.
+pub fn encode_stored(value: &Value) -> Vec<u8> {
+    let mut out = head(value).into_bytes();
+    let mut first = true;
+    let mut member = |out: &mut Vec<u8>, key: &str, value: &Value| {
+        if !std::mem::take(&mut first) {
+            out.push(b',');
+        }
+        // Writing JSON values into memory cannot fail.
+        let _ = serde_json::to_writer(&mut *out, key);
+        out.push(b':');
+        let _ = serde_json::to_writer(&mut *out, value);
+    };
+    for (key, value) in value.metadata().into_iter().flatten().filter(|(key, _)| *key != "resourceVersion" && *key != "selfLink") {
+        member(&mut out, key, value);
+    }
+    out.push(b'}');
+    for (key, value) in value.as_object().into_iter().flatten().filter(|(key, _)| !matches!(key.as_str(), "apiVersion" | "kind" | "metadata")) {
+        out.push(b',');
+        let _ = serde_json::to_writer(&mut out, key);
+        out.push(b':');
+        let _ = serde_json::to_writer(&mut out, value);
+    }
+    out.push(b'}');
+    out
+}
+
+/// Where the JSON object that begins at `start` ends.
+fn object_end(bytes: &[u8], start: usize) -> Option<usize> {
+    let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
+    for (i, &byte) in bytes.iter().enumerate().skip(start) {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            _ if in_string => {}
+            b'{' => depth += 1,
+            b'}' if depth == 1 => return Some(i + 1),
+            b'}' => depth = depth.checked_sub(1)?,
+            _ => {}
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_version_is_put_in_once_and_can_be_replaced() {
+        let object = json!({"kind": "ConfigMap", "apiVersion": "v1", "data": {"a": "}\"{"},
+            "metadata": {"name": "x", "namespace": "n", "labels": {"l": "{"}, "resourceVersion": "3"}});
+        let kind = Kind::namespaced("", "v1", "ConfigMap", "configmaps").selectable(&["data.a"]);
+        let stored = Bytes::from(encode_stored(&object));
+        assert!(!stored.windows(15).any(|w| w == b"resourceVersion"));
+        let entry = Entry::read("n/x", &stored, Revision(99), Some(&kind)).unwrap();
+        let mut expected = object.clone();
+        expected["metadata"]["resourceVersion"] = json!("99");
+        assert_eq!(entry.value(), expected);
+        assert_eq!(serde_json::from_slice::<Value>(entry.metadata()).unwrap(), expected["metadata"]);
+        assert_eq!((entry.namespace(), entry.name(), entry.label("l")), ("n", "x", Some("{")));
+        assert_eq!(&*entry.fields[0], "}\"{");
+        let later = entry.at(Revision(100));
+        expected["metadata"]["resourceVersion"] = json!("100");
+        assert_eq!(later.value(), expected);
+        assert_eq!(serde_json::from_slice::<Value>(later.metadata()).unwrap(), expected["metadata"]);
+        let item = [b"{", entry.item().as_ref()].concat();
+        assert_eq!(serde_json::from_slice::<Value>(&item).unwrap()["data"], object["data"]);
+    }
+
+    #[test]
+    fn a_value_in_another_order_is_brought_into_ours() {
+        let stored = Bytes::from_static(br#"{"kind":"Node","metadata":{},"apiVersion":"v1"}"#);
+        let entry = Entry::read("n", &stored, Revision(7), None).unwrap();
+        assert_eq!(entry.bytes, br#"{"apiVersion":"v1","kind":"Node","metadata":{"resourceVersion":"7"}}"#.as_slice());
+    }
+}

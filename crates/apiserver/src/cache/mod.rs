@@ -1,0 +1,206 @@
+//! The watch cache: every object in memory, ordered, versioned and watched; fed by one watch of the store.
+//!
+//! All reads are answered from here. [`Cache::reached`] says up to which revision the store's changes have been taken in;
+//! a read that must be consistent asks the store for its revision and waits until the cache has reached it.
+//!
+//! If the store's watch breaks so that changes may have been missed, everything is loaded anew and every running watch is
+//! ended: clients then start again, and are told 410 if they ask for what was missed.
+//! While the store cannot be reached at all, reads go on from what is here.
+
+mod entry;
+mod resource;
+
+pub use entry::{Entry, encode_stored};
+pub use resource::{Change, ChangeKind, From, Message, ResourceCache, Selection, Snapshot, TooOld, Watch, frame};
+
+use crate::{Error, keys};
+use api::{Catalogue, Kind, Status, limits};
+use arc_swap::ArcSwap;
+use futures::StreamExt;
+use parking_lot::RwLock;
+use std::{collections::HashMap, sync::Arc, time::Duration};
+use store::{Revision, Store, Watched};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Objects per page when everything is loaded.
+const LOAD_PAGE_OBJECTS: usize = 1000;
+/// How many changes before the newest are read back at start, so that watches resume over a restart.
+const RESUME_REVISIONS: u64 = 2000;
+/// Pauses between attempts to reach the store, growing from the first to the last.
+const RETRY_MS: (u64, u64) = (50, 2000);
+
+/// The cache of everything.
+pub struct Cache {
+    store: Arc<dyn Store>,
+    catalogue: ArcSwap<Catalogue>,
+    resources: RwLock<HashMap<String, Arc<ResourceCache>>>,
+    reached: watch::Sender<Revision>,
+}
+
+impl Cache {
+    /// Loads everything and starts the feed, which runs until `shutdown`.
+    pub async fn start(store: Arc<dyn Store>, catalogue: Arc<Catalogue>, shutdown: CancellationToken) -> Result<Arc<Cache>, Error> {
+        let cache = Arc::new(Cache { store, catalogue: ArcSwap::new(catalogue), resources: RwLock::default(), reached: watch::Sender::new(Revision(0)) });
+        let newest = cache.store.revision().await?;
+        let from = Revision(newest.0.saturating_sub(RESUME_REVISIONS).max(1));
+        let loaded = match cache.load(Some(from)).await {
+            Err(store::Error::Compacted { .. }) => cache.load(None).await?,
+            other => other?,
+        };
+        tokio::spawn(feed(cache.clone(), loaded, shutdown));
+        cache.reach(newest).await.map_err(|status| Error::Configuration(status.to_string()))?;
+        Ok(cache)
+    }
+
+    /// The cache of a resource; empty for one that has no objects.
+    pub fn resource(&self, group: &str, resource: &str) -> Arc<ResourceCache> {
+        let prefix = keys::prefix(group, resource);
+        if let Some(found) = self.resources.read().get(&prefix) {
+            return found.clone();
+        }
+        let kind = self.catalogue.load().resource(group, resource).cloned();
+        let mut resources = self.resources.write();
+        // Nothing of it has been stored since the load, or it would be there.
+        let loaded = *self.reached.borrow();
+        resources.entry(prefix).or_insert_with(|| Arc::new(ResourceCache::new(kind, loaded))).clone()
+    }
+
+    /// The cache of the objects that a kind shows.
+    pub fn of(&self, kind: &Kind) -> Arc<ResourceCache> {
+        let (group, resource) = keys::stored(kind);
+        self.resource(group, resource)
+    }
+
+    /// Everything there is, by (group, resource), for metrics.
+    pub fn resources(&self) -> Vec<(String, Arc<ResourceCache>)> {
+        let mut all: Vec<_> = self.resources.read().iter().map(|(prefix, cache)| (prefix.trim_start_matches(keys::ROOT).trim_end_matches('/').to_string(), cache.clone())).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all
+    }
+
+    /// The revision up to which every change of the store is in the cache.
+    pub fn reached(&self) -> Revision {
+        *self.reached.borrow()
+    }
+
+    /// Waits until the cache has reached a revision; 504 if it does not in time.
+    pub async fn reach(&self, wanted: Revision) -> Result<(), Status> {
+        if self.reached() >= wanted {
+            return Ok(());
+        }
+        let mut reached = self.reached.subscribe();
+        let wait = reached.wait_for(|reached| *reached >= wanted);
+        match tokio::time::timeout(Duration::from_secs(limits::CACHE_FRESH_WAIT_S), wait).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(Status::too_large_resource_version(wanted.0, self.reached().0, 1)),
+        }
+    }
+
+    /// Waits until the cache shows everything that was acknowledged before now. A store that cannot be reached does not
+    /// stop reads: they go on from what is here.
+    pub async fn fresh(&self) -> Result<(), Status> {
+        match self.store.revision().await {
+            Ok(newest) => self.reach(newest).await,
+            Err(store::Error::Unavailable(_)) => Ok(()),
+            Err(error) => Err(Status::internal(error)),
+        }
+    }
+
+    /// All objects that a kind shows, and the version they show.
+    pub fn snapshot_of(&self, kind: &Kind) -> Snapshot {
+        let reached = self.reached();
+        let mut snapshot = self.of(kind).snapshot();
+        snapshot.revision = snapshot.revision.max(reached);
+        snapshot
+    }
+
+    async fn load(&self, at: Option<Revision>) -> Result<Revision, store::Error> {
+        let mut entries: HashMap<String, Vec<Arc<Entry>>> = HashMap::new();
+        let (mut after, mut at): (Option<String>, Option<Revision>) = (None, at);
+        let revision = loop {
+            let page = self.store.list(keys::ROOT, after.as_deref(), LOAD_PAGE_OBJECTS, at).await?;
+            at = Some(page.revision);
+            after = page.items.last().map(|item| item.key.clone());
+            for item in page.items {
+                let Some((group, resource, place)) = keys::parse(&item.key) else { continue };
+                let cache = self.resource(group, resource);
+                match Entry::read(place, &item.value, item.modified, cache.kind.as_deref()) {
+                    Some(entry) => entries.entry(keys::prefix(group, resource)).or_default().push(Arc::new(entry)),
+                    None => tracing::error!(key = item.key, "a stored value is not an object; it is left out"),
+                }
+            }
+            if !page.more {
+                break page.revision;
+            }
+        };
+        let resources: Vec<_> = self.resources.read().iter().map(|(prefix, cache)| (prefix.clone(), cache.clone())).collect();
+        for (prefix, cache) in resources {
+            cache.replace(entries.remove(&prefix).unwrap_or_default(), revision);
+        }
+        self.reached.send_replace(revision);
+        Ok(revision)
+    }
+
+    fn take(&self, watched: Watched) {
+        let reached = match watched {
+            Watched::Progress(revision) => revision,
+            Watched::Events(events) => {
+                for event in &events {
+                    if let Some((group, resource, place)) = keys::parse(&event.key) {
+                        self.resource(group, resource).apply(place, event.revision, event.value.as_ref());
+                    }
+                }
+                let Some(last) = events.last() else { return };
+                last.revision
+            }
+        };
+        self.reached.send_if_modified(|current| {
+            let newer = reached > *current;
+            *current = (*current).max(reached);
+            newer
+        });
+    }
+}
+
+/// Follows the store for ever.
+async fn feed(cache: Arc<Cache>, loaded: Revision, shutdown: CancellationToken) {
+    let mut from = loaded;
+    let mut pause_ms = RETRY_MS.0;
+    loop {
+        let error = tokio::select! {
+            () = shutdown.cancelled() => return,
+            error = follow(&cache, &mut from, &mut pause_ms) => error,
+        };
+        tracing::warn!(%error, from = from.0, "the watch of the store ended");
+        // What came before the failure is in the cache, so a watch from there misses nothing unless that past is gone.
+        if matches!(error, store::Error::Compacted { .. } | store::Error::Future { .. }) {
+            match cache.load(None).await {
+                Ok(loaded) => from = loaded,
+                Err(error) => tracing::warn!(%error, "the cache could not be loaded anew"),
+            }
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(Duration::from_millis(pause_ms)) => pause_ms = (pause_ms * 2).min(RETRY_MS.1),
+        }
+    }
+}
+
+async fn follow(cache: &Cache, from: &mut Revision, pause_ms: &mut u64) -> store::Error {
+    let mut watch = match cache.store.watch(keys::ROOT, *from).await {
+        Ok(watch) => watch,
+        Err(error) => return error,
+    };
+    loop {
+        match watch.next().await {
+            Some(Ok(watched)) => {
+                cache.take(watched);
+                *from = (*from).max(cache.reached());
+                *pause_ms = RETRY_MS.0;
+            }
+            Some(Err(error)) => return error,
+            None => return store::Error::Unavailable("the watch ended".into()),
+        }
+    }
+}

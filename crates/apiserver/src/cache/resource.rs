@@ -1,0 +1,406 @@
+//! All objects of one resource: a persistent ordered map, the recent changes, and who watches them.
+//!
+//! What must stay true: a change is put into the map, into the history and into every watcher's queue under one lock, so
+//! that a watch that starts from a snapshot or from a version sees every later change exactly once.
+
+use super::entry::Entry;
+use crate::keys;
+use api::{
+    Kind, limits,
+    selector::{FieldSelector, LabelSelector},
+};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use rpds::RedBlackTreeMapSync;
+use std::{
+    collections::VecDeque,
+    ops::Bound,
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
+use store::Revision;
+use tokio::sync::mpsc;
+
+/// Bytes of past changes kept per resource; older ones go, and a watch from before them answers 410.
+pub const HISTORY_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// How long a version that a `continue` token names can be read on.
+pub const PAGES_KEPT: Duration = Duration::from_secs(300);
+/// Versions kept for `continue` tokens per resource; the oldest goes first.
+pub const PAGES_MAX: usize = 64;
+
+type Map = RedBlackTreeMapSync<Arc<str>, Arc<Entry>>;
+
+/// What happened to an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChangeKind {
+    Added,
+    Modified,
+    Deleted,
+}
+
+impl ChangeKind {
+    /// As a watch event's `type`.
+    pub fn name(self) -> &'static str {
+        match self {
+            ChangeKind::Added => "ADDED",
+            ChangeKind::Modified => "MODIFIED",
+            ChangeKind::Deleted => "DELETED",
+        }
+    }
+}
+
+/// One change, shared by history and watchers.
+#[derive(Debug)]
+pub struct Change {
+    pub kind: ChangeKind,
+    /// The new state; for a deletion the last state under the deletion's version.
+    pub entry: Arc<Entry>,
+    pub previous: Option<Arc<Entry>>,
+    frame: OnceLock<Bytes>,
+}
+
+impl Change {
+    fn new(kind: ChangeKind, entry: Arc<Entry>, previous: Option<Arc<Entry>>) -> Change {
+        Change { kind, entry, previous, frame: OnceLock::new() }
+    }
+    /// The change as a line of a JSON watch, made once and shared by all who watch.
+    pub fn frame(&self) -> Bytes {
+        self.frame.get_or_init(|| frame(self.kind.name(), &self.entry.bytes)).clone()
+    }
+}
+
+/// A line of a JSON watch.
+pub fn frame(kind: &str, object: &[u8]) -> Bytes {
+    [br#"{"type":""#, kind.as_bytes(), br#"","object":"#, object, b"}\n"].concat().into()
+}
+
+/// Which objects a list or watch is about.
+#[derive(Clone, Default)]
+pub struct Selection {
+    pub namespace: Option<String>,
+    pub name: Option<String>,
+    pub labels: LabelSelector,
+    pub fields: FieldSelector,
+    /// The kind as the reader sees it; where that is stored as another kind, its own fields are read from the object.
+    pub kind: Option<Arc<Kind>>,
+}
+
+impl Selection {
+    pub fn matches(&self, entry: &Entry) -> bool {
+        self.namespace.as_deref().is_none_or(|namespace| entry.namespace() == namespace)
+            && self.name.as_deref().is_none_or(|name| entry.name() == name)
+            && self.labels.matches(|key| entry.label(key))
+            && (self.fields.is_everything() || self.matches_fields(entry))
+    }
+    fn matches_fields(&self, entry: &Entry) -> bool {
+        let Some(kind) = &self.kind else { return self.fields.matches(|path| own_field(entry, path)) };
+        if kind.stored_as.is_none() {
+            let position = |path: &str| kind.selectable_fields.iter().position(|field| field == path);
+            return self.fields.matches(|path| own_field(entry, path).or_else(|| entry.fields.get(position(path)?).map(|text| &**text)));
+        }
+        let object = entry.value();
+        let values: Vec<(&str, String)> = self.fields.terms.iter().map(|(field, _, _)| (field.as_str(), kind.hooks.selectable_value(&object, field))).collect();
+        self.fields.matches(|path| own_field(entry, path).or_else(|| values.iter().find(|(field, _)| *field == path).map(|(_, value)| value.as_str())))
+    }
+    /// Whether every object of the resource is meant.
+    pub fn is_everything(&self) -> bool {
+        self.namespace.is_none() && self.name.is_none() && self.labels.is_everything() && self.fields.is_everything()
+    }
+    /// How a change looks to someone who sees only these objects.
+    fn see(&self, change: &Change) -> Option<ChangeKind> {
+        if self.is_everything() {
+            return Some(change.kind);
+        }
+        let before = change.previous.as_deref().is_some_and(|entry| self.matches(entry));
+        let after = change.kind != ChangeKind::Deleted && self.matches(&change.entry);
+        match (before, after) {
+            (false, false) => None,
+            (false, true) => Some(ChangeKind::Added),
+            (true, true) => Some(ChangeKind::Modified),
+            (true, false) => Some(ChangeKind::Deleted),
+        }
+    }
+}
+
+/// The fields that every object can be selected by.
+fn own_field<'a>(entry: &'a Entry, path: &str) -> Option<&'a str> {
+    match path {
+        "metadata.name" => Some(entry.name()),
+        "metadata.namespace" => Some(entry.namespace()),
+        _ => None,
+    }
+}
+
+/// What comes out of a running watch.
+#[derive(Clone, Debug)]
+pub enum Message {
+    /// An object that was there when the watch began.
+    Initial(Arc<Entry>),
+    /// A change, as this watcher sees it.
+    Change(ChangeKind, Arc<Change>),
+}
+
+impl Message {
+    pub fn kind(&self) -> ChangeKind {
+        match self {
+            Message::Initial(_) => ChangeKind::Added,
+            Message::Change(kind, _) => *kind,
+        }
+    }
+    /// The object to show. One that left the selection is shown as it last was in it, under the new version.
+    pub fn entry(&self) -> Arc<Entry> {
+        match self {
+            Message::Initial(entry) => entry.clone(),
+            Message::Change(ChangeKind::Deleted, change) if change.kind != ChangeKind::Deleted => match &change.previous {
+                Some(previous) => Arc::new(previous.at(change.entry.revision)),
+                None => change.entry.clone(),
+            },
+            Message::Change(_, change) => change.entry.clone(),
+        }
+    }
+    /// The line of a JSON watch.
+    pub fn frame(&self) -> Bytes {
+        match self {
+            Message::Change(kind, change) if *kind == change.kind => change.frame(),
+            other => frame(other.kind().name(), &other.entry().bytes),
+        }
+    }
+}
+
+/// The receiving end of a watch. Ends when the watcher was too slow or the cache was rebuilt.
+pub struct Watch {
+    /// What comes before the live changes.
+    pub past: VecDeque<Message>,
+    pub live: mpsc::Receiver<Message>,
+    /// The version that `past` leads up to.
+    pub revision: Revision,
+}
+
+/// Where a watch begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum From {
+    /// With all objects there are.
+    Now,
+    /// After a version.
+    After(Revision),
+}
+
+/// The version asked for is older than what is kept.
+#[derive(Debug, PartialEq, Eq)]
+pub struct TooOld {
+    pub oldest: Revision,
+}
+
+struct Watcher {
+    selection: Selection,
+    after: Revision,
+    queue: mpsc::Sender<Message>,
+}
+
+#[derive(Default)]
+struct Inner {
+    map: Map,
+    /// The revision of the last change of this resource.
+    changed: Revision,
+    history: VecDeque<Arc<Change>>,
+    history_bytes: usize,
+    /// Every change after this revision is in the history.
+    complete_after: Revision,
+    watchers: Vec<Watcher>,
+    /// Versions that pages are read from.
+    pages: VecDeque<(Instant, Snapshot)>,
+}
+
+/// A version of all objects of a resource. Cheap to keep.
+#[derive(Clone, Default)]
+pub struct Snapshot {
+    map: Map,
+    pub revision: Revision,
+}
+
+impl Snapshot {
+    pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<Entry>> {
+        self.map.get(keys::place(namespace, name).as_str()).cloned()
+    }
+    pub fn len(&self) -> usize {
+        self.map.size()
+    }
+    pub fn is_empty(&self) -> bool {
+        self.map.is_empty()
+    }
+    /// All objects, of one namespace if given, in key order.
+    pub fn entries<'a>(&'a self, namespace: Option<&str>) -> Box<dyn Iterator<Item = &'a Arc<Entry>> + Send + 'a> {
+        self.entries_from(namespace, None)
+    }
+    /// The same, from a place on (that itself included).
+    pub fn entries_from<'a>(&'a self, namespace: Option<&str>, start: Option<&str>) -> Box<dyn Iterator<Item = &'a Arc<Entry>> + Send + 'a> {
+        // `0` is the byte after `/`.
+        let bounds = namespace.map(|namespace| (format!("{namespace}/"), format!("{namespace}0")));
+        let low: Arc<str> = match (&bounds, start) {
+            (None, None) => return Box::new(self.map.values()),
+            (Some((low, _)), Some(start)) => start.max(low.as_str()).into(),
+            (Some((low, _)), None) => low.as_str().into(),
+            (None, Some(start)) => start.into(),
+        };
+        let high = match bounds {
+            Some((_, high)) if *low >= *high => return Box::new(std::iter::empty()),
+            Some((_, high)) => Bound::Excluded(Arc::from(high)),
+            None => Bound::Unbounded,
+        };
+        Box::new(self.map.range::<Arc<str>, _>((Bound::Included(low), high)).map(|(_, entry)| entry))
+    }
+}
+
+/// The cache of one resource.
+pub struct ResourceCache {
+    /// The kind whose objects these are; `None` for what is stored but not served (yet).
+    pub kind: Option<Arc<Kind>>,
+    inner: Mutex<Inner>,
+}
+
+impl ResourceCache {
+    pub(super) fn new(kind: Option<Arc<Kind>>, loaded: Revision) -> ResourceCache {
+        let inner = Inner { changed: loaded, complete_after: loaded, ..Inner::default() };
+        ResourceCache { kind, inner: Mutex::new(inner) }
+    }
+
+    pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<Entry>> {
+        self.inner.lock().map.get(keys::place(namespace, name).as_str()).cloned()
+    }
+
+    /// All objects as they are now. `revision` is that of the last change of this resource; see [`super::Cache::snapshot_of`].
+    pub fn snapshot(&self) -> Snapshot {
+        let inner = self.inner.lock();
+        Snapshot { map: inner.map.clone(), revision: inner.changed }
+    }
+
+    pub fn len(&self) -> usize {
+        self.inner.lock().map.size()
+    }
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Running watches.
+    pub fn watchers(&self) -> usize {
+        self.inner.lock().watchers.len()
+    }
+
+    /// Keeps a version for the pages that will follow.
+    pub fn keep(&self, snapshot: &Snapshot, now: Instant) {
+        let mut inner = self.inner.lock();
+        inner.pages.retain(|(kept, page)| now.duration_since(*kept) < PAGES_KEPT && page.revision != snapshot.revision);
+        if inner.pages.len() == PAGES_MAX {
+            inner.pages.pop_front();
+        }
+        inner.pages.push_back((now, snapshot.clone()));
+    }
+
+    /// The version that a `continue` token names, if it is still kept.
+    pub fn kept(&self, revision: Revision, now: Instant) -> Option<Snapshot> {
+        let inner = self.inner.lock();
+        inner.pages.iter().find(|(kept, page)| page.revision == revision && now.duration_since(*kept) < PAGES_KEPT).map(|(_, page)| page.clone())
+    }
+
+    /// All objects as they were at a past version, if the history reaches back there.
+    pub fn past(&self, revision: Revision) -> Option<Snapshot> {
+        let inner = self.inner.lock();
+        if revision < inner.complete_after {
+            return None;
+        }
+        let mut map = inner.map.clone();
+        for change in inner.history.iter().rev().take_while(|change| change.entry.revision > revision) {
+            match &change.previous {
+                Some(previous) => map.insert_mut(previous.place.clone(), previous.clone()),
+                None => {
+                    map.remove_mut(&change.entry.place);
+                }
+            }
+        }
+        Some(Snapshot { map, revision })
+    }
+
+    /// Starts a watch. `reached` is the version that the whole cache has surely reached.
+    pub fn watch(&self, selection: Selection, from: From, reached: Revision) -> Result<Watch, TooOld> {
+        let (queue, live) = mpsc::channel(limits::WATCH_BUFFER_EVENTS_MAX);
+        let mut inner = self.inner.lock();
+        let revision = reached.max(inner.changed);
+        let (past, after) = match from {
+            From::Now => {
+                let snapshot = Snapshot { map: inner.map.clone(), revision };
+                let found: VecDeque<Message> =
+                    snapshot.entries(selection.namespace.as_deref()).filter(|entry| selection.matches(entry)).map(|entry| Message::Initial(entry.clone())).collect();
+                (found, Revision(0))
+            }
+            From::After(after) if after < inner.complete_after => return Err(TooOld { oldest: inner.complete_after }),
+            From::After(after) => {
+                let begin = inner.history.partition_point(|change| change.entry.revision <= after);
+                let found = inner.history.range(begin..).filter_map(|change| Some(Message::Change(selection.see(change)?, change.clone()))).collect();
+                (found, after)
+            }
+        };
+        inner.watchers.retain(|watcher| !watcher.queue.is_closed());
+        inner.watchers.push(Watcher { selection, after, queue });
+        Ok(Watch { past, live, revision })
+    }
+
+    /// Runs `then` between two changes: whatever it is given is a version up to which every watcher's queue is complete.
+    pub fn between_changes<T>(&self, then: impl FnOnce(Revision) -> T) -> T {
+        let inner = self.inner.lock();
+        then(inner.changed)
+    }
+
+    /// Takes in one change. `stored` is the new state, `None` for a deletion.
+    pub(super) fn apply(&self, place: &str, revision: Revision, stored: Option<&Bytes>) {
+        let read = stored.map(|stored| Entry::read(place, stored, revision, self.kind.as_deref()));
+        let mut inner = self.inner.lock();
+        if revision <= inner.changed && !inner.history.is_empty() {
+            return;
+        }
+        inner.changed = revision;
+        let previous = inner.map.get(place).cloned();
+        let change = match (read, previous) {
+            (Some(Some(entry)), previous) => {
+                let entry = Arc::new(entry);
+                inner.map.insert_mut(entry.place.clone(), entry.clone());
+                let kind = if previous.is_some() { ChangeKind::Modified } else { ChangeKind::Added };
+                Change::new(kind, entry, previous)
+            }
+            (Some(None), _) => {
+                tracing::error!(place, %revision, "a stored value is not an object; it is left out");
+                return;
+            }
+            (None, Some(previous)) => {
+                inner.map.remove_mut(place);
+                Change::new(ChangeKind::Deleted, Arc::new(previous.at(revision)), Some(previous))
+            }
+            (None, None) => return,
+        };
+        let change = Arc::new(change);
+        inner.history_bytes += change.entry.bytes.len();
+        inner.history.push_back(change.clone());
+        while inner.history.len() > limits::WATCH_HISTORY_EVENTS_MAX || inner.history_bytes > HISTORY_BYTES_MAX {
+            let Some(oldest) = inner.history.pop_front() else { break };
+            inner.history_bytes -= oldest.entry.bytes.len();
+            inner.complete_after = oldest.entry.revision;
+        }
+        inner.watchers.retain(|watcher| {
+            if watcher.after >= revision {
+                return true;
+            }
+            match watcher.selection.see(&change) {
+                Some(kind) => watcher.queue.try_send(Message::Change(kind, change.clone())).is_ok(),
+                None => !watcher.queue.is_closed(),
+            }
+        });
+    }
+
+    /// Starts over: everything is replaced, and who watches has to begin anew.
+    pub(super) fn replace(&self, entries: Vec<Arc<Entry>>, revision: Revision) {
+        let mut map = Map::new_sync();
+        for entry in entries {
+            map.insert_mut(entry.place.clone(), entry);
+        }
+        let mut inner = self.inner.lock();
+        *inner = Inner { map, changed: revision, complete_after: revision, ..Inner::default() };
+    }
+}

@@ -1,0 +1,435 @@
+//! How an answer looks: JSON or YAML, the object itself, a Table or its metadata alone, pretty or not, gzip or not.
+//!
+//! [`Output::negotiate`] reads what the client accepts; the other functions turn entries and values into responses. Where
+//! the client wants plain JSON in the stored version, the cache's bytes go out as they are.
+
+use crate::{
+    Body,
+    body::{self, full},
+    cache::Entry,
+};
+use api::{
+    Kind, Status, Value,
+    object::ObjectExt,
+    request::Query,
+    table::{self, IncludeObject},
+};
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use serde_json::json;
+use std::{io::Write, sync::Arc};
+
+/// Smaller answers are not worth compressing.
+pub const GZIP_BYTES_MIN: usize = 128 * 1024;
+/// A list goes out in pieces of about this size, so that no reader holds a second copy of a large one.
+const LIST_PIECE_BYTES: usize = 128 * 1024;
+
+/// The media types that objects are served in.
+pub const MEDIA_TYPES: &[&str] = &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    Json,
+    Yaml,
+}
+
+/// What is shown of an object. The version is that of `meta.k8s.io`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    Object,
+    Table { version: &'static str },
+    Metadata { version: &'static str },
+}
+
+/// How the client wants its answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Output {
+    pub format: Format,
+    pub shape: Shape,
+    pub include: IncludeObject,
+    pub pretty: bool,
+    pub gzip: bool,
+}
+
+/// The kind and version in which objects are shown.
+#[derive(Clone)]
+pub struct View {
+    pub kind: Arc<Kind>,
+    pub version: String,
+}
+
+impl View {
+    /// Whether stored objects are shown as they are.
+    pub fn is_stored_form(&self) -> bool {
+        self.kind.stored_as.is_none() && self.kind.version() == self.version
+    }
+    pub fn api_version(&self) -> String {
+        if self.kind.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.kind.group, self.version) }
+    }
+    /// Turns a stored object into the shown form.
+    pub fn show(&self, object: &mut Value) {
+        if !self.is_stored_form() {
+            self.kind.hooks.from_stored(&self.version, object);
+        }
+    }
+    fn value(&self, entry: &Entry) -> Value {
+        let mut value = entry.value();
+        self.show(&mut value);
+        value
+    }
+}
+
+/// The `metadata` of a list.
+#[derive(Clone, Debug, Default)]
+pub struct ListMetadata {
+    pub resource_version: String,
+    pub continue_token: String,
+    pub remaining: Option<usize>,
+}
+
+impl ListMetadata {
+    fn to_value(&self) -> Value {
+        let mut metadata = json!({"resourceVersion": self.resource_version});
+        if !self.continue_token.is_empty() {
+            metadata.set("continue", self.continue_token.as_str());
+            if let Some(remaining) = self.remaining {
+                metadata.set("remainingItemCount", remaining);
+            }
+        }
+        metadata
+    }
+}
+
+impl Output {
+    /// Plain JSON.
+    pub fn json() -> Output {
+        Output { format: Format::Json, shape: Shape::Object, include: IncludeObject::Metadata, pretty: false, gzip: false }
+    }
+
+    /// Reads `Accept`, `Accept-Encoding`, `User-Agent` and the query. 406 if nothing that is accepted can be served.
+    /// `shapes` is whether Tables and metadata can be made of the answer.
+    pub fn negotiate(headers: &HeaderMap, query: &Query, shapes: bool) -> Result<Output, Status> {
+        let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok()).unwrap_or_default();
+        let accept = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect::<Vec<_>>().join(",");
+        let (format, shape) = choose(&accept, shapes).ok_or_else(|| Status::not_acceptable(MEDIA_TYPES))?;
+        let include = match (shape, query.get("includeObject")) {
+            (Shape::Table { .. }, Some(word)) => match word {
+                "None" => IncludeObject::None,
+                "" | "Metadata" => IncludeObject::Metadata,
+                "Object" => IncludeObject::Object,
+                other => return Err(Status::bad_request(format!("unrecognized includeObject value: {other:?}"))),
+            },
+            _ => IncludeObject::Metadata,
+        };
+        // People look at what curl and browsers fetch.
+        let by_hand = ["curl", "Wget", "Mozilla/5.0"].iter().any(|agent| text(header::USER_AGENT).starts_with(agent));
+        let pretty = match query.get("pretty") {
+            Some(word) => matches!(word, "1" | "true" | "t" | "T" | "TRUE" | "True"),
+            None => by_hand,
+        };
+        let gzip = text(header::ACCEPT_ENCODING).split(',').any(|coding| coding.trim().split(';').next() == Some("gzip"));
+        Ok(Output { format, shape, include, pretty, gzip })
+    }
+
+    /// One object.
+    pub fn entry(&self, code: StatusCode, view: &View, entry: &Entry) -> Response<Body> {
+        match (self.shape, self.format) {
+            (Shape::Object, Format::Json) if !self.pretty && view.is_stored_form() => self.finish(code, entry.bytes.clone()),
+            (Shape::Metadata { version }, Format::Json) if !self.pretty => self.finish(code, metadata_bytes(entry, version)),
+            _ => self.object(code, view, entry.value()),
+        }
+    }
+
+    /// One object that is not in the cache, in stored form.
+    pub fn object(&self, code: StatusCode, view: &View, mut object: Value) -> Response<Body> {
+        let shown = match self.shape {
+            Shape::Object => {
+                view.show(&mut object);
+                object
+            }
+            Shape::Metadata { version } => metadata_value(&object, version),
+            Shape::Table { version } => {
+                let metadata = json!({"resourceVersion": object.resource_version()});
+                view.show(&mut object);
+                self.table(view, &[object], metadata, true, version)
+            }
+        };
+        self.value(code, &shown)
+    }
+
+    /// Anything that is shown as it is.
+    pub fn value(&self, code: StatusCode, value: &Value) -> Response<Body> {
+        self.finish(code, self.bytes(value))
+    }
+
+    /// A Status. Its own code is the answer's.
+    pub fn status(&self, status: &Status) -> Response<Body> {
+        let code = StatusCode::from_u16(status.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = self.value(code, &status.to_value());
+        if let Some(seconds) = status.retry_after_s() {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
+        response
+    }
+
+    /// A list of objects.
+    pub fn list(&self, view: &View, entries: Vec<Arc<Entry>>, metadata: &ListMetadata) -> Response<Body> {
+        let list_metadata = metadata.to_value();
+        match self.shape {
+            Shape::Table { version } => {
+                let objects: Vec<Value> = entries.iter().map(|entry| view.value(entry)).collect();
+                self.value(StatusCode::OK, &self.table(view, &objects, list_metadata, true, version))
+            }
+            Shape::Metadata { version } => {
+                let head = format!(r#"{{"kind":"PartialObjectMetadataList","apiVersion":"meta.k8s.io/{version}","metadata":{list_metadata},"items":["#);
+                let items = entries.into_iter().map(move |entry| metadata_bytes(&entry, version));
+                self.join(head, Box::new(items), b"")
+            }
+            Shape::Object if view.is_stored_form() => {
+                let items = entries.into_iter().map(|entry| entry.item());
+                self.join(list_head(view, &list_metadata), Box::new(items), b"{")
+            }
+            Shape::Object => {
+                let shown = view.clone();
+                let items = entries.into_iter().map(move |entry| {
+                    let mut value = shown.value(&entry);
+                    if let Some(object) = value.as_object_mut() {
+                        object.remove("apiVersion");
+                        object.remove("kind");
+                    }
+                    Bytes::from(value.to_string())
+                });
+                self.join(list_head(view, &list_metadata), Box::new(items), b"")
+            }
+        }
+    }
+
+    /// A list from pieces: its head, then every item behind `open`, then the end.
+    fn join(&self, head: String, items: Box<dyn Iterator<Item = Bytes> + Send>, open: &'static [u8]) -> Response<Body> {
+        let mut pieces = Pieces { next: BytesMut::from(head.as_bytes()), items, open, first: true, done: false };
+        if self.pretty || self.format == Format::Yaml {
+            let whole: Vec<u8> = pieces.flatten().collect();
+            // Our own bytes always parse.
+            let value: Value = serde_json::from_slice(&whole).unwrap_or(Value::Null);
+            return self.value(StatusCode::OK, &value);
+        }
+        let first = pieces.next().unwrap_or_default();
+        if pieces.done {
+            return self.finish(StatusCode::OK, first);
+        }
+        if self.gzip {
+            let compressed = Compressed { pieces: Box::new(std::iter::once(first).chain(pieces)), encoder: Some(encoder()) };
+            let mut response = respond(StatusCode::OK, "application/json", body::stream(futures::stream::iter(compressed.map(Ok))));
+            response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+            return response;
+        }
+        respond(StatusCode::OK, "application/json", body::stream(futures::stream::iter(std::iter::once(first).chain(pieces).map(Ok))))
+    }
+
+    /// A Table of shown objects.
+    pub fn table(&self, view: &View, objects: &[Value], list_metadata: Value, headers: bool, version: &str) -> Value {
+        let now_unix_s = jiff::Timestamp::now().as_second();
+        let rows = objects
+            .iter()
+            .map(|object| {
+                let mut row = table::row(&view.kind, object, self.include, now_unix_s);
+                if version != "v1" {
+                    relabel(row.get_mut("object"), version);
+                }
+                row
+            })
+            .collect();
+        let mut table = table::table(&view.kind.columns, rows, list_metadata, headers);
+        if version != "v1" {
+            relabel(Some(&mut table), version);
+        }
+        table
+    }
+
+    /// The body of a value, in the wanted format.
+    pub fn bytes(&self, value: &Value) -> Bytes {
+        match self.format {
+            Format::Json if self.pretty => {
+                let mut text = serde_json::to_vec_pretty(value).unwrap_or_default();
+                text.push(b'\n');
+                text.into()
+            }
+            Format::Json => {
+                let mut text = value.to_string();
+                text.push('\n');
+                text.into()
+            }
+            Format::Yaml => serde_saphyr::to_string(value).unwrap_or_default().into(),
+        }
+    }
+
+    fn finish(&self, code: StatusCode, bytes: Bytes) -> Response<Body> {
+        let content_type = match self.format {
+            Format::Json => "application/json",
+            Format::Yaml => "application/yaml",
+        };
+        if self.gzip && bytes.len() >= GZIP_BYTES_MIN {
+            let mut encoder = encoder();
+            if encoder.write_all(&bytes).is_ok()
+                && let Ok(packed) = encoder.finish()
+            {
+                let mut response = respond(code, content_type, full(packed));
+                response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+                response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+                return response;
+            }
+        }
+        respond(code, content_type, full(bytes))
+    }
+}
+
+/// A response of any kind.
+pub fn respond(code: StatusCode, content_type: &'static str, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = code;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    response
+}
+
+fn encoder() -> flate2::write::GzEncoder<Vec<u8>> {
+    flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast())
+}
+
+fn list_head(view: &View, metadata: &Value) -> String {
+    format!(r#"{{"kind":{},"apiVersion":{},"metadata":{metadata},"items":["#, json!(view.kind.list_kind), json!(view.api_version()))
+}
+
+/// PartialObjectMetadata, cut from the cached bytes.
+pub fn metadata_bytes(entry: &Entry, version: &str) -> Bytes {
+    let head = format!(r#"{{"kind":"PartialObjectMetadata","apiVersion":"meta.k8s.io/{version}","metadata":"#);
+    [head.as_bytes(), entry.metadata(), b"}"].concat().into()
+}
+
+/// PartialObjectMetadata of a value.
+pub fn metadata_value(object: &Value, version: &str) -> Value {
+    let mut partial = table::partial_metadata(object);
+    relabel(Some(&mut partial), version);
+    partial
+}
+
+fn relabel(value: Option<&mut Value>, version: &str) {
+    if let Some(value) = value.filter(|value| value.api_version().starts_with("meta.k8s.io/")) {
+        value.set("apiVersion", format!("meta.k8s.io/{version}"));
+    }
+}
+
+/// The first accepted media type that can be served, by weight and then by order.
+fn choose(accept: &str, shapes: bool) -> Option<(Format, Shape)> {
+    let mut clauses: Vec<(f32, &str, Vec<(&str, &str)>)> = accept
+        .split(',')
+        .map(str::trim)
+        .filter(|clause| !clause.is_empty())
+        .map(|clause| {
+            let mut parts = clause.split(';').map(str::trim);
+            let media = parts.next().unwrap_or_default();
+            let parameters: Vec<(&str, &str)> = parts.filter_map(|part| part.split_once('=')).map(|(k, v)| (k.trim(), v.trim().trim_matches('"'))).collect();
+            let weight = parameters.iter().find(|(k, _)| *k == "q").and_then(|(_, q)| q.parse().ok()).unwrap_or(1.0);
+            (weight, media, parameters)
+        })
+        .collect();
+    if clauses.is_empty() {
+        return Some((Format::Json, Shape::Object));
+    }
+    clauses.sort_by(|a, b| b.0.total_cmp(&a.0));
+    clauses.iter().find_map(|(_, media, parameters)| {
+        let format = match *media {
+            "application/json" | "*/*" | "application/*" => Format::Json,
+            "application/yaml" => Format::Yaml,
+            _ => return None,
+        };
+        let parameter = |name: &str| parameters.iter().find(|(k, _)| *k == name).map_or("", |(_, v)| *v);
+        let version = match parameter("v") {
+            "v1" => "v1",
+            "v1beta1" => "v1beta1",
+            _ => "",
+        };
+        let group = parameter("g") == "meta.k8s.io";
+        let shape = match parameter("as") {
+            "" => Shape::Object,
+            "Table" if shapes && group && !version.is_empty() => Shape::Table { version },
+            "PartialObjectMetadata" | "PartialObjectMetadataList" if shapes && group && !version.is_empty() => Shape::Metadata { version },
+            _ => return None,
+        };
+        Some((format, shape))
+    })
+}
+
+/// The bytes of a list, about [`LIST_PIECE_BYTES`] at a time.
+struct Pieces {
+    next: BytesMut,
+    items: Box<dyn Iterator<Item = Bytes> + Send>,
+    open: &'static [u8],
+    first: bool,
+    done: bool,
+}
+
+impl Iterator for Pieces {
+    type Item = Bytes;
+    fn next(&mut self) -> Option<Bytes> {
+        if self.done {
+            return None;
+        }
+        while self.next.len() < LIST_PIECE_BYTES {
+            let Some(item) = self.items.next() else {
+                self.next.put_slice(b"]}\n");
+                self.done = true;
+                break;
+            };
+            if !std::mem::take(&mut self.first) {
+                self.next.put_u8(b',');
+            }
+            self.next.put_slice(self.open);
+            self.next.put_slice(&item);
+        }
+        Some(std::mem::take(&mut self.next).freeze())
+    }
+}
+
+/// The same, compressed.
+struct Compressed {
+    pieces: Box<dyn Iterator<Item = Bytes> + Send>,
+    encoder: Option<flate2::write::GzEncoder<Vec<u8>>>,
+}
+
+impl Iterator for Compressed {
+    type Item = Bytes;
+    fn next(&mut self) -> Option<Bytes> {
+        loop {
+            let encoder = self.encoder.as_mut()?;
+            match self.pieces.next() {
+                // Writing into memory cannot fail.
+                Some(piece) => {
+                    let _ = encoder.write_all(&piece);
+                    let packed = std::mem::take(encoder.get_mut());
+                    if !packed.is_empty() {
+                        return Some(packed.into());
+                    }
+                }
+                None => return self.encoder.take()?.finish().ok().map(Bytes::from),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_servable_type_is_chosen() {
+        let table = Shape::Table { version: "v1" };
+        assert_eq!(choose("", true), Some((Format::Json, Shape::Object)));
+        assert_eq!(choose("application/vnd.kubernetes.protobuf,application/json", true), Some((Format::Json, Shape::Object)));
+        assert_eq!(choose("application/json;as=Table;v=v1;g=meta.k8s.io,application/json", true), Some((Format::Json, table)));
+        assert_eq!(choose("application/json;as=Table;v=v9;g=meta.k8s.io,application/json", true), Some((Format::Json, Shape::Object)));
+        assert_eq!(choose("application/json;as=Foo;v=v1;g=meta.k8s.io", true), None);
+        assert_eq!(choose("image/png", true), None);
+        assert_eq!(choose("application/json;q=0.1, application/yaml", true), Some((Format::Yaml, Shape::Object)));
+    }
+}

@@ -1,0 +1,43 @@
+//! What is special about the deletion of namespaces: `spec.finalizers` hold one until its content is gone, and
+//! `/finalize` alone can change them.
+
+use crate::{
+    connect::{Answer, Call},
+    write::{self, Changed, Part, Writer},
+};
+use api::{Kind, Value, object::ObjectExt, structure};
+use http::StatusCode;
+
+/// Whether objects of this kind are namespaces.
+pub fn is_namespace(kind: &Kind) -> bool {
+    kind.group.is_empty() && kind.resource == "namespaces"
+}
+
+/// Whether `spec.finalizers` hold it.
+pub fn holds(kind: &Kind, object: &Value) -> bool {
+    is_namespace(kind) && !object.list_at("spec.finalizers").is_empty()
+}
+
+/// PUT of `/finalize`: sets `spec.finalizers`, and nothing else.
+pub async fn finalize(mut call: Call) -> Answer {
+    let options = call.write_options()?;
+    let (encoding, bytes) = (call.encoding()?, call.body().await?);
+    let (object, warnings) = structure::decode_object(&bytes, encoding, &call.kind, &call.info.version, options.field_validation)?;
+    call.warnings.extend(warnings);
+    write::check_name(&call, &object)?;
+    let pinned = !object.resource_version().is_empty();
+    let writer = Writer::of(&call, options.dry_run, &options.field_manager);
+    let written = writer.modify(Part::Trusted, |old| {
+        let mut new = old.clone();
+        match object.at("spec.finalizers").filter(|finalizers| !finalizers.is_null()) {
+            Some(finalizers) => new.set("spec.finalizers", finalizers.clone()),
+            None => drop(new.remove("spec.finalizers")),
+        }
+        if pinned {
+            new.set("metadata.resourceVersion", object.resource_version());
+        }
+        Ok(Changed { object: new, pinned })
+    });
+    let written = written.await?;
+    Ok(write::respond(&call, StatusCode::OK, &written))
+}

@@ -1,0 +1,291 @@
+//! OpenAPI: v2 as one document, v3 as one document per group and version with an index of hashes.
+//!
+//! Made from the catalogue (paths) and the schema facts (types), once per catalogue, when first asked for. What clients
+//! read out of it: the types (`explain`, merge keys), and which parameters a write takes (`fieldValidation`, `dryRun`).
+
+use crate::{Body, Server, body::full, encode::respond};
+use api::{Catalogue, Kind, Status, kind::Subresource, schema};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use parking_lot::Mutex;
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use std::{collections::{BTreeMap, BTreeSet}, sync::Arc};
+
+/// A finished document.
+#[derive(Clone)]
+struct Document {
+    bytes: Bytes,
+    hash: String,
+}
+
+impl Document {
+    fn new(value: &Value) -> Document {
+        let bytes = Bytes::from(value.to_string());
+        let hash = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02X}")).collect();
+        Document { bytes, hash }
+    }
+}
+
+/// Documents of one catalogue, made when first asked for.
+#[derive(Default)]
+pub struct Documents {
+    made: Mutex<Option<(Arc<Catalogue>, BTreeMap<String, Document>)>>,
+}
+
+impl Documents {
+    fn get(&self, catalogue: &Arc<Catalogue>, name: &str, make: impl FnOnce() -> Option<Value>) -> Option<Document> {
+        let mut made = self.made.lock();
+        let (_, documents) = match &mut *made {
+            Some(current) if Arc::ptr_eq(&current.0, catalogue) => current,
+            stale => stale.insert((catalogue.clone(), BTreeMap::new())),
+        };
+        if let Some(found) = documents.get(name) {
+            return Some(found.clone());
+        }
+        let document = Document::new(&make()?);
+        documents.insert(name.to_string(), document.clone());
+        Some(document)
+    }
+}
+
+/// Answers a path of OpenAPI; `None` for a path that is not.
+pub fn answer(server: &Server, path: &str, request: &Request<Body>) -> Result<Option<Response<Body>>, Status> {
+    let catalogue = server.catalogue.load_full();
+    let documents = &server.openapi;
+    match path {
+        "/openapi/v2" => Ok(documents.get(&catalogue, "v2", || Some(v2(&catalogue))).map(|document| serve(&document, request.headers()))),
+        "/openapi/v3" => {
+            let mut index = Map::new();
+            for name in group_versions(&catalogue) {
+                let Some(document) = documents.get(&catalogue, &name, || v3(&catalogue, &name)) else { continue };
+                index.insert(name.clone(), json!({"serverRelativeURL": format!("/openapi/v3/{name}?hash={}", document.hash)}));
+            }
+            Ok(Some(serve(&Document::new(&json!({"paths": index})), request.headers())))
+        }
+        _ => {
+            let Some(name) = path.strip_prefix("/openapi/v3/") else { return Ok(None) };
+            let Some(document) = documents.get(&catalogue, name, || v3(&catalogue, name)) else { return Ok(None) };
+            // The index names documents by hash: such a one never changes.
+            let asked = request.uri().query().unwrap_or_default().split('&').find_map(|pair| pair.strip_prefix("hash="));
+            let mut response = serve(&document, request.headers());
+            if asked == Some(document.hash.as_str()) {
+                response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("public, immutable"));
+            }
+            Ok(Some(response))
+        }
+    }
+}
+
+fn serve(document: &Document, headers: &HeaderMap) -> Response<Body> {
+    let tag = format!("\"{}\"", document.hash);
+    let text = |name: header::HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let accept = text(header::ACCEPT);
+    let json = accept.is_empty() || accept.split(',').any(|clause| matches!(clause.split(';').next().unwrap_or_default().trim(), "application/json" | "application/*" | "*/*"));
+    let mut response = if !json {
+        respond(StatusCode::NOT_ACCEPTABLE, "text/plain; charset=utf-8", full(""))
+    } else if text(header::IF_NONE_MATCH) == tag {
+        respond(StatusCode::NOT_MODIFIED, "application/json", full(""))
+    } else {
+        respond(StatusCode::OK, "application/json", full(document.bytes.clone()))
+    };
+    if let Ok(tag) = HeaderValue::from_str(&tag) {
+        response.headers_mut().insert(header::ETAG, tag);
+    }
+    response
+}
+
+/// `api/v1`, `apis/apps/v1`, ...: the names of the documents of v3.
+fn group_versions(catalogue: &Catalogue) -> Vec<String> {
+    let names: BTreeSet<String> = catalogue.iter().flat_map(|kind| kind.versions.iter().map(|version| prefix(kind, version))).collect();
+    names.into_iter().collect()
+}
+
+fn prefix(kind: &Kind, version: &str) -> String {
+    if kind.group.is_empty() { format!("api/{version}") } else { format!("apis/{}/{version}", kind.group) }
+}
+
+fn info() -> Value {
+    json!({"title": "Kubernetes", "version": crate::health::GIT_VERSION})
+}
+
+/// The document of one group and version.
+fn v3(catalogue: &Catalogue, name: &str) -> Option<Value> {
+    let mut paths = Map::new();
+    let mut wanted = BTreeSet::new();
+    for kind in catalogue.iter() {
+        for version in kind.versions.iter().filter(|version| prefix(kind, version) == name) {
+            add_paths(&mut paths, kind, version, true);
+            let kinds = [kind.kind.as_str(), kind.list_kind.as_str()];
+            wanted.extend(kinds.iter().filter_map(|shown| schema::definition_name(&kind.group, version, shown)));
+        }
+    }
+    if paths.is_empty() {
+        return None;
+    }
+    wanted.extend(["io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions", "io.k8s.apimachinery.pkg.apis.meta.v1.Status"]);
+    Some(json!({"openapi": "3.0.0", "info": info(), "paths": paths, "components": {"schemas": closure(wanted)}}))
+}
+
+/// The definitions named, and all that they refer to, in the form of v3.
+fn closure(mut wanted: BTreeSet<&'static str>) -> Map<String, Value> {
+    let all: BTreeMap<&str, &str> = schema::definitions().collect();
+    let mut schemas = Map::new();
+    while let Some(name) = wanted.pop_first() {
+        let Some((name, text)) = all.get_key_value(name) else { continue };
+        const OLD: &str = "#/definitions/";
+        for reference in text.split(OLD).skip(1) {
+            let end = reference.find('"').unwrap_or(reference.len());
+            if !schemas.contains_key(&reference[..end])
+                && let Some((known, _)) = all.get_key_value(&reference[..end])
+            {
+                wanted.insert(known);
+            }
+        }
+        // The facts are ours and always parse.
+        let schema = serde_json::from_str(&text.replace(OLD, "#/components/schemas/")).unwrap_or(Value::Null);
+        schemas.insert(name.to_string(), schema);
+    }
+    schemas
+}
+
+fn v2(catalogue: &Catalogue) -> Value {
+    let mut paths = Map::new();
+    for kind in catalogue.iter() {
+        for version in &kind.versions {
+            add_paths(&mut paths, kind, version, false);
+        }
+    }
+    let definitions: Map<String, Value> = schema::definitions().map(|(name, text)| (name.to_string(), serde_json::from_str(text).unwrap_or(Value::Null))).collect();
+    json!({"swagger": "2.0", "info": info(), "paths": paths, "definitions": definitions})
+}
+
+fn add_paths(paths: &mut Map<String, Value>, kind: &Kind, version: &str, v3: bool) {
+    let root = format!("/{}", prefix(kind, version));
+    let collection = if kind.namespaced_scope() { format!("{root}/namespaces/{{namespace}}/{}", kind.resource) } else { format!("{root}/{}", kind.resource) };
+    let own = (kind.group.as_str(), version, kind.kind.as_str());
+    let can = |verb: &str| kind.verbs.iter().any(|known| known == verb);
+    let mut add = |path: String, in_namespace: bool, named: bool, operations: &[(&str, &str, &str)], shown: (&str, &str, &str)| {
+        let mut item = Map::new();
+        for (method, action, verb) in operations {
+            if verb.is_empty() || can(verb) {
+                item.insert(method.to_string(), operation(kind, version, method, action, shown, v3));
+            }
+        }
+        if item.is_empty() {
+            return;
+        }
+        let names = [("namespace", in_namespace), ("name", named)];
+        let parameters: Vec<Value> = names.iter().filter(|(_, there)| *there).map(|(name, _)| parameter(name, "path", "string", v3)).collect();
+        if !parameters.is_empty() {
+            item.insert("parameters".into(), parameters.into());
+        }
+        paths.insert(path, Value::Object(item));
+    };
+    let namespaced = kind.namespaced_scope();
+    if namespaced && can("list") {
+        add(format!("{root}/{}", kind.resource), false, false, &[("get", "list", "list")], own);
+    }
+    add(collection.clone(), namespaced, false, &[("get", "list", "list"), ("post", "post", "create"), ("delete", "deletecollection", "deletecollection")], own);
+    let named = format!("{collection}/{{name}}");
+    add(named.clone(), namespaced, true, &[("get", "get", "get"), ("put", "put", "update"), ("patch", "patch", "patch"), ("delete", "delete", "delete")], own);
+    for subresource in &kind.subresources {
+        let path = format!("{named}/{}", subresource.name());
+        let changeable = [("get", "get", ""), ("put", "put", ""), ("patch", "patch", "")];
+        match subresource {
+            Subresource::Status => add(path, namespaced, true, &changeable, own),
+            Subresource::Scale { .. } => add(path, namespaced, true, &changeable, ("autoscaling", "v1", "Scale")),
+            Subresource::Connect { group_version_kind: (group, shown_version, shown), verbs, .. } => {
+                let of = |verb: &str| match verb {
+                    "create" => ("post", "connect", ""),
+                    "update" => ("put", "put", ""),
+                    "patch" => ("patch", "patch", ""),
+                    "delete" => ("delete", "connect", ""),
+                    _ => ("get", "get", ""),
+                };
+                let operations: Vec<_> = verbs.iter().map(|verb| of(verb)).collect();
+                let shown = if shown_version.is_empty() { (kind.group.as_str(), version, *shown) } else { (*group, *shown_version, *shown) };
+                add(path, namespaced, true, &operations, shown);
+            }
+        }
+    }
+}
+
+fn parameter(name: &str, place: &str, type_: &str, v3: bool) -> Value {
+    let mut parameter = json!({"name": name, "in": place});
+    if v3 {
+        parameter["schema"] = json!({"type": type_});
+    } else {
+        parameter["type"] = json!(type_);
+    }
+    if place == "path" {
+        parameter["required"] = json!(true);
+    }
+    parameter
+}
+
+fn operation(kind: &Kind, version: &str, method: &str, action: &str, (group, shown_version, shown): (&str, &str, &str), v3: bool) -> Value {
+    let mut parameters: Vec<Value> = Vec::new();
+    let query = |names: &[(&str, &str)]| names.iter().map(|(name, type_)| parameter(name, "query", type_, v3)).collect::<Vec<_>>();
+    match action {
+        "list" | "deletecollection" => parameters.extend(query(&[
+            ("allowWatchBookmarks", "boolean"),
+            ("continue", "string"),
+            ("fieldSelector", "string"),
+            ("labelSelector", "string"),
+            ("limit", "integer"),
+            ("resourceVersion", "string"),
+            ("resourceVersionMatch", "string"),
+            ("sendInitialEvents", "boolean"),
+            ("timeoutSeconds", "integer"),
+            ("watch", "boolean"),
+        ])),
+        "post" | "put" => parameters.extend(query(&[("dryRun", "string"), ("fieldManager", "string"), ("fieldValidation", "string")])),
+        "patch" => parameters.extend(query(&[("dryRun", "string"), ("fieldManager", "string"), ("fieldValidation", "string"), ("force", "boolean")])),
+        _ => {}
+    }
+    if matches!(action, "delete" | "deletecollection") {
+        parameters.extend(query(&[("dryRun", "string"), ("gracePeriodSeconds", "integer"), ("orphanDependents", "boolean"), ("propagationPolicy", "string")]));
+    }
+    let answer = match action {
+        "list" => schema::definition_name(&kind.group, version, &kind.list_kind),
+        "delete" | "deletecollection" => Some("io.k8s.apimachinery.pkg.apis.meta.v1.Status"),
+        _ => schema::definition_name(group, shown_version, shown),
+    };
+    let reference = |name: &str| json!({"$ref": if v3 { format!("#/components/schemas/{name}") } else { format!("#/definitions/{name}") }});
+    let code = if method == "post" { "201" } else { "200" };
+    let mut response = json!({"description": "OK"});
+    if let Some(name) = answer {
+        if v3 {
+            response["content"] = json!({"application/json": {"schema": reference(name)}});
+        } else {
+            response["schema"] = reference(name);
+        }
+    }
+    let mut operation = json!({
+        "x-kubernetes-action": action,
+        "x-kubernetes-group-version-kind": {"group": group, "version": shown_version, "kind": shown},
+        "responses": {code: response},
+    });
+    let own = schema::definition_name(group, shown_version, shown);
+    if let (true, Some(name)) = (matches!(action, "post" | "put"), own) {
+        if v3 {
+            operation["requestBody"] = json!({"content": {"*/*": {"schema": reference(name)}}, "required": true});
+        } else {
+            let mut body = json!({"name": "body", "in": "body", "required": true});
+            body["schema"] = reference(name);
+            parameters.push(body);
+        }
+    }
+    if !parameters.is_empty() {
+        operation["parameters"] = parameters.into();
+    }
+    if !v3 {
+        operation["produces"] = json!(["application/json", "application/yaml"]);
+        operation["consumes"] = match action {
+            "patch" => json!(["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json", "application/apply-patch+yaml"]),
+            _ => json!(["*/*"]),
+        };
+    }
+    operation
+}

@@ -1,0 +1,93 @@
+//! patch: the three patches that change what is there, and server-side apply.
+
+use crate::{
+    connect::{Answer, Call},
+    write::{self, Changed, Part, Writer},
+};
+use api::{
+    Kind, Status, Value, merge,
+    object::ObjectExt,
+    request::PatchOptions,
+    structure::{self, Encoding},
+};
+use bytes::Bytes;
+use http::{StatusCode, header};
+
+/// How a patch is meant, by its content type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PatchKind {
+    Json,
+    Merge,
+    Strategic,
+    Apply,
+}
+
+impl PatchKind {
+    pub fn of(content_type: &str) -> Option<PatchKind> {
+        Some(match content_type.split(';').next().unwrap_or_default().trim() {
+            "application/json-patch+json" => PatchKind::Json,
+            "application/merge-patch+json" => PatchKind::Merge,
+            "application/strategic-merge-patch+json" => PatchKind::Strategic,
+            "application/apply-patch+yaml" => PatchKind::Apply,
+            _ => return None,
+        })
+    }
+}
+
+/// 415 for a content type that is no patch.
+pub fn unsupported() -> Status {
+    let mut status = Status::custom(415, "UnsupportedMediaType", "415: Unsupported Media Type");
+    status.details = Some(Default::default());
+    status
+}
+
+/// Applies a patch to an object in the form in which the client sees it.
+pub fn apply(call: &Call, patch_kind: PatchKind, old: &Value, patch: &Bytes) -> Result<Value, Status> {
+    apply_to(&call.kind, &call.info.version, patch_kind, old, patch)
+}
+
+/// Applies a patch to an object of `kind` in `version`.
+pub fn apply_to(kind: &Kind, version: &str, patch_kind: PatchKind, old: &Value, patch: &Bytes) -> Result<Value, Status> {
+    let parsed = || structure::parse(patch, Encoding::Json).map_err(|error| Status::bad_request(format!("error decoding patch: {error}")));
+    match patch_kind {
+        PatchKind::Json => merge::json_patch(old, patch),
+        PatchKind::Merge => {
+            let mut new = old.clone();
+            merge::merge_patch(&mut new, &parsed()?);
+            Ok(new)
+        }
+        PatchKind::Strategic => {
+            let schema = kind.schema(version).ok_or_else(unsupported)?;
+            merge::strategic_merge(old, &parsed()?, &schema)
+        }
+        PatchKind::Apply => Err(unsupported()),
+    }
+}
+
+/// PATCH of an object or of its status.
+pub async fn patch(mut call: Call) -> Answer {
+    let kind = PatchKind::of(call.header(header::CONTENT_TYPE)).filter(|kind| *kind != PatchKind::Apply).ok_or_else(unsupported)?;
+    let options = PatchOptions::parse(&call.query, call.header(header::USER_AGENT), kind == PatchKind::Apply)?;
+    let bytes = call.body().await?;
+    let part = if call.info.subresource.is_empty() { Part::Object } else { Part::Status };
+    let writer = Writer::of(&call, options.dry_run, &options.field_manager);
+    let view = call.view();
+    let written = writer.modify(part, |old| {
+        let mut shown = old.clone();
+        view.show(&mut shown);
+        let mut patched = apply(&call, kind, &shown, &bytes)?;
+        // A version that the patch itself names is a condition; the one that was there is not.
+        let pinned = patched.resource_version() != old.resource_version();
+        if matches!(patched.resource_version(), "" | "0") {
+            patched.set("metadata.resourceVersion", old.resource_version());
+        }
+        let (mut object, warnings) = structure::check_object(patched, &call.kind, &call.info.version, options.field_validation)?;
+        call.warnings.extend(warnings);
+        write::check_name(&call, &object)?;
+        call.kind.hooks.to_stored(&call.info.version, &mut object);
+        let pinned = pinned && object.resource_version() != old.resource_version();
+        Ok(Changed { object, pinned })
+    });
+    let written = written.await?;
+    Ok(write::respond(&call, StatusCode::OK, &written))
+}

@@ -1,0 +1,206 @@
+//! The way of a request: who asks, what for, may they, and then the verb.
+//!
+//! Every request takes it, whatever transport it came by. What happens on the way is decided in the rooms; their order
+//! is decided here and nowhere else. Whatever goes wrong becomes a Status.
+
+use crate::{
+    Body, Identity, Server, User,
+    authentication, authorization::{self, Decision},
+    body::full,
+    connect::{self, Answer, Call, Warnings},
+    delete, discovery,
+    encode::{Output, respond},
+    health, openapi, patch, read, scale, subresource, watch, write,
+};
+use api::{
+    Kind, Status,
+    kind::Subresource,
+    limits,
+    request::{Query, RequestInfo},
+};
+use futures::FutureExt;
+use http::{HeaderValue, Request, Response, StatusCode, header};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+impl Server {
+    /// Answers one request.
+    pub async fn handle(self: &Arc<Self>, request: Request<Body>, identity: Identity) -> Response<Body> {
+        let started = std::time::Instant::now();
+        let info = RequestInfo::parse(request.method().as_str(), request.uri().path(), request.uri().query().unwrap_or_default());
+        let query = Query::parse(request.uri().query().unwrap_or_default());
+        let warnings = Warnings::default();
+        // Errors are shown in the wanted format where that is possible, else as JSON.
+        let plain = Output::negotiate(request.headers(), &query, false).unwrap_or_else(|_| Output::json());
+        let way = self.clone().walk(request, identity, info.clone(), query, warnings.clone());
+        // A panic here is a bug; it costs one request, not the server.
+        let way = AssertUnwindSafe(way).catch_unwind();
+        let limit = Duration::from_secs(limits::REQUEST_TIMEOUT_S);
+        let out_of_time = |_| Ok(Err(Status::timeout("request did not complete within the allotted timeout", 0)));
+        let walked = if connect::is_long(&info) {
+            way.await
+        } else if matches!(info.verb.as_str(), "get" | "list") {
+            tokio::time::timeout(limit, way).await.unwrap_or_else(out_of_time)
+        } else {
+            // A write goes on to its end even if the client leaves, so that nothing it has taken is left half given back.
+            let written = tokio::spawn(way).map(|joined| joined.unwrap_or_else(|error| Err(Box::new(error) as _)));
+            tokio::time::timeout(limit, written).await.unwrap_or_else(out_of_time)
+        };
+        let answer = walked.unwrap_or_else(|_| {
+            tracing::error!(verb = info.verb, path = info.path, "the request's handler panicked");
+            Err(Status::internal("this request failed in an unexpected way"))
+        });
+        let mut response = answer.unwrap_or_else(|status| plain.status(&status));
+        for text in warnings.take() {
+            let quoted = text.replace('\\', "\\\\").replace('"', "\\\"");
+            if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
+                response.headers_mut().append(header::WARNING, value);
+            }
+        }
+        self.metrics.request(&info, response.status(), started.elapsed());
+        tracing::debug!(verb = info.verb, path = info.path, code = response.status().as_u16(), "answered");
+        response
+    }
+
+    async fn walk(self: Arc<Self>, request: Request<Body>, identity: Identity, info: RequestInfo, query: Query, warnings: Warnings) -> Answer {
+        let (parts, body) = request.into_parts();
+        let user = match identity {
+            Identity::Local(user) => User::clone(&user),
+            Identity::Peer(certificates) => authentication::authenticate(&self, &parts, certificates.as_deref().map(Vec::as_slice)).await?,
+        };
+        let user = authentication::impersonate(&self, &parts, &info, user).await?;
+        match authorization::authorize(&self, &user, &info) {
+            Decision::Allow(_) => {}
+            Decision::Deny(reason) | Decision::NoOpinion(reason) => return Err(refusal(&user, &info, &reason)),
+        }
+        let request = Request::from_parts(parts, body);
+        if info.is_resource { resource(&self, user, info, query, warnings, request).await } else { other(&self, &info, &query, request).await }
+    }
+}
+
+/// 403 in Kubernetes' words.
+fn refusal(user: &User, info: &RequestInfo, reason: &str) -> Status {
+    let because = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+    if !info.is_resource {
+        return Status::forbidden(("", ""), "", format!("User {:?} cannot {} path {:?}{because}", user.name, info.verb, info.path));
+    }
+    let resource = if info.subresource.is_empty() { info.resource.clone() } else { format!("{}/{}", info.resource, info.subresource) };
+    let place = if info.namespace.is_empty() { "at the cluster scope".to_string() } else { format!("in the namespace {:?}", info.namespace) };
+    let message = format!("User {:?} cannot {} resource {resource:?} in API group {:?} {place}{because}", user.name, info.verb, info.group);
+    Status::forbidden(info.group_resource(), &info.name, message)
+}
+
+/// What a path gets that nobody serves.
+fn page_not_found() -> Response<Body> {
+    respond(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", full("404 page not found\n"))
+}
+
+/// Paths that are not about objects.
+async fn other(server: &Arc<Server>, info: &RequestInfo, query: &Query, request: Request<Body>) -> Answer {
+    let read_only = matches!(info.verb.as_str(), "get" | "head");
+    let answer = match info.path.trim_end_matches('/') {
+        path if health::serves(path) => health::answer(server, path, query),
+        "/version" => Ok(Some(health::version())),
+        "/metrics" => Ok(Some(server.metrics.answer(server))),
+        path if path == "/openapi" || path.starts_with("/openapi/") => openapi::answer(server, path, &request),
+        path => discovery::answer(server, path, query, request.headers()),
+    };
+    match answer {
+        Ok(Some(_)) if !read_only => Err(Status::method_not_allowed()),
+        Ok(Some(response)) => Ok(response),
+        Ok(None) => connect::page(&info.path).map_or_else(|| Ok(page_not_found()), |page| page(server)),
+        Err(status) => Err(status),
+    }
+}
+
+/// Paths that are about objects.
+async fn resource(server: &Arc<Server>, user: User, info: RequestInfo, query: Query, warnings: Warnings, request: Request<Body>) -> Answer {
+    let catalogue = server.catalogue.load_full();
+    if !info.group.is_empty() && !catalogue.iter().any(|kind| kind.group == info.group) {
+        return Ok(page_not_found());
+    }
+    let served = catalogue.resource(&info.group, &info.resource).filter(|kind| kind.versions.contains(&info.version));
+    let kind = served.ok_or_else(Status::path_not_found)?.clone();
+    check_path(&kind, &info)?;
+    let shapes = info.subresource.is_empty() || matches!(kind.subresource(&info.subresource), Some(Subresource::Status));
+    let output = Output::negotiate(request.headers(), &query, shapes)?;
+    let call = Call { server: server.clone(), user, info, kind, query, output, warnings, request };
+    if let Some(handler) = connect::handler(&call.kind.group, &call.kind.resource, &call.info.subresource) {
+        return handler(call).await;
+    }
+    let subresource = call.kind.subresource(&call.info.subresource).cloned();
+    match (subresource, call.info.verb.as_str()) {
+        (None, "get") => read::get(call).await,
+        (None, "list") => read::list(call).await,
+        (None, "watch") => watch::watch(call).await,
+        (None, "create") => write::create(call).await,
+        (None, "update") => write::update(call).await,
+        (None, "patch") => patch::patch(call).await,
+        (None, "delete") => delete::delete(call).await,
+        (None, "deletecollection") => delete::delete_collection(call).await,
+        (Some(Subresource::Status), "get") => read::get(call).await,
+        (Some(Subresource::Status), "update") => write::update(call).await,
+        (Some(Subresource::Status), "patch") => patch::patch(call).await,
+        (Some(Subresource::Scale { replicas, status_replicas, selector }), _) => scale::answer(call, scale::Paths { replicas, status_replicas, selector }).await,
+        (Some(Subresource::Connect { .. }), _) => subresource::part(call).await,
+        _ => Err(Status::method_not_allowed()),
+    }
+}
+
+/// Whether the path and method exist at all: 404 and 405.
+fn check_path(kind: &Kind, info: &RequestInfo) -> Result<(), Status> {
+    let named = !info.name.is_empty();
+    let own_namespace = kind.group.is_empty() && kind.resource == "namespaces";
+    if !kind.namespaced_scope() && !info.namespace.is_empty() && !own_namespace {
+        return Err(Status::path_not_found());
+    }
+    let subresource = match info.subresource.as_str() {
+        "" => None,
+        name => Some(kind.subresource(name).ok_or_else(Status::path_not_found)?),
+    };
+    if info.parts.len() > 3 && !matches!(subresource, Some(Subresource::Connect { name: "proxy", .. })) {
+        return Err(Status::path_not_found());
+    }
+    let verb = info.verb.as_str();
+    match subresource {
+        None => {
+            let fits = match verb {
+                "get" | "update" | "patch" | "delete" => named,
+                "create" | "deletecollection" => !named,
+                "list" | "watch" => true,
+                _ => false,
+            };
+            if kind.is_virtual() && named {
+                return Err(Status::path_not_found());
+            }
+            // Across all namespaces one can only look.
+            let everywhere = kind.namespaced_scope() && info.namespace.is_empty();
+            if everywhere && named {
+                return Err(Status::path_not_found());
+            }
+            if !fits || !kind.verbs.iter().any(|known| known == verb) || (everywhere && !matches!(verb, "list" | "watch") && !kind.is_virtual()) {
+                return Err(Status::method_not_allowed());
+            }
+        }
+        Some(Subresource::Status | Subresource::Scale { .. }) if !matches!(verb, "get" | "update" | "patch") => return Err(Status::method_not_allowed()),
+        Some(Subresource::Connect { verbs, .. }) if !verbs.contains(&verb) && !verbs.contains(&"*") => return Err(Status::method_not_allowed()),
+        Some(_) => {}
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_read_as_kubernetes_has_them() {
+        let user = User::new("jane", &[]);
+        let pods = RequestInfo { is_resource: true, verb: "list".into(), resource: "pods".into(), namespace: "default".into(), ..RequestInfo::default() };
+        assert_eq!(
+            refusal(&user, &pods, "").message,
+            r#"pods is forbidden: User "jane" cannot list resource "pods" in API group "" in the namespace "default""#
+        );
+        let path = RequestInfo { verb: "get".into(), path: "/metrics".into(), ..RequestInfo::default() };
+        assert_eq!(refusal(&user, &path, "").message, r#"forbidden: User "jane" cannot get path "/metrics""#);
+    }
+}

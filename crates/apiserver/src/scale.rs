@@ -1,0 +1,135 @@
+//! `/scale`: an `autoscaling/v1` Scale read from and written to fields of the object.
+
+use crate::{
+    connect::{Answer, Call},
+    patch::{self, PatchKind},
+    write::{self, Changed, Part, Writer},
+};
+use api::{
+    Kind, Status, Value, field,
+    object::ObjectExt,
+    request::PatchOptions,
+    selector::LabelSelector,
+    structure,
+};
+use http::{StatusCode, header};
+use serde_json::json;
+
+/// Where the object keeps what a Scale says.
+#[derive(Clone, Copy)]
+pub struct Paths {
+    pub replicas: &'static str,
+    pub status_replicas: &'static str,
+    pub selector: &'static str,
+}
+
+/// The Scale of an object.
+fn of(object: &Value, paths: Paths) -> Value {
+    let mut metadata = json!({"name": object.name()});
+    for key in ["namespace", "uid", "resourceVersion", "creationTimestamp"] {
+        if let Some(value) = object.metadata().and_then(|metadata| metadata.get(key)) {
+            metadata.set(key, value.clone());
+        }
+    }
+    let mut scale = json!({"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata, "spec": {}, "status": {"replicas": object.i64_at(paths.status_replicas).unwrap_or(0)}});
+    if let Some(replicas) = object.i64_at(paths.replicas).filter(|&replicas| replicas != 0) {
+        scale.set("spec.replicas", replicas);
+    }
+    if let Some(selector) = selector_text(object, paths.selector) {
+        scale.set("status.selector", selector);
+    }
+    scale
+}
+
+fn selector_text(object: &Value, path: &str) -> Option<String> {
+    let selector = object.at(path)?;
+    if let Some(text) = selector.as_str() {
+        return Some(text.to_string()).filter(|text| !text.is_empty());
+    }
+    let is_label_selector = selector.as_object()?.keys().all(|key| matches!(key.as_str(), "matchLabels" | "matchExpressions"));
+    let parsed = if is_label_selector { LabelSelector::from_value(selector).ok()? } else { LabelSelector::from_map(selector.as_object()) };
+    Some(parsed.to_string()).filter(|text| !text.is_empty())
+}
+
+/// get, update and patch of a Scale.
+pub async fn answer(mut call: Call, paths: Paths) -> Answer {
+    if call.info.verb == "get" {
+        call.server.cache.fresh().await?;
+        let found = call.server.cache.of(&call.kind).get(call.namespace(), &call.info.name);
+        let entry = found.ok_or_else(|| Status::not_found(call.resource(), &call.info.name))?;
+        return Ok(call.output.value(StatusCode::OK, &of(&entry.value(), paths)));
+    }
+    let scale_kind = Kind::namespaced("autoscaling", "v1", "Scale", "scales");
+    let patch_kind = match call.info.verb.as_str() {
+        "update" => None,
+        _ => Some(PatchKind::of(call.header(header::CONTENT_TYPE)).ok_or_else(patch::unsupported)?),
+    };
+    let options = PatchOptions::parse(&call.query, call.header(header::USER_AGENT), false)?;
+    let encoding = call.encoding();
+    let bytes = call.body().await?;
+    let put = match patch_kind {
+        Some(_) => None,
+        None => {
+            let (scale, warnings) = structure::decode_object(&bytes, encoding?, &scale_kind, "v1", options.field_validation)?;
+            call.warnings.extend(warnings);
+            write::check_name(&call, &scale)?;
+            Some(scale)
+        }
+    };
+    let writer = Writer::of(&call, options.dry_run, &options.field_manager);
+    let written = writer.modify(Part::Object, |old| {
+        let scale = match (&put, patch_kind) {
+            (Some(scale), _) => scale.clone(),
+            (None, kind) => {
+                let patched = patch::apply_to(&scale_kind, "v1", kind.unwrap_or(PatchKind::Merge), &of(old, paths), &bytes)?;
+                let (scale, warnings) = structure::check_object(patched, &scale_kind, "v1", options.field_validation)?;
+                call.warnings.extend(warnings);
+                scale
+            }
+        };
+        change(old, &scale, paths, call.resource())
+    });
+    let written = written.await?;
+    Ok(call.output.value(StatusCode::OK, &of(&written.value(), paths)))
+}
+
+fn change(old: &Value, scale: &Value, paths: Paths, (group, resource): (&str, &str)) -> Result<Changed, Status> {
+    let replicas = scale.i64_at("spec.replicas").unwrap_or(0);
+    if replicas < 0 {
+        let mut errors = field::Errors::default();
+        errors.invalid(field::Path::new("spec").child("replicas"), replicas, "must be greater than or equal to 0");
+        return Err(Status::invalid("autoscaling", "Scale", old.name(), &errors));
+    }
+    if !scale.uid().is_empty() && scale.uid() != old.uid() {
+        let detail = format!("Precondition failed: UID in precondition: {}, UID in object meta: {}", scale.uid(), old.uid());
+        return Err(Status::conflict((group, resource), old.name(), &detail));
+    }
+    let pinned = !matches!(scale.resource_version(), "" | "0");
+    let mut object = old.clone();
+    object.set(paths.replicas, replicas);
+    if pinned {
+        object.set("metadata.resourceVersion", scale.resource_version());
+    }
+    Ok(Changed { object, pinned })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATHS: Paths = Paths { replicas: "spec.replicas", status_replicas: "status.replicas", selector: "spec.selector" };
+
+    #[test]
+    fn a_scale_is_read_and_written() {
+        let old = json!({"metadata": {"name": "a", "namespace": "n", "uid": "u", "resourceVersion": "4", "labels": {"x": "y"}},
+            "spec": {"replicas": 3}, "status": {"replicas": 2}});
+        let scale = of(&old, PATHS);
+        assert_eq!(scale["metadata"], json!({"name": "a", "namespace": "n", "uid": "u", "resourceVersion": "4"}));
+        assert_eq!((&scale["spec"]["replicas"], &scale["status"]["replicas"]), (&json!(3), &json!(2)));
+        let wanted = json!({"metadata": {"name": "a"}, "spec": {"replicas": 5}});
+        let changed = change(&old, &wanted, PATHS, ("apps", "deployments")).unwrap();
+        assert_eq!((changed.object["spec"]["replicas"].as_i64(), changed.pinned), (Some(5), false));
+        let bad = change(&old, &json!({"spec": {"replicas": -1}}), PATHS, ("apps", "deployments"));
+        assert_eq!(bad.err().unwrap().code, 422);
+    }
+}

@@ -1,0 +1,141 @@
+//! Serving: TLS with optional client certificates, HTTP/1.1 and HTTP/2, upgrades, graceful shutdown; and the same server
+//! without any of it, as a tower service for components in this process.
+
+use crate::{Body, BoxError, Identity, Server, User, encode::respond};
+use futures::future::BoxFuture;
+use http::{Request, Response, StatusCode};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use rustls::{ServerConfig, pki_types::CertificateDer};
+use std::{
+    convert::Infallible,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// How long a client may take for its TLS handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client may take to send the head of a request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(32);
+/// How long running requests get when the server stops.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections at a time; more wait in the listener's queue.
+const CONNECTIONS_MAX: usize = 10_000;
+/// Requests at a time on one HTTP/2 connection.
+const STREAMS_MAX: u32 = 1000;
+/// How often an HTTP/2 client is asked whether it is still there.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+
+impl Server {
+    /// Serves until `shutdown`, then lets running requests end.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener, tls: ServerConfig, shutdown: CancellationToken) -> Result<(), crate::Error> {
+        let mut tls = tls;
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let acceptor = TlsAcceptor::from(Arc::new(tls));
+        let places = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS_MAX));
+        let connections = TaskTracker::new();
+        loop {
+            let place = tokio::select! {
+                () = shutdown.cancelled() => break,
+                place = places.clone().acquire_owned() => place,
+            };
+            let accepted = tokio::select! {
+                () = shutdown.cancelled() => break,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    let (server, acceptor, shutdown) = (self.clone(), acceptor.clone(), shutdown.clone());
+                    connections.spawn(async move {
+                        connection(server, acceptor, stream, shutdown).await;
+                        drop(place);
+                    });
+                }
+                Err(error) => {
+                    // Out of file descriptors, or the client left: neither is the end of the listener.
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+        drop(listener);
+        connections.close();
+        if tokio::time::timeout(DRAIN_TIMEOUT, connections.wait()).await.is_err() {
+            tracing::info!(open = connections.len(), "connections were cut at the end");
+        }
+        Ok(())
+    }
+
+    /// The server for components in this process, acting as `user`.
+    pub fn local_service(self: &Arc<Self>, user: User) -> LocalService {
+        LocalService { server: self.clone(), user: Arc::new(user) }
+    }
+}
+
+async fn connection(server: Arc<Server>, acceptor: TlsAcceptor, stream: TcpStream, shutdown: CancellationToken) {
+    // Small answers should not wait for more bytes; a socket that refuses this still works.
+    let _ = stream.set_nodelay(true);
+    let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake failed"),
+        Err(_) => return tracing::debug!("TLS handshake took too long"),
+    };
+    let certificates = stream.get_ref().1.peer_certificates().filter(|chain| !chain.is_empty());
+    let identity = Identity::Peer(certificates.map(|chain| Arc::new(chain.iter().map(|certificate| CertificateDer::into_owned(certificate.clone())).collect())));
+    let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
+        let (server, identity) = (server.clone(), identity.clone());
+        async move { Ok::<_, Infallible>(server.handle(request.map(Body::new), identity).await) }
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(STREAMS_MAX).keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(KEEP_ALIVE).adaptive_window(true);
+    let running = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+    tokio::pin!(running);
+    let ended = tokio::select! {
+        ended = running.as_mut() => ended,
+        () = shutdown.cancelled() => {
+            running.as_mut().graceful_shutdown();
+            running.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection broke");
+    }
+}
+
+/// The server as a tower service without a network between.
+#[derive(Clone)]
+pub struct LocalService {
+    server: Arc<Server>,
+    user: Arc<User>,
+}
+
+impl<B> tower::Service<Request<B>> for LocalService
+where
+    B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response<Body>;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<Response<Body>, BoxError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let (server, user) = (self.server.clone(), self.user.clone());
+        Box::pin(async move {
+            if server.config.shutdown.is_cancelled() {
+                return Ok(respond(StatusCode::SERVICE_UNAVAILABLE, "text/plain; charset=utf-8", crate::body::full("shutting down")));
+            }
+            Ok(server.handle(request.map(Body::new), Identity::Local(user)).await)
+        })
+    }
+}

@@ -1,0 +1,63 @@
+//! Bytes to and from nodes: `log`, `exec`, `attach`, `portforward`, `proxy`.
+//!
+//! The API server understands nothing of what flows here. It finds out where the pod is, goes there over TLS with a client
+//! certificate, and passes on headers and bytes. exec, attach and port-forward are HTTP upgrades: when the node has switched
+//! protocols, the answer goes back as it is, and from then on both ends are joined byte for byte.
+//!
+//! kubectl asks for the newer WebSocket protocols first. The container runtime does not speak them, so they are refused
+//! here ([`streams`]); kubectl then asks again with SPDY, which is tunnelled.
+//!
+//! What must stay true: nothing is trusted that a node answers, beyond being that pod's bytes; a node that does not
+//! answer costs one request a bounded time.
+
+mod nodes;
+mod proxy;
+mod streams;
+mod target;
+
+pub use nodes::{Config, Nodes};
+pub use proxy::{node_proxy, pod_proxy, service_proxy};
+pub use streams::{attach, exec, port_forward};
+
+use crate::body;
+use crate::connect::{Answer, Call};
+use crate::encode::respond;
+use api::Status;
+use http::{Method, Request, StatusCode};
+use target::{Target, encode_query};
+
+/// What of a log request is for the node.
+const LOG_OPTIONS: [&str; 8] = ["follow", "previous", "sinceSeconds", "sinceTime", "timestamps", "tailLines", "limitBytes", "stream"];
+const PLAIN_TEXT: &str = "text/plain";
+
+/// A container's log.
+pub async fn log(call: Call) -> Answer {
+    check_log_options(&call)?;
+    let target = Target::of_container(&call)?;
+    let Some(node) = target.node else {
+        // It runs nowhere yet and has said nothing yet.
+        return Ok(respond(StatusCode::OK, PLAIN_TEXT, body::empty()));
+    };
+    let options = LOG_OPTIONS.iter().filter_map(|option| Some((*option, call.query.get(option)?.to_string())));
+    let path = format!("/containerLogs/{}/{}/{}{}", call.info.namespace, call.info.name, target.container, encode_query(options));
+    let request = Request::builder().method(Method::GET).uri(&path).body(body::empty()).map_err(Status::internal)?;
+    let response = call.server.nodes.send(&call.server, &node, request).await.map_err(|error| Status::unknown(format!("Get \"https://{node}{path}\": {error}")))?;
+    if response.status() != StatusCode::OK {
+        return Err(nodes::refusal(response).await);
+    }
+    Ok(respond(StatusCode::OK, PLAIN_TEXT, nodes::incoming(response.into_body())))
+}
+
+/// Numbers that a node would not understand are refused before it is asked.
+fn check_log_options(call: &Call) -> Result<(), Status> {
+    let mut errors = api::field::Errors::default();
+    for (option, least) in [("tailLines", 0), ("sinceSeconds", 1), ("limitBytes", 1)] {
+        let Some(text) = call.query.get(option).filter(|text| !text.is_empty()) else { continue };
+        let number: i64 = text.parse().map_err(|_| Status::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax")))?;
+        if number < least {
+            let detail = if least == 0 { "must be greater than or equal to 0" } else { "must be greater than 0" };
+            errors.invalid(api::field::Path::new(option), number, detail);
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { Err(Status::invalid("", "PodLogOptions", &call.info.name, &errors)) }
+}

@@ -1,0 +1,195 @@
+//! watch: what has changed, as it changes, one JSON line per event.
+//!
+//! A plain JSON watch sends the cache's own frames, shared by all its watchers. Tables and metadata are made per watcher.
+
+use crate::{
+    body::{self, BoxError},
+    cache::{ChangeKind, Entry, From, Message, TooOld, Watch, frame},
+    connect::{Answer, Call},
+    encode::{Output, Shape, View, metadata_bytes, metadata_value, respond},
+    read::{invalid_options, number, selection},
+};
+use api::{
+    Status, Value, field, limits,
+    object::ObjectExt,
+    request::{ListOptions, VersionMatch},
+};
+use bytes::{Bytes, BytesMut};
+use futures::stream;
+use http::StatusCode;
+use rand::Rng;
+use serde_json::json;
+use std::{sync::Arc, time::Duration};
+use store::Revision;
+use tokio::time::{Instant, Interval};
+
+/// Events that are ready go out together up to about this many bytes.
+const BATCH_BYTES: usize = 64 * 1024;
+/// The annotation of the bookmark that ends the initial events.
+const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
+
+pub async fn watch(call: Call) -> Answer {
+    let options = ListOptions::parse(&call.query)?;
+    check(&options)?;
+    let selection = selection(&call, &options)?;
+    let cache = &call.server.cache;
+    let resource = cache.of(&call.kind);
+    let version = match options.resource_version.as_str() {
+        "" => None,
+        text => Some(Revision(number(text).map_err(Status::unknown)?)),
+    };
+    let from = match (options.send_initial_events, version) {
+        (Some(true), Some(version)) => {
+            cache.reach(version).await?;
+            From::Now
+        }
+        (None, Some(Revision(0))) => From::Now,
+        (Some(true) | None, None) => {
+            cache.fresh().await?;
+            From::Now
+        }
+        (Some(false), None | Some(Revision(0))) => {
+            cache.fresh().await?;
+            From::After(cache.snapshot_of(&call.kind).revision)
+        }
+        (_, Some(version)) => From::After(version),
+    };
+    let timeout_s = options.timeout_s.filter(|&seconds| seconds > 0).unwrap_or_else(|| limits::WATCH_TIMEOUT_DEFAULT_S + rand::rng().random_range(0..limits::WATCH_TIMEOUT_DEFAULT_S));
+    let deadline = Instant::now() + Duration::from_secs(timeout_s.min(limits::WATCH_TIMEOUT_DEFAULT_S * 100));
+    let watch = match resource.watch(selection, from, cache.reached()) {
+        Ok(watch) => watch,
+        Err(TooOld { oldest }) => {
+            let asked = version.unwrap_or_default();
+            let status = Status::expired(format!("too old resource version: {asked} ({oldest})"));
+            let line = frame("ERROR", status.to_value().to_string().as_bytes());
+            return Ok(respond(StatusCode::OK, "application/json", body::full(line)));
+        }
+    };
+    let first = options.allow_bookmarks && from == From::Now;
+    let period = Duration::from_secs(limits::WATCH_BOOKMARK_PERIOD_S);
+    let bookmarks = options.allow_bookmarks.then(|| tokio::time::interval_at(Instant::now() + period, period));
+    let framer = Framer { output: call.output.clone(), view: call.view(), headers_sent: false };
+    let running = Running { call: Arc::new(call), watch, framer, first, bookmarks, deadline, ended: false };
+    let lines = stream::unfold(running, |mut running| async move { running.next().await.map(|bytes| (Ok::<_, BoxError>(bytes), running)) });
+    Ok(respond(StatusCode::OK, "application/json", body::stream(lines)))
+}
+
+fn check(options: &ListOptions) -> Result<(), Status> {
+    let mut errors = field::Errors::default();
+    let path = field::Path::new("resourceVersionMatch");
+    if options.send_initial_events.is_some() {
+        if options.version_match != VersionMatch::NotOlderThan {
+            errors.forbidden(path.clone(), "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan");
+        }
+        if options.version_match == VersionMatch::Exact {
+            errors.not_supported(path, "Exact", &["NotOlderThan"]);
+        }
+    } else if options.version_match != VersionMatch::Unset {
+        errors.forbidden(path, "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided");
+    }
+    invalid_options(&errors)
+}
+
+/// A watch on its way to the client.
+struct Running {
+    call: Arc<Call>,
+    watch: Watch,
+    framer: Framer,
+    /// Whether the bookmark that ends the initial events is still to come.
+    first: bool,
+    bookmarks: Option<Interval>,
+    deadline: Instant,
+    ended: bool,
+}
+
+impl Running {
+    /// The next lines, or `None` at the end.
+    async fn next(&mut self) -> Option<Bytes> {
+        if self.ended {
+            return None;
+        }
+        if let Some(message) = self.watch.past.pop_front() {
+            let mut lines = BytesMut::from(self.framer.event(&message).as_ref());
+            while lines.len() < BATCH_BYTES {
+                let Some(message) = self.watch.past.pop_front() else { break };
+                lines.extend_from_slice(&self.framer.event(&message));
+            }
+            return Some(lines.freeze());
+        }
+        if std::mem::take(&mut self.first) {
+            return Some(self.framer.bookmark(self.watch.revision, true));
+        }
+        loop {
+            let bookmark = async {
+                match &mut self.bookmarks {
+                    Some(interval) => drop(interval.tick().await),
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = tokio::time::sleep_until(self.deadline) => return None,
+                () = self.call.server.config.shutdown.cancelled() => return None,
+                message = self.watch.live.recv() => {
+                    let first = self.framer.event(&message?);
+                    let Ok(second) = self.watch.live.try_recv() else { return Some(first) };
+                    let mut lines = BytesMut::from(first.as_ref());
+                    lines.extend_from_slice(&self.framer.event(&second));
+                    while lines.len() < BATCH_BYTES {
+                        let Ok(message) = self.watch.live.try_recv() else { break };
+                        lines.extend_from_slice(&self.framer.event(&message));
+                    }
+                    return Some(lines.freeze());
+                }
+                () = bookmark => {
+                    // Read first: every change up to here is in the queue already, so an empty queue means all was sent.
+                    let reached = self.call.server.cache.reached();
+                    let resource = self.call.server.cache.of(&self.call.kind);
+                    let sent = resource.between_changes(|changed| self.watch.live.is_empty().then_some(changed.max(reached)));
+                    if let Some(revision) = sent {
+                        return Some(self.framer.bookmark(revision, false));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Makes lines of events.
+struct Framer {
+    output: Output,
+    view: View,
+    headers_sent: bool,
+}
+
+impl Framer {
+    fn event(&mut self, message: &Message) -> Bytes {
+        match self.output.shape {
+            Shape::Object if self.view.is_stored_form() => message.frame(),
+            Shape::Metadata { version } => frame(message.kind().name(), &metadata_bytes(&message.entry(), version)),
+            _ => self.shown(message.kind(), &message.entry()),
+        }
+    }
+    fn shown(&mut self, kind: ChangeKind, entry: &Entry) -> Bytes {
+        let mut object = entry.value();
+        self.view.show(&mut object);
+        frame(kind.name(), self.shape(object, &entry.revision.to_string()).to_string().as_bytes())
+    }
+    fn shape(&mut self, object: Value, resource_version: &str) -> Value {
+        match self.output.shape {
+            Shape::Object => object,
+            Shape::Metadata { version } => metadata_value(&object, version),
+            Shape::Table { version } => {
+                let headers = !std::mem::replace(&mut self.headers_sent, true);
+                self.output.table(&self.view, &[object], json!({"resourceVersion": resource_version}), headers, version)
+            }
+        }
+    }
+    fn bookmark(&mut self, revision: Revision, initial_events_end: bool) -> Bytes {
+        let mut object = json!({"kind": self.view.kind.kind, "apiVersion": self.view.api_version(), "metadata": {"resourceVersion": revision.to_string()}});
+        if initial_events_end {
+            object.set_annotation(INITIAL_EVENTS_END, "true");
+        }
+        frame("BOOKMARK", self.shape(object, &revision.to_string()).to_string().as_bytes())
+    }
+}

@@ -1,0 +1,584 @@
+//! create and update: from an object to a commit, the same way for every kind.
+//!
+//! [`Writer`] is that way. [`Writer::create`] and [`Writer::modify`] serve clients' requests, patches, subresources and the
+//! server's own writes alike. Order: default, prepare, mutating admission, allocation, validation, validating admission,
+//! commit. A write that changes nothing makes no new version. What is being deleted goes when its last finalizer goes.
+//!
+//! What must stay true: nothing is taken from an allocator without being kept or given back; an answer means that the
+//! commit is on disk, and that the cache shows it.
+
+use crate::{
+    Body, Server, User,
+    admission::{AdmissionContext, Operation},
+    allocation,
+    cache::{Entry, encode_stored},
+    connect::{Answer, Call, Warnings},
+    keys, namespaces,
+};
+use api::{Kind, Status, Value, field, limits, metadata, object::ObjectExt, request::RequestInfo, structure};
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use rand::Rng;
+use serde_json::json;
+use std::sync::Arc;
+use store::{Outcome, Revision, Write};
+
+/// Who writes what, and where.
+#[derive(Clone, Copy)]
+pub struct Writer<'a> {
+    pub server: &'a Arc<Server>,
+    pub user: &'a User,
+    pub info: &'a RequestInfo,
+    pub kind: &'a Kind,
+    pub namespace: &'a str,
+    /// Empty on create.
+    pub name: &'a str,
+    pub dry_run: bool,
+    /// The field manager's name.
+    pub manager: &'a str,
+    pub warnings: &'a Warnings,
+}
+
+/// What came of a write.
+#[derive(Clone, Debug)]
+pub enum Written {
+    /// The object as it is stored now.
+    Stored(Arc<Entry>),
+    /// The object as it would be (dry run), or as it last was.
+    Unstored(Value),
+}
+
+impl Written {
+    pub fn value(&self) -> Value {
+        match self {
+            Written::Stored(entry) => entry.value(),
+            Written::Unstored(value) => value.clone(),
+        }
+    }
+}
+
+/// Which part of an object a modification may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// All but the status, if that is a subresource.
+    Object,
+    /// The status alone.
+    Status,
+    /// What code of the server itself has changed, which the kind's rules about changes do not bind.
+    Trusted,
+}
+
+/// A modified object, in stored form.
+pub struct Changed {
+    pub object: Value,
+    /// Whether the writer insists on the version in `metadata.resourceVersion`.
+    pub pinned: bool,
+}
+
+impl Changed {
+    /// A change to whatever is newest.
+    pub fn newest(object: Value) -> Changed {
+        Changed { object, pinned: false }
+    }
+}
+
+/// POST of a collection.
+pub async fn create(mut call: Call) -> Answer {
+    let options = call.write_options()?;
+    let (encoding, bytes) = (call.encoding()?, call.body().await?);
+    let (mut object, warnings) = structure::decode_object(&bytes, encoding, &call.kind, &call.info.version, options.field_validation)?;
+    call.warnings.extend(warnings);
+    check_namespace(&call, &object)?;
+    call.kind.hooks.to_stored(&call.info.version, &mut object);
+    let writer = Writer::of(&call, options.dry_run, &options.field_manager);
+    let written = Writer { name: "", ..writer }.create(object).await?;
+    Ok(respond(&call, StatusCode::CREATED, &written))
+}
+
+/// PUT of an object or of its status.
+pub async fn update(mut call: Call) -> Answer {
+    let options = call.write_options()?;
+    let (encoding, bytes) = (call.encoding()?, call.body().await?);
+    let (mut object, warnings) = structure::decode_object(&bytes, encoding, &call.kind, &call.info.version, options.field_validation)?;
+    call.warnings.extend(warnings);
+    check_name(&call, &object)?;
+    check_namespace(&call, &object)?;
+    call.kind.hooks.to_stored(&call.info.version, &mut object);
+    let part = if call.info.subresource.is_empty() { Part::Object } else { Part::Status };
+    let writer = Writer::of(&call, options.dry_run, &options.field_manager);
+    let pinned = !matches!(object.resource_version(), "" | "0");
+    match writer.modify(part, |_| Ok(Changed { object: object.clone(), pinned })).await {
+        Err(status) if status.is_not_found() && part == Part::Object && call.kind.allow_create_on_update && !pinned && object.uid().is_empty() => {
+            let written = writer.create(object).await?;
+            Ok(respond(&call, StatusCode::CREATED, &written))
+        }
+        other => Ok(respond(&call, StatusCode::OK, &other?)),
+    }
+}
+
+/// The answer to a write.
+pub fn respond(call: &Call, code: StatusCode, written: &Written) -> Response<Body> {
+    match written {
+        Written::Stored(entry) => call.output.entry(code, &call.view(), entry),
+        Written::Unstored(value) => call.output.object(code, &call.view(), value.clone()),
+    }
+}
+
+/// 400 if the body names another object than the path.
+pub fn check_name(call: &Call, object: &Value) -> Result<(), Status> {
+    match object.name() {
+        "" => Err(Status::bad_request(format!("the name of the object ({} based on URL) was undeterminable: name must be provided", call.info.name))),
+        name if name != call.info.name => Err(Status::bad_request(format!("the name of the object ({name}) does not match the name on the URL ({})", call.info.name))),
+        _ => Ok(()),
+    }
+}
+
+fn check_namespace(call: &Call, object: &Value) -> Result<(), Status> {
+    match object.namespace() {
+        "" => Ok(()),
+        namespace if namespace == call.namespace() || !call.kind.namespaced_scope() => Ok(()),
+        _ => Err(Status::bad_request("the namespace of the provided object does not match the namespace sent on the request")),
+    }
+}
+
+/// What the store's failures are to a client.
+pub fn store_failure(error: store::Error) -> Status {
+    match error {
+        store::Error::Unavailable(why) => Status::service_unavailable(format!("the store is unavailable: {why}")),
+        other => Status::internal(other),
+    }
+}
+
+/// Now, as timestamps of objects have it.
+pub fn now() -> String {
+    timestamp(jiff::Timestamp::now())
+}
+
+/// A time as timestamps of objects have it: whole seconds.
+pub fn timestamp(time: jiff::Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// A name that begins with `prefix` and ends with five random characters, none of which makes words.
+fn generated_name(prefix: &str) -> String {
+    const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+    let mut name: String = prefix.chars().take(limits::GENERATE_NAME_CHARS_MAX).collect();
+    let mut random = rand::rng();
+    name.extend((0..limits::GENERATE_NAME_SUFFIX_CHARS).map(|_| char::from(ALPHABET[random.random_range(0..ALPHABET.len())])));
+    name
+}
+
+impl<'a> Writer<'a> {
+    /// For a client's request.
+    pub fn of(call: &'a Call, dry_run: bool, manager: &'a str) -> Writer<'a> {
+        Writer {
+            server: &call.server,
+            user: &call.user,
+            info: &call.info,
+            kind: &call.kind,
+            namespace: call.namespace(),
+            name: &call.info.name,
+            dry_run,
+            manager,
+            warnings: &call.warnings,
+        }
+    }
+
+    fn admission<'b>(&'b self, operation: Operation, name: &'b str, old: Option<&'b Value>) -> AdmissionContext<'b> {
+        AdmissionContext {
+            server: self.server,
+            request: self.info,
+            user: self.user,
+            operation,
+            kind: self.kind,
+            namespace: self.namespace,
+            name,
+            subresource: &self.info.subresource,
+            old,
+            dry_run: self.dry_run,
+        }
+    }
+
+    /// Admission of what is not a change of the object: delete and connect.
+    pub async fn admit(&self, operation: Operation, object: &mut Value, old: Option<&Value>) -> Result<(), Status> {
+        let cx = self.admission(operation, self.name, old);
+        self.server.admission.admit(&cx, object).await?;
+        self.server.admission.validate(&cx, object).await
+    }
+
+    fn invalid(&self, name: &str, errors: &field::Errors) -> Result<(), Status> {
+        if errors.is_empty() { Ok(()) } else { Err(Status::invalid(&self.kind.group, &self.kind.kind, name, errors)) }
+    }
+
+    fn key(&self, name: &str) -> String {
+        let (group, resource) = keys::stored(self.kind);
+        keys::object(group, resource, self.namespace, name)
+    }
+
+    /// Creates an object, given in stored form.
+    pub async fn create(&self, object: Value) -> Result<Written, Status> {
+        if !object.name().is_empty() || object.str_at("metadata.generateName").is_none_or(str::is_empty) {
+            return self.create_named(object).await;
+        }
+        let prefix = object.str_at("metadata.generateName").unwrap_or_default().to_string();
+        let mut name = String::new();
+        for _ in 0..limits::GENERATE_NAME_ATTEMPTS_MAX {
+            name = generated_name(&prefix);
+            let mut object = object.clone();
+            object.set("metadata.name", name.as_str());
+            match self.create_named(object).await {
+                Err(status) if status.is_already_exists() => {}
+                other => return other,
+            }
+        }
+        Err(Status::generate_name_exhausted(self.kind.resource_pair(), &name))
+    }
+
+    async fn create_named(&self, mut object: Value) -> Result<Written, Status> {
+        let insists = object.resource_version().parse::<u64>().is_ok_and(|version| version > 0);
+        self.begin(&mut object);
+        let hooks = &self.kind.hooks;
+        hooks.default(&mut object);
+        hooks.prepare_create(&mut object);
+        let name = object.name().to_string();
+        let cx = self.admission(Operation::Create, &name, None);
+        self.server.admission.admit(&cx, &mut object).await?;
+        let reservation = allocation::reserve(self.server, self.kind, &mut object, None, self.dry_run)?;
+        let mut errors = field::Errors::default();
+        metadata::validate_create(&object, self.kind, &mut errors);
+        hooks.validate(&object, None, &mut errors);
+        self.invalid(&name, &errors)?;
+        self.warnings.extend(hooks.warnings(&object));
+        self.server.admission.validate(&cx, &object).await?;
+        if insists {
+            return Err(Status::unknown("resourceVersion should not be set on objects to be created"));
+        }
+        if self.dry_run {
+            return match self.standing(&name).await? {
+                Some(standing) => Err(self.exists(&name, standing.deleting)),
+                None => Ok(Written::Unstored(object)),
+            };
+        }
+        let stored = Bytes::from(encode_stored(&object));
+        match self.commit(Write::Create { key: self.key(&name), value: stored.clone() }).await? {
+            Outcome::Committed(revision) => {
+                reservation.keep();
+                self.stored(&name, &stored, &object, revision).await
+            }
+            Outcome::Conflict(standing) => {
+                let deleting = standing.and_then(|standing| serde_json::from_slice::<Value>(&standing.value).ok()).is_some_and(|value| value.deletion_timestamp().is_some());
+                Err(self.exists(&name, deleting))
+            }
+        }
+    }
+
+    fn exists(&self, name: &str, deleting: bool) -> Status {
+        let resource = self.kind.resource_pair();
+        if deleting { Status::already_exists_deleting(resource, name) } else { Status::already_exists(resource, name) }
+    }
+
+    /// The metadata that only the server sets.
+    fn begin(&self, object: &mut Value) {
+        let metadata = object.metadata_mut();
+        for key in ["resourceVersion", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "managedFields"] {
+            metadata.remove(key);
+        }
+        metadata.retain(|_, value| !value.is_null());
+        match self.namespace {
+            "" => drop(metadata.remove("namespace")),
+            namespace => drop(metadata.insert("namespace".into(), json!(namespace))),
+        }
+        metadata.insert("uid".into(), json!(uuid::Uuid::new_v4().to_string()));
+        metadata.insert("creationTimestamp".into(), json!(now()));
+        if self.kind.has_generation {
+            metadata.insert("generation".into(), json!(1));
+        }
+    }
+
+    /// What stands under a name now.
+    pub async fn standing(&self, name: &str) -> Result<Option<Arc<Entry>>, Status> {
+        self.server.cache.fresh().await?;
+        Ok(self.server.cache.of(self.kind).get(self.namespace, name))
+    }
+
+    /// Reads, changes and writes an object, again and again until no other writer comes between. `change` is given the
+    /// stored object and answers with the new one, both in stored form.
+    pub async fn modify(&self, part: Part, mut change: impl FnMut(&Value) -> Result<Changed, Status> + Send) -> Result<Written, Status> {
+        for _ in 0..limits::UPDATE_ATTEMPTS_MAX {
+            let standing = self.standing(self.name).await?;
+            let entry = standing.ok_or_else(|| Status::not_found(self.kind.resource_pair(), self.name))?;
+            let old = entry.value();
+            let changed = change(&old)?;
+            if let Some(written) = self.replace(part, &entry, &old, changed).await? {
+                return Ok(written);
+            }
+        }
+        Err(Status::modified(self.kind.resource_pair(), self.name))
+    }
+
+    /// One attempt to put a changed object in the place of `old`. `None` if another writer came between.
+    async fn replace(&self, part: Part, entry: &Arc<Entry>, old: &Value, changed: Changed) -> Result<Option<Written>, Status> {
+        let Changed { object: mut new, pinned } = changed;
+        self.check_preconditions(old, &new, pinned)?;
+        if part == Part::Status {
+            let status = new.remove("status");
+            new = old.clone();
+            match status {
+                Some(status) => new.set("status", status),
+                None => drop(new.remove("status")),
+            }
+        }
+        self.carry_over(&mut new, old);
+        let hooks = &self.kind.hooks;
+        match part {
+            Part::Object => {
+                if self.kind.has_status() {
+                    match old.get("status") {
+                        Some(status) => new.set("status", status.clone()),
+                        None => drop(new.remove("status")),
+                    }
+                }
+                hooks.default(&mut new);
+                hooks.prepare_update(&mut new, old);
+            }
+            Part::Status => hooks.prepare_status(&mut new, old),
+            Part::Trusted => {}
+        }
+        let cx = self.admission(Operation::Update, self.name, Some(old));
+        self.server.admission.admit(&cx, &mut new).await?;
+        let reservation = allocation::reserve(self.server, self.kind, &mut new, Some(old), self.dry_run)?;
+        let mut errors = field::Errors::default();
+        metadata::validate_update(&new, old, self.kind, &mut errors);
+        match part {
+            Part::Object => hooks.validate(&new, Some(old), &mut errors),
+            Part::Status => hooks.validate_status(&new, old, &mut errors),
+            Part::Trusted => {}
+        }
+        self.invalid(self.name, &errors)?;
+        if part == Part::Object {
+            self.warnings.extend(hooks.warnings(&new));
+        }
+        self.server.admission.validate(&cx, &new).await?;
+        self.count_generation(&mut new, old);
+        if may_go(self.kind, &new) {
+            return self.remove(entry, new).await;
+        }
+        if same(&new, old) {
+            return Ok(Some(Written::Stored(entry.clone())));
+        }
+        if self.dry_run {
+            return Ok(Some(Written::Unstored(new)));
+        }
+        let stored = Bytes::from(encode_stored(&new));
+        match self.commit(Write::Update { key: self.key(self.name), value: stored.clone(), expected: entry.revision }).await? {
+            Outcome::Committed(revision) => {
+                reservation.keep();
+                self.stored(self.name, &stored, &new, revision).await.map(Some)
+            }
+            Outcome::Conflict(_) => Ok(None),
+        }
+    }
+
+    fn check_preconditions(&self, old: &Value, new: &Value, pinned: bool) -> Result<(), Status> {
+        let resource = self.kind.resource_pair();
+        if !new.uid().is_empty() && new.uid() != old.uid() {
+            let detail = format!(
+                "StorageError: invalid object, Code: 4, Key: /registry/{}/{}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {}, UID in object meta: {}",
+                self.kind.resource,
+                keys::place(self.namespace, self.name),
+                new.uid(),
+                old.uid()
+            );
+            return Err(Status::conflict(resource, self.name, &detail));
+        }
+        if pinned && new.resource_version() != old.resource_version() {
+            return Err(Status::modified(resource, self.name));
+        }
+        if matches!(new.resource_version(), "" | "0") && !self.kind.allow_unconditional_update {
+            let mut errors = field::Errors::default();
+            errors.invalid(field::Path::new("metadata").child("resourceVersion"), 0, "must be specified for an update");
+            return Err(Status::invalid(&self.kind.group, &self.kind.resource, self.name, &errors));
+        }
+        Ok(())
+    }
+
+    /// Takes over the metadata that only the server sets.
+    fn carry_over(&self, new: &mut Value, old: &Value) {
+        let metadata = new.metadata_mut();
+        metadata.retain(|_, value| !value.is_null());
+        metadata.remove("selfLink");
+        for key in ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "resourceVersion", "namespace", "managedFields"] {
+            match old.metadata().and_then(|old| old.get(key)) {
+                Some(value) => drop(metadata.insert(key.into(), value.clone())),
+                None => drop(metadata.remove(key)),
+            }
+        }
+    }
+
+    fn count_generation(&self, new: &mut Value, old: &Value) {
+        let content = |object: &Value| -> Vec<(String, Value)> {
+            let members = object.as_object().into_iter().flatten();
+            members.filter(|(key, _)| !matches!(key.as_str(), "metadata" | "status")).map(|(key, value)| (key.clone(), value.clone())).collect()
+        };
+        if self.kind.has_generation && content(new) != content(old) {
+            new.set("metadata.generation", old.generation() + 1);
+        }
+    }
+
+    /// Deletes what stands at `entry`; `last` is how it looked at the end. `None` if another writer came between.
+    pub async fn remove(&self, entry: &Arc<Entry>, last: Value) -> Result<Option<Written>, Status> {
+        if !self.dry_run {
+            match self.commit(Write::Delete { key: self.key(self.name), expected: entry.revision }).await? {
+                Outcome::Committed(revision) => {
+                    allocation::release(self.server, self.kind, &last);
+                    // The answer is true even if the cache is late.
+                    let _ = self.server.cache.reach(revision).await;
+                }
+                Outcome::Conflict(_) => return Ok(None),
+            }
+        }
+        Ok(Some(Written::Unstored(last)))
+    }
+
+    /// Puts `new` in the place of `old` as it is, without hooks: the marks of a deletion.
+    pub async fn mark(&self, entry: &Arc<Entry>, new: Value) -> Result<Option<Written>, Status> {
+        if same(&new, &entry.value()) {
+            return Ok(Some(Written::Stored(entry.clone())));
+        }
+        if self.dry_run {
+            return Ok(Some(Written::Unstored(new)));
+        }
+        let stored = Bytes::from(encode_stored(&new));
+        match self.commit(Write::Update { key: self.key(self.name), value: stored.clone(), expected: entry.revision }).await? {
+            Outcome::Committed(revision) => self.stored(self.name, &stored, &new, revision).await.map(Some),
+            Outcome::Conflict(_) => Ok(None),
+        }
+    }
+
+    async fn commit(&self, write: Write) -> Result<Outcome, Status> {
+        self.server.store.commit(write).await.map_err(store_failure)
+    }
+
+    /// The answer to a commit: the object's bytes with its version. Waits until the cache shows it.
+    async fn stored(&self, name: &str, stored: &Bytes, object: &Value, revision: Revision) -> Result<Written, Status> {
+        // The write is done; that the cache is late is no reason to say otherwise.
+        let _ = self.server.cache.reach(revision).await;
+        let cache = self.server.cache.of(self.kind);
+        if let Some(entry) = cache.get(self.namespace, name).filter(|entry| entry.revision == revision) {
+            return Ok(Written::Stored(entry));
+        }
+        let place = keys::place(self.namespace, name);
+        let entry = Entry::of(&place, stored, object, revision, cache.kind.as_deref());
+        Ok(Written::Stored(Arc::new(entry.ok_or_else(|| Status::internal("the stored object cannot be read"))?)))
+    }
+}
+
+/// Whether two states of an object differ in nothing but their version.
+fn same(new: &Value, old: &Value) -> bool {
+    let (Some(new), Some(old)) = (new.as_object(), old.as_object()) else { return false };
+    let metadata_of = |object: &serde_json::Map<String, Value>| {
+        let mut metadata = object.get("metadata").and_then(Value::as_object).cloned().unwrap_or_default();
+        metadata.remove("resourceVersion");
+        metadata
+    };
+    new.len() == old.len() && new.iter().all(|(key, value)| key == "metadata" || old.get(key) == Some(value)) && metadata_of(new) == metadata_of(old)
+}
+
+/// Whether an object that is being deleted has nothing left that holds it.
+pub fn may_go(kind: &Kind, object: &Value) -> bool {
+    object.deletion_timestamp().is_some()
+        && object.finalizers().is_empty()
+        && object.i64_at("metadata.deletionGracePeriodSeconds").unwrap_or(0) == 0
+        && !namespaces::holds(kind, object)
+}
+
+/// The request that a write of the server itself stands for.
+fn internal_request(verb: &str, kind: &Kind, namespace: &str, name: &str, subresource: &str) -> RequestInfo {
+    RequestInfo {
+        is_resource: true,
+        verb: verb.into(),
+        api_prefix: if kind.group.is_empty() { "api" } else { "apis" }.into(),
+        group: kind.group.clone(),
+        version: kind.version().into(),
+        namespace: namespace.into(),
+        resource: kind.resource.clone(),
+        subresource: subresource.into(),
+        name: name.into(),
+        ..RequestInfo::default()
+    }
+}
+
+/// See [`Server::create_internal`].
+pub async fn create_internal(server: &Arc<Server>, group: &str, resource: &str, namespace: &str, mut object: Value) -> Result<Value, Status> {
+    let kind = server.kind(group, resource)?;
+    object.set("apiVersion", kind.api_version());
+    object.set("kind", kind.kind.as_str());
+    let (info, user, warnings) = (internal_request("create", &kind, namespace, object.name(), ""), User::system(), Warnings::default());
+    let writer = Writer { server, user: &user, info: &info, kind: &kind, namespace, name: "", dry_run: false, manager: "kube-apiserver", warnings: &warnings };
+    Ok(writer.create(object).await?.value())
+}
+
+/// See [`Server::update_internal`].
+pub async fn update_internal(
+    server: &Arc<Server>,
+    group: &str,
+    resource: &str,
+    namespace: &str,
+    name: &str,
+    subresource: &str,
+    mut change: impl FnMut(&mut Value) -> Result<bool, Status> + Send,
+) -> Result<Value, Status> {
+    let kind = server.kind(group, resource)?;
+    let (info, user, warnings) = (internal_request("update", &kind, namespace, name, subresource), User::system(), Warnings::default());
+    let writer = Writer { server, user: &user, info: &info, kind: &kind, namespace, name, dry_run: false, manager: "kube-apiserver", warnings: &warnings };
+    let part = if subresource == "status" { Part::Status } else { Part::Object };
+    let written = writer.modify(part, |old| {
+        let mut object = old.clone();
+        Ok(Changed::newest(if change(&mut object)? { object } else { old.clone() }))
+    });
+    Ok(written.await?.value())
+}
+
+/// See [`Server::delete_internal`].
+pub async fn delete_internal(server: &Arc<Server>, group: &str, resource: &str, namespace: &str, name: &str) -> Result<(), Status> {
+    let kind = server.kind(group, resource)?;
+    let (info, user, warnings) = (internal_request("delete", &kind, namespace, name, ""), User::system(), Warnings::default());
+    let writer = Writer { server, user: &user, info: &info, kind: &kind, namespace, name, dry_run: false, manager: "kube-apiserver", warnings: &warnings };
+    crate::delete::delete_object(&writer, &Default::default()).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn generated_names_keep_their_prefix_and_fit() {
+        let name = generated_name("web-");
+        assert!(name.starts_with("web-") && name.len() == 9, "{name}");
+        assert_eq!(generated_name(&"x".repeat(200)).len(), 63);
+    }
+
+    #[test]
+    fn sameness_leaves_out_the_version_alone() {
+        let old = json!({"metadata": {"name": "a", "resourceVersion": "1"}, "data": {"k": "v"}});
+        let mut new = json!({"metadata": {"name": "a"}, "data": {"k": "v"}});
+        assert!(same(&new, &old));
+        new.set("data.k", "w");
+        assert!(!same(&new, &old));
+        assert!(!same(&json!({"metadata": {"name": "a"}}), &old));
+    }
+
+    #[test]
+    fn finalizers_and_grace_hold_an_object() {
+        let kind = Kind::namespaced("", "v1", "ConfigMap", "configmaps");
+        let going = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z", "deletionGracePeriodSeconds": 0}});
+        assert!(may_go(&kind, &going));
+        assert!(!may_go(&kind, &json!({"metadata": {}})));
+        let mut held = going.clone();
+        held.add_finalizer("example.com/x");
+        assert!(!may_go(&kind, &held));
+        let mut graceful = going;
+        graceful.set("metadata.deletionGracePeriodSeconds", 30);
+        assert!(!may_go(&kind, &graceful));
+    }
+}
