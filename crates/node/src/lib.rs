@@ -1,1 +1,143 @@
-//! node
+//! The node agent: what runs the pods that are bound to this node, and tells the API how they are.
+//!
+//! [`agent`] is the shell; each pod has a [`worker`] that observes, asks the pure [`pod::decide`], acts through
+//! [`runtime`] and hands what [`status::compute`] makes of it to the [`reporter`]. [`spec`] turns pods into the runtime's
+//! configurations; [`volumes`], [`images`], [`probes`], [`cgroups`] and [`logs`] are what containers need beside it;
+//! [`node`] registers and renews, [`server`] is the node's own HTTPS API, [`eviction`] and [`stats`] watch the machine.
+//!
+//! What must stay true: stopping or restarting the agent touches no container; everything that it needs to go on is in
+//! the runtime and on disk; no answer from the API server is ever waited for before a container that should run is
+//! restarted, nor taken for "there is nothing" when it did not come.
+//!
+//! What this crate does not know: how the API stores things, and anything of the servers' insides. The pod network is
+//! made by CNI plugins whose configuration is written elsewhere; here it is only asked whether it is ready.
+
+pub mod agent;
+pub mod backoff;
+pub mod cgroups;
+pub mod eviction;
+mod hooks;
+mod http;
+pub mod images;
+pub mod logs;
+pub mod machine;
+pub mod node;
+mod objects;
+pub mod pod;
+pub mod probes;
+mod reporter;
+mod runtime;
+pub mod server;
+pub mod spec;
+pub mod stats;
+pub mod status;
+mod streaming;
+pub mod volumes;
+mod worker;
+
+use k8s_openapi::api::core::v1::Taint;
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
+use tokio_util::sync::CancellationToken;
+
+/// How a node is set up.
+#[derive(Clone)]
+pub struct Config {
+    pub node_name: String,
+    /// The address that the node reports and that pods on the host network have.
+    pub node_ip: IpAddr,
+    /// The client that the agent reads and writes the API with, as `system:node:NAME`.
+    pub client: kube::Client,
+    /// The runtime's socket, such as `unix:///run/containerd/containerd.sock`.
+    pub runtime_endpoint: String,
+    /// Pods' directories are below it.
+    pub data_dir: PathBuf,
+    /// Containers' logs are below it.
+    pub log_dir: PathBuf,
+    /// The node API's address and port.
+    pub bind_address: IpAddr,
+    pub port: u16,
+    pub serving_certificate_pem: String,
+    pub serving_key_pem: String,
+    /// Clients of the node API are signed by this authority.
+    pub client_ca_pem: String,
+    /// The cgroup below which all of the node's pods are: `/`, or a node's own on a shared machine.
+    pub cgroup_root: String,
+    pub cluster_dns: Vec<String>,
+    pub cluster_domain: String,
+    pub node_labels: BTreeMap<String, String>,
+    pub register_with_taints: Vec<Taint>,
+    pub max_pods: u32,
+    /// The most processes in one pod.
+    pub pod_pids_max: Option<i64>,
+    pub image_gc_high_percent: u8,
+    pub image_gc_low_percent: u8,
+    pub parallel_image_pulls: usize,
+    pub eviction: eviction::Thresholds,
+    pub lease_duration: Duration,
+    pub status_update_frequency: Duration,
+}
+
+impl Config {
+    /// A configuration with Kubernetes' defaults. Serving certificates are set by the caller.
+    pub fn new(node_name: impl Into<String>, node_ip: IpAddr, client: kube::Client) -> Config {
+        Config {
+            node_name: node_name.into(),
+            node_ip,
+            client,
+            runtime_endpoint: "unix:///run/containerd/containerd.sock".into(),
+            data_dir: PathBuf::from("/var/lib/regent/node"),
+            log_dir: PathBuf::from("/var/log/pods"),
+            bind_address: IpAddr::from([0, 0, 0, 0]),
+            port: 10250,
+            serving_certificate_pem: String::new(),
+            serving_key_pem: String::new(),
+            client_ca_pem: String::new(),
+            cgroup_root: "/".into(),
+            cluster_dns: vec!["10.96.0.10".into()],
+            cluster_domain: "cluster.local".into(),
+            node_labels: BTreeMap::new(),
+            register_with_taints: Vec::new(),
+            max_pods: 110,
+            pod_pids_max: None,
+            image_gc_high_percent: 85,
+            image_gc_low_percent: 80,
+            parallel_image_pulls: 5,
+            eviction: eviction::Thresholds::default(),
+            lease_duration: Duration::from_secs(40),
+            status_update_frequency: Duration::from_secs(10),
+        }
+    }
+
+    /// The node's addresses as text.
+    pub fn node_ips(&self) -> Vec<String> {
+        vec![self.node_ip.to_string()]
+    }
+}
+
+/// Why the agent cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot make {path}: {source}", path = path.display())]
+    Directory { path: PathBuf, source: std::io::Error },
+    #[error("cannot prepare the pods' cgroups: {0}")]
+    Cgroups(std::io::Error),
+    #[error(transparent)]
+    Server(server::Error),
+}
+
+/// Runs the agent until `shutdown`. Containers go on when it ends.
+pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Error> {
+    agent::run(config, shutdown).await
+}
+
+#[cfg(test)]
+impl Config {
+    /// A configuration for tests of pure parts; its client leads nowhere.
+    fn for_tests(node_name: &str) -> Config {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a test's runtime can be made");
+        let _entered = runtime.enter();
+        let config = kube::Config::new("http://127.0.0.1:1".parse().expect("a constant is a URI"));
+        let client = kube::Client::try_from(config).expect("a client without TLS can be made");
+        Config::new(node_name, IpAddr::from([192, 0, 2, 1]), client)
+    }
+}

@@ -1,0 +1,467 @@
+//! The agent's shell: follows the pods bound to this node, gives each a worker, and does the node's own rounds.
+//!
+//! What must stay true: a pod has one worker, by UID; stopping the agent stops no container; what runs on the node
+//! without a pod in the API is ended, but only once the API has said which pods there are.
+
+use crate::{
+    Config, Error, eviction,
+    cgroups::Cgroups,
+    images::Images,
+    logs,
+    machine::Machine,
+    node::{self, RuntimeState},
+    objects::Objects,
+    pod::End,
+    reporter::Reporter,
+    runtime, server,
+    spec::{self, PodId, names, resources, sandbox},
+    stats::Stats,
+    volumes::Volumes,
+    worker::{self, Handle},
+};
+use client::{
+    Informer, Informers,
+    events::{Recorder, Warning},
+    informer::{Change, Selection},
+};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Pod, Service};
+use parking_lot::Mutex;
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tokio::sync::Notify;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// How often the runtime's containers are listed, to notice what ended by itself.
+const RELIST_EVERY: Duration = Duration::from_secs(1);
+/// The longest that a relist waits after failures.
+const RELIST_RETRY_MAX: Duration = Duration::from_secs(5);
+const ROTATE_EVERY: Duration = Duration::from_secs(10);
+const PRESSURE_EVERY: Duration = Duration::from_secs(10);
+const ORPHANS_EVERY: Duration = Duration::from_secs(5);
+const IMAGES_EVERY: Duration = Duration::from_secs(300);
+/// A pressure is over when it has not been seen for this long.
+const PRESSURE_HOLDS: SignedDuration = SignedDuration::from_secs(60);
+
+/// What all parts of the agent share.
+pub struct Context {
+    pub config: Config,
+    pub client: kube::Client,
+    pub cri: cri::Client,
+    pub recorder: Recorder,
+    pub services: Informer<Service>,
+    pub objects: Arc<Objects>,
+    pub volumes: Volumes,
+    pub images: Images,
+    pub cgroups: Cgroups,
+    pub reporter: Arc<Reporter>,
+    pub machine: Machine,
+    pub dns: sandbox::Dns,
+    pub stats: Stats,
+    pub started_at: Timestamp,
+    /// Wakes the node's status loop.
+    pub node_changed: Notify,
+    workers: Mutex<BTreeMap<String, Handle>>,
+    network_ready: AtomicBool,
+    pressures: Mutex<eviction::Pressures>,
+}
+
+impl Context {
+    /// The pods on this node as last known.
+    pub fn pods(&self) -> Vec<Arc<Pod>> {
+        self.workers.lock().values().map(Handle::pod).collect()
+    }
+
+    pub fn pod_by_uid(&self, uid: &str) -> Option<Arc<Pod>> {
+        self.workers.lock().get(uid).map(Handle::pod)
+    }
+
+    /// The pod of that name; of two (one ending, one new) the newer.
+    pub fn pod_by_name(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
+        let named = |pod: &Arc<Pod>| pod.metadata.namespace.as_deref() == Some(namespace) && pod.metadata.name.as_deref() == Some(name);
+        self.pods().into_iter().filter(named).max_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0))
+    }
+
+    pub fn network_ready(&self) -> bool {
+        self.network_ready.load(Ordering::Relaxed)
+    }
+
+    pub fn set_runtime_state(&self, state: &RuntimeState) {
+        let ready = state.runtime_problem.is_none() && state.network_problem.is_none();
+        self.network_ready.store(ready, Ordering::Relaxed);
+    }
+
+    pub fn pressures(&self) -> eviction::Pressures {
+        *self.pressures.lock()
+    }
+
+    /// The agent's own metrics, in Prometheus' form.
+    pub fn metrics(&self) -> String {
+        let pods = self.workers.lock().len();
+        format!(
+            "# HELP kubelet_node_name [ALPHA] The node's name. The count is always 1.\n# TYPE kubelet_node_name gauge\nkubelet_node_name{{node=\"{}\"}} 1\n# HELP kubelet_running_pods [STABLE] Number of pods that have a running pod sandbox\n# TYPE kubelet_running_pods gauge\nkubelet_running_pods {pods}\n",
+            self.config.node_name
+        )
+    }
+}
+
+/// Runs the agent until shutdown.
+pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Error> {
+    let pods_dir = config.data_dir.join("pods");
+    for directory in [&pods_dir, &config.log_dir] {
+        std::fs::create_dir_all(directory).map_err(|source| Error::Directory { path: directory.clone(), source })?;
+    }
+    let cri = cri::Client::new(&config.runtime_endpoint);
+    let cgroups = Cgroups::detect(&config.cgroup_root, config.pod_pids_max).map_err(Error::Cgroups)?;
+    let machine = Machine::read(&config.data_dir, config.max_pods, i64::try_from(config.eviction.memory_available_bytes).unwrap_or(0));
+    cgroups.prepare(machine.cpus * 1000, machine.memory_bytes).map_err(Error::Cgroups)?;
+    let informers = Informers::new(config.client.clone());
+    let objects = Arc::new(Objects::new(config.client.clone()));
+    let recorder = Recorder::new(config.client.clone(), "kubelet", &config.node_name);
+    let reporter = Arc::new(Reporter::new(config.client.clone()));
+    let node_resolver = std::fs::read_to_string("/etc/resolv.conf").map(|text| sandbox::Resolver::parse(&text)).unwrap_or_default();
+    let dns = sandbox::Dns { cluster_servers: config.cluster_dns.clone(), cluster_domain: config.cluster_domain.clone(), node: node_resolver };
+    let cx = Arc::new(Context {
+        client: config.client.clone(),
+        images: Images::new(cri.clone(), config.parallel_image_pulls),
+        volumes: Volumes::new(pods_dir, objects.clone(), config.client.clone()),
+        services: informers.all(),
+        cri,
+        recorder,
+        objects,
+        cgroups,
+        reporter: reporter.clone(),
+        machine,
+        dns,
+        stats: Stats::default(),
+        started_at: Timestamp::now(),
+        node_changed: Notify::new(),
+        workers: Mutex::default(),
+        network_ready: AtomicBool::new(false),
+        pressures: Mutex::default(),
+        config,
+    });
+    cx.set_runtime_state(&node::runtime_state(&cx.cri).await);
+    let pods: Informer<Pod> =
+        informers.selected(Selection { fields: Some(format!("spec.nodeName={}", cx.config.node_name)), ..Default::default() });
+
+    let tasks = TaskTracker::new();
+    tasks.spawn(reporter.run(shutdown.clone()));
+    tasks.spawn(node::run(cx.clone(), shutdown.clone()));
+    tasks.spawn(relist(cx.clone(), shutdown.clone()));
+    tasks.spawn(rotate(cx.clone(), shutdown.clone()));
+    tasks.spawn(watch_pressure(cx.clone(), shutdown.clone()));
+    tasks.spawn(collect_images(cx.clone(), shutdown.clone()));
+    tasks.spawn(end_orphans(cx.clone(), pods.clone(), shutdown.clone()));
+    tasks.spawn(follow(cx.clone(), pods, tasks.clone(), shutdown.clone()));
+    let result = server::run(cx.clone(), shutdown.clone()).await;
+    shutdown.cancel();
+    tasks.close();
+    tasks.wait().await;
+    result.map_err(Error::Server)
+}
+
+/// Gives every pod of this node its worker, and tells it what becomes of its pod.
+async fn follow(cx: Arc<Context>, pods: Informer<Pod>, tasks: TaskTracker, shutdown: CancellationToken) {
+    let mut changes = pods.subscribe();
+    // A pod without Services in its environment would be wrong for its whole life.
+    tokio::select! {
+        () = cx.services.synced() => {}
+        () = shutdown.cancelled() => return,
+    }
+    loop {
+        let change = tokio::select! {
+            change = changes.next() => change,
+            () = shutdown.cancelled() => return,
+        };
+        let Some(change) = change else { return };
+        match change {
+            Change::Applied { old, new } => {
+                let uid = new.metadata.uid.clone().unwrap_or_default();
+                // A name that was given to another pod between two looks: the first one is gone.
+                if let Some(old_uid) = old.and_then(|old| old.metadata.uid.clone()).filter(|old_uid| *old_uid != uid) {
+                    if let Some(handle) = cx.workers.lock().get(&old_uid) {
+                        handle.gone();
+                    }
+                }
+                let known = cx.workers.lock().get(&uid).cloned();
+                match known {
+                    Some(handle) => handle.update(new),
+                    None => begin(&cx, new, &tasks, &shutdown),
+                }
+            }
+            Change::Deleted(last) => {
+                if let Some(handle) = cx.workers.lock().get(last.metadata.uid.as_deref().unwrap_or_default()) {
+                    handle.gone();
+                }
+            }
+        }
+    }
+}
+
+/// Takes a pod on.
+fn begin(cx: &Arc<Context>, pod: Arc<Pod>, tasks: &TaskTracker, shutdown: &CancellationToken) {
+    let uid = pod.metadata.uid.clone().unwrap_or_default();
+    let others = cx.pods();
+    let handle = Handle::new(pod.clone());
+    if let Some((reason, message)) = refusal(cx, &pod, &others) {
+        cx.recorder.about(&*pod, Warning, &reason, message.clone());
+        handle.evict(End { grace_s: 0, deleted: false, reason, message });
+    }
+    cx.workers.lock().insert(uid.clone(), handle.clone());
+    share_burstable(cx);
+    let (cx, shutdown) = (cx.clone(), shutdown.clone());
+    tasks.spawn(async move {
+        worker::run(cx.clone(), handle, shutdown).await;
+        cx.workers.lock().remove(&uid);
+        share_burstable(&cx);
+    });
+}
+
+/// Why the node cannot take a pod that was bound to it, if it cannot. One that already has a status was taken before.
+fn refusal(cx: &Context, pod: &Pod, others: &[Arc<Pod>]) -> Option<(String, String)> {
+    if pod.metadata.deletion_timestamp.is_some() || pod.status.as_ref().is_some_and(|status| status.start_time.is_some()) {
+        return None;
+    }
+    if !eviction::admits(pod, cx.pressures()) {
+        let message = "Pod was rejected: The node had condition: [MemoryPressure or DiskPressure].".to_owned();
+        return Some(("Evicted".into(), message));
+    }
+    let active = |pod: &&Arc<Pod>| {
+        pod.metadata.deletion_timestamp.is_none() && !pod.status.as_ref().is_some_and(|s| matches!(s.phase.as_deref(), Some("Succeeded" | "Failed")))
+    };
+    let others: Vec<&Arc<Pod>> = others.iter().filter(active).collect();
+    if others.len() >= cx.machine.pods_max as usize {
+        return Some(("OutOfpods".into(), format!("Pod was rejected: Node didn't have enough resource: pods, requested: 1, used: {}, capacity: {}", others.len(), cx.machine.pods_max)));
+    }
+    let allocatable = cx.machine.allocatable();
+    let own = resources::pod_amount(pod).0;
+    let sum = |field: fn(&resources::Amount) -> i64| others.iter().map(|pod| field(&resources::pod_amount(pod).0)).sum::<i64>();
+    for (name, wanted, used, whole) in [
+        ("cpu", own.cpu_milli_request, sum(|a| a.cpu_milli_request), allocatable.get("cpu").map(resources::milli).unwrap_or(0)),
+        ("memory", own.memory_request, sum(|a| a.memory_request), allocatable.get("memory").map(resources::value).unwrap_or(0)),
+    ] {
+        if wanted > 0 && used + wanted > whole {
+            let message = format!("Pod was rejected: Node didn't have enough resource: {name}, requested: {wanted}, used: {used}, capacity: {whole}");
+            return Some((format!("OutOf{name}"), message));
+        }
+    }
+    None
+}
+
+/// Gives the burstable class the shares of its pods.
+fn share_burstable(cx: &Context) {
+    let burstable = |pod: &Arc<Pod>| resources::qos(pod) == resources::Qos::Burstable;
+    let milli = cx.pods().iter().filter(|pod| burstable(pod)).map(|pod| resources::pod_amount(pod).0.cpu_milli_request).sum();
+    if let Err(error) = cx.cgroups.set_burstable(milli) {
+        tracing::debug!(%error, "cannot set the burstable class' shares");
+    }
+}
+
+type Listing = HashMap<String, (String, i32)>;
+
+/// Lists everything in the runtime again and again, and wakes the workers of pods where something changed.
+async fn relist(cx: Arc<Context>, shutdown: CancellationToken) {
+    let mut before: Option<Listing> = None;
+    let mut wait = RELIST_EVERY;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = shutdown.cancelled() => return,
+        }
+        let sandboxes = cx.cri.list_pod_sandboxes(HashMap::new()).await;
+        let containers = cx.cri.list_containers(HashMap::new()).await;
+        let (Ok(sandboxes), Ok(containers)) = (sandboxes, containers) else {
+            wait = (wait * 2).min(RELIST_RETRY_MAX);
+            if before.take().is_some() {
+                // The runtime went away: the node says so at once.
+                cx.node_changed.notify_one();
+            }
+            continue;
+        };
+        wait = RELIST_EVERY;
+        let uid = |labels: &HashMap<String, String>| labels.get(names::POD_UID).cloned().unwrap_or_default();
+        let mut now: Listing = HashMap::new();
+        now.extend(sandboxes.iter().map(|item| (item.id.clone(), (uid(&item.labels), item.state))));
+        now.extend(containers.iter().map(|item| (item.id.clone(), (uid(&item.labels), item.state))));
+        match &before {
+            None => {
+                // First look, or the runtime is back: everyone looks for himself.
+                cx.node_changed.notify_one();
+                cx.workers.lock().values().for_each(|handle| handle.wake.notify_one());
+            }
+            Some(before) => {
+                let workers = cx.workers.lock();
+                for uid in changed(before, &now) {
+                    if let Some(handle) = workers.get(&uid) {
+                        handle.wake.notify_one();
+                    }
+                }
+            }
+        }
+        before = Some(now);
+    }
+}
+
+/// UIDs of the pods of which something came, went or changed.
+fn changed(before: &Listing, now: &Listing) -> HashSet<String> {
+    let differs = |a: &Listing, b: &Listing| a.iter().filter(|(id, item)| b.get(*id) != Some(item)).map(|(_, (uid, _))| uid.clone()).collect::<Vec<_>>();
+    differs(before, now).into_iter().chain(differs(now, before)).collect()
+}
+
+async fn rotate(cx: Arc<Context>, shutdown: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(ROTATE_EVERY) => {}
+            () = shutdown.cancelled() => return,
+        }
+        if let Ok(mut containers) = cx.cri.list_containers(HashMap::new()).await {
+            containers.retain(|item| item.state() == cri::v1::ContainerState::ContainerRunning);
+            logs::rotate(&cx.cri, &cx.config.log_dir, containers).await;
+        }
+    }
+}
+
+/// Looks whether resources run low, says so, and evicts one pod at a time.
+async fn watch_pressure(cx: Arc<Context>, shutdown: CancellationToken) {
+    let mut seen = [Timestamp::UNIX_EPOCH; 3];
+    loop {
+        let now = Timestamp::now();
+        let read = eviction::pressures(&eviction::read(&cx.config.data_dir), &cx.config.eviction);
+        for (index, low) in [read.memory, read.disk, read.pids].into_iter().enumerate() {
+            if low {
+                seen[index] = now;
+            }
+        }
+        let holds = |index: usize| seen[index] != Timestamp::UNIX_EPOCH && now.duration_since(seen[index]) < PRESSURE_HOLDS;
+        let held = eviction::Pressures { memory: holds(0), disk: holds(1), pids: holds(2) };
+        let before = std::mem::replace(&mut *cx.pressures.lock(), held);
+        if before != held {
+            cx.node_changed.notify_one();
+        }
+        if read.disk {
+            if let Err(error) = cx.images.collect(u64::MAX, SignedDuration::ZERO).await {
+                tracing::warn!(%error, "images cannot be removed though the disk is full");
+            }
+        }
+        if read.memory || (read.disk && before.disk) {
+            evict_one(&cx, if read.memory { "memory" } else { "ephemeral-storage" }).await;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(PRESSURE_EVERY) => {}
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+async fn evict_one(cx: &Context, resource: &str) {
+    let mut used: BTreeMap<String, u64> = BTreeMap::new();
+    for usage in cx.stats.containers(cx).await.unwrap_or_default() {
+        *used.entry(usage.uid).or_default() += usage.memory_bytes;
+    }
+    let ranked = eviction::rank(&cx.pods(), &used);
+    let Some(victim) = ranked.first() else { return };
+    let message = format!("The node was low on resource: {resource}. ");
+    cx.recorder.about(&**victim, Warning, "Evicted", message.clone());
+    tracing::warn!(pod = %PodId::of(victim), resource, "a pod is evicted");
+    if let Some(handle) = cx.workers.lock().get(victim.metadata.uid.as_deref().unwrap_or_default()) {
+        handle.evict(End { grace_s: 0, deleted: false, reason: "Evicted".into(), message });
+    }
+}
+
+/// Removes idle images when the disk that holds them is nearly full.
+async fn collect_images(cx: Arc<Context>, shutdown: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(IMAGES_EVERY) => {}
+            () = shutdown.cancelled() => return,
+        }
+        let Some((total, free, ..)) = crate::machine::disk(&cx.config.data_dir) else { continue };
+        let percent_used = 100 - free * 100 / total.max(1);
+        let to_free = if percent_used >= u64::from(cx.config.image_gc_high_percent) {
+            (total / 100 * percent_used).saturating_sub(total / 100 * u64::from(cx.config.image_gc_low_percent))
+        } else {
+            0
+        };
+        // Called with nothing to free it still notes which images are in use.
+        match cx.images.collect(to_free, SignedDuration::from_secs(120)).await {
+            Ok(0) => {}
+            Ok(freed) => tracing::info!(freed, "idle images were removed"),
+            Err(error) => tracing::warn!(%error, "idle images cannot be removed"),
+        }
+    }
+}
+
+/// Ends what is left of pods that the API no longer has: their sandboxes, directories and cgroups.
+async fn end_orphans(cx: Arc<Context>, pods: Informer<Pod>, shutdown: CancellationToken) {
+    tokio::select! {
+        () = pods.synced() => {}
+        () = shutdown.cancelled() => return,
+    }
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(ORPHANS_EVERY) => {}
+            () = shutdown.cancelled() => return,
+        }
+        // First what is there, then who is known: a pod that comes in between is known.
+        let Ok(sandboxes) = cx.cri.list_pod_sandboxes(HashMap::new()).await else { continue };
+        let directories = cx.volumes.known().await.unwrap_or_default();
+        let known: HashSet<String> = {
+            let listed = pods.list().into_iter().filter_map(|pod| pod.metadata.uid.clone());
+            listed.chain(cx.workers.lock().keys().cloned()).collect()
+        };
+        let mut occupied = HashSet::new();
+        for sandbox in sandboxes {
+            let Some(uid) = sandbox.labels.get(names::POD_UID).filter(|uid| !known.contains(*uid)) else { continue };
+            occupied.insert(uid.clone());
+            let label = |name: &str| sandbox.labels.get(name).cloned().unwrap_or_default();
+            let id = PodId { namespace: label(names::POD_NAMESPACE), name: label(names::POD_NAME), uid: uid.clone() };
+            tracing::info!(pod = %id, "a pod that the API no longer has is ended");
+            if let Err(error) = end_orphan(&cx, &id, &sandbox.id).await {
+                tracing::warn!(pod = %id, %error, "an orphaned pod cannot be ended yet");
+            }
+        }
+        for uid in directories.into_iter().filter(|uid| !known.contains(uid) && !occupied.contains(uid)) {
+            if let Err(error) = cx.volumes.tear_down(&uid).await {
+                tracing::warn!(uid, %error, "an orphaned pod's directory cannot be removed yet");
+            }
+        }
+        for (uid, path) in cx.cgroups.pods() {
+            if !known.contains(&uid) && !occupied.contains(&uid) {
+                let _ = cx.cgroups.remove(&path);
+            }
+        }
+    }
+}
+
+async fn end_orphan(cx: &Context, id: &PodId, sandbox_id: &str) -> Result<(), cri::Error> {
+    let containers = cx.cri.list_containers(runtime::of_pod(&id.uid)).await?;
+    let stops = containers.iter().filter(|item| item.state() == cri::v1::ContainerState::ContainerRunning).map(|item| {
+        let grace = item.annotations.get(names::POD_GRACE_PERIOD).and_then(|text| text.parse().ok()).unwrap_or(30);
+        cx.cri.stop_container(&item.id, Duration::from_secs(grace))
+    });
+    futures::future::try_join_all(stops).await?;
+    cx.cri.stop_pod_sandbox(sandbox_id).await?;
+    cx.cri.remove_pod_sandbox(sandbox_id).await?;
+    let _ = tokio::fs::remove_dir_all(cx.config.log_dir.join(spec::log_directory_name(id))).await;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_are_seen_on_either_side() {
+        let item = |uid: &str, state| (uid.to_owned(), state);
+        let before = Listing::from([("c1".into(), item("p1", 1)), ("c2".into(), item("p2", 1)), ("c3".into(), item("p3", 1))]);
+        let now = Listing::from([("c1".into(), item("p1", 2)), ("c3".into(), item("p3", 1)), ("c4".into(), item("p4", 0))]);
+        assert_eq!(changed(&before, &now), HashSet::from(["p1".to_owned(), "p2".into(), "p4".into()]));
+    }
+}
