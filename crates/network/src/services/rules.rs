@@ -16,6 +16,9 @@
 //! A port without endpoints is in `closed-ips` and `closed-ports` instead, which filter chains look up to refuse the
 //! connection at once. Without session affinity a changed endpoint is one chain of one rule written anew.
 //!
+//! A packet that connection tracking cannot place is not forwarded: passed on untranslated, it would make the other end
+//! reset a healthy connection.
+//!
 //! What must stay true: everything from outside that goes into nft's text is parsed first (addresses, numbers) or is a
 //! name that the API server has checked, and is checked here again.
 
@@ -367,6 +370,7 @@ pub fn base(facts: &Facts) -> String {
   }}
   chain filter-forward {{
     type filter hook forward priority filter; policy accept;
+    ct state invalid drop
     ct state new jump closed
   }}
   chain filter-output {{

@@ -4,6 +4,8 @@
 //! by Debian's `ptp` plugin with our own address management: this very program, under the name `regent-ipam`, is the plugin
 //! (which is why it brings its own `main`). Needs root; without it, it says so and passes.
 
+mod api;
+
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
@@ -37,6 +39,7 @@ fn main() {
     world.udp();
     world.host_ports();
     world.tunnel();
+    world.components();
     println!("kernel: all checks passed");
 }
 
@@ -429,6 +432,88 @@ impl World {
         println!("kernel: host ports");
     }
 
+    /// The components themselves, from the API to the kernel.
+    fn components(&self) {
+        let api = api::Api::default();
+        let node = |name: &str, address: &str, range: &str| {
+            serde_json::json!({ "metadata": { "name": name }, "spec": { "podCIDR": range },
+                "status": { "addresses": [{ "type": "InternalIP", "address": address }] } })
+        };
+        api.set("nodes", node("one", "172.31.213.1", "10.244.1.0/24"));
+        api.set("nodes", node("two", "172.31.213.2", "10.244.2.0/24"));
+        api.set("nodes", node("far", "192.168.213.3", "10.244.3.0/24"));
+        api.set(
+            "services",
+            serde_json::json!({ "metadata": { "name": "live", "namespace": "default" }, "spec": { "clusterIP": "10.96.9.9",
+                "ports": [{ "port": 80, "protocol": "TCP" }] } }),
+        );
+        let slice = |address: &str| {
+            serde_json::json!({ "metadata": { "name": "live-x", "namespace": "default", "labels": { "kubernetes.io/service-name": "live" } },
+                "addressType": "IPv4", "ports": [{ "port": 80, "protocol": "TCP" }], "endpoints": [{ "addresses": [address] }] })
+        };
+        api.set("endpointslices", slice("10.244.1.2"));
+        let folder = self.one.folder.path();
+        let conflist = folder.join("net.d").join(cni::FILE);
+        self.one.space.inside_async(|| async {
+            let shutdown = tokio_util::sync::CancellationToken::new();
+            let informers = client::Informers::new(api.client());
+            let proxy = network::services::Config {
+                node_name: "one".into(),
+                node_ip: Some(self.one.address),
+                informers: informers.clone(),
+                cluster_cidr: Some(CLUSTER.parse().unwrap()),
+                service_cidr: Some(SERVICES.parse().unwrap()),
+                left_alone: vec!["10.96.0.10".parse().unwrap()],
+                health_address: Some("127.0.0.1:10256".parse().unwrap()),
+            };
+            let pods = network::pods::Config {
+                node_name: "one".into(),
+                node_ip: self.one.address,
+                informers,
+                cni_conf_dir: folder.join("net.d"),
+                cni_bin_dir: folder.join("bin"),
+                binary: std::env::current_exe().unwrap(),
+                data_dir: folder.join("data"),
+                mode: network::pods::Mode::Auto,
+                cluster_cidr: CLUSTER.parse().unwrap(),
+                left_alone: vec![],
+            };
+            let proxy = tokio::spawn(network::services::run(proxy, shutdown.clone()));
+            let network = tokio::spawn(network::pods::run(pods, shutdown.clone()));
+            until("the first endpoint", || said("10.96.9.9:80"), |said| said.starts_with("pod-a")).await;
+            until("the CNI configuration", async || std::fs::read_to_string(&conflist).unwrap_or_default(), |text| text.contains("10.244.1.0/24"))
+                .await;
+            assert!(said_raw("127.0.0.1:10256", "GET /healthz HTTP/1.1\r\n\r\n").await.starts_with("HTTP/1.1 200"));
+
+            // A changed slice is in the kernel within moments.
+            let mut slowest = Duration::ZERO;
+            for (address, name) in [("10.244.2.2", "pod-c"), ("10.244.1.3", "pod-b"), ("10.244.1.2", "pod-a")] {
+                let started = Instant::now();
+                api.set("endpointslices", slice(address));
+                until(name, || said("10.96.9.9:80"), |said| said.starts_with(name)).await;
+                slowest = slowest.max(started.elapsed());
+            }
+            println!("kernel: a changed EndpointSlice carried a connection after {} ms at most", slowest.as_millis());
+            assert!(slowest < Duration::from_secs(1));
+
+            // A node goes: its route too, and no other.
+            let routes = || async {
+                let own = Links::open().unwrap().own_routes().await.unwrap();
+                own.keys().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+            };
+            until("all routes", routes, |routes| routes == "10.244.1.0/24 10.244.2.0/24 10.244.3.0/24").await;
+            api.delete("nodes", "far");
+            until("the node's route to go", routes, |routes| routes == "10.244.1.0/24 10.244.2.0/24").await;
+
+            // A stopped component leaves what works.
+            shutdown.cancel();
+            proxy.await.unwrap().unwrap();
+            network.await.unwrap().unwrap();
+            assert!(said("10.96.9.9:80").await.starts_with("pod-a"), "the rules stay");
+        });
+        println!("kernel: components");
+    }
+
     fn tunnel(&self) {
         let end = |node: &Node| {
             let range: ipnet::Ipv4Net = node.range.parse().unwrap();
@@ -451,4 +536,32 @@ impl World {
         assert!(device.contains("mtu 1450") && device.contains("dstport 8472"), "{device}");
         println!("kernel: tunnel");
     }
+}
+
+/// Waits until what is seen is as wanted; says what it saw last if that does not come.
+async fn until<F: Future<Output = String>>(what: &str, see: impl Fn() -> F, wanted: impl Fn(&str) -> bool) {
+    let started = Instant::now();
+    loop {
+        let seen = see().await;
+        if wanted(&seen) {
+            return;
+        }
+        assert!(started.elapsed() < Duration::from_secs(10), "waiting for {what}, saw {seen:?}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// What the server at the address says, or nothing.
+async fn said(address: &str) -> String {
+    said_raw(address, "").await
+}
+
+async fn said_raw(address: &str, request: &str) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut text = String::new();
+    if let Ok(Ok(mut stream)) = tokio::time::timeout(PATIENCE, tokio::net::TcpStream::connect(address)).await {
+        let _ = stream.write_all(request.as_bytes()).await;
+        let _ = tokio::time::timeout(PATIENCE, stream.read_to_string(&mut text)).await;
+    }
+    text
 }
