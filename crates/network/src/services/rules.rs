@@ -120,7 +120,7 @@ impl<'a> Port<'a> {
         let namespace = plain_name(service.metadata.namespace.as_deref()?)?;
         let name = plain_name(service.metadata.name.as_deref()?)?;
         let ips = |list: &Option<Vec<String>>| -> Vec<Ipv4Addr> {
-            list.iter().flatten().filter_map(|ip| ip.parse().ok()).filter(|ip| usable(ip)).collect()
+            list.iter().flatten().filter_map(|ip| ip.parse().ok()).filter(usable).collect()
         };
         let balanced = spec.type_.as_deref() == Some("LoadBalancer");
         let load_balancer_ips: Vec<Ipv4Addr> = service
@@ -132,7 +132,7 @@ impl<'a> Port<'a> {
             .flatten()
             .filter(|ingress| balanced && ingress.ip_mode.as_deref() != Some("Proxy"))
             .filter_map(|ingress| ingress.ip.as_deref()?.parse().ok())
-            .filter(|ip| usable(ip))
+            .filter(usable)
             .collect();
         let ranges_wished = balanced && spec.load_balancer_source_ranges.as_ref().is_some_and(|ranges| !ranges.is_empty());
         let source_ranges = if ranges_wished {
