@@ -3,6 +3,8 @@
 //! Made from the catalogue (paths) and the schema facts (types), once per catalogue, when first asked for. What clients
 //! read out of it: the types (`explain`, merge keys), and which parameters a write takes (`fieldValidation`, `dryRun`).
 
+mod protobuf;
+
 use crate::{Body, Server, body::full, encode::respond};
 use api::{Catalogue, Kind, Status, kind::Subresource, schema};
 use bytes::Bytes;
@@ -21,7 +23,9 @@ struct Document {
 
 impl Document {
     fn new(value: &Value) -> Document {
-        let bytes = Bytes::from(value.to_string());
+        Document::of(value.to_string().into())
+    }
+    fn of(bytes: Bytes) -> Document {
         let hash = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02X}")).collect();
         Document { bytes, hash }
     }
@@ -35,6 +39,9 @@ pub struct Documents {
 
 impl Documents {
     fn get(&self, catalogue: &Arc<Catalogue>, name: &str, make: impl FnOnce() -> Option<Value>) -> Option<Document> {
+        self.get_made(catalogue, name, || make().map(|value| Document::new(&value)))
+    }
+    fn get_made(&self, catalogue: &Arc<Catalogue>, name: &str, make: impl FnOnce() -> Option<Document>) -> Option<Document> {
         let mut made = self.made.lock();
         let (_, documents) = match &mut *made {
             Some(current) if Arc::ptr_eq(&current.0, catalogue) => current,
@@ -43,7 +50,7 @@ impl Documents {
         if let Some(found) = documents.get(name) {
             return Some(found.clone());
         }
-        let document = Document::new(&make()?);
+        let document = make()?;
         documents.insert(name.to_string(), document.clone());
         Some(document)
     }
@@ -54,7 +61,14 @@ pub fn answer(server: &Server, path: &str, request: &Request<Body>) -> Result<Op
     let catalogue = server.catalogue.load_full();
     let documents = &server.openapi;
     match path {
-        "/openapi/v2" => Ok(documents.get(&catalogue, "v2", || Some(v2(&catalogue))).map(|document| serve(&document, request.headers()))),
+        "/openapi/v2" => {
+            let accept = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+            if accept.split(',').any(|clause| protobuf::MEDIA_TYPES.contains(&clause.trim())) {
+                let make = || Some(Document::of(protobuf::encode(&v2(&catalogue)).into()));
+                return Ok(documents.get_made(&catalogue, "v2 protobuf", make).map(|document| served(&document, protobuf::MEDIA_TYPE, request.headers())));
+            }
+            Ok(documents.get(&catalogue, "v2", || Some(v2(&catalogue))).map(|document| serve(&document, request.headers())))
+        }
         "/openapi/v3" => {
             let mut index = Map::new();
             for name in group_versions(&catalogue) {
@@ -78,17 +92,17 @@ pub fn answer(server: &Server, path: &str, request: &Request<Body>) -> Result<Op
 }
 
 fn serve(document: &Document, headers: &HeaderMap) -> Response<Body> {
-    let tag = format!("\"{}\"", document.hash);
     let text = |name: header::HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let accept = text(header::ACCEPT);
     let json = accept.is_empty() || accept.split(',').any(|clause| matches!(clause.split(';').next().unwrap_or_default().trim(), "application/json" | "application/*" | "*/*"));
-    let mut response = if !json {
-        respond(StatusCode::NOT_ACCEPTABLE, "text/plain; charset=utf-8", full(""))
-    } else if text(header::IF_NONE_MATCH) == tag {
-        respond(StatusCode::NOT_MODIFIED, "application/json", full(""))
-    } else {
-        respond(StatusCode::OK, "application/json", full(document.bytes.clone()))
-    };
+    if json { served(document, "application/json", headers) } else { respond(StatusCode::NOT_ACCEPTABLE, "text/plain; charset=utf-8", full("")) }
+}
+
+fn served(document: &Document, content_type: &'static str, headers: &HeaderMap) -> Response<Body> {
+    let tag = format!("\"{}\"", document.hash);
+    let known = headers.get(header::IF_NONE_MATCH).is_some_and(|value| value.as_bytes() == tag.as_bytes());
+    let mut response =
+        if known { respond(StatusCode::NOT_MODIFIED, content_type, full("")) } else { respond(StatusCode::OK, content_type, full(document.bytes.clone())) };
     if let Ok(tag) = HeaderValue::from_str(&tag) {
         response.headers_mut().insert(header::ETAG, tag);
     }
