@@ -89,9 +89,12 @@ pub fn within(parent: &mut Value, key: &str, change: impl FnOnce(&mut Value)) {
         change(value);
     }
 }
-/// Goes into every object of a list member.
+/// Goes into every object of a list member. A null item is an empty object, as in a typed list.
 pub fn each(parent: &mut Value, key: &str, mut change: impl FnMut(&mut Value)) {
     for value in parent.get_mut(key).and_then(Value::as_array_mut).into_iter().flatten() {
+        if value.is_null() {
+            *value = Value::Object(Map::new());
+        }
         if value.is_object() {
             change(value);
         }

@@ -1,6 +1,17 @@
 //! StatefulSet of apps.
 
-use crate::kind::{Kind, NameRule};
+use crate::{
+    field::{Errors, Path},
+    kind::{Hooks, Kind, NameRule},
+    kinds::{
+        checks,
+        pod::{defaults, template, volumes},
+        values::{each, fill, has, int, list, made, member, put, text},
+        workload,
+    },
+    names, selector, table,
+};
+use serde_json::{Value, json};
 
 pub fn kind() -> Kind {
     Kind::namespaced("apps", "v1", "StatefulSet", "statefulsets")
@@ -10,4 +21,164 @@ pub fn kind() -> Kind {
         .names(NameRule::Label)
         .scale("spec.replicas", "status.replicas", "spec.selector")
         .status()
+        .hooks(StatefulSets)
+}
+
+struct StatefulSets;
+
+impl Hooks for StatefulSets {
+    fn default(&self, set: &mut Value) {
+        let spec = made(set, "spec");
+        fill(spec, "replicas", 1);
+        fill(spec, "revisionHistoryLimit", 10);
+        fill(spec, "podManagementPolicy", "OrderedReady");
+        let strategy = made(spec, "updateStrategy");
+        fill(strategy, "type", "RollingUpdate");
+        if text(strategy, "type") == "RollingUpdate" {
+            fill(made(strategy, "rollingUpdate"), "partition", 0);
+        }
+        let retention = made(spec, "persistentVolumeClaimRetentionPolicy");
+        fill(retention, "whenDeleted", "Retain");
+        fill(retention, "whenScaled", "Retain");
+        template::default(spec);
+        each(spec, "volumeClaimTemplates", |claim| {
+            fill(claim, "kind", "PersistentVolumeClaim");
+            fill(claim, "apiVersion", "v1");
+            fill(claim, "metadata", json!({}));
+            defaults::claim_spec(made(claim, "spec"));
+            fill(made(claim, "status"), "phase", "Pending");
+        });
+    }
+    fn prepare_create(&self, set: &mut Value) {
+        put(set, "status", json!({"replicas": 0, "availableReplicas": 0}));
+    }
+    fn validate(&self, set: &Value, old: Option<&Value>, errors: &mut Errors) {
+        let (spec, path) = (workload::spec(set), Path::new("spec"));
+        match text(spec, "podManagementPolicy") {
+            "" => errors.required(path.child("podManagementPolicy"), ""),
+            "OrderedReady" | "Parallel" => {}
+            other => errors.invalid(path.child("podManagementPolicy"), other, "must be 'OrderedReady' or 'Parallel'"),
+        }
+        strategy(spec, &path, errors);
+        retention(spec, &path, errors);
+        checks::not_negatives(spec, &["replicas", "minReadySeconds", "revisionHistoryLimit"], &path, errors);
+        if let Some(ordinals) = member(spec, "ordinals") {
+            checks::not_negative(ordinals, "start", &path.child("ordinals"), errors);
+        }
+        match member(spec, "selector") {
+            None => errors.required(path.child("selector"), ""),
+            Some(selector) => {
+                selector::validate(selector, &path.child("selector"), errors);
+                if workload::is_everything(selector) {
+                    errors.invalid(path.child("selector"), selector.clone(), "empty selector is invalid for statefulset");
+                }
+            }
+        }
+        checks::checked(spec, "serviceName", &path, names::dns1123_label, errors);
+        validate_template(spec, &path.child("template"), errors);
+        if old.is_none() {
+            for (i, claim) in list(spec, "volumeClaimTemplates").iter().enumerate() {
+                volumes::claim_spec(workload::spec(claim), &path.child("volumeClaimTemplates").index(i).child("spec"), errors);
+            }
+        }
+        if let Some(old) = old {
+            const MAY_CHANGE: &[&str] = &["replicas", "template", "updateStrategy", "persistentVolumeClaimRetentionPolicy", "minReadySeconds", "ordinals", "revisionHistoryLimit"];
+            let fixed = |spec: &Value| {
+                let mut spec = spec.as_object().cloned().unwrap_or_default();
+                spec.retain(|key, value| !MAY_CHANGE.contains(&key.as_str()) && !crate::kinds::values::is_empty(value));
+                spec
+            };
+            if fixed(spec) != fixed(workload::spec(old)) {
+                errors.forbidden(path, "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden");
+            }
+        }
+    }
+    fn validate_status(&self, set: &Value, old: &Value, errors: &mut Errors) {
+        let (status, path) = (workload::status(set), Path::new("status"));
+        workload::counters(status, &["readyReplicas", "currentReplicas", "updatedReplicas", "availableReplicas"], &path, errors);
+        checks::not_negatives(status, &["observedGeneration", "collisionCount"], &path, errors);
+        workload::available_within_ready(status, &path, "cannot be greater than status.readyReplicas", errors);
+        workload::collision_count(status, workload::status(old), &path, errors);
+    }
+    fn cells(&self, set: &Value, now_unix_s: i64) -> Vec<Value> {
+        let (spec, status) = (workload::spec(set), workload::status(set));
+        let mut cells = vec![table::name(set), workload::ready_of(int(status, "readyReplicas"), int(spec, "replicas")), table::age(set, now_unix_s)];
+        cells.extend(workload::wide(spec, String::new()));
+        cells.truncate(5);
+        cells
+    }
+}
+
+/// The template may mount the volumes that the claim templates make.
+fn validate_template(spec: &Value, path: &Path, errors: &mut Errors) {
+    let Some(mut with_claims) = member(spec, "template").cloned() else {
+        return errors.required(path.clone(), "");
+    };
+    if let Some(selector) = member(spec, "selector") {
+        template::matches(selector, &with_claims, path, errors);
+    }
+    let claims: Vec<Value> = list(spec, "volumeClaimTemplates").iter().map(|claim| json!({"name": claim["metadata"]["name"], "persistentVolumeClaim": {"claimName": "template"}})).collect();
+    let pod = made(&mut with_claims, "spec");
+    let own = list(pod, "volumes").to_vec();
+    let added = claims.into_iter().filter(|claim| !own.iter().any(|volume| text(volume, "name") == text(claim, "name")));
+    let all: Vec<Value> = own.iter().cloned().chain(added).collect();
+    if !all.is_empty() {
+        put(pod, "volumes", all);
+    }
+    let mut wrong = Errors::default();
+    template::validate(&with_claims, path, &mut wrong);
+    // The names of claim templates are checked as names of claims when those are made.
+    let volumes = path.child("spec").child("volumes").to_string();
+    wrong.0.retain(|error| !(error.field.to_string().starts_with(&volumes) && (own.len()..all_len(&with_claims)).any(|i| error.field.to_string().starts_with(&format!("{volumes}[{i}]")))));
+    errors.extend(wrong);
+    let pod = workload::spec(&with_claims);
+    if text(pod, "restartPolicy") != "Always" {
+        errors.not_supported(path.child("spec").child("restartPolicy"), text(pod, "restartPolicy"), &["Always"]);
+    }
+    if has(pod, "activeDeadlineSeconds") {
+        errors.forbidden(path.child("spec").child("activeDeadlineSeconds"), "activeDeadlineSeconds in StatefulSet is not Supported");
+    }
+}
+fn all_len(template: &Value) -> usize {
+    list(workload::spec(template), "volumes").len()
+}
+
+fn strategy(spec: &Value, path: &Path, errors: &mut Errors) {
+    let nothing = Value::Null;
+    let strategy = spec.get("updateStrategy").unwrap_or(&nothing);
+    let path = path.child("updateStrategy");
+    let rolling = member(strategy, "rollingUpdate");
+    let shown = |rolling: &Value| json!({"Partition": rolling.get("partition").cloned().unwrap_or(json!(0)), "MaxUnavailable": rolling.get("maxUnavailable")});
+    match text(strategy, "type") {
+        "" => errors.required(path, ""),
+        "OnDelete" => {
+            if let Some(rolling) = rolling {
+                errors.invalid(path.child("rollingUpdate"), shown(rolling), "only allowed for updateStrategy 'RollingUpdate'");
+            }
+        }
+        "RollingUpdate" => {
+            if let Some(rolling) = rolling {
+                let path = path.child("rollingUpdate");
+                checks::not_negative(rolling, "partition", &path, errors);
+                if let Some(unavailable) = member(rolling, "maxUnavailable") {
+                    checks::count_or_percent(unavailable, &path.child("maxUnavailable"), errors);
+                    if checks::plain_number(Some(unavailable)) == 0 {
+                        errors.invalid(path.child("maxUnavailable"), unavailable.clone(), "cannot be 0");
+                    }
+                    checks::not_over_100_percent(unavailable, &path.child("maxUnavailable"), errors);
+                }
+            }
+        }
+        other => {
+            let shown = json!({"Type": other, "RollingUpdate": rolling.map(shown)});
+            errors.invalid(path, shown, "must be 'RollingUpdate' or 'OnDelete'");
+        }
+    }
+}
+
+fn retention(spec: &Value, path: &Path, errors: &mut Errors) {
+    let Some(policy) = member(spec, "persistentVolumeClaimRetentionPolicy") else { return };
+    for key in ["whenDeleted", "whenScaled"] {
+        checks::one_of(policy, key, &["Retain", "Delete"], &path.child("persistentVolumeClaimRetentionPolicy"), errors);
+    }
 }

@@ -2,3 +2,4 @@
 
 pub mod cronjobs;
 pub mod jobs;
+pub mod schedule;

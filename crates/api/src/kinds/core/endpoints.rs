@@ -1,9 +1,96 @@
 //! Endpoints.
 
-use crate::kind::Kind;
+use crate::{
+    field::{Errors, Path},
+    kind::{Hooks, Kind},
+    kinds::{
+        checks,
+        values::{each, fill, int, list, text},
+    },
+    names, table,
+};
+use serde_json::{Value, json};
 
 pub fn kind() -> Kind {
-    Kind::namespaced("", "v1", "Endpoints", "endpoints")
-        .short(&["ep"])
-        .create_on_update()
+    Kind::namespaced("", "v1", "Endpoints", "endpoints").short(&["ep"]).create_on_update().hooks(Endpoints)
+}
+
+/// Addresses that a cell shows before it only counts.
+pub const SHOWN_MAX: usize = 3;
+
+/// The first few of many, and how many more there are.
+pub fn first_few(all: &[String]) -> String {
+    let shown = all[..all.len().min(SHOWN_MAX)].join(",");
+    match all.len().checked_sub(SHOWN_MAX) {
+        Some(more) if more > 0 => format!("{shown} + {more} more..."),
+        _ => shown,
+    }
+}
+
+struct Endpoints;
+
+impl Hooks for Endpoints {
+    fn default(&self, endpoints: &mut Value) {
+        each(endpoints, "subsets", |subset| each(subset, "ports", |port| fill(port, "protocol", "TCP")));
+    }
+    fn validate(&self, endpoints: &Value, _old: Option<&Value>, errors: &mut Errors) {
+        for (i, subset) in list(endpoints, "subsets").iter().enumerate() {
+            let path = Path::new("subsets").index(i);
+            if list(subset, "addresses").is_empty() && list(subset, "notReadyAddresses").is_empty() {
+                errors.required(path.clone(), "must specify `addresses` or `notReadyAddresses`");
+            }
+            for key in ["addresses", "notReadyAddresses"] {
+                for (i, address) in list(subset, key).iter().enumerate() {
+                    let path = path.child(key).index(i);
+                    let ip = text(address, "ip");
+                    let problems = checks::ip(ip);
+                    let parses = ip.parse::<std::net::IpAddr>().is_ok();
+                    errors.invalid_all(&path.child("ip"), ip, problems);
+                    checks::checked(address, "hostname", &path, names::dns1123_label, errors);
+                    checks::checked(address, "nodeName", &path, names::dns1123_subdomain, errors);
+                    if parses {
+                        errors.invalid_all(&path.child("ip"), ip, checks::not_special_ip(ip));
+                    } else {
+                        errors.invalid(path.child("ip"), ip, "must be a valid IP address");
+                    }
+                }
+            }
+            let ports = list(subset, "ports");
+            for (i, port) in ports.iter().enumerate() {
+                let path = path.child("ports").index(i);
+                if text(port, "name").is_empty() {
+                    if ports.len() > 1 {
+                        errors.required(path.child("name"), "");
+                    }
+                } else {
+                    checks::checked(port, "name", &path, names::dns1123_label, errors);
+                }
+                checks::port_number(int(port, "port").unwrap_or(0), &path.child("port"), errors);
+                checks::protocol(port, &path, errors);
+                checks::checked(port, "appProtocol", &path, names::qualified_name, errors);
+            }
+        }
+    }
+    fn warnings(&self, _endpoints: &Value) -> Vec<String> {
+        vec!["v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".into()]
+    }
+    fn cells(&self, endpoints: &Value, now_unix_s: i64) -> Vec<Value> {
+        let subsets = list(endpoints, "subsets");
+        let mut all = vec![];
+        for subset in subsets {
+            let ports = list(subset, "ports");
+            if ports.is_empty() {
+                all.extend(list(subset, "addresses").iter().map(|a| text(a, "ip").to_string()));
+            }
+            for port in ports {
+                let number = int(port, "port").unwrap_or(0);
+                all.extend(list(subset, "addresses").iter().map(|a| match text(a, "ip") {
+                    ip if ip.contains(':') => format!("[{ip}]:{number}"),
+                    ip => format!("{ip}:{number}"),
+                }));
+            }
+        }
+        let shown = if subsets.is_empty() { "<none>".into() } else { first_few(&all) };
+        vec![table::name(endpoints), json!(shown), table::age(endpoints, now_unix_s)]
+    }
 }

@@ -56,7 +56,7 @@ impl Hooks for Pods {
         let mut status = json!({"phase": "Pending", "qosClass": resources::quality_of_service(spec)});
         if !list(spec, "schedulingGates").is_empty() {
             let gated = json!({
-                "type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "lastProbeTime": null, "lastTransitionTime": null,
+                "type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "lastProbeTime": null, "lastTransitionTime": pod.creation_timestamp(),
                 "message": "Scheduling is blocked due to non-empty scheduling gates",
             });
             put(&mut status, "conditions", json!([gated]));

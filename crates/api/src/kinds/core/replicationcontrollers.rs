@@ -1,6 +1,20 @@
 //! ReplicationController.
 
-use crate::kind::Kind;
+use crate::{
+    field::{Errors, Path},
+    kind::{Hooks, Kind},
+    kinds::{
+        apps::replicasets,
+        checks,
+        pod::template,
+        values::{fill, has, made, map, member, put},
+        workload,
+    },
+    object::ObjectExt,
+    selector::LabelSelector,
+    table,
+};
+use serde_json::{Value, json};
 
 pub fn kind() -> Kind {
     Kind::namespaced("", "v1", "ReplicationController", "replicationcontrollers")
@@ -10,4 +24,54 @@ pub fn kind() -> Kind {
         .selectable(&["status.replicas"])
         .scale("spec.replicas", "status.replicas", "spec.selector")
         .status()
+        .hooks(ReplicationControllers)
+}
+
+struct ReplicationControllers;
+
+impl Hooks for ReplicationControllers {
+    fn default(&self, controller: &mut Value) {
+        let labels = controller.at("spec.template.metadata.labels").filter(|l| l.as_object().is_some_and(|l| !l.is_empty())).cloned();
+        if let Some(labels) = labels {
+            if controller.labels().is_none_or(serde_json::Map::is_empty) {
+                controller.set("metadata.labels", labels.clone());
+            }
+            let spec = made(controller, "spec");
+            if map(spec, "selector").is_none_or(serde_json::Map::is_empty) {
+                put(spec, "selector", labels);
+            }
+        }
+        let spec = made(controller, "spec");
+        fill(spec, "replicas", 1);
+        if has(spec, "template") {
+            template::default(spec);
+        }
+    }
+    fn prepare_create(&self, controller: &mut Value) {
+        put(controller, "status", json!({"replicas": 0}));
+    }
+    fn validate(&self, controller: &Value, _old: Option<&Value>, errors: &mut Errors) {
+        let (spec, path) = (workload::spec(controller), Path::new("spec"));
+        checks::not_negatives(spec, &["minReadySeconds", "replicas"], &path, errors);
+        let selector = map(spec, "selector").filter(|s| !s.is_empty());
+        if selector.is_none() {
+            errors.required(path.child("selector"), "");
+        }
+        template::validate_running(spec, "ReplicationController", None, &path.child("template"), errors);
+        if let (Some(selector), Some(pod)) = (selector, member(spec, "template"))
+            && !LabelSelector::from_map(Some(selector)).matches_map(map(pod.get("metadata").unwrap_or(&Value::Null), "labels"))
+        {
+            let labels = pod.at("metadata.labels").cloned().unwrap_or_default();
+            errors.invalid(path.child("template").child("metadata").child("labels"), labels, "`selector` does not match template `labels`");
+        }
+    }
+    fn validate_status(&self, controller: &Value, _old: &Value, errors: &mut Errors) {
+        replicasets::validate_status(controller, errors);
+    }
+    fn selectable_value(&self, controller: &Value, field: &str) -> String {
+        controller.i64_at(field).unwrap_or(0).to_string()
+    }
+    fn cells(&self, controller: &Value, now_unix_s: i64) -> Vec<Value> {
+        replicasets::cells(controller, table::labels_text(controller.at("spec.selector")), now_unix_s)
+    }
 }

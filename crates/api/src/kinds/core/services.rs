@@ -1,6 +1,16 @@
-//! Service.
+//! Service. Addresses and node ports are given by the API server's allocation; here is what may be asked for.
 
-use crate::kind::{Kind, NameRule};
+use crate::{
+    field::{Errors, Path},
+    kind::{Hooks, Kind, NameRule},
+    kinds::{
+        checks,
+        values::{each, fill, has, int, list, made, map, member, put, shown, strings, take, text, within},
+        workload,
+    },
+    names, table,
+};
+use serde_json::{Value, json};
 
 pub fn kind() -> Kind {
     Kind::namespaced("", "v1", "Service", "services")
@@ -11,4 +21,494 @@ pub fn kind() -> Kind {
         .create_on_update()
         .connect("proxy", ("", "", "ServiceProxyOptions"), &["create", "delete", "get", "patch", "update"])
         .status()
+        .hooks(Services)
+}
+
+const TYPES: &[&str] = &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
+const AFFINITY_TIMEOUT_DEFAULT_S: i64 = 10_800;
+const AFFINITY_TIMEOUT_MAX_S: i64 = 86_400;
+const KUBELET_PORT: i64 = 10_250;
+
+struct Services;
+
+fn is_load_balancer(spec: &Value) -> bool {
+    text(spec, "type") == "LoadBalancer"
+}
+fn needs_node_port(spec: &Value) -> bool {
+    text(spec, "type") == "NodePort" || is_load_balancer(spec) && spec.get("allocateLoadBalancerNodePorts").and_then(Value::as_bool).unwrap_or(true)
+}
+fn is_external_name(spec: &Value) -> bool {
+    text(spec, "type") == "ExternalName"
+}
+/// Whether traffic from outside the cluster may come in.
+fn is_external(spec: &Value) -> bool {
+    matches!(text(spec, "type"), "NodePort" | "LoadBalancer") || text(spec, "type") == "ClusterIP" && !list(spec, "externalIPs").is_empty()
+}
+fn needs_health_check(spec: &Value) -> bool {
+    is_load_balancer(spec) && text(spec, "externalTrafficPolicy") == "Local"
+}
+
+impl Hooks for Services {
+    fn default(&self, service: &mut Value) {
+        let spec = made(service, "spec");
+        fill(spec, "sessionAffinity", "None");
+        match text(spec, "sessionAffinity") {
+            "None" => {
+                take(spec, "sessionAffinityConfig");
+            }
+            "ClientIP" if spec.pointer("/sessionAffinityConfig/clientIP/timeoutSeconds").is_none_or(Value::is_null) => {
+                put(spec, "sessionAffinityConfig", json!({"clientIP": {"timeoutSeconds": AFFINITY_TIMEOUT_DEFAULT_S}}));
+            }
+            _ => {}
+        }
+        fill(spec, "type", "ClusterIP");
+        each(spec, "ports", |port| {
+            fill(port, "protocol", "TCP");
+            if matches!(port.get("targetPort"), None | Some(Value::Null)) || port["targetPort"] == 0 || port["targetPort"] == "" {
+                let number = port.get("port").cloned().unwrap_or(json!(0));
+                put(port, "targetPort", number);
+            }
+        });
+        if is_external(spec) {
+            fill(spec, "externalTrafficPolicy", "Cluster");
+        }
+        if !is_external_name(spec) {
+            fill(spec, "internalTrafficPolicy", "Cluster");
+        }
+        if is_load_balancer(spec) {
+            fill(spec, "allocateLoadBalancerNodePorts", true);
+        }
+        within(service, "status", |status| {
+            within(status, "loadBalancer", |balancer| {
+                each(balancer, "ingress", |ingress| {
+                    if !text(ingress, "ip").is_empty() {
+                        fill(ingress, "ipMode", "VIP");
+                    }
+                })
+            })
+        });
+    }
+    fn prepare_create(&self, service: &mut Value) {
+        put(service, "status", json!({"loadBalancer": {}}));
+        within(service, "spec", normalize_create);
+    }
+    fn prepare_update(&self, service: &mut Value, old: &Value) {
+        let old = workload::spec(old);
+        within(service, "spec", |spec| {
+            normalize_update(spec, old);
+            keep_allocated(spec, old);
+            drop_left_over(spec, old);
+        });
+    }
+    fn validate(&self, service: &Value, old: Option<&Value>, errors: &mut Errors) {
+        let (spec, path) = (workload::spec(service), Path::new("spec"));
+        ports(spec, &path, errors);
+        checks::required_one_of(spec, "type", TYPES, &path, errors);
+        match text(spec, "type") {
+            "LoadBalancer" => {
+                for (i, port) in list(spec, "ports").iter().enumerate() {
+                    if int(port, "port") == Some(KUBELET_PORT) {
+                        errors.invalid(path.child("ports").index(i), KUBELET_PORT, "may not expose port 10250 externally since it is used by kubelet");
+                    }
+                }
+                if text(spec, "clusterIP") == "None" {
+                    errors.invalid(path.child("clusterIPs").index(0), "None", "may not be set to 'None' for LoadBalancer services");
+                }
+            }
+            "NodePort" if text(spec, "clusterIP") == "None" => errors.invalid(path.child("clusterIPs").index(0), "None", "may not be set to 'None' for NodePort services"),
+            "ExternalName" => external_name(spec, &path, errors),
+            _ => {}
+        }
+        checks::labels(map(spec, "selector"), &path.child("selector"), errors);
+        session_affinity(spec, &path, errors);
+        addresses(spec, &path, errors);
+        for (i, ip) in strings(spec, "externalIPs").enumerate() {
+            let path = path.child("externalIPs").index(i);
+            let problems = checks::ip(ip);
+            if problems.is_empty() {
+                errors.invalid_all(&path, ip, checks::not_special_ip(ip));
+            }
+            errors.invalid_all(&path, ip, problems);
+        }
+        source_ranges(service, spec, errors);
+        traffic(spec, &path, errors);
+        load_balancer_class(spec, old.map(workload::spec), &path, errors);
+        if let Some(old) = old {
+            immutable_addresses(spec, workload::spec(old), &path, errors);
+        }
+    }
+    fn validate_status(&self, service: &Value, _old: &Value, errors: &mut Errors) {
+        let path = Path::new("status").child("loadBalancer").child("ingress");
+        let ingresses = list(workload::status(service).get("loadBalancer").unwrap_or(&Value::Null), "ingress");
+        if !ingresses.is_empty() && !is_load_balancer(workload::spec(service)) {
+            errors.forbidden(path.clone(), "may only be used when `spec.type` is 'LoadBalancer'");
+            return;
+        }
+        for (i, ingress) in ingresses.iter().enumerate() {
+            let path = path.index(i);
+            checks::checked(ingress, "ip", &path, checks::ip, errors);
+            checks::one_of(ingress, "ipMode", &["Proxy", "VIP"], &path, errors);
+            let host = text(ingress, "hostname");
+            if !host.is_empty() {
+                errors.invalid_all(&path.child("hostname"), host, names::dns1123_subdomain(host));
+                if checks::ip(host).is_empty() {
+                    errors.invalid(path.child("hostname"), host, "must be a DNS name, not an IP address");
+                }
+            }
+        }
+    }
+    fn cells(&self, service: &Value, now_unix_s: i64) -> Vec<Value> {
+        let spec = workload::spec(service);
+        let ports: Vec<String> = (list(spec, "ports").iter())
+            .map(|port| match int(port, "nodePort").unwrap_or(0) {
+                0 => format!("{}/{}", int(port, "port").unwrap_or(0), text(port, "protocol")),
+                node => format!("{}:{node}/{}", int(port, "port").unwrap_or(0), text(port, "protocol")),
+            })
+            .collect();
+        let or_none = |text: &str| if text.is_empty() { json!("<none>") } else { json!(text) };
+        vec![
+            table::name(service),
+            json!(text(spec, "type")),
+            or_none(text(spec, "clusterIP")),
+            json!(external_ip(service)),
+            or_none(&ports.join(",")),
+            table::age(service, now_unix_s),
+            json!(table::labels_text(spec.get("selector"))),
+        ]
+    }
+}
+
+/// The cell `External-IP`.
+fn external_ip(service: &Value) -> String {
+    let spec = workload::spec(service);
+    let mut all: Vec<&str> = vec![];
+    match text(spec, "type") {
+        "ExternalName" => return text(spec, "externalName").to_string(),
+        "LoadBalancer" => {
+            for ingress in list(workload::status(service).get("loadBalancer").unwrap_or(&Value::Null), "ingress") {
+                all.push(if text(ingress, "ip").is_empty() { text(ingress, "hostname") } else { text(ingress, "ip") });
+            }
+            all.extend(strings(spec, "externalIPs"));
+            if all.is_empty() {
+                return "<pending>".into();
+            }
+        }
+        _ => all.extend(strings(spec, "externalIPs")),
+    }
+    if all.is_empty() { "<none>".into() } else { all.join(",") }
+}
+
+/// `clusterIP` is the first of `clusterIPs`.
+fn normalize_create(spec: &mut Value) {
+    let ip = text(spec, "clusterIP").to_string();
+    if !ip.is_empty() && list(spec, "clusterIPs").is_empty() {
+        put(spec, "clusterIPs", json!([ip]));
+    }
+}
+/// A client that knows only one of the two fields changes both.
+fn normalize_update(spec: &mut Value, old: &Value) {
+    let (ip, old_ip) = (text(spec, "clusterIP").to_string(), text(old, "clusterIP"));
+    let same_list = list(spec, "clusterIPs") == list(old, "clusterIPs");
+    if !same_list {
+        return;
+    }
+    if ip != old_ip {
+        if ip.is_empty() {
+            take(spec, "clusterIPs");
+        } else if !old_ip.is_empty() || list(spec, "clusterIPs").is_empty() {
+            put(spec, "clusterIPs", json!([ip]));
+        }
+    }
+}
+/// What was allocated stays when a client leaves it out.
+fn keep_allocated(spec: &mut Value, old: &Value) {
+    if !is_external_name(spec) && !is_external_name(old) {
+        if text(spec, "clusterIP").is_empty() && list(spec, "clusterIPs").is_empty() {
+            for key in ["clusterIP", "clusterIPs"] {
+                if let Some(value) = old.get(key) {
+                    put(spec, key, value.clone());
+                }
+            }
+        }
+        for key in ["ipFamilies", "ipFamilyPolicy"] {
+            if !has(spec, key)
+                && let Some(value) = old.get(key)
+            {
+                put(spec, key, value.clone());
+            }
+        }
+    }
+    if needs_node_port(spec) && needs_node_port(old) {
+        let mut taken: Vec<(String, i64)> = list(spec, "ports").iter().filter_map(|p| Some((text(p, "protocol").to_string(), int(p, "nodePort").filter(|n| *n != 0)?))).collect();
+        let before = list(old, "ports");
+        each(spec, "ports", |port| {
+            let key = |p: &Value| (text(p, "protocol").to_string(), int(p, "port").unwrap_or(0));
+            if int(port, "nodePort").unwrap_or(0) == 0
+                && let Some(number) = before.iter().find(|p| key(p) == key(port)).and_then(|p| int(p, "nodePort")).filter(|n| *n != 0)
+            {
+                let pair = (text(port, "protocol").to_string(), number);
+                if !taken.contains(&pair) {
+                    taken.push(pair);
+                    put(port, "nodePort", number);
+                }
+            }
+        });
+    }
+    if needs_health_check(spec) && needs_health_check(old) && int(spec, "healthCheckNodePort").unwrap_or(0) == 0
+        && let Some(port) = old.get("healthCheckNodePort")
+    {
+        put(spec, "healthCheckNodePort", port.clone());
+    }
+}
+/// What belonged to the old type goes with it, unless the client changed it too.
+fn drop_left_over(spec: &mut Value, old: &Value) {
+    let same = |spec: &Value, key: &str| spec.get(key) == old.get(key);
+    if is_external_name(spec) && !is_external_name(old) {
+        if same(spec, "clusterIP") && same(spec, "clusterIPs") {
+            take(spec, "clusterIP");
+            take(spec, "clusterIPs");
+        }
+        for key in ["ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"] {
+            if same(spec, key) {
+                take(spec, key);
+            }
+        }
+    }
+    let had_ports = matches!(text(old, "type"), "NodePort" | "LoadBalancer");
+    if had_ports && !matches!(text(spec, "type"), "NodePort" | "LoadBalancer") {
+        let ports_of = |spec: &Value| list(spec, "ports").iter().map(|p| int(p, "nodePort").unwrap_or(0)).collect::<Vec<_>>();
+        if ports_of(spec) == ports_of(old) {
+            each(spec, "ports", |port| {
+                take(port, "nodePort");
+            });
+        }
+    }
+    if needs_health_check(old) && !needs_health_check(spec) && same(spec, "healthCheckNodePort") {
+        take(spec, "healthCheckNodePort");
+    }
+    if is_load_balancer(old) && !is_load_balancer(spec) {
+        for key in ["allocateLoadBalancerNodePorts", "loadBalancerClass"] {
+            if same(spec, key) {
+                take(spec, key);
+            }
+        }
+    }
+    if is_external(old) && !is_external(spec) && same(spec, "externalTrafficPolicy") {
+        take(spec, "externalTrafficPolicy");
+    }
+}
+
+fn ports(spec: &Value, path: &Path, errors: &mut Errors) {
+    let ports = list(spec, "ports");
+    let headless = text(spec, "clusterIP") == "None";
+    if ports.is_empty() && !headless && !is_external_name(spec) {
+        errors.required(path.child("ports"), "");
+    }
+    for (i, port) in ports.iter().enumerate() {
+        let path = path.child("ports").index(i);
+        let name = text(port, "name");
+        if name.is_empty() {
+            if ports.len() > 1 {
+                errors.required(path.child("name"), "");
+            }
+        } else {
+            errors.invalid_all(&path.child("name"), name, names::dns1123_label(name));
+            if ports[..i].iter().any(|other| text(other, "name") == name) {
+                errors.duplicate(path.child("name"), name);
+            }
+        }
+        checks::port_number(int(port, "port").unwrap_or(0), &path.child("port"), errors);
+        checks::protocol(port, &path, errors);
+        checks::port_or_name(port, "targetPort", &path, errors);
+        checks::checked(port, "appProtocol", &path, names::qualified_name, errors);
+        let node = int(port, "nodePort").unwrap_or(0);
+        if node != 0 && !matches!(text(spec, "type"), "NodePort" | "LoadBalancer") && text(spec, "type") == "ClusterIP" {
+            errors.forbidden(path.child("nodePort"), "may not be used when `type` is 'ClusterIP'");
+        }
+        if node != 0 && ports[..i].iter().any(|other| int(other, "nodePort") == Some(node) && text(other, "protocol") == text(port, "protocol")) {
+            errors.duplicate(path.child("nodePort"), node);
+        }
+        if ports[..i].iter().any(|other| int(other, "port") == int(port, "port") && text(other, "protocol") == text(port, "protocol")) {
+            let shown = json!({"Name": "", "Protocol": text(port, "protocol"), "AppProtocol": null, "Port": int(port, "port").unwrap_or(0), "TargetPort": 0, "NodePort": 0});
+            errors.duplicate(path, shown);
+        }
+    }
+}
+
+fn external_name(spec: &Value, path: &Path, errors: &mut Errors) {
+    let name = text(spec, "externalName");
+    let bare = name.strip_suffix('.').unwrap_or(name);
+    if bare.is_empty() {
+        errors.required(path.child("externalName"), "");
+    } else {
+        errors.invalid_all(&path.child("externalName"), name, names::dns1123_subdomain(bare));
+    }
+}
+
+fn session_affinity(spec: &Value, path: &Path, errors: &mut Errors) {
+    checks::required_one_of(spec, "sessionAffinity", &["ClientIP", "None"], path, errors);
+    let path = path.child("sessionAffinityConfig");
+    if text(spec, "sessionAffinity") == "ClientIP" {
+        let timeout = spec.pointer("/sessionAffinityConfig/clientIP/timeoutSeconds").and_then(Value::as_i64).unwrap_or(0);
+        if timeout <= 0 || timeout > AFFINITY_TIMEOUT_MAX_S {
+            errors.invalid(path.child("clientIP").child("timeoutSeconds"), timeout, &format!("must be greater than 0 and less than {AFFINITY_TIMEOUT_MAX_S}"));
+        }
+    } else if text(spec, "sessionAffinity") == "None" && has(spec, "sessionAffinityConfig") {
+        errors.forbidden(path, "must not be set when session affinity is None");
+    }
+}
+
+fn addresses(spec: &Value, path: &Path, errors: &mut Errors) {
+    if is_external_name(spec) {
+        for key in ["clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+            if spec.get(key).is_some_and(|v| !crate::kinds::values::is_empty(v)) {
+                errors.forbidden(path.child(key), "may not be set for ExternalName services");
+            }
+        }
+        return;
+    }
+    let (ip, ips) = (text(spec, "clusterIP"), list(spec, "clusterIPs"));
+    let families: Vec<&str> = strings(spec, "ipFamilies").collect();
+    let at = path.child("clusterIPs");
+    if ip.is_empty() && !ips.is_empty() {
+        errors.invalid(at.clone(), Value::from(ips.to_vec()), "must be empty when `clusterIP` is not specified");
+    } else if !ip.is_empty() && ips.is_empty() {
+        errors.required(at.clone(), "");
+    } else if !ip.is_empty() && ips[0] != ip {
+        errors.invalid(at.clone(), Value::from(ips.to_vec()), "first value must match `clusterIP`");
+    }
+    for (i, family) in families.iter().enumerate() {
+        let path = path.child("ipFamilies").index(i);
+        if !matches!(*family, "IPv4" | "IPv6") {
+            errors.not_supported(path.clone(), *family, &["IPv4", "IPv6"]);
+        }
+        if families[..i].contains(family) {
+            errors.duplicate(path, *family);
+        }
+    }
+    let policy = text(spec, "ipFamilyPolicy");
+    if !policy.is_empty() {
+        checks::one_of(spec, "ipFamilyPolicy", &["PreferDualStack", "RequireDualStack", "SingleStack"], path, errors);
+        if policy == "SingleStack" {
+            for (count, what) in [(ips.len(), "cluster IPs"), (families.len(), "IP families")] {
+                if count > 1 {
+                    errors.invalid(path.child("ipFamilyPolicy"), policy, &format!("must be 'RequireDualStack' or 'PreferDualStack' when multiple {what} are specified"));
+                }
+            }
+        }
+    }
+    if ips.len() > 2 {
+        errors.invalid(at.clone(), Value::from(ips.to_vec()), "may only hold up to 2 values");
+    }
+    for (i, value) in ips.iter().enumerate() {
+        let value = value.as_str().unwrap_or_default();
+        if i == 0 && value == "None" {
+            if ips.len() > 1 {
+                errors.invalid(at.clone(), Value::from(ips.to_vec()), "'None' must be the first and only value");
+            }
+            continue;
+        }
+        let problems = checks::ip(value);
+        if let (true, Some(family)) = (problems.is_empty(), families.get(i))
+            && (*family == "IPv6") != value.contains(':')
+        {
+            errors.invalid(at.index(i), value, &format!("expected an {family} value as indicated by `ipFamilies[{i}]`"));
+        }
+        errors.invalid_all(&at.index(i), value, problems);
+    }
+    if ips.len() == 2
+        && let (Some(a), Some(b)) = (ips[0].as_str(), ips[1].as_str())
+        && checks::ip(a).is_empty()
+        && checks::ip(b).is_empty()
+        && a.contains(':') == b.contains(':')
+    {
+        errors.invalid(at, Value::from(ips.to_vec()), "may specify no more than one IP for each IP family");
+    }
+}
+
+fn immutable_addresses(spec: &Value, old: &Value, path: &Path, errors: &mut Errors) {
+    if is_external_name(spec) || is_external_name(old) {
+        return;
+    }
+    let (new, before) = (list(spec, "clusterIPs"), list(old, "clusterIPs"));
+    if let Some(first) = before.first().filter(|first| **first != "")
+        && new.first() != Some(first)
+    {
+        errors.invalid(path.child("clusterIPs").index(0), Value::from(new.to_vec()), "may not change once set");
+    }
+    if let (Some(old), Some(new)) = (list(old, "ipFamilies").first(), list(spec, "ipFamilies").first())
+        && old != new
+    {
+        errors.invalid(path.child("ipFamilies").index(0), Value::from(list(spec, "ipFamilies").to_vec()), "may not change once set");
+    }
+}
+
+fn source_ranges(service: &Value, spec: &Value, errors: &mut Errors) {
+    const ANNOTATION: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
+    let path = Path::new("spec").child("LoadBalancerSourceRanges");
+    let ranges = list(spec, "loadBalancerSourceRanges");
+    if !ranges.is_empty() {
+        if !is_load_balancer(spec) {
+            errors.forbidden(path.clone(), "may only be used when `type` is 'LoadBalancer'");
+        }
+        for (i, range) in strings(spec, "loadBalancerSourceRanges").enumerate() {
+            errors.invalid_all(&path.index(i), range, checks::cidr(range.trim()));
+        }
+    } else if let Some(value) = service.pointer("/metadata/annotations").and_then(|a| a.get(ANNOTATION)).and_then(Value::as_str) {
+        let path = Path::new("metadata").child("annotations").key(ANNOTATION);
+        if !is_load_balancer(spec) {
+            errors.forbidden(path.clone(), "may only be used when `type` is 'LoadBalancer'");
+        }
+        if !value.trim().is_empty() {
+            for range in value.split(',') {
+                errors.invalid_all(&path, value, checks::cidr(range.trim()));
+            }
+        }
+    }
+}
+
+fn traffic(spec: &Value, path: &Path, errors: &mut Errors) {
+    const POLICIES: &[&str] = &["Cluster", "Local"];
+    let policy = text(spec, "externalTrafficPolicy");
+    if !policy.is_empty() {
+        if is_external(spec) {
+            checks::one_of(spec, "externalTrafficPolicy", POLICIES, path, errors);
+        } else {
+            errors.invalid(path.child("externalTrafficPolicy"), policy, "may only be set for externally-accessible services");
+        }
+    } else if is_external(spec) {
+        errors.required(path.child("externalTrafficPolicy"), "");
+    }
+    if let Some(port) = int(spec, "healthCheckNodePort").filter(|port| *port != 0) {
+        if !needs_health_check(spec) {
+            errors.invalid(path.child("healthCheckNodePort"), port, "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'");
+        } else {
+            checks::port_number(port, &path.child("healthCheckNodePort"), errors);
+        }
+    }
+    if has(spec, "internalTrafficPolicy") {
+        checks::one_of(spec, "internalTrafficPolicy", POLICIES, path, errors);
+    } else if !is_external_name(spec) {
+        errors.required(path.child("internalTrafficPolicy"), "");
+    }
+    if has(spec, "allocateLoadBalancerNodePorts") && !is_load_balancer(spec) {
+        errors.forbidden(path.child("allocateLoadBalancerNodePorts"), "may only be used when `type` is 'LoadBalancer'");
+    }
+    checks::one_of(spec, "trafficDistribution", &["PreferClose", "PreferSameZone", "PreferSameNode"], path, errors);
+}
+
+fn load_balancer_class(spec: &Value, old: Option<&Value>, path: &Path, errors: &mut Errors) {
+    let path = path.child("loadBalancerClass");
+    if let Some(old) = old.filter(|old| is_load_balancer(old) && is_load_balancer(spec))
+        && member(spec, "loadBalancerClass") != member(old, "loadBalancerClass")
+    {
+        errors.invalid(path, shown(spec, "loadBalancerClass"), "may not change once set");
+        return;
+    }
+    let Some(class) = member(spec, "loadBalancerClass").and_then(Value::as_str) else { return };
+    if is_load_balancer(spec) {
+        errors.invalid_all(&path, class, names::qualified_name(class));
+    } else {
+        errors.forbidden(path, "may only be used when `type` is 'LoadBalancer'");
+    }
 }

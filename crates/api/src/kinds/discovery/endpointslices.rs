@@ -1,7 +1,128 @@
 //! EndpointSlice of discovery.k8s.io.
 
-use crate::kind::Kind;
+use crate::{
+    field::{Errors, Path},
+    kind::{Hooks, Kind},
+    kinds::{
+        checks,
+        core::endpoints::first_few,
+        values::{each, fill, has, int, list, made, member, put, strings, take, text},
+    },
+    names, table,
+};
+use serde_json::{Value, json};
 
 pub fn kind() -> Kind {
-    Kind::namespaced("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices").generation()
+    Kind::namespaced("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices").generation().hooks(EndpointSlices)
+}
+
+const ENDPOINTS_MAX: usize = 1000;
+const ADDRESSES_MAX: usize = 100;
+const PORTS_MAX: usize = 20_000;
+
+struct EndpointSlices;
+
+impl Hooks for EndpointSlices {
+    fn default(&self, slice: &mut Value) {
+        each(slice, "ports", |port| {
+            if !has(port, "name") {
+                put(port, "name", "");
+            }
+            fill(port, "protocol", "TCP");
+        });
+        each(slice, "endpoints", |endpoint| {
+            made(endpoint, "conditions");
+        });
+        for key in ["endpoints", "ports"] {
+            if !has(slice, key) || list(slice, key).is_empty() && key == "ports" {
+                put(slice, key, Value::Null);
+            }
+        }
+    }
+    fn prepare_create(&self, slice: &mut Value) {
+        each(slice, "endpoints", |endpoint| {
+            take(endpoint, "deprecatedTopology");
+        });
+    }
+    fn validate(&self, slice: &Value, old: Option<&Value>, errors: &mut Errors) {
+        let root = Path::root();
+        let kind = text(slice, "addressType");
+        checks::required_one_of(slice, "addressType", &["FQDN", "IPv4", "IPv6"], &root, errors);
+        if let Some(old) = old {
+            checks::immutable(slice.get("addressType"), old.get("addressType"), &root.child("addressType"), errors);
+        }
+        let endpoints = list(slice, "endpoints");
+        if endpoints.len() > ENDPOINTS_MAX {
+            errors.too_many(root.child("endpoints"), endpoints.len(), ENDPOINTS_MAX);
+            return;
+        }
+        for (i, endpoint) in endpoints.iter().enumerate() {
+            validate_endpoint(endpoint, kind, &root.child("endpoints").index(i), errors);
+        }
+        let ports = list(slice, "ports");
+        if ports.len() > PORTS_MAX {
+            errors.too_many(root.child("ports"), ports.len(), PORTS_MAX);
+            return;
+        }
+        for (i, port) in ports.iter().enumerate() {
+            let path = root.child("ports").index(i);
+            let name = text(port, "name");
+            checks::checked(port, "name", &path, names::dns1123_label, errors);
+            if ports[..i].iter().any(|other| text(other, "name") == name) {
+                errors.duplicate(path.child("name"), name);
+            }
+            checks::protocol(port, &path, errors);
+            checks::checked(port, "appProtocol", &path, names::qualified_name, errors);
+        }
+    }
+    fn cells(&self, slice: &Value, now_unix_s: i64) -> Vec<Value> {
+        let ports: Vec<String> = list(slice, "ports").iter().map(|p| int(p, "port").map_or(String::new(), |n| n.to_string())).collect();
+        let addresses: Vec<String> = list(slice, "endpoints").iter().flat_map(|e| strings(e, "addresses")).map(String::from).collect();
+        let shown = |all: &[String]| if all.is_empty() { json!("<unset>") } else { json!(first_few(all)) };
+        vec![table::name(slice), json!(text(slice, "addressType")), shown(&ports), shown(&addresses), table::age(slice, now_unix_s)]
+    }
+}
+
+fn validate_endpoint(endpoint: &Value, kind: &str, path: &Path, errors: &mut Errors) {
+    let addresses: Vec<&str> = strings(endpoint, "addresses").collect();
+    if addresses.is_empty() {
+        errors.required(path.child("addresses"), "must contain at least 1 address");
+    } else if addresses.len() > ADDRESSES_MAX {
+        errors.too_many(path.child("addresses"), addresses.len(), ADDRESSES_MAX);
+    }
+    for (i, address) in addresses.iter().enumerate() {
+        let at = path.child("addresses").index(i);
+        match kind {
+            "IPv4" | "IPv6" => {
+                let problems = checks::ip(address);
+                if problems.is_empty() && address.contains(':') != (kind == "IPv6") {
+                    let detail = if kind == "IPv4" { "must be an IPv4 address" } else { "must be an IPv6 address" };
+                    errors.invalid(path.child("addresses"), *address, detail);
+                } else if problems.is_empty() {
+                    errors.invalid_all(&at, *address, checks::not_special_ip(address));
+                }
+                errors.invalid_all(&at, *address, problems);
+            }
+            "FQDN" => errors.invalid_all(&at, *address, names::dns1123_subdomain(address)),
+            _ => {}
+        }
+    }
+    checks::checked(endpoint, "nodeName", path, names::dns1123_subdomain, errors);
+    for (key, value) in checks::text_entries(endpoint, "deprecatedTopology") {
+        errors.invalid_all(&path.child("deprecatedTopology"), key, names::qualified_name(key));
+        errors.invalid_all(&path.child("deprecatedTopology").key(key), value, names::label_value(value));
+    }
+    checks::checked(endpoint, "hostname", path, names::dns1123_label, errors);
+    let Some(hints) = member(endpoint, "hints") else { return };
+    for key in ["forZones", "forNodes"] {
+        let all = list(hints, key);
+        for (i, hint) in all.iter().enumerate() {
+            let at = path.child("hints").child(key).index(i).child("name");
+            let name = text(hint, "name");
+            if all[..i].iter().any(|other| text(other, "name") == name) {
+                errors.duplicate(at.clone(), name);
+            }
+            errors.invalid_all(&at, name, names::label_value(name));
+        }
+    }
 }

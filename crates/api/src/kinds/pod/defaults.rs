@@ -91,13 +91,13 @@ pub fn service_account(spec: &mut Value) {
 
 /// `Always` for the tag `latest`, said or not; `IfNotPresent` for any other and for a digest.
 pub fn pull_policy(image: &str) -> &'static str {
-    if image.contains('@') {
-        return "IfNotPresent";
-    }
-    let last = image.rsplit('/').next().unwrap_or_default();
+    let (name, digest) = image.split_once('@').map_or((image, false), |(name, _)| (name, true));
+    let last = name.rsplit('/').next().unwrap_or_default();
     match last.split_once(':') {
-        None | Some((_, "latest")) => "Always",
-        Some(_) => "IfNotPresent",
+        Some((_, "latest")) => "Always",
+        // A name in upper case is none, so no tag is read from it.
+        None if !digest && !name.bytes().any(|b| b.is_ascii_uppercase()) => "Always",
+        _ => "IfNotPresent",
     }
 }
 

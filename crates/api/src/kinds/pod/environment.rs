@@ -117,7 +117,7 @@ pub fn validate(container: &Value, volumes: &[&str], path: &Path, errors: &mut E
                 errors.not_found(path.child("volumeName"), text(file, "volumeName"));
             }
             if checks::required(file, "path", &path, errors) {
-                super::volumes::relative_path(text(file, "path"), &path.child("path"), errors);
+                super::volumes::no_backsteps(text(file, "path"), &path.child("path"), errors);
             }
         }
         if said == 0 {

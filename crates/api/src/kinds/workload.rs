@@ -1,0 +1,96 @@
+//! What workloads (Deployment, ReplicaSet, DaemonSet, StatefulSet, ...) share: selectors, strategies, counters, columns.
+
+use super::{
+    checks,
+    pod::template,
+    values::{int, is_empty, member, shown},
+};
+use crate::{
+    field::{Errors, Path},
+    selector, table,
+};
+use serde_json::{Value, json};
+
+/// The spec of an object, null if there is none.
+pub fn spec(object: &Value) -> &Value {
+    object.get("spec").unwrap_or(&Value::Null)
+}
+/// The status of an object, null if there is none.
+pub fn status(object: &Value) -> &Value {
+    object.get("status").unwrap_or(&Value::Null)
+}
+
+/// The selector of a Deployment or ReplicaSet: needed, not empty, well-formed.
+pub fn required_selector(spec: &Value, path: &Path, errors: &mut Errors) {
+    let path = path.child("selector");
+    match member(spec, "selector") {
+        None => errors.required(path, ""),
+        Some(selector) => {
+            let before = errors.0.len();
+            selector::validate(selector, &path, errors);
+            let wrong = errors.0.len() > before;
+            if is_everything(selector) {
+                errors.invalid(path.clone(), selector.clone(), "empty selector is invalid for deployment");
+            }
+            if wrong && selector::LabelSelector::from_value(selector).is_err() {
+                errors.invalid(path, selector.clone(), "invalid label selector");
+            }
+        }
+    }
+}
+/// Whether a selector names no label at all.
+pub fn is_everything(selector: &Value) -> bool {
+    ["matchLabels", "matchExpressions"].iter().all(|key| selector.get(key).is_none_or(is_empty))
+}
+/// A selector may not change.
+pub fn immutable_selector(spec: &Value, old: &Value, path: &Path, errors: &mut Errors) {
+    if member(spec, "selector") != member(old, "selector") {
+        errors.invalid(path.child("selector"), shown(spec, "selector"), checks::IMMUTABLE);
+    }
+}
+
+/// Counters of a status: not negative, and none above `replicas`.
+pub fn counters(status: &Value, keys: &[&str], path: &Path, errors: &mut Errors) {
+    checks::not_negatives(status, &["replicas"], path, errors);
+    checks::not_negatives(status, keys, path, errors);
+    let replicas = int(status, "replicas").unwrap_or(0);
+    for key in keys.iter().filter(|key| key.ends_with("Replicas")) {
+        if let Some(count) = int(status, key).filter(|count| *count > replicas) {
+            errors.invalid(path.child(key), count, "cannot be greater than status.replicas");
+        }
+    }
+}
+/// `availableReplicas` is not above `readyReplicas`.
+pub fn available_within_ready(status: &Value, path: &Path, detail: &str, errors: &mut Errors) {
+    let available = int(status, "availableReplicas").unwrap_or(0);
+    if available > int(status, "readyReplicas").unwrap_or(0) {
+        errors.invalid(path.child("availableReplicas"), available, detail);
+    }
+}
+/// `collisionCount` only grows.
+pub fn collision_count(status: &Value, old: &Value, path: &Path, errors: &mut Errors) {
+    if let Some(before) = int(old, "collisionCount") {
+        match int(status, "collisionCount") {
+            Some(now) if now >= before => {}
+            now => errors.invalid(path.child("collisionCount"), now.unwrap_or(0), "cannot be decremented"),
+        }
+    }
+}
+
+/// A count for a cell: 0 if there is none.
+pub fn count(parent: &Value, key: &str) -> Value {
+    json!(int(parent, key).unwrap_or(0))
+}
+/// `ready/wanted`.
+pub fn ready_of(ready: Option<i64>, wanted: Option<i64>) -> Value {
+    json!(format!("{}/{}", ready.unwrap_or(0), wanted.unwrap_or(0)))
+}
+/// The cells `Containers`, `Images` and `Selector`.
+pub fn wide(spec: &Value, selector: String) -> [Value; 3] {
+    let (containers, images) = template::containers_and_images(spec.get("template").unwrap_or(&Value::Null));
+    [json!(containers), json!(images), json!(selector)]
+}
+/// A LabelSelector as a cell.
+pub fn selector_text(spec: &Value) -> String {
+    table::selector_text(spec.get("selector"))
+}
