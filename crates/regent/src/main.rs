@@ -4,7 +4,9 @@
 //! binary is a CNI plugin, and `sandbox-launch`/`sandbox-init` run before any thread exists, for they make namespaces.
 
 mod commands;
+mod join;
 mod progress;
+mod runtime;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -20,6 +22,24 @@ struct CommandLine {
 
 #[derive(Subcommand)]
 enum Command {
+    /// A whole cluster in one process, with this machine as its first node.
+    Server(Box<commands::server::Server>),
+    /// Join a cluster as a node.
+    Agent(Box<commands::agent::Agent>),
+    /// The API server alone.
+    Apiserver(Box<commands::apiserver::Apiserver>),
+    /// The scheduler alone.
+    Scheduler(commands::scheduler::Scheduler),
+    /// The controllers alone.
+    ControllerManager(Box<commands::controller_manager::ControllerManager>),
+    /// The pods of one node, and the pod network, alone.
+    Kubelet(Box<commands::kubelet::Kubelet>),
+    /// The routing of Services on one node, alone.
+    Proxy(commands::proxy::Proxy),
+    /// The cluster DNS of one node, alone.
+    Dns(commands::dns::Dns),
+    /// Make, list and revoke the tokens with which nodes join.
+    Token(commands::token::Token),
     /// A cluster of many nodes on this machine, for trying, testing and breaking things.
     Sandbox(commands::sandbox::Sandboxed),
     #[command(hide = true)]
@@ -44,6 +64,15 @@ fn start() -> Result<()> {
         std::process::exit(network::ipam_main());
     }
     match CommandLine::parse().command {
+        Command::Server(arguments) => commands::server::run(*arguments),
+        Command::Agent(arguments) => commands::agent::run(*arguments),
+        Command::Apiserver(arguments) => commands::apiserver::run(*arguments),
+        Command::Scheduler(arguments) => commands::scheduler::run(arguments),
+        Command::ControllerManager(arguments) => commands::controller_manager::run(*arguments),
+        Command::Kubelet(arguments) => commands::kubelet::run(*arguments),
+        Command::Proxy(arguments) => commands::proxy::run(arguments),
+        Command::Dns(arguments) => commands::dns::run(arguments),
+        Command::Token(arguments) => commands::token::run(arguments),
         Command::SandboxLaunch { configuration } => Ok(sandbox::launch::launch(&configuration)?),
         Command::SandboxInit { configuration } => Ok(sandbox::supervisor::run(&configuration)?),
         Command::Sandbox(arguments) => commands::sandbox::run(arguments),

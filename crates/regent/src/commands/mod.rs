@@ -1,3 +1,13 @@
 //! The command line, one file per command.
 
+pub mod agent;
+pub mod apiserver;
+pub mod controller_manager;
+pub mod dns;
+pub mod election;
+pub mod kubelet;
+pub mod proxy;
 pub mod sandbox;
+pub mod scheduler;
+pub mod server;
+pub mod token;

@@ -1,0 +1,169 @@
+//! `regent apiserver`: the API server alone.
+
+use anyhow::{Context, Result, bail};
+use apiserver::{Config, Server};
+use clap::Args;
+use pki::{Issued, ServiceAccountKeys};
+use std::{
+    net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use store::{Store, sqlite::Sqlite};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// How often the store forgets its past, and how much of it stays readable, in seconds. Kubernetes compacts every 5 minutes.
+const COMPACT_EVERY_S: u64 = 300;
+
+/// What the API server is told, alone or in `regent server`.
+#[derive(Args, Clone)]
+pub struct ApiserverFlags {
+    /// The address to listen on.
+    #[arg(long, default_value = "0.0.0.0")]
+    pub bind_address: IpAddr,
+    /// The address under which nodes and pods reach this server [default: the machine's].
+    #[arg(long)]
+    pub advertise_address: Option<IpAddr>,
+    #[arg(long, default_value_t = 6443)]
+    pub secure_port: u16,
+    /// The range of ClusterIPs.
+    #[arg(long, default_value = "10.96.0.0/16")]
+    pub service_cluster_ip_range: ipnet::IpNet,
+    /// The range of NodePorts.
+    #[arg(long, default_value = "30000-32767", value_parser = ports)]
+    pub service_node_port_range: RangeInclusive<u16>,
+    /// The issuer of service account tokens.
+    #[arg(long)]
+    pub service_account_issuer: Option<String>,
+    /// Let requests without credentials through as system:anonymous (RBAC decides what it may).
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    pub anonymous_auth: bool,
+    /// A file of static tokens, one `token,user,uid,"group1,group2"` per line.
+    #[arg(long)]
+    pub token_auth_file: Option<PathBuf>,
+    /// Who decides what a user may do: Node,RBAC or AlwaysAllow.
+    #[arg(long, default_value = "Node,RBAC")]
+    pub authorization_mode: String,
+}
+
+#[derive(Args)]
+pub struct Apiserver {
+    /// Where the store lies.
+    #[arg(long, default_value = "/var/lib/regent/server")]
+    data_dir: PathBuf,
+    #[command(flatten)]
+    flags: ApiserverFlags,
+    #[arg(long)]
+    tls_cert_file: PathBuf,
+    #[arg(long)]
+    tls_private_key_file: PathBuf,
+    /// The authority whose client certificates are trusted.
+    #[arg(long)]
+    client_ca_file: PathBuf,
+    /// The key that signs service account tokens.
+    #[arg(long)]
+    service_account_signing_key_file: PathBuf,
+    #[arg(long)]
+    kubelet_client_certificate: PathBuf,
+    #[arg(long)]
+    kubelet_client_key: PathBuf,
+    #[arg(long)]
+    kubelet_certificate_authority: Option<PathBuf>,
+}
+
+/// What the server proves itself and checks others with.
+pub struct Credentials {
+    pub serving: Issued,
+    pub authority_pem: String,
+    pub service_account_keys: Arc<ServiceAccountKeys>,
+    /// For the node API.
+    pub kubelet_client: Issued,
+}
+
+pub fn read(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
+}
+
+pub fn run(arguments: Apiserver) -> Result<()> {
+    crate::runtime::run(|shutdown| async move {
+        let authority_pem = read(&arguments.client_ca_file)?;
+        let issued = |certificate: &Path, key: &Path, authority: String| -> Result<Issued> {
+            Ok(Issued { certificate_pem: read(certificate)?, key_pem: read(key)?, authority_pem: authority })
+        };
+        let kubelet_authority = arguments.kubelet_certificate_authority.as_deref().map(read).transpose()?.unwrap_or_else(|| authority_pem.clone());
+        let credentials = Credentials {
+            serving: issued(&arguments.tls_cert_file, &arguments.tls_private_key_file, authority_pem.clone())?,
+            service_account_keys: Arc::new(ServiceAccountKeys::from_pem(&read(&arguments.service_account_signing_key_file)?)?),
+            kubelet_client: issued(&arguments.kubelet_client_certificate, &arguments.kubelet_client_key, kubelet_authority)?,
+            authority_pem,
+        };
+        let server = start(&arguments.data_dir, &arguments.flags, &credentials, shutdown.clone()).await?;
+        serve(server, &arguments.flags, &credentials, shutdown).await
+    })
+}
+
+/// Opens the store and starts the server behind it; nothing listens yet.
+pub async fn start(data_dir: &Path, flags: &ApiserverFlags, credentials: &Credentials, shutdown: CancellationToken) -> Result<Arc<Server>> {
+    let directory = data_dir.join("store");
+    let store: Arc<dyn Store> = Arc::new(Sqlite::open(&directory).with_context(|| format!("opening the store in {}", directory.display()))?);
+    tokio::spawn(compact(store.clone(), shutdown.clone()));
+    let advertise_address = match flags.advertise_address {
+        Some(address) => address,
+        None => super::kubelet::machine_address().context("finding the machine's address; say --advertise-address")?.into(),
+    };
+    let mut config = Config::new(store);
+    config.advertise_address = advertise_address;
+    config.secure_port = flags.secure_port;
+    config.service_cidr = flags.service_cluster_ip_range;
+    config.node_ports = flags.service_node_port_range.clone();
+    config.shutdown = shutdown;
+    config.authentication.client_authorities_pem = Some(credentials.authority_pem.clone());
+    config.authentication.service_account_keys = Some(credentials.service_account_keys.clone());
+    config.authentication.anonymous = flags.anonymous_auth;
+    if let Some(issuer) = &flags.service_account_issuer {
+        config.authentication.service_account_issuer = issuer.clone();
+    }
+    if let Some(file) = &flags.token_auth_file {
+        config.authentication.static_tokens = apiserver::authentication::StaticToken::parse_file(&read(file)?)?;
+    }
+    config.authorization.always_allow = match flags.authorization_mode.as_str() {
+        "AlwaysAllow" => true,
+        "Node,RBAC" | "RBAC,Node" => false,
+        other => bail!("--authorization-mode {other}: this server knows Node,RBAC and AlwaysAllow"),
+    };
+    config.tunnel.client = Some(credentials.kubelet_client.clone());
+    config.bootstrap.authority_pem = Some(credentials.authority_pem.clone());
+    Ok(Server::new(config).await?)
+}
+
+/// Listens and serves until the shutdown.
+pub async fn serve(server: Arc<Server>, flags: &ApiserverFlags, credentials: &Credentials, shutdown: CancellationToken) -> Result<()> {
+    let address = SocketAddr::new(flags.bind_address, flags.secure_port);
+    let listener = TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))?;
+    tracing::info!(%address, "the API server listens");
+    Ok(server.serve(listener, pki::tls::server(&credentials.serving)?, shutdown).await?)
+}
+
+/// Lets the store forget what is older than one period.
+async fn compact(store: Arc<dyn Store>, shutdown: CancellationToken) {
+    let mut period = tokio::time::interval(std::time::Duration::from_secs(COMPACT_EVERY_S));
+    let mut before = None;
+    loop {
+        tokio::select! { () = shutdown.cancelled() => return, _ = period.tick() => {} }
+        if let Some(at) = before
+            && let Err(error) = store.compact(at).await
+        {
+            tracing::warn!(%error, "the store could not be compacted; it is tried again");
+        }
+        before = store.revision().await.ok();
+    }
+}
+
+fn ports(text: &str) -> Result<RangeInclusive<u16>, String> {
+    let wrong = || format!("{text} is not a range of ports; say 30000-32767");
+    let (first, last) = text.split_once('-').ok_or_else(wrong)?;
+    let (first, last): (u16, u16) = (first.parse().map_err(|_| wrong())?, last.parse().map_err(|_| wrong())?);
+    if first == 0 || first > last { Err(wrong()) } else { Ok(first..=last) }
+}

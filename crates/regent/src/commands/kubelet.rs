@@ -1,0 +1,175 @@
+//! `regent kubelet`: the pods of one node, and the pod network, alone.
+
+use super::apiserver::read;
+use anyhow::{Context, Result};
+use clap::Args;
+use client::Informers;
+use network::pods::Mode;
+use std::{
+    net::{Ipv4Addr, UdpSocket},
+    path::PathBuf,
+};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// What the kubelet is told, alone or in `regent agent`.
+#[derive(Args, Clone)]
+pub struct KubeletFlags {
+    /// The node's name [default: the machine's].
+    #[arg(long, visible_alias = "node-name")]
+    pub hostname_override: Option<String>,
+    /// The node's address [default: the machine's].
+    #[arg(long)]
+    pub node_ip: Option<Ipv4Addr>,
+    /// The socket of the container runtime (CRI).
+    #[arg(long, default_value = "unix:///run/containerd/containerd.sock")]
+    pub container_runtime_endpoint: String,
+    /// The DNS server of pods.
+    #[arg(long, default_value = "10.96.0.10")]
+    pub cluster_dns: Ipv4Addr,
+    #[arg(long, default_value = "cluster.local")]
+    pub cluster_domain: String,
+    /// The cgroup under which pods live.
+    #[arg(long, default_value = "/")]
+    pub cgroup_root: String,
+    /// Labels that the node gives itself when it registers, as key=value.
+    #[arg(long, value_delimiter = ',')]
+    pub node_labels: Vec<String>,
+    /// Taints that the node gives itself when it registers, as key=value:effect.
+    #[arg(long, value_delimiter = ',')]
+    pub register_with_taints: Vec<String>,
+    #[arg(long, default_value_t = 110)]
+    pub max_pods: u32,
+    /// Where the runtime looks for its network configuration.
+    #[arg(long, default_value = "/etc/cni/net.d")]
+    pub cni_conf_dir: PathBuf,
+    /// Where the runtime looks for CNI plugins.
+    #[arg(long, default_value = "/usr/lib/cni")]
+    pub cni_bin_dir: PathBuf,
+    /// How other nodes' pods are reached: routes, vxlan, or auto (routes where the nodes share a link).
+    #[arg(long, default_value = "auto", value_parser = mode)]
+    pub pod_network: Mode,
+}
+
+#[derive(Args)]
+pub struct Kubelet {
+    #[arg(long)]
+    kubeconfig: PathBuf,
+    /// Where the node keeps its pods.
+    #[arg(long, default_value = "/var/lib/regent/node")]
+    root_dir: PathBuf,
+    #[arg(long)]
+    tls_cert_file: PathBuf,
+    #[arg(long)]
+    tls_private_key_file: PathBuf,
+    /// The authority whose client certificates may use the node's API.
+    #[arg(long)]
+    client_ca_file: PathBuf,
+    /// The range of all pods' addresses.
+    #[arg(long, default_value = "10.244.0.0/16")]
+    cluster_cidr: ipnet::Ipv4Net,
+    #[command(flatten)]
+    flags: KubeletFlags,
+}
+
+/// What makes a node this node.
+#[derive(Clone)]
+pub struct Node {
+    pub name: String,
+    pub address: Ipv4Addr,
+    pub root_dir: PathBuf,
+    pub serving_certificate_pem: String,
+    pub serving_key_pem: String,
+    pub authority_pem: String,
+    pub cluster_cidr: ipnet::Ipv4Net,
+}
+
+pub fn run(arguments: Kubelet) -> Result<()> {
+    crate::runtime::run(|shutdown| async move {
+        let client = client::transport::from_kubeconfig(&arguments.kubeconfig).await?;
+        let node = Node {
+            name: arguments.flags.name(),
+            address: arguments.flags.address()?,
+            root_dir: arguments.root_dir,
+            serving_certificate_pem: read(&arguments.tls_cert_file)?,
+            serving_key_pem: read(&arguments.tls_private_key_file)?,
+            authority_pem: read(&arguments.client_ca_file)?,
+            cluster_cidr: arguments.cluster_cidr,
+        };
+        keep(Informers::new(client), node, &arguments.flags, shutdown).await
+    })
+}
+
+impl KubeletFlags {
+    pub fn name(&self) -> String {
+        self.hostname_override.clone().unwrap_or_else(crate::runtime::host_name)
+    }
+    pub fn address(&self) -> Result<Ipv4Addr> {
+        self.node_ip.or_else(machine_address).context("finding the machine's address; say --node-ip")
+    }
+}
+
+/// Keeps the node's pods and its part of the pod network until the shutdown.
+pub async fn keep(informers: Informers, node: Node, flags: &KubeletFlags, shutdown: CancellationToken) -> Result<()> {
+    let pairs = |text: &String| text.split_once('=').map_or((text.clone(), String::new()), |(k, v)| (k.to_string(), v.to_string()));
+    let pods = node::Config {
+        node_labels: flags.node_labels.iter().map(pairs).collect(),
+        register_with_taints: flags.register_with_taints.iter().map(|text| taint(text)).collect::<Result<_>>()?,
+        max_pods: flags.max_pods,
+        cgroup_root: flags.cgroup_root.clone(),
+        cluster_dns: vec![flags.cluster_dns.into()],
+        cluster_domain: flags.cluster_domain.clone(),
+        runtime_endpoint: flags.container_runtime_endpoint.clone(),
+        data_dir: node.root_dir.clone(),
+        ..node::Config::new(&node.name, node.address.into(), informers.clone(), node.serving_certificate_pem, node.serving_key_pem, node.authority_pem)
+    };
+    let network = network::pods::Config {
+        node_name: node.name,
+        node_ip: node.address,
+        informers,
+        cni_conf_dir: flags.cni_conf_dir.clone(),
+        cni_bin_dir: flags.cni_bin_dir.clone(),
+        binary: std::env::current_exe().context("finding this program")?,
+        data_dir: node.root_dir,
+        mode: flags.pod_network,
+        cluster_cidr: node.cluster_cidr,
+        left_alone: vec![flags.cluster_dns],
+    };
+    let mut parts: JoinSet<Result<()>> = JoinSet::new();
+    let token = shutdown.clone();
+    parts.spawn(async move { Ok(network::pods::run(network, token).await?) });
+    let token = shutdown.clone();
+    parts.spawn(async move { Ok(node::run(pods, token).await?) });
+    while let Some(ended) = parts.join_next().await {
+        ended.context("a part of the node panicked")??;
+    }
+    Ok(())
+}
+
+/// The address from which this machine reaches the world: that of its default route. Nothing is sent.
+pub fn machine_address() -> Option<Ipv4Addr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    // Any address beyond the machine's own networks; connecting a UDP socket only chooses the route.
+    socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
+    match socket.local_addr().ok()?.ip() {
+        std::net::IpAddr::V4(address) if !address.is_unspecified() => Some(address),
+        _ => None,
+    }
+}
+
+fn mode(text: &str) -> Result<Mode, String> {
+    match text {
+        "auto" => Ok(Mode::Auto),
+        "routes" => Ok(Mode::Routes),
+        "vxlan" => Ok(Mode::Vxlan),
+        other => Err(format!("{other}: say auto, routes or vxlan")),
+    }
+}
+
+/// A taint as `key=value:effect` or `key:effect`.
+fn taint(text: &str) -> Result<k8s_openapi::api::core::v1::Taint> {
+    let (rest, effect) = text.rsplit_once(':').with_context(|| format!("{text} is not a taint; say key=value:effect"))?;
+    let (key, value) = rest.split_once('=').unwrap_or((rest, ""));
+    let value = (!value.is_empty()).then(|| value.to_string());
+    Ok(k8s_openapi::api::core::v1::Taint { key: key.into(), value, effect: effect.into(), time_added: None })
+}

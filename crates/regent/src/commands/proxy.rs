@@ -1,0 +1,64 @@
+//! `regent proxy`: the routing of Services on one node, alone.
+
+use anyhow::Result;
+use clap::Args;
+use client::Informers;
+use network::services::Config;
+use std::{net::{Ipv4Addr, SocketAddr}, path::PathBuf};
+use tokio_util::sync::CancellationToken;
+
+/// What the proxy is told, alone or in `regent agent`.
+#[derive(Clone)]
+pub struct Routing {
+    pub node_name: String,
+    pub node_ip: Option<Ipv4Addr>,
+    pub cluster_cidr: ipnet::Ipv4Net,
+    pub service_cidr: ipnet::Ipv4Net,
+    pub cluster_dns: Ipv4Addr,
+}
+
+#[derive(Args)]
+pub struct Proxy {
+    #[arg(long)]
+    kubeconfig: PathBuf,
+    /// The node's name [default: the machine's].
+    #[arg(long)]
+    hostname_override: Option<String>,
+    #[arg(long)]
+    node_ip: Option<Ipv4Addr>,
+    #[arg(long, default_value = "10.244.0.0/16")]
+    cluster_cidr: ipnet::Ipv4Net,
+    #[arg(long, default_value = "10.96.0.0/16")]
+    service_cluster_ip_range: ipnet::Ipv4Net,
+    /// The cluster DNS' address, which every node serves itself.
+    #[arg(long, default_value = "10.96.0.10")]
+    cluster_dns: Ipv4Addr,
+}
+
+pub fn run(arguments: Proxy) -> Result<()> {
+    crate::runtime::run(|shutdown| async move {
+        let client = client::transport::from_kubeconfig(&arguments.kubeconfig).await?;
+        let routing = Routing {
+            node_name: arguments.hostname_override.clone().unwrap_or_else(crate::runtime::host_name),
+            node_ip: arguments.node_ip.or_else(super::kubelet::machine_address),
+            cluster_cidr: arguments.cluster_cidr,
+            service_cidr: arguments.service_cluster_ip_range,
+            cluster_dns: arguments.cluster_dns,
+        };
+        route(Informers::new(client), routing, shutdown).await
+    })
+}
+
+/// Routes Services until the shutdown.
+pub async fn route(informers: Informers, routing: Routing, shutdown: CancellationToken) -> Result<()> {
+    let config = Config {
+        node_name: routing.node_name,
+        node_ip: routing.node_ip,
+        informers,
+        cluster_cidr: Some(routing.cluster_cidr),
+        service_cidr: Some(routing.service_cidr),
+        left_alone: vec![routing.cluster_dns],
+        health_address: Some(SocketAddr::from(([127, 0, 0, 1], 10256))),
+    };
+    Ok(network::services::run(config, shutdown).await?)
+}
