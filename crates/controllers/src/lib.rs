@@ -14,7 +14,9 @@ pub mod daemon_set;
 pub mod deployment;
 pub mod endpoints;
 pub mod endpointslice;
+pub mod garbage_collector;
 pub mod list;
+pub mod namespace;
 pub mod node_ipam;
 pub mod node_lifecycle;
 pub mod pod_gc;
@@ -22,6 +24,7 @@ pub mod replica_set;
 pub mod replication_controller;
 pub mod root_ca;
 pub mod serviceaccount;
+pub mod stateful_set;
 pub mod taint_eviction;
 
 use std::sync::Arc;

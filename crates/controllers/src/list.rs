@@ -28,6 +28,8 @@ pub const CONTROLLERS: &[Entry] = &[
     on("deployment-controller", crate::deployment::new),
     on("endpoints-controller", crate::endpoints::new),
     on("endpointslice-controller", crate::endpointslice::new),
+    on("garbage-collector-controller", crate::garbage_collector::new),
+    on("namespace-controller", crate::namespace::new),
     on("node-ipam-controller", crate::node_ipam::new),
     on("node-lifecycle-controller", crate::node_lifecycle::new),
     on("pod-garbage-collector-controller", crate::pod_gc::new),
@@ -36,6 +38,7 @@ pub const CONTROLLERS: &[Entry] = &[
     on("root-ca-certificate-publisher-controller", crate::root_ca::new),
     on("serviceaccount-controller", crate::serviceaccount::new),
     on("taint-eviction-controller", crate::taint_eviction::new),
+    on("statefulset-controller", crate::stateful_set::new),
 ];
 
 /// Why a list of names is wrong.
