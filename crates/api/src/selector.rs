@@ -113,7 +113,7 @@ impl LabelSelector {
         }
         let mut requirements = vec![];
         for (key, value) in selector.get("matchLabels").and_then(Value::as_object).into_iter().flatten() {
-            requirements.push(Requirement::new(key, Operator::In, vec![value.as_str().unwrap_or_default().into()]));
+            requirements.push(Requirement::new(key, Operator::Equals, vec![value.as_str().unwrap_or_default().into()]));
         }
         for expression in selector.get("matchExpressions").and_then(Value::as_array).into_iter().flatten() {
             let key = expression.get("key").and_then(Value::as_str).unwrap_or_default();
@@ -438,7 +438,7 @@ mod tests {
         assert!(!LabelSelector::from_value(&Value::Null).unwrap().matches(|_| None));
         let expression = LabelSelector::from_value(&json!({"matchLabels": {"app": "web"}, "matchExpressions": [{"key": "x", "operator": "DoesNotExist"}]})).unwrap();
         assert!(expression.matches_map(labels.as_object()));
-        assert_eq!(expression.to_string(), "app in (web),!x");
+        assert_eq!(expression.to_string(), "app=web,!x");
     }
 
     #[test]

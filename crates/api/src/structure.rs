@@ -20,7 +20,7 @@ use crate::{
     status::{Result, Status},
 };
 use json::{Next, Reader, number_value};
-pub use scalars::Precision;
+pub use scalars::{Precision, canonical_base64, canonical_time, time};
 use serde_json::Map;
 use std::borrow::Cow;
 

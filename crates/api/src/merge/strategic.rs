@@ -1,0 +1,335 @@
+//! Strategic merge patch: a merge patch that knows from the schema which lists merge by key, with its directives.
+//!
+//! - `$patch: replace | delete` in an object or in an item of a merging list;
+//! - `$retainKeys: [...]`: every other key of the object goes;
+//! - `$deleteFromPrimitiveList/NAME: [...]`: these values leave the list;
+//! - `$setElementOrder/NAME: [...]`: the order of a merging list; what the client does not know keeps its place.
+//!
+//! Lists without the merge strategy are replaced, maps without a schema merge. No directive ever reaches the result.
+
+use super::go_text;
+use crate::{
+    Value,
+    schema::{PatchStrategy, Schema},
+    status::{Result, Status},
+};
+use serde_json::Map;
+
+const PATCH: &str = "$patch";
+const RETAIN_KEYS: &str = "$retainKeys";
+const DELETE_FROM: &str = "$deleteFromPrimitiveList/";
+const ORDER: &str = "$setElementOrder/";
+
+/// Strategic merge patch by the merge keys of the schema.
+pub fn strategic_merge(target: &Value, patch: &Value, schema: &Schema) -> Result<Value> {
+    let Value::Object(patch) = patch else {
+        return if patch.is_null() { Ok(target.clone()) } else { Err(Status::bad_request("Invalid JSON document")) };
+    };
+    let original = target.as_object().cloned().unwrap_or_default();
+    merge_map(original, patch.clone(), Some(schema)).map(Value::Object)
+}
+
+/// How a field of an object merges.
+#[derive(Clone, Copy, Default)]
+struct How<'a> {
+    schema: Option<&'a Schema>,
+    strategy: PatchStrategy,
+    merge_key: &'a str,
+}
+
+impl<'a> How<'a> {
+    fn of(schema: Option<&'a Schema>, key: &str) -> How<'a> {
+        let Some(child) = schema.and_then(|schema| schema.child(key)) else { return How::default() };
+        let strategy = schema.and_then(|schema| schema.field(key)).map(|field| field.patch).unwrap_or_default();
+        How { schema: Some(child), strategy: PatchStrategy { merge: strategy.merge || child.patch.merge, ..strategy }, merge_key: &child.merge_key }
+    }
+    fn items(&self) -> Option<&'a Schema> {
+        self.schema.and_then(|schema| schema.items.as_deref())
+    }
+}
+
+/// Takes directives, and what they delete, out of a value that is taken over as it is.
+fn without_directives(value: Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let kept = map.into_iter().filter(|(key, value)| !value.is_null() && !is_directive(key));
+            Value::Object(kept.map(|(key, value)| (key, without_directives(value))).collect())
+        }
+        Value::Array(list) => {
+            let deleted = |item: &Value| item.get(PATCH).is_some_and(|directive| directive == "delete" || item.as_object().is_some_and(|map| map.len() == 1));
+            Value::Array(list.into_iter().filter(|item| !deleted(item)).map(without_directives).collect())
+        }
+        other => other,
+    }
+}
+
+fn is_directive(key: &str) -> bool {
+    key == PATCH || key == RETAIN_KEYS || key.starts_with(DELETE_FROM) || key.starts_with(ORDER)
+}
+
+fn merge_map(mut original: Map<String, Value>, mut patch: Map<String, Value>, schema: Option<&Schema>) -> Result<Map<String, Value>> {
+    if let Some(directive) = patch.remove(PATCH) {
+        return match directive.as_str() {
+            Some("replace") => match without_directives(Value::Object(patch)) {
+                Value::Object(map) => Ok(map),
+                _ => Ok(Map::new()),
+            },
+            Some("delete") => Ok(Map::new()),
+            Some("merge") => merge_map(original, patch, schema),
+            _ => Err(Status::unknown(format!("unknown patch type: {} in map: {}", go_text(&directive), go_text(&Value::Object(patch))))),
+        };
+    }
+    retain_keys(&mut original, &mut patch)?;
+    merge_ordered(&mut original, &mut patch, schema)?;
+    for (key, change) in patch {
+        if let Some(list) = key.strip_prefix(DELETE_FROM) {
+            delete_from(&mut original, list, change)?;
+            continue;
+        }
+        if change.is_null() {
+            original.remove(&key);
+            continue;
+        }
+        let how = How::of(schema, &key);
+        let merged = match (original.remove(&key), change) {
+            (Some(Value::Object(old)), Value::Object(change)) if !how.strategy.replace => Value::Object(merge_map(old, change, how.schema)?),
+            (Some(Value::Array(old)), Value::Array(change)) if how.strategy.merge => Value::Array(merge_list(old, change, &how)?),
+            (_, change) => without_directives(change),
+        };
+        original.insert(key, merged);
+    }
+    Ok(original)
+}
+
+fn retain_keys(original: &mut Map<String, Value>, patch: &mut Map<String, Value>) -> Result<()> {
+    let Some(retain) = patch.remove(RETAIN_KEYS) else { return Ok(()) };
+    let invalid = || Status::bad_request("invalid patch format of retainKeys");
+    let retain = retain.as_array().ok_or_else(invalid)?;
+    let retained = |key: &str| retain.iter().any(|kept| kept.as_str() == Some(key));
+    if patch.iter().any(|(key, value)| !value.is_null() && !is_directive(key) && !retained(key)) {
+        return Err(invalid());
+    }
+    original.retain(|key, _| retained(key));
+    Ok(())
+}
+
+fn delete_from(original: &mut Map<String, Value>, list: &str, values: Value) -> Result<()> {
+    let Value::Array(values) = values else { return Err(Status::bad_request("invalid patch format of primitive list")) };
+    if let Some(Value::Array(old)) = original.get_mut(list) {
+        old.retain(|value| !values.contains(value));
+    }
+    Ok(())
+}
+
+fn list_of<'a>(value: &'a Value) -> Result<&'a Vec<Value>> {
+    let found = match value {
+        Value::Array(list) => return Ok(list),
+        Value::String(_) => "string",
+        Value::Object(_) => "map[string]interface {}",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "float64",
+        Value::Null => "nil",
+    };
+    Err(Status::unknown(format!("expected a []interface {{}}, but received a {found}")))
+}
+
+/// Merges the lists that the patch gives an order for, and takes them and the order out of the patch.
+fn merge_ordered(original: &mut Map<String, Value>, patch: &mut Map<String, Value>, schema: Option<&Schema>) -> Result<()> {
+    let names: Vec<String> = patch.keys().filter_map(|key| key.strip_prefix(ORDER).map(String::from)).collect();
+    for name in names {
+        let Some(order) = patch.remove(&format!("{ORDER}{name}")) else { continue };
+        let how = How::of(schema, &name);
+        let order = list_of(&order)?;
+        let change = patch.get(&name).filter(|change| !change.is_null()).map(list_of).transpose()?.cloned();
+        if let Some(change) = &change {
+            check_order(change, order, how.merge_key)?;
+        }
+        let old = match original.get(&name) {
+            Some(Value::Array(old)) => Some(old.clone()),
+            _ => None,
+        };
+        let merged = match (&old, change) {
+            (Some(old), Some(change)) if how.strategy.merge => merge_items(old.clone(), change, &how)?.0,
+            (_, Some(change)) => match without_directives(Value::Array(change)) {
+                Value::Array(list) => list,
+                _ => vec![],
+            },
+            (Some(old), None) => old.clone(),
+            (None, None) => continue,
+        };
+        // A null in the patch still deletes the list.
+        if !patch.get(&name).is_some_and(Value::is_null) {
+            patch.remove(&name);
+        }
+        let ordered = reorder(merged, order, old.as_deref().unwrap_or_default(), how.merge_key)?;
+        original.insert(name, Value::Array(ordered));
+    }
+    Ok(())
+}
+
+/// The items of a patch must come in the order that the patch gives.
+fn check_order(patch: &[Value], order: &[Value], merge_key: &str) -> Result<()> {
+    let mut order_keys = order.iter().map(|item| key_of(item, merge_key)).collect::<Result<Vec<_>>>()?.into_iter();
+    for item in patch.iter().filter(|item| item.get(PATCH).is_none_or(|directive| directive != "delete")) {
+        let wanted = key_of(item, merge_key)?;
+        loop {
+            match order_keys.next() {
+                Some(found) if found == wanted => break,
+                Some(_) => {}
+                None => {
+                    let (patch, order) = (go_text(&Value::from(patch.to_vec())), go_text(&Value::from(order.to_vec())));
+                    return Err(Status::unknown(format!("The order in patch list:\n{patch}\n doesn't match $setElementOrder list:\n{order}\n")));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What identifies an item: the value of its merge key, or the whole value where there is none.
+fn key_of<'a>(item: &'a Value, merge_key: &str) -> Result<&'a Value> {
+    match item {
+        Value::Object(map) if !merge_key.is_empty() => map.get(merge_key).ok_or_else(|| Status::unknown(format!("map: {} does not contain declared merge key: {merge_key}", go_text(item)))),
+        _ => Ok(item),
+    }
+}
+
+/// Items merged by key or value, and whether the patch replaces the list.
+fn merge_items(mut original: Vec<Value>, patch: Vec<Value>, how: &How<'_>) -> Result<(Vec<Value>, bool)> {
+    if !original.iter().chain(&patch).any(Value::is_object) {
+        for value in patch {
+            if !original.contains(&value) {
+                original.push(value);
+            }
+        }
+        return Ok((original, false));
+    }
+    if how.merge_key.is_empty() {
+        return Err(Status::unknown("cannot merge lists without merge key for object"));
+    }
+    let mut changes = vec![];
+    let mut replace = false;
+    for item in patch {
+        match item.get(PATCH).map(|directive| directive.as_str().unwrap_or_default()) {
+            None => changes.push(item),
+            Some("delete") => {
+                let key = key_of(&item, how.merge_key)?;
+                original.retain(|old| old.get(how.merge_key) != Some(key));
+            }
+            Some("replace") => replace = true,
+            Some("merge") => return Err(Status::unknown("merging lists cannot yet be specified in the patch")),
+            Some(_) => return Err(Status::unknown(format!("unknown patch type: {} in map: {}", go_text(&item[PATCH]), go_text(&item)))),
+        }
+    }
+    if replace {
+        return Ok((changes.into_iter().map(without_directives).collect(), true));
+    }
+    for change in changes {
+        let key = key_of(&change, how.merge_key)?;
+        let place = original.iter_mut().find(|old| old.get(how.merge_key) == Some(key));
+        match (place, change) {
+            (Some(place), Value::Object(change)) => {
+                let Value::Object(old) = place.take() else { continue };
+                *place = Value::Object(merge_map(old, change, how.items())?);
+            }
+            (_, change) => original.push(without_directives(change)),
+        }
+    }
+    Ok((original, false))
+}
+
+/// A merging list: merged items, those of the patch in the patch's order, the others where they were.
+fn merge_list(original: Vec<Value>, patch: Vec<Value>, how: &How<'_>) -> Result<Vec<Value>> {
+    let (merged, replaced) = merge_items(original.clone(), patch.clone(), how)?;
+    if replaced {
+        return Ok(merged);
+    }
+    let order: Vec<Value> = patch.into_iter().filter(|item| item.get(PATCH).is_none()).collect();
+    reorder(merged, &order, &original, how.merge_key)
+}
+
+/// Sorts what `order` names by it, and weaves the rest in as `server` had it.
+fn reorder(merged: Vec<Value>, order: &[Value], server: &[Value], merge_key: &str) -> Result<Vec<Value>> {
+    let order: Vec<&Value> = order.iter().map(|item| key_of(item, merge_key)).collect::<Result<_>>()?;
+    let server: Vec<&Value> = server.iter().filter_map(|item| key_of(item, merge_key).ok()).collect();
+    let place = |keys: &[&Value], item: &Value| key_of(item, merge_key).ok().and_then(|key| keys.iter().position(|k| *k == key));
+    let (mut known, mut others): (Vec<Value>, Vec<Value>) = merged.into_iter().partition(|item| place(&order, item).is_some());
+    known.sort_by_key(|item| place(&order, item));
+    others.sort_by_key(|item| place(&server, item).unwrap_or(usize::MAX));
+    let mut woven = Vec::with_capacity(known.len() + others.len());
+    let (mut known, mut others) = (known.into_iter().peekable(), others.into_iter().peekable());
+    loop {
+        let other_first = match (others.peek(), known.peek()) {
+            (Some(other), Some(next)) => matches!((place(&server, other), place(&server, next)), (Some(a), Some(b)) if a < b),
+            (other, _) => other.is_some(),
+        };
+        match if other_first { others.next() } else { known.next() } {
+            Some(item) => woven.push(item),
+            None => return Ok(woven),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema;
+    use serde_json::json;
+
+    fn pod(original: Value, patch: Value) -> Value {
+        let schema = schema::of("", "v1", "Pod").unwrap();
+        strategic_merge(&json!({"spec": original}), &json!({"spec": patch}), &schema).map(|v| v["spec"].clone()).unwrap_or_else(|s| json!(format!("{} {}", s.code, s.message)))
+    }
+    fn check(original: Value, patch: Value, expected: Value) {
+        assert_eq!(pod(original.clone(), patch.clone()), expected, "{original} + {patch}");
+    }
+
+    #[test]
+    fn lists_merge_by_key() {
+        let two = json!({"containers": [{"name": "a", "image": "1", "args": ["x"]}, {"name": "b", "image": "1"}]});
+        check(two.clone(), json!({"containers": [{"name": "b", "image": "2"}]}), json!({"containers": [{"name": "a", "image": "1", "args": ["x"]}, {"name": "b", "image": "2"}]}));
+        check(two.clone(), json!({"containers": [{"name": "c", "image": "3"}]}), json!({"containers": [{"name": "c", "image": "3"}, {"name": "a", "image": "1", "args": ["x"]}, {"name": "b", "image": "1"}]}));
+        check(two.clone(), json!({"containers": [{"name": "a", "$patch": "delete"}]}), json!({"containers": [{"name": "b", "image": "1"}]}));
+        check(two.clone(), json!({"containers": [{"name": "c"}, {"$patch": "replace"}]}), json!({"containers": [{"name": "c"}]}));
+        check(two.clone(), json!({"containers": [{"name": "a", "args": ["y"]}]}), json!({"containers": [{"name": "a", "image": "1", "args": ["y"]}, {"name": "b", "image": "1"}]}));
+        check(two.clone(), json!({"containers": [{"image": "x"}]}), json!("500 map: map[image:x] does not contain declared merge key: name"));
+        check(two.clone(), json!({"containers": null}), json!({}));
+        check(two, json!({"containers": []}), json!({"containers": [{"name": "a", "image": "1", "args": ["x"]}, {"name": "b", "image": "1"}]}));
+    }
+
+    #[test]
+    fn orders_and_retained_keys() {
+        let three = json!({"containers": [{"name": "a"}, {"name": "s"}, {"name": "b"}]});
+        check(three.clone(), json!({"$setElementOrder/containers": [{"name": "b"}, {"name": "a"}]}), json!({"containers": [{"name": "s"}, {"name": "b"}, {"name": "a"}]}));
+        check(three.clone(), json!({"$setElementOrder/containers": [{"name": "n"}, {"name": "a"}, {"name": "b"}], "containers": [{"name": "n", "image": "i"}]}), json!({"containers": [{"name": "n", "image": "i"}, {"name": "a"}, {"name": "s"}, {"name": "b"}]}));
+        check(three.clone(), json!({"$setElementOrder/containers": [{"name": "a"}], "containers": [{"name": "b", "image": "i"}]}), json!("500 The order in patch list:\n[map[image:i name:b]]\n doesn't match $setElementOrder list:\n[map[name:a]]\n"));
+        check(three, json!({"$setElementOrder/containers": "x", "containers": [{"name": "a"}]}), json!("500 expected a []interface {}, but received a string"));
+        let volume = json!({"volumes": [{"name": "v", "emptyDir": {}}]});
+        check(volume.clone(), json!({"volumes": [{"name": "v", "$retainKeys": ["name", "configMap"], "configMap": {"name": "c"}}]}), json!({"volumes": [{"name": "v", "configMap": {"name": "c"}}]}));
+        check(volume, json!({"volumes": [{"name": "v", "$retainKeys": ["name"], "configMap": {}}]}), json!("400 invalid patch format of retainKeys"));
+    }
+
+    #[test]
+    fn maps_and_lists_of_values() {
+        check(json!({"nodeSelector": {"a": "b"}}), json!({"nodeSelector": {"a": null, "c": "d", "e": null}}), json!({"nodeSelector": {"c": "d"}}));
+        check(json!({"nodeSelector": {"a": "b"}}), json!({"nodeSelector": {"$patch": "replace", "c": "d"}}), json!({"nodeSelector": {"c": "d"}}));
+        check(json!({"tolerations": [{"key": "a"}]}), json!({"tolerations": [{"key": "b"}]}), json!({"tolerations": [{"key": "b"}]}));
+        check(json!({}), json!({"containers": [{"name": "a", "$retainKeys": ["name"], "env": null}, {"name": "b", "$patch": "delete"}]}), json!({"containers": [{"name": "a"}]}));
+        let schema = schema::of("", "v1", "ConfigMap").unwrap();
+        let finalizers = |old: Value, patch: Value| strategic_merge(&json!({"metadata": {"finalizers": old}}), &json!({"metadata": patch}), &schema).unwrap()["metadata"]["finalizers"].clone();
+        assert_eq!(finalizers(json!(["a", "b"]), json!({"finalizers": ["c", "a"]})), json!(["c", "a", "b"]));
+        assert_eq!(finalizers(json!(["a", "b"]), json!({"$deleteFromPrimitiveList/finalizers": ["a"]})), json!(["b"]));
+        assert_eq!(finalizers(json!(["a", "b"]), json!({"$setElementOrder/finalizers": ["b", "c"], "finalizers": ["c"], "$deleteFromPrimitiveList/finalizers": ["a"]})), json!(["b", "c"]));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_patch_applied_twice_is_applied_once(names in proptest::collection::vec("[a-d]", 0..5), changed in proptest::collection::vec(("[a-e]", "[0-9]"), 0..5)) {
+            let mut seen = std::collections::BTreeSet::new();
+            let items: Vec<Value> = names.into_iter().filter(|n| seen.insert(n.clone())).map(|n| json!({"name": n})).collect();
+            let patch = json!({"containers": changed.iter().map(|(n, i)| json!({"name": n, "image": i})).collect::<Vec<_>>()});
+            let once = pod(json!({"containers": items}), patch.clone());
+            proptest::prop_assert_eq!(pod(once.clone(), patch), once);
+        }
+    }
+}
