@@ -66,6 +66,6 @@ mod tests {
         assert_eq!(known.authenticate("abc").unwrap().groups, ["devs", "ops"]);
         assert_eq!(known.authenticate("def").unwrap().name, "bob");
         assert!(known.authenticate("ghi").is_none());
-        assert!(StaticToken::parse_file("abc,jane\n").unwrap_err().contains("line 1"));
+        assert!(StaticToken::parse_file("abc,jane\n").err().unwrap().contains("line 1"));
     }
 }

@@ -340,7 +340,7 @@ mod tests {
 
     fn entry(place: &str, revision: u64, value: Value) -> Arc<Entry> {
         let stored = Bytes::from(crate::cache::encode_stored(&value));
-        Arc::new(Entry::of(place, &stored, &value, Revision(revision), &[]).unwrap())
+        Arc::new(Entry::of(place, &stored, &value, Revision(revision), None).unwrap())
     }
 
     fn role(rules: Value) -> Value {
