@@ -126,7 +126,7 @@ pub async fn start(data_dir: &Path, flags: &ApiserverFlags, credentials: &Creden
         config.authentication.service_account_issuer = issuer.clone();
     }
     if let Some(file) = &flags.token_auth_file {
-        config.authentication.static_tokens = apiserver::authentication::StaticToken::parse_file(&read(file)?)?;
+        config.authentication.static_tokens = apiserver::authentication::StaticToken::parse_file(&read(file)?).map_err(anyhow::Error::msg)?;
     }
     config.authorization.always_allow = match flags.authorization_mode.as_str() {
         "AlwaysAllow" => true,
