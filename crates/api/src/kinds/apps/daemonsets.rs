@@ -32,6 +32,8 @@ impl Hooks for DaemonSets {
             let rolling = made(strategy, "rollingUpdate");
             fill(rolling, "maxUnavailable", 1);
             fill(rolling, "maxSurge", 0);
+        } else if has(strategy, "rollingUpdate") {
+            fill(made(strategy, "rollingUpdate"), "maxSurge", 0);
         }
         template::default(spec);
     }

@@ -6,7 +6,7 @@ use crate::{
     kinds::{
         checks,
         pod::template,
-        values::{fill, made, member, put},
+        values::{fill, made, put},
         workload,
     },
     table,
@@ -59,7 +59,7 @@ impl Hooks for ReplicaSets {
         let (spec, path) = (workload::spec(set), Path::new("spec"));
         checks::not_negatives(spec, &["replicas", "minReadySeconds"], &path, errors);
         workload::required_selector(spec, &path, errors);
-        template::validate_running(spec, "ReplicaSet", member(spec, "selector"), &path.child("template"), errors);
+        template::validate_running(spec, "ReplicaSet", Some(spec.get("selector").unwrap_or(&Value::Null)), &path.child("template"), errors);
         if let Some(old) = old {
             workload::immutable_selector(spec, workload::spec(old), &path, errors);
         }

@@ -6,7 +6,7 @@ use crate::{
     kinds::{
         checks,
         pod::{defaults, template, volumes},
-        values::{each, fill, has, int, list, made, member, put, text},
+        values::{each, fill, has, int, list, made, member, put, take, text},
         workload,
     },
     names, selector, table,
@@ -35,7 +35,10 @@ impl Hooks for StatefulSets {
         let strategy = made(spec, "updateStrategy");
         fill(strategy, "type", "RollingUpdate");
         if text(strategy, "type") == "RollingUpdate" {
-            fill(made(strategy, "rollingUpdate"), "partition", 0);
+            let rolling = made(strategy, "rollingUpdate");
+            fill(rolling, "partition", 0);
+            // Not yet on by default.
+            take(rolling, "maxUnavailable");
         }
         let retention = made(spec, "persistentVolumeClaimRetentionPolicy");
         fill(retention, "whenDeleted", "Retain");
@@ -61,7 +64,7 @@ impl Hooks for StatefulSets {
         }
         strategy(spec, &path, errors);
         retention(spec, &path, errors);
-        checks::not_negatives(spec, &["replicas", "minReadySeconds", "revisionHistoryLimit"], &path, errors);
+        checks::not_negatives(spec, &["replicas", "minReadySeconds"], &path, errors);
         if let Some(ordinals) = member(spec, "ordinals") {
             checks::not_negative(ordinals, "start", &path.child("ordinals"), errors);
         }
@@ -117,20 +120,15 @@ fn validate_template(spec: &Value, path: &Path, errors: &mut Errors) {
     if let Some(selector) = member(spec, "selector") {
         template::matches(selector, &with_claims, path, errors);
     }
-    let claims: Vec<Value> = list(spec, "volumeClaimTemplates").iter().map(|claim| json!({"name": claim["metadata"]["name"], "persistentVolumeClaim": {"claimName": "template"}})).collect();
+    let name = |claim: &Value| claim.get("metadata").map(|m| text(m, "name").to_string()).unwrap_or_default();
+    let mut volumes: Vec<Value> = list(spec, "volumeClaimTemplates").iter().map(|claim| json!({"name": name(claim), "persistentVolumeClaim": {"claimName": name(claim)}})).collect();
     let pod = made(&mut with_claims, "spec");
-    let own = list(pod, "volumes").to_vec();
-    let added = claims.into_iter().filter(|claim| !own.iter().any(|volume| text(volume, "name") == text(claim, "name")));
-    let all: Vec<Value> = own.iter().cloned().chain(added).collect();
-    if !all.is_empty() {
-        put(pod, "volumes", all);
+    let own = list(pod, "volumes").iter().filter(|volume| !volumes.iter().any(|claim| text(claim, "name") == text(volume, "name"))).cloned().collect::<Vec<_>>();
+    volumes.extend(own);
+    if !volumes.is_empty() {
+        put(pod, "volumes", volumes);
     }
-    let mut wrong = Errors::default();
-    template::validate(&with_claims, path, &mut wrong);
-    // The names of claim templates are checked as names of claims when those are made.
-    let volumes = path.child("spec").child("volumes").to_string();
-    wrong.0.retain(|error| !(error.field.to_string().starts_with(&volumes) && (own.len()..all_len(&with_claims)).any(|i| error.field.to_string().starts_with(&format!("{volumes}[{i}]")))));
-    errors.extend(wrong);
+    template::validate(&with_claims, path, errors);
     let pod = workload::spec(&with_claims);
     if text(pod, "restartPolicy") != "Always" {
         errors.not_supported(path.child("spec").child("restartPolicy"), text(pod, "restartPolicy"), &["Always"]);
@@ -138,9 +136,6 @@ fn validate_template(spec: &Value, path: &Path, errors: &mut Errors) {
     if has(pod, "activeDeadlineSeconds") {
         errors.forbidden(path.child("spec").child("activeDeadlineSeconds"), "activeDeadlineSeconds in StatefulSet is not Supported");
     }
-}
-fn all_len(template: &Value) -> usize {
-    list(workload::spec(template), "volumes").len()
 }
 
 fn strategy(spec: &Value, path: &Path, errors: &mut Errors) {
@@ -160,13 +155,6 @@ fn strategy(spec: &Value, path: &Path, errors: &mut Errors) {
             if let Some(rolling) = rolling {
                 let path = path.child("rollingUpdate");
                 checks::not_negative(rolling, "partition", &path, errors);
-                if let Some(unavailable) = member(rolling, "maxUnavailable") {
-                    checks::count_or_percent(unavailable, &path.child("maxUnavailable"), errors);
-                    if checks::plain_number(Some(unavailable)) == 0 {
-                        errors.invalid(path.child("maxUnavailable"), unavailable.clone(), "cannot be 0");
-                    }
-                    checks::not_over_100_percent(unavailable, &path.child("maxUnavailable"), errors);
-                }
             }
         }
         other => {

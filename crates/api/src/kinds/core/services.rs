@@ -325,9 +325,6 @@ fn ports(spec: &Value, path: &Path, errors: &mut Errors) {
         if node != 0 && !matches!(text(spec, "type"), "NodePort" | "LoadBalancer") && text(spec, "type") == "ClusterIP" {
             errors.forbidden(path.child("nodePort"), "may not be used when `type` is 'ClusterIP'");
         }
-        if node != 0 && ports[..i].iter().any(|other| int(other, "nodePort") == Some(node) && text(other, "protocol") == text(port, "protocol")) {
-            errors.duplicate(path.child("nodePort"), node);
-        }
         if ports[..i].iter().any(|other| int(other, "port") == int(port, "port") && text(other, "protocol") == text(port, "protocol")) {
             let shown = json!({"Name": "", "Protocol": text(port, "protocol"), "AppProtocol": null, "Port": int(port, "port").unwrap_or(0), "TargetPort": 0, "NodePort": 0});
             errors.duplicate(path, shown);
