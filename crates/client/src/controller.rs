@@ -141,6 +141,11 @@ impl Inputs {
         self.synced.push(async move { informer.synced().await }.boxed());
     }
 
+    /// Keys come from the controller itself: for kinds that are only known at run time. The source MUST NOT end.
+    pub fn fed(&mut self, source: impl FnOnce(Queue) -> BoxFuture<'static, ()> + Send + 'static) {
+        self.feeds.push(Box::new(source));
+    }
+
     /// The key is dirty at the start and then this often.
     pub fn every(&mut self, period: Duration, key: Key) {
         self.feeds.push(Box::new(move |queue| {

@@ -71,7 +71,8 @@ impl Controller for EndpointSlices {
 
     async fn reconcile(&self, key: &Key) -> Result<Next, Error> {
         let existing: Vec<_> = self.slices.in_namespace(&key.namespace);
-        let existing: Vec<_> = existing.into_iter().filter(|slice| is_ours(slice) && labels_of(&**slice).get(SERVICE_NAME) == Some(&key.name)).collect();
+        let existing: Vec<_> =
+            existing.into_iter().filter(|slice| is_ours(slice) && labels_of(&**slice).get(SERVICE_NAME) == Some(&key.name)).collect();
         let service = self.services.get(key).filter(|service| service.metadata.deletion_timestamp.is_none());
         let actions = match &service {
             Some(service) if backends::has_selector(service) => {

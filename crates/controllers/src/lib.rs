@@ -9,12 +9,15 @@
 //!
 //! What this crate does not know: HTTP, storage, the insides of nodes.
 
+pub mod certificates;
+pub mod clusterrole_aggregation;
 pub mod common;
 pub mod daemon_set;
 pub mod deployment;
 pub mod endpoints;
 pub mod endpointslice;
 pub mod garbage_collector;
+pub mod job;
 pub mod list;
 pub mod namespace;
 pub mod node_ipam;
@@ -26,6 +29,9 @@ pub mod root_ca;
 pub mod serviceaccount;
 pub mod stateful_set;
 pub mod taint_eviction;
+pub mod token_cleaner;
+pub mod ttl_after_finished;
+pub mod volume_protection;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -24,21 +24,30 @@ const fn on(name: &'static str, new: fn(&Context) -> Arc<dyn Controller>) -> Ent
 
 /// Every controller, in alphabetical order.
 pub const CONTROLLERS: &[Entry] = &[
+    on("certificatesigningrequest-approving-controller", crate::certificates::approver::new),
+    on("certificatesigningrequest-cleaner-controller", crate::certificates::cleaner::new),
+    on("certificatesigningrequest-signing-controller", crate::certificates::signer::new),
+    on("clusterrole-aggregation-controller", crate::clusterrole_aggregation::new),
     on("daemonset-controller", crate::daemon_set::new),
     on("deployment-controller", crate::deployment::new),
     on("endpoints-controller", crate::endpoints::new),
     on("endpointslice-controller", crate::endpointslice::new),
     on("garbage-collector-controller", crate::garbage_collector::new),
+    on("job-controller", crate::job::new),
     on("namespace-controller", crate::namespace::new),
     on("node-ipam-controller", crate::node_ipam::new),
     on("node-lifecycle-controller", crate::node_lifecycle::new),
+    on("persistentvolume-protection-controller", crate::volume_protection::new_of_volumes),
+    on("persistentvolumeclaim-protection-controller", crate::volume_protection::new_of_claims),
     on("pod-garbage-collector-controller", crate::pod_gc::new),
     on("replicaset-controller", crate::replica_set::new),
     on("replicationcontroller-controller", crate::replication_controller::new),
     on("root-ca-certificate-publisher-controller", crate::root_ca::new),
     on("serviceaccount-controller", crate::serviceaccount::new),
-    on("taint-eviction-controller", crate::taint_eviction::new),
     on("statefulset-controller", crate::stateful_set::new),
+    on("taint-eviction-controller", crate::taint_eviction::new),
+    on("token-cleaner-controller", crate::token_cleaner::new),
+    on("ttl-after-finished-controller", crate::ttl_after_finished::new),
 ];
 
 /// Why a list of names is wrong.

@@ -37,8 +37,8 @@ use self::memory::Memory;
 use self::zones::Zones;
 use crate::Context;
 use crate::common::owner::name_of;
-use crate::common::pod_state::{is_ready, node_name};
 use crate::common::patch;
+use crate::common::pod_state::{is_ready, node_name};
 
 pub(crate) const NOT_READY: &str = "node.kubernetes.io/not-ready";
 pub(crate) const UNREACHABLE: &str = "node.kubernetes.io/unreachable";

@@ -173,7 +173,10 @@ mod tests {
         .into_iter()
         .map(Arc::new)
         .collect();
-        let removed: Vec<_> = decide(&pods, &[], &BTreeSet::from(["gone".to_owned()]), 1).into_iter().map(|(pod, reason)| (name_of(&*pod).to_owned(), reason)).collect();
+        let removed: Vec<_> = decide(&pods, &[], &BTreeSet::from(["gone".to_owned()]), 1)
+            .into_iter()
+            .map(|(pod, reason)| (name_of(&*pod).to_owned(), reason))
+            .collect();
         let expected = [("orphan", Reason::Orphaned), ("unbound", Reason::Unbound), ("ended-old", Reason::Terminated)];
         assert_eq!(removed, expected.map(|(name, reason)| (name.to_owned(), reason)));
     }

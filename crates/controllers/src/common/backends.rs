@@ -128,9 +128,10 @@ pub fn services_of(services: &Informer<Service>, change: &Change<Pod>) -> Vec<Ke
         return Vec::new();
     }
     let namespace = new.metadata.namespace.as_deref().unwrap_or_default();
-    let touched = services.in_namespace(namespace).into_iter().filter(|service| {
-        selects(service, &**new) || change.old().is_some_and(|old| selects(service, &**old))
-    });
+    let touched = services
+        .in_namespace(namespace)
+        .into_iter()
+        .filter(|service| selects(service, &**new) || change.old().is_some_and(|old| selects(service, &**old)));
     touched.map(|service| Key::of(&*service)).collect()
 }
 

@@ -3,6 +3,7 @@
 pub mod amounts;
 pub mod backends;
 pub mod claim;
+pub mod discovery;
 pub mod disruption;
 pub mod hash;
 pub mod history;

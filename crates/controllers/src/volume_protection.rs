@@ -1,0 +1,122 @@
+//! A volume in use does not go: the finalizers `kubernetes.io/pvc-protection` and `kubernetes.io/pv-protection` come off a
+//! claim when no pod uses it any more, and off a volume when it is bound to no claim.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use client::controller::{Controller, Error, Inputs, Next};
+use client::{Change, Informer, Key};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use serde_json::json;
+
+use crate::Context;
+use crate::common::owner::name_of;
+use crate::common::patch;
+use crate::common::pod_state::is_finished;
+
+const CLAIM: &str = "kubernetes.io/pvc-protection";
+const VOLUME: &str = "kubernetes.io/pv-protection";
+
+/// Makes the controller of claims.
+pub fn new_of_claims(context: &Context) -> Arc<dyn Controller> {
+    Arc::new(Claims { claims: context.informers.all(), pods: context.informers.all() })
+}
+
+/// Makes the controller of volumes.
+pub fn new_of_volumes(context: &Context) -> Arc<dyn Controller> {
+    Arc::new(Volumes { volumes: context.informers.all() })
+}
+
+/// The finalizers that the object should have, if not what it has.
+fn finalizers(have: &[String], ours: &str, deleting: bool, in_use: bool) -> Option<Vec<String>> {
+    let has_ours = have.iter().any(|each| each == ours);
+    match (deleting, has_ours) {
+        (true, true) if !in_use => Some(have.iter().filter(|each| *each != ours).cloned().collect()),
+        (false, false) => Some(have.iter().cloned().chain([ours.to_owned()]).collect()),
+        _ => None,
+    }
+}
+
+/// The claims that a pod uses, by name: as volumes, and those made for it.
+fn claims_of(pod: &Pod) -> Vec<Key> {
+    let namespace = pod.metadata.namespace.clone().unwrap_or_default();
+    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    let names = volumes.filter_map(|volume| {
+        let made_for_it = volume.ephemeral.as_ref().map(|_| format!("{}-{}", name_of(pod), volume.name));
+        volume.persistent_volume_claim.as_ref().map(|claim| claim.claim_name.clone()).or(made_for_it)
+    });
+    names.map(|name| Key::new(namespace.clone(), name)).collect()
+}
+
+struct Claims {
+    claims: Informer<PersistentVolumeClaim>,
+    pods: Informer<Pod>,
+}
+
+#[async_trait]
+impl Controller for Claims {
+    fn name(&self) -> &'static str {
+        "persistentvolumeclaim-protection-controller"
+    }
+
+    fn inputs(&self, inputs: &mut Inputs) {
+        inputs.primary(&self.claims);
+        inputs.mapped(&self.pods, |change| match change {
+            Change::Applied { new, .. } if !is_finished(new) => Vec::new(),
+            change => claims_of(change.object()),
+        });
+    }
+
+    async fn reconcile(&self, key: &Key) -> Result<Next, Error> {
+        let Some(claim) = self.claims.get(key) else { return Ok(Next::Done) };
+        let deleting = claim.metadata.deletion_timestamp.is_some();
+        let uses =
+            |pod: &Arc<Pod>| pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some()) && !is_finished(pod) && claims_of(pod).contains(key);
+        let in_use = deleting && self.pods.in_namespace(&key.namespace).iter().any(uses);
+        let have = claim.metadata.finalizers.as_deref().unwrap_or_default();
+        if let Some(wanted) = finalizers(have, CLAIM, deleting, in_use) {
+            patch::write(&self.claims, &*claim, json!({"metadata": {"finalizers": wanted}})).await?;
+        }
+        Ok(Next::Done)
+    }
+}
+
+struct Volumes {
+    volumes: Informer<PersistentVolume>,
+}
+
+#[async_trait]
+impl Controller for Volumes {
+    fn name(&self) -> &'static str {
+        "persistentvolume-protection-controller"
+    }
+
+    fn inputs(&self, inputs: &mut Inputs) {
+        inputs.primary(&self.volumes);
+    }
+
+    async fn reconcile(&self, key: &Key) -> Result<Next, Error> {
+        let Some(volume) = self.volumes.get(key) else { return Ok(Next::Done) };
+        let deleting = volume.metadata.deletion_timestamp.is_some();
+        let in_use = volume.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Bound");
+        let have = volume.metadata.finalizers.as_deref().unwrap_or_default();
+        if let Some(wanted) = finalizers(have, VOLUME, deleting, in_use) {
+            patch::write(&self.volumes, &*volume, json!({"metadata": {"finalizers": wanted}})).await?;
+        }
+        Ok(Next::Done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_finalizer_comes_and_goes() {
+        let have = |list: &[&str]| list.iter().map(|each| (*each).to_owned()).collect::<Vec<_>>();
+        assert_eq!(finalizers(&have(&["a"]), CLAIM, false, false), Some(have(&["a", CLAIM])));
+        assert_eq!(finalizers(&have(&["a", CLAIM]), CLAIM, true, true), None);
+        assert_eq!(finalizers(&have(&["a", CLAIM]), CLAIM, true, false), Some(have(&["a"])));
+        assert_eq!(finalizers(&have(&["a"]), CLAIM, true, false), None);
+    }
+}
