@@ -4,9 +4,9 @@
 //! One scan at first use finds where each definition starts; a definition becomes a [`Schema`] when something first asks for
 //! it, and stays. A server that serves twenty kinds holds the schemas of twenty kinds. Field names point into the text.
 //!
-//! What Go's types say beyond OpenAPI is in `facts/zero-values.json`, taken from what a real server answers: `omitted` are
+//! What Go's types say beyond OpenAPI is in `facts/go-types.json`, taken from what a real server answers: `omitted` are
 //! optional fields that an object loses when they are zero (no pointer in Go), `always` are fields that are shown even when
-//! nobody set them.
+//! nobody set them, `types` are strings with a type of their own, which errors name.
 //!
 //! One form serves built-in kinds and CustomResourceDefinitions alike; nothing outside this file reads the facts.
 
@@ -19,7 +19,7 @@ use std::{
 };
 
 static FACTS: &str = include_str!("../facts/schema.json");
-static ZERO_FACTS: &str = include_str!("../facts/zero-values.json");
+static GO_FACTS: &str = include_str!("../facts/go-types.json");
 
 /// What JSON a value may be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -112,6 +112,8 @@ pub struct Schema {
     /// The field that identifies an item in a strategic merge patch; empty for none.
     pub merge_key: Cow<'static, str>,
     pub patch: PatchStrategy,
+    /// What Go calls a string with a type of its own, `v1.PullPolicy`; empty for a plain one.
+    pub go_name: &'static str,
     /// Group, version and kind if it is a kind.
     pub kinds: Vec<(String, String, String)>,
 }
@@ -187,6 +189,7 @@ impl Schema {
             Type::Any if self.name.is_empty() => "interface {}".into(),
             Type::Map => format!("map[string]{}", items()),
             Type::Array => format!("[]{}", items()),
+            Type::String if !self.go_name.is_empty() => self.go_name.into(),
             Type::String => "string".into(),
             Type::Bytes => "[]uint8".into(),
             Type::Integer { bits } => format!("int{bits}"),
@@ -254,11 +257,13 @@ struct RawKind<'a> {
 }
 
 #[derive(Deserialize)]
-struct ZeroFacts<'a> {
+struct GoFacts<'a> {
     #[serde(borrow)]
     omitted: BTreeMap<&'a str, &'a str>,
     #[serde(borrow)]
     always: BTreeMap<&'a str, BTreeMap<&'a str, serde_json::Value>>,
+    #[serde(borrow)]
+    types: BTreeMap<&'a str, BTreeMap<&'a str, &'a str>>,
 }
 
 /// Where everything is in the facts, and what has been read of it.
@@ -268,7 +273,7 @@ struct Definitions {
     built: Vec<OnceLock<Arc<Schema>>>,
     /// Group, version, kind to the definition.
     kinds: BTreeMap<(&'static str, &'static str, &'static str), usize>,
-    zero: ZeroFacts<'static>,
+    go: GoFacts<'static>,
 }
 
 /// The facts are part of the program: a test reads all of them, so what cannot be read here is a programmer's error.
@@ -289,7 +294,7 @@ static DEFINITIONS: LazyLock<Definitions> = LazyLock::new(|| {
         }
     }
     let built = names.iter().map(|_| OnceLock::new()).collect();
-    Definitions { names, texts, built, kinds, zero: serde_json::from_str(ZERO_FACTS).expect("facts/zero-values.json is JSON") }
+    Definitions { names, texts, built, kinds, go: serde_json::from_str(GO_FACTS).expect("facts/go-types.json is JSON") }
 });
 
 impl Definitions {
@@ -331,8 +336,8 @@ impl Definitions {
             (_, Some("object"), _) => Type::Object,
             _ => Type::Any,
         };
-        let omitted: Vec<&str> = self.zero.omitted.get(short).map(|names| names.split(' ').collect()).unwrap_or_default();
-        let always = self.zero.always.get(short);
+        let omitted: Vec<&str> = self.go.omitted.get(short).map(|names| names.split(' ').collect()).unwrap_or_default();
+        let (always, types) = (self.go.always.get(short), self.go.types.get(short));
         let mut fields: Vec<Field> = (raw.properties.into_iter())
             .map(|(field, property)| Field {
                 name: field.into(),
@@ -341,7 +346,10 @@ impl Definitions {
                 always: always.and_then(|always| always.get(field)).map(zero),
                 patch: patch_strategy(property.patch_strategy),
                 atomic: if property.reference.is_some() { property.map_type.map(|t| t == "atomic") } else { None },
-                schema: self.link(property),
+                schema: match types.and_then(|types| types.get(field)) {
+                    Some(go_name) => Link::Inline(Arc::new(Schema { go_name, ..self.schema("", property) })),
+                    None => self.link(property),
+                },
             })
             .collect();
         fields.sort_by(|a, b| a.name.cmp(&b.name));
@@ -476,15 +484,18 @@ mod tests {
     }
 
     #[test]
-    fn every_fact_about_zero_values_is_about_a_field() {
+    fn every_fact_of_go_is_about_a_field() {
         let fields = |short: &str| -> Vec<String> {
             let found = DEFINITIONS.names.iter().filter(|name| last_parts(name, 3) == short);
             found.flat_map(|name| definition(name).unwrap().fields.iter().map(|f| f.name.to_string()).collect::<Vec<_>>()).collect()
         };
-        for (short, names) in &DEFINITIONS.zero.omitted {
+        for (short, names) in &DEFINITIONS.go.omitted {
             names.split(' ').for_each(|name| assert!(fields(short).iter().any(|f| f == name), "{short}.{name}"));
         }
-        for (short, names) in &DEFINITIONS.zero.always {
+        for (short, names) in &DEFINITIONS.go.always {
+            names.keys().for_each(|name| assert!(fields(short).iter().any(|f| f == name), "{short}.{name}"));
+        }
+        for (short, names) in &DEFINITIONS.go.types {
             names.keys().for_each(|name| assert!(fields(short).iter().any(|f| f == name), "{short}.{name}"));
         }
     }

@@ -121,7 +121,7 @@ fn delete_from(original: &mut Map<String, Value>, list: &str, values: Value) -> 
     Ok(())
 }
 
-fn list_of<'a>(value: &'a Value) -> Result<&'a Vec<Value>> {
+fn list_of(value: &Value) -> Result<&Vec<Value>> {
     let found = match value {
         Value::Array(list) => return Ok(list),
         Value::String(_) => "string",

@@ -110,12 +110,25 @@ pub fn to_json(bytes: &[u8]) -> Result<String, String> {
     serde_saphyr::from_str_with_options::<Text>(document, options).map(|text| text.0).map_err(|error| {
         let line = error.location().map(|location| location.line());
         let message = error.to_string();
-        let message = message.lines().next().unwrap_or_default();
+        let message = in_go_words(message.lines().next().unwrap_or_default());
         match line {
             Some(line) => format!("yaml: line {line}: {message}"),
             None => format!("yaml: {message}"),
         }
     })
+}
+
+/// The commonest mistakes in the words that Kubernetes has for them.
+fn in_go_words(message: &str) -> &str {
+    if message.starts_with("tabs disallowed") {
+        "found character that cannot start any token"
+    } else if message.starts_with("unclosed bracket '{'") {
+        "did not find expected ',' or '}'"
+    } else if message.starts_with("unclosed bracket '['") {
+        "did not find expected ',' or ']'"
+    } else {
+        message
+    }
 }
 
 /// Up to the next `---`; one at the start opens the first document.
