@@ -18,6 +18,7 @@ pub mod merge;
 pub mod metadata;
 pub mod names;
 pub mod object;
+pub mod protobuf;
 pub mod quantity;
 pub mod request;
 pub mod schema;

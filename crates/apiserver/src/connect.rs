@@ -10,7 +10,7 @@ use crate::{
     encode::{Output, View},
 };
 use api::{
-    Kind, Status, Value, limits,
+    Kind, Status, Value, limits, protobuf,
     request::{CreateOptions, FieldValidation, Query, RequestInfo},
     structure::{self, Encoding},
 };
@@ -89,8 +89,20 @@ impl Call {
             broken => Status::bad_request(broken.to_string()),
         })
     }
-    /// How the body is encoded; 415 if it cannot be read.
-    pub fn encoding(&self) -> Result<Encoding, Status> {
+    /// Reads the body, once, into something that [`structure`] reads. 415 if its encoding is unknown.
+    pub async fn input(&mut self) -> Result<(Encoding, Bytes), Status> {
+        let bytes = self.body().await?;
+        self.readable(bytes)
+    }
+    /// A body in an encoding that [`structure`] reads.
+    pub fn readable(&self, bytes: Bytes) -> Result<(Encoding, Bytes), Status> {
+        if self.header(header::CONTENT_TYPE).split(';').next().is_some_and(|media| media.trim() == protobuf::MEDIA_TYPE) {
+            let object = protobuf::decode(&bytes).map_err(|error| Status::bad_request(error.to_string()))?;
+            return Ok((Encoding::Json, object.to_string().into()));
+        }
+        Ok((self.encoding()?, bytes))
+    }
+    fn encoding(&self) -> Result<Encoding, Status> {
         Encoding::of(self.header(header::CONTENT_TYPE)).ok_or_else(|| Status::unsupported_media_type(crate::encode::MEDIA_TYPES))
     }
     /// Options of a create or update, from the query.
@@ -99,7 +111,7 @@ impl Call {
     }
     /// Reads the body as an object of a built-in kind: what a review, Binding or Eviction is posted as.
     pub async fn object(&mut self, group: &str, version: &str, kind: &str) -> Result<Value, Status> {
-        let (encoding, bytes) = (self.encoding()?, self.body().await?);
+        let (encoding, bytes) = self.input().await?;
         let record = match self.server.catalogue.load().kind(group, kind) {
             Some(record) => record.as_ref().clone(),
             None => Kind::namespaced(group, version, kind, ""),

@@ -13,6 +13,7 @@ use api::{
     Kind, Status, Value, limits,
     object::ObjectExt,
     request::{DeleteOptions, ListOptions, Propagation},
+    structure::Encoding,
 };
 use http::{StatusCode, header};
 use std::time::Duration;
@@ -82,10 +83,12 @@ pub async fn delete_collection(mut call: Call) -> Answer {
 
 async fn options(call: &mut Call) -> Result<DeleteOptions, Status> {
     let bytes = call.body().await?;
-    if !bytes.is_empty() {
-        call.encoding()?;
+    if bytes.is_empty() {
+        return DeleteOptions::parse(&call.query, &bytes, "");
     }
-    DeleteOptions::parse(&call.query, &bytes, call.header(header::CONTENT_TYPE))
+    let (encoding, bytes) = call.readable(bytes)?;
+    let content_type = if encoding == Encoding::Json { "application/json" } else { call.header(header::CONTENT_TYPE) };
+    DeleteOptions::parse(&call.query, &bytes, content_type)
 }
 
 /// Deletes one object.

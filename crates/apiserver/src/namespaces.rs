@@ -21,7 +21,7 @@ pub fn holds(kind: &Kind, object: &Value) -> bool {
 /// PUT of `/finalize`: sets `spec.finalizers`, and nothing else.
 pub async fn finalize(mut call: Call) -> Answer {
     let options = call.write_options()?;
-    let (encoding, bytes) = (call.encoding()?, call.body().await?);
+    let (encoding, bytes) = call.input().await?;
     let (object, warnings) = structure::decode_object(&bytes, encoding, &call.kind, &call.info.version, options.field_validation)?;
     call.warnings.extend(warnings);
     write::check_name(&call, &object)?;

@@ -10,7 +10,7 @@ use api::{
     object::ObjectExt,
     request::PatchOptions,
     selector::LabelSelector,
-    structure,
+    structure::{self, Encoding},
 };
 use http::{StatusCode, header};
 use serde_json::json;
@@ -65,12 +65,11 @@ pub async fn answer(mut call: Call, paths: Paths) -> Answer {
         _ => Some(PatchKind::of(call.header(header::CONTENT_TYPE)).ok_or_else(patch::unsupported)?),
     };
     let options = PatchOptions::parse(&call.query, call.header(header::USER_AGENT), false)?;
-    let encoding = call.encoding();
-    let bytes = call.body().await?;
+    let (encoding, bytes) = if call.info.verb == "update" { call.input().await? } else { (Encoding::Json, call.body().await?) };
     let put = match patch_kind {
         Some(_) => None,
         None => {
-            let (scale, warnings) = structure::decode_object(&bytes, encoding?, &scale_kind, "v1", options.field_validation)?;
+            let (scale, warnings) = structure::decode_object(&bytes, encoding, &scale_kind, "v1", options.field_validation)?;
             call.warnings.extend(warnings);
             write::check_name(&call, &scale)?;
             Some(scale)

@@ -6,7 +6,12 @@ use crate::{
     read,
     write::{self, Changed, Part, Writer, now},
 };
-use api::{Status, Value, object::ObjectExt, request::PatchOptions, structure};
+use api::{
+    Status, Value,
+    object::ObjectExt,
+    request::PatchOptions,
+    structure::{self, Encoding},
+};
 use http::{StatusCode, header};
 use serde_json::json;
 
@@ -125,12 +130,11 @@ pub async fn part(mut call: Call) -> Answer {
         _ => Some(PatchKind::of(call.header(header::CONTENT_TYPE)).ok_or_else(patch::unsupported)?),
     };
     let options = PatchOptions::parse(&call.query, call.header(header::USER_AGENT), false)?;
-    let encoding = call.encoding();
-    let bytes = call.body().await?;
+    let (encoding, bytes) = if call.info.verb == "update" { call.input().await? } else { (Encoding::Json, call.body().await?) };
     let put = match kind {
         Some(_) => None,
         None => {
-            let (object, warnings) = structure::decode_object(&bytes, encoding?, &call.kind, &call.info.version, options.field_validation)?;
+            let (object, warnings) = structure::decode_object(&bytes, encoding, &call.kind, &call.info.version, options.field_validation)?;
             call.warnings.extend(warnings);
             write::check_name(&call, &object)?;
             Some(object)

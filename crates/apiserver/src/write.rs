@@ -85,7 +85,7 @@ impl Changed {
 /// POST of a collection.
 pub async fn create(mut call: Call) -> Answer {
     let options = call.write_options()?;
-    let (encoding, bytes) = (call.encoding()?, call.body().await?);
+    let (encoding, bytes) = call.input().await?;
     let (mut object, warnings) = structure::decode_object(&bytes, encoding, &call.kind, &call.info.version, options.field_validation)?;
     call.warnings.extend(warnings);
     check_namespace(&call, &object)?;
@@ -98,7 +98,7 @@ pub async fn create(mut call: Call) -> Answer {
 /// PUT of an object or of its status.
 pub async fn update(mut call: Call) -> Answer {
     let options = call.write_options()?;
-    let (encoding, bytes) = (call.encoding()?, call.body().await?);
+    let (encoding, bytes) = call.input().await?;
     let (mut object, warnings) = structure::decode_object(&bytes, encoding, &call.kind, &call.info.version, options.field_validation)?;
     call.warnings.extend(warnings);
     check_name(&call, &object)?;
