@@ -1,9 +1,141 @@
 //! PersistentVolumeClaim.
 
-use crate::kind::Kind;
+use crate::{
+    field::{Errors, Path},
+    kind::{Hooks, Kind},
+    kinds::{
+        pod::{defaults, volumes},
+        values::{has, made, map, member, put, strings, take, text, within},
+        workload,
+    },
+    object::ObjectExt,
+    quantity::Quantity,
+    table,
+};
+use serde_json::{Value, json};
 
 pub fn kind() -> Kind {
-    Kind::namespaced("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims")
-        .short(&["pvc"])
-        .status()
+    Kind::namespaced("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims").short(&["pvc"]).status().hooks(PersistentVolumeClaims)
+}
+
+struct PersistentVolumeClaims;
+
+const BETA_CLASS: &str = "volume.beta.kubernetes.io/storage-class";
+
+/// The class that a claim or volume names, the old annotation first.
+pub fn class(object: &Value) -> &str {
+    object.annotation(BETA_CLASS).unwrap_or_else(|| text(workload::spec(object), "storageClassName"))
+}
+/// `RWO,ROX`: access modes in short.
+pub fn short_modes(parent: &Value, key: &str) -> String {
+    let modes: Vec<&str> = strings(parent, key).collect();
+    let short: Vec<&str> = [("ReadWriteOnce", "RWO"), ("ReadOnlyMany", "ROX"), ("ReadWriteMany", "RWX"), ("ReadWriteOncePod", "RWOP")].iter().filter(|(mode, _)| modes.contains(mode)).map(|(_, short)| *short).collect();
+    short.join(",")
+}
+
+/// The two ways to name a source say the same; sources of unknown kinds are only said the newer way.
+fn sources(spec: &mut Value) {
+    if let Some(source) = member(spec, "dataSource") {
+        let known = match text(source, "apiGroup") {
+            "" => true,
+            group => group == "snapshot.storage.k8s.io" && text(source, "kind") == "VolumeSnapshot",
+        };
+        if !known && !has(spec, "dataSourceRef") {
+            take(spec, "dataSource");
+        }
+    }
+    for key in ["dataSource", "dataSourceRef"] {
+        within(spec, key, |source| {
+            if !has(source, "apiGroup") {
+                put(source, "apiGroup", Value::Null);
+            }
+        });
+    }
+    match (member(spec, "dataSource").cloned(), member(spec, "dataSourceRef").cloned()) {
+        (Some(source), None) => put(spec, "dataSourceRef", source),
+        (None, Some(source)) if text(&source, "namespace").is_empty() => put(spec, "dataSource", source),
+        _ => {}
+    }
+}
+
+impl Hooks for PersistentVolumeClaims {
+    fn default(&self, claim: &mut Value) {
+        defaults::claim_spec(made(claim, "spec"));
+    }
+    fn prepare_create(&self, claim: &mut Value) {
+        put(claim, "status", json!({"phase": "Pending"}));
+        within(claim, "spec", sources);
+    }
+    fn prepare_update(&self, claim: &mut Value, _old: &Value) {
+        within(claim, "spec", sources);
+    }
+    fn validate(&self, claim: &Value, old: Option<&Value>, errors: &mut Errors) {
+        let (spec, path) = (workload::spec(claim), Path::new("spec"));
+        volumes::claim_spec(spec, &path, errors);
+        if has(spec, "dataSource") && has(spec, "dataSourceRef") && text(&spec["dataSourceRef"], "namespace").is_empty() {
+            let plain = |key: &str| ["apiGroup", "kind", "name"].map(|k| text(&spec[key], k).to_string());
+            if plain("dataSource") != plain("dataSourceRef") {
+                errors.invalid(path.clone(), json!({}), "must match dataSourceRef");
+            }
+        }
+        if let Some(old) = old {
+            validate_update(spec, old, &path, errors);
+        }
+    }
+    fn cells(&self, claim: &Value, now_unix_s: i64) -> Vec<Value> {
+        let (spec, status) = (workload::spec(claim), workload::status(claim));
+        let phase = if claim.deletion_timestamp().is_some() { "Terminating" } else { text(status, "phase") };
+        let bound = !text(spec, "volumeName").is_empty();
+        let capacity = status.at("capacity.storage").filter(|_| bound).and_then(|q| Quantity::from_value(q).ok()).map(|q| q.to_string()).unwrap_or_default();
+        vec![
+            table::name(claim),
+            json!(phase),
+            json!(text(spec, "volumeName")),
+            json!(capacity),
+            json!(if bound { short_modes(status, "accessModes") } else { String::new() }),
+            json!(class(claim)),
+            json!(unset(text(spec, "volumeAttributesClassName"))),
+            table::age(claim, now_unix_s),
+            json!(unset(text(spec, "volumeMode"))),
+        ]
+    }
+}
+
+/// A cell of what may be unset.
+pub fn unset(text: &str) -> &str {
+    if text.is_empty() { "<unset>" } else { text }
+}
+
+fn validate_update(spec: &Value, old: &Value, path: &Path, errors: &mut Errors) {
+    let before = workload::spec(old);
+    let bound = text(workload::status(old), "phase") == "Bound";
+    let fixed = |spec: &Value| {
+        let mut spec = spec.as_object().cloned().unwrap_or_default();
+        spec.retain(|_, value| !value.is_null());
+        if bound {
+            if let Some(requests) = spec.get_mut("resources").and_then(|r| r.get_mut("requests")).and_then(Value::as_object_mut) {
+                requests.remove("storage");
+            }
+            spec.remove("volumeAttributesClassName");
+        }
+        // Binding gives a claim its volume, and a class where it had none.
+        if text(before, "volumeName").is_empty() {
+            spec.remove("volumeName");
+        }
+        if !has(before, "storageClassName") {
+            spec.remove("storageClassName");
+        }
+        spec
+    };
+    if fixed(spec) != fixed(before) {
+        errors.forbidden(path.clone(), "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims");
+    }
+    let storage = |spec: &Value| spec.get("resources").and_then(|r| map(r, "requests")).and_then(|r| r.get("storage")).and_then(|q| Quantity::from_value(q).ok());
+    let capacity = old.at("status.capacity.storage").and_then(|q| Quantity::from_value(q).ok());
+    if let (Some(new), Some(then)) = (storage(spec), storage(before))
+        && new < then
+        && capacity.is_some_and(|capacity| new <= capacity)
+    {
+        errors.forbidden(path.child("resources").child("requests").child("storage"), "field can not be less than status.capacity");
+    }
 }

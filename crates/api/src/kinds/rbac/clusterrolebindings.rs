@@ -1,9 +1,26 @@
 //! ClusterRoleBinding of rbac.authorization.k8s.io.
 
-use crate::kind::{Kind, NameRule};
+use super::rules;
+use crate::{
+    field::Errors,
+    kind::{Hooks, Kind, NameRule},
+};
+use serde_json::Value;
 
 pub fn kind() -> Kind {
-    Kind::cluster("rbac.authorization.k8s.io", "v1", "ClusterRoleBinding", "clusterrolebindings")
-        .names(NameRule::PathSegment)
-        .create_on_update()
+    Kind::cluster("rbac.authorization.k8s.io", "v1", "ClusterRoleBinding", "clusterrolebindings").names(NameRule::PathSegment).create_on_update().hooks(ClusterRoleBindings)
+}
+
+struct ClusterRoleBindings;
+
+impl Hooks for ClusterRoleBindings {
+    fn default(&self, binding: &mut Value) {
+        rules::default_binding(binding);
+    }
+    fn validate(&self, binding: &Value, old: Option<&Value>, errors: &mut Errors) {
+        rules::validate_binding(binding, old, &["ClusterRole"], false, errors);
+    }
+    fn cells(&self, binding: &Value, now_unix_s: i64) -> Vec<Value> {
+        rules::binding_cells(binding, now_unix_s)
+    }
 }

@@ -1,7 +1,88 @@
 //! StorageClass of storage.k8s.io.
 
-use crate::kind::Kind;
+use crate::{
+    field::{Errors, Path},
+    kind::{Hooks, Kind},
+    kinds::{
+        checks,
+        values::{fill, list, map, text},
+    },
+    names,
+    object::ObjectExt,
+    table,
+};
+use serde_json::{Value, json};
 
 pub fn kind() -> Kind {
-    Kind::cluster("storage.k8s.io", "v1", "StorageClass", "storageclasses").short(&["sc"])
+    Kind::cluster("storage.k8s.io", "v1", "StorageClass", "storageclasses").short(&["sc"]).hooks(StorageClasses)
+}
+
+const PARAMETERS_MAX: usize = 512;
+const PARAMETERS_BYTES_MAX: usize = 256 * 1024;
+
+struct StorageClasses;
+
+/// Whether a class is the one for claims that name none.
+pub fn is_default(class: &Value) -> bool {
+    ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"].iter().any(|key| class.annotation(key) == Some("true"))
+}
+
+impl Hooks for StorageClasses {
+    fn default(&self, class: &mut Value) {
+        fill(class, "reclaimPolicy", "Delete");
+        fill(class, "volumeBindingMode", "Immediate");
+    }
+    fn validate(&self, class: &Value, old: Option<&Value>, errors: &mut Errors) {
+        let root = Path::root();
+        checks::required_checked(class, "provisioner", &root, |name| names::qualified_name(&name.to_lowercase()), errors);
+        parameters(class, errors);
+        checks::one_of(class, "reclaimPolicy", &["Delete", "Retain"], &root, errors);
+        checks::required_one_of(class, "volumeBindingMode", &["Immediate", "WaitForFirstConsumer"], &root, errors);
+        for (i, term) in list(class, "allowedTopologies").iter().enumerate() {
+            for (j, expression) in list(term, "matchLabelExpressions").iter().enumerate() {
+                let path = root.child("allowedTopologies").index(i).child("matchLabelExpressions").index(j);
+                let key = text(expression, "key");
+                if list(expression, "values").is_empty() {
+                    errors.required(path.child("values"), "");
+                }
+                errors.invalid_all(&path.child("key"), key, names::qualified_name(key));
+            }
+        }
+        if let Some(old) = old {
+            for key in ["parameters", "provisioner", "reclaimPolicy", "volumeBindingMode"] {
+                checks::immutable(class.get(key), old.get(key), &root.child(key), errors);
+            }
+        }
+    }
+    fn cells(&self, class: &Value, now_unix_s: i64) -> Vec<Value> {
+        let name = if is_default(class) { format!("{} (default)", class.name()) } else { class.name().to_string() };
+        vec![
+            json!(name),
+            json!(text(class, "provisioner")),
+            json!(text(class, "reclaimPolicy")),
+            json!(text(class, "volumeBindingMode")),
+            json!(crate::kinds::values::flag(class, "allowVolumeExpansion")),
+            table::age(class, now_unix_s),
+        ]
+    }
+}
+
+/// Parameters of a class: not too many, none without a name.
+pub fn parameters(class: &Value, errors: &mut Errors) {
+    let path = Path::new("parameters");
+    let Some(parameters) = map(class, "parameters") else { return };
+    if parameters.len() > PARAMETERS_MAX {
+        errors.too_long(path.clone(), "", PARAMETERS_MAX);
+        return;
+    }
+    let mut bytes = 0;
+    for (key, value) in parameters {
+        if key.is_empty() {
+            errors.invalid(path.clone(), "", "field can not be empty.");
+        }
+        bytes += key.len() + value.as_str().map_or(0, str::len);
+    }
+    if bytes > PARAMETERS_BYTES_MAX {
+        errors.too_long(path, "", PARAMETERS_BYTES_MAX);
+    }
 }
