@@ -20,7 +20,7 @@ use crate::{
     worker::{self, Handle},
 };
 use client::{
-    Informer, Informers,
+    Informer,
     events::{Recorder, Warning},
     informer::{Change, Selection},
 };
@@ -29,6 +29,7 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use parking_lot::Mutex;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -53,6 +54,7 @@ const PRESSURE_HOLDS: SignedDuration = SignedDuration::from_secs(60);
 pub struct Context {
     pub config: Config,
     pub client: kube::Client,
+    pub log_dir: PathBuf,
     pub cri: cri::Client,
     pub recorder: Recorder,
     pub services: Informer<Service>,
@@ -114,24 +116,27 @@ impl Context {
 /// Runs the agent until shutdown.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Error> {
     let pods_dir = config.data_dir.join("pods");
-    for directory in [&pods_dir, &config.log_dir] {
+    let log_dir = config.log_dir();
+    for directory in [&pods_dir, &log_dir] {
         std::fs::create_dir_all(directory).map_err(|source| Error::Directory { path: directory.clone(), source })?;
     }
     let cri = cri::Client::new(&config.runtime_endpoint);
     let cgroups = Cgroups::detect(&config.cgroup_root, config.pod_pids_max).map_err(Error::Cgroups)?;
     let machine = Machine::read(&config.data_dir, config.max_pods, i64::try_from(config.eviction.memory_available_bytes).unwrap_or(0));
     cgroups.prepare(machine.cpus * 1000, machine.memory_bytes).map_err(Error::Cgroups)?;
-    let informers = Informers::new(config.client.clone());
-    let objects = Arc::new(Objects::new(config.client.clone()));
-    let recorder = Recorder::new(config.client.clone(), "kubelet", &config.node_name);
-    let reporter = Arc::new(Reporter::new(config.client.clone()));
+    let informers = config.informers.clone();
+    let client = informers.client();
+    let objects = Arc::new(Objects::new(client.clone()));
+    let recorder = Recorder::new(client.clone(), "kubelet", &config.node_name);
+    let reporter = Arc::new(Reporter::new(client.clone()));
     let node_resolver = std::fs::read_to_string("/etc/resolv.conf").map(|text| sandbox::Resolver::parse(&text)).unwrap_or_default();
-    let dns = sandbox::Dns { cluster_servers: config.cluster_dns.clone(), cluster_domain: config.cluster_domain.clone(), node: node_resolver };
+    let dns = sandbox::Dns { cluster_servers: config.cluster_dns.iter().map(ToString::to_string).collect(), cluster_domain: config.cluster_domain.clone(), node: node_resolver };
     let cx = Arc::new(Context {
-        client: config.client.clone(),
         images: Images::new(cri.clone(), config.parallel_image_pulls),
-        volumes: Volumes::new(pods_dir, objects.clone(), config.client.clone()),
+        volumes: Volumes::new(pods_dir, objects.clone(), client.clone()),
         services: informers.all(),
+        client,
+        log_dir,
         cri,
         recorder,
         objects,
@@ -323,7 +328,7 @@ async fn rotate(cx: Arc<Context>, shutdown: CancellationToken) {
         }
         if let Ok(mut containers) = cx.cri.list_containers(HashMap::new()).await {
             containers.retain(|item| item.state() == cri::v1::ContainerState::ContainerRunning);
-            logs::rotate(&cx.cri, &cx.config.log_dir, containers).await;
+            logs::rotate(&cx.cri, &cx.log_dir, containers).await;
         }
     }
 }
@@ -449,7 +454,7 @@ async fn end_orphan(cx: &Context, id: &PodId, sandbox_id: &str) -> Result<(), cr
     futures::future::try_join_all(stops).await?;
     cx.cri.stop_pod_sandbox(sandbox_id).await?;
     cx.cri.remove_pod_sandbox(sandbox_id).await?;
-    let _ = tokio::fs::remove_dir_all(cx.config.log_dir.join(spec::log_directory_name(id))).await;
+    let _ = tokio::fs::remove_dir_all(cx.log_dir.join(spec::log_directory_name(id))).await;
     Ok(())
 }
 

@@ -35,6 +35,7 @@ mod streaming;
 pub mod volumes;
 mod worker;
 
+use client::Informers;
 use k8s_openapi::api::core::v1::Taint;
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
 use tokio_util::sync::CancellationToken;
@@ -45,14 +46,14 @@ pub struct Config {
     pub node_name: String,
     /// The address that the node reports and that pods on the host network have.
     pub node_ip: IpAddr,
-    /// The client that the agent reads and writes the API with, as `system:node:NAME`.
-    pub client: kube::Client,
+    /// The process' informers; their client reads and writes the API as `system:node:NAME`.
+    pub informers: Informers,
     /// The runtime's socket, such as `unix:///run/containerd/containerd.sock`.
     pub runtime_endpoint: String,
     /// Pods' directories are below it.
     pub data_dir: PathBuf,
-    /// Containers' logs are below it.
-    pub log_dir: PathBuf,
+    /// Containers' logs are below it; below `data_dir` if not said.
+    pub log_dir: Option<PathBuf>,
     /// The node API's address and port.
     pub bind_address: IpAddr,
     pub port: u16,
@@ -62,7 +63,7 @@ pub struct Config {
     pub client_ca_pem: String,
     /// The cgroup below which all of the node's pods are: `/`, or a node's own on a shared machine.
     pub cgroup_root: String,
-    pub cluster_dns: Vec<String>,
+    pub cluster_dns: Vec<IpAddr>,
     pub cluster_domain: String,
     pub node_labels: BTreeMap<String, String>,
     pub register_with_taints: Vec<Taint>,
@@ -78,22 +79,29 @@ pub struct Config {
 }
 
 impl Config {
-    /// A configuration with Kubernetes' defaults. Serving certificates are set by the caller.
-    pub fn new(node_name: impl Into<String>, node_ip: IpAddr, client: kube::Client) -> Config {
+    /// A configuration with Kubernetes' defaults. Certificates, key and authority are PEM, for the node API.
+    pub fn new(
+        node_name: impl Into<String>,
+        node_ip: IpAddr,
+        informers: Informers,
+        serving_certificate_pem: String,
+        serving_key_pem: String,
+        client_ca_pem: String,
+    ) -> Config {
         Config {
             node_name: node_name.into(),
             node_ip,
-            client,
+            informers,
+            serving_certificate_pem,
+            serving_key_pem,
+            client_ca_pem,
             runtime_endpoint: "unix:///run/containerd/containerd.sock".into(),
             data_dir: PathBuf::from("/var/lib/regent/node"),
-            log_dir: PathBuf::from("/var/log/pods"),
+            log_dir: None,
             bind_address: IpAddr::from([0, 0, 0, 0]),
             port: 10250,
-            serving_certificate_pem: String::new(),
-            serving_key_pem: String::new(),
-            client_ca_pem: String::new(),
             cgroup_root: "/".into(),
-            cluster_dns: vec!["10.96.0.10".into()],
+            cluster_dns: vec![IpAddr::from([10, 96, 0, 10])],
             cluster_domain: "cluster.local".into(),
             node_labels: BTreeMap::new(),
             register_with_taints: Vec::new(),
@@ -106,6 +114,11 @@ impl Config {
             lease_duration: Duration::from_secs(40),
             status_update_frequency: Duration::from_secs(10),
         }
+    }
+
+    /// The directory of containers' logs.
+    pub fn log_dir(&self) -> PathBuf {
+        self.log_dir.clone().unwrap_or_else(|| self.data_dir.join("logs"))
     }
 
     /// The node's addresses as text.
@@ -138,6 +151,6 @@ impl Config {
         let _entered = runtime.enter();
         let config = kube::Config::new("http://127.0.0.1:1".parse().expect("a constant is a URI"));
         let client = kube::Client::try_from(config).expect("a client without TLS can be made");
-        Config::new(node_name, IpAddr::from([192, 0, 2, 1]), client)
+        Config::new(node_name, IpAddr::from([192, 0, 2, 1]), Informers::new(client), String::new(), String::new(), String::new())
     }
 }

@@ -169,7 +169,7 @@ pub async fn create_sandbox(cx: &Context, pod: &Pod, attempt: u32, stop: Vec<Str
     for old in stop {
         cx.cri.stop_pod_sandbox(&old).await.map_err(SandboxError::Runtime)?;
     }
-    let config = sandbox::config(pod, attempt, &cx.config.cgroup_root, &cx.config.log_dir, &cx.dns);
+    let config = sandbox::config(pod, attempt, &cx.config.cgroup_root, &cx.log_dir, &cx.dns);
     if let Err(error) = tokio::fs::create_dir_all(&config.log_directory).await {
         tracing::warn!(pod = %id, %error, "cannot make the pod's log directory");
     }
@@ -260,7 +260,7 @@ pub async fn start(
     let reference = container_reference(pod, role, &container.name);
     let told = |type_, reason: &str, message: String| cx.recorder.event(&reference, type_, reason, "", message);
     let image_name = container.image.clone().unwrap_or_default();
-    let sandbox_config = sandbox::config(pod, sandbox.attempt, &cx.config.cgroup_root, &cx.config.log_dir, &cx.dns);
+    let sandbox_config = sandbox::config(pod, sandbox.attempt, &cx.config.cgroup_root, &cx.log_dir, &cx.dns);
 
     let credentials = pull_credentials(cx, pod, &image_name).await;
     let pulling = || told(Normal, "Pulling", format!("Pulling image \"{image_name}\""));
@@ -313,7 +313,7 @@ pub async fn start(
 
     let parts = container::Parts { attempt, image, environment, binds, termination_message_file: message_file, node_memory_bytes: cx.machine.memory_bytes };
     let config = container::config(pod, container, &parts);
-    let log_directory = cx.config.log_dir.join(spec::log_directory_name(&id)).join(&container.name);
+    let log_directory = cx.log_dir.join(spec::log_directory_name(&id)).join(&container.name);
     if let Err(error) = fs::create_dir_all(&log_directory) {
         return Err(config_error(format!("cannot make the log directory: {error}")));
     }

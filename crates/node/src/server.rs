@@ -289,7 +289,7 @@ async fn container_logs(cx: &Arc<Context>, namespace: &str, name: &str, containe
         return text(StatusCode::BAD_REQUEST, message);
     };
     let attempt = found.metadata.as_ref().map(|metadata| metadata.attempt).unwrap_or_default();
-    let Some(path) = logs::path_of(&cx.config.log_dir, &found.labels, attempt) else {
+    let Some(path) = logs::path_of(&cx.log_dir, &found.labels, attempt) else {
         return text(StatusCode::INTERNAL_SERVER_ERROR, "the container's log cannot be found");
     };
     if !path.exists() {

@@ -496,7 +496,7 @@ impl Worker {
             self.cx.cri.stop_pod_sandbox(&sandbox.id).await?;
             self.cx.cri.remove_pod_sandbox(&sandbox.id).await?;
         }
-        let logs = self.cx.config.log_dir.join(spec::log_directory_name(&self.id));
+        let logs = self.cx.log_dir.join(spec::log_directory_name(&self.id));
         if let Err(error) = tokio::fs::remove_dir_all(&logs).await {
             if error.kind() != std::io::ErrorKind::NotFound {
                 tracing::warn!(pod = %self.id, %error, "cannot remove the pod's logs");
