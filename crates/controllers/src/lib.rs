@@ -12,6 +12,7 @@
 pub mod certificates;
 pub mod clusterrole_aggregation;
 pub mod common;
+pub mod cron_job;
 pub mod daemon_set;
 pub mod deployment;
 pub mod endpoints;
@@ -22,6 +23,7 @@ pub mod list;
 pub mod namespace;
 pub mod node_ipam;
 pub mod node_lifecycle;
+pub mod pod_disruption_budget;
 pub mod pod_gc;
 pub mod replica_set;
 pub mod replication_controller;
