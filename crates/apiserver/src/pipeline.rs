@@ -148,7 +148,8 @@ async fn resource(server: &Arc<Server>, user: User, info: RequestInfo, query: Qu
 
 /// Whether the path and method exist at all: 404 and 405.
 fn check_path(kind: &Kind, info: &RequestInfo) -> Result<(), Status> {
-    let named = !info.name.is_empty();
+    // By the path: a list that selects by metadata.name has a name too, for the authorizers.
+    let named = info.parts.len() > 1;
     let own_namespace = kind.group.is_empty() && kind.resource == "namespaces";
     if !kind.namespaced_scope() && !info.namespace.is_empty() && !own_namespace {
         return Err(Status::path_not_found());
