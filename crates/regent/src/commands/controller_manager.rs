@@ -26,7 +26,7 @@ pub struct ControllerFlags {
     #[arg(long, default_value = "5s", value_parser = duration)]
     pub node_monitor_period: Duration,
     /// How long a node may be silent before it is NotReady.
-    #[arg(long, default_value = "40s", value_parser = duration)]
+    #[arg(long, default_value = "50s", value_parser = duration)]
     pub node_monitor_grace_period: Duration,
     /// Nodes per second from which pods are evicted when their nodes fail.
     #[arg(long, default_value_t = 0.1)]
