@@ -1,6 +1,19 @@
-//! HorizontalPodAutoscaler of autoscaling.
+//! HorizontalPodAutoscaler of autoscaling, stored as `v2` and also served as `v1`, which knows one metric only.
 
-use crate::kind::Kind;
+use crate::{
+    field::{Errors, Path},
+    kind::{Hooks, Kind},
+    kinds::{
+        checks,
+        values::{fill, has, int, list, made, member, put, take, text, within},
+        workload,
+    },
+
+    object::ObjectExt,
+    quantity::Quantity,
+    table,
+};
+use serde_json::{Value, json};
 
 pub fn kind() -> Kind {
     Kind::namespaced("autoscaling", "v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
@@ -8,4 +21,346 @@ pub fn kind() -> Kind {
         .categories(&["all"])
         .served(&["v2", "v1"])
         .status()
+        .hooks(HorizontalPodAutoscalers)
+}
+
+const UTILIZATION_DEFAULT: i64 = 80;
+const PERIOD_MAX_S: i64 = 1800;
+const STABILIZATION_MAX_S: i64 = 3600;
+const METRICS_SHOWN_MAX: usize = 2;
+
+/// Parts of `v2` that `v1` carries as JSON in annotations.
+const METRICS: &str = "autoscaling.alpha.kubernetes.io/metrics";
+const BEHAVIOR: &str = "autoscaling.alpha.kubernetes.io/behavior";
+const CONDITIONS: &str = "autoscaling.alpha.kubernetes.io/conditions";
+const CURRENT_METRICS: &str = "autoscaling.alpha.kubernetes.io/current-metrics";
+
+struct HorizontalPodAutoscalers;
+
+fn cpu_metric(utilization: i64) -> Value {
+    json!({"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": utilization}}})
+}
+fn is_cpu_utilization(metric: &Value, field: &str) -> bool {
+    metric.str_at("type") == Some("Resource") && metric.str_at("resource.name") == Some("cpu") && metric.at(field).and_then(|t| int(t, "averageUtilization")).is_some()
+}
+
+impl Hooks for HorizontalPodAutoscalers {
+    fn to_stored(&self, version: &str, scaler: &mut Value) {
+        if version != "v1" {
+            return;
+        }
+        put(scaler, "apiVersion", "autoscaling/v2");
+        let mut parts = [METRICS, BEHAVIOR, CONDITIONS, CURRENT_METRICS].map(|key| scaler.annotation(key).and_then(|text| serde_json::from_str::<Value>(text).ok()));
+        for key in [METRICS, BEHAVIOR, CONDITIONS, CURRENT_METRICS] {
+            scaler.remove_annotation(key);
+        }
+        within(scaler, "spec", |spec| {
+            let mut metrics = vec![];
+            if let Some(target) = take(spec, "targetCPUUtilizationPercentage").filter(|t| !t.is_null()) {
+                metrics.push(cpu_metric(target.as_i64().unwrap_or(0)));
+            }
+            if let Some(Value::Array(more)) = parts[0].take() {
+                metrics.extend(more);
+            }
+            if !metrics.is_empty() {
+                put(spec, "metrics", metrics);
+            }
+            if let Some(behavior) = parts[1].take().filter(Value::is_object) {
+                put(spec, "behavior", behavior);
+            }
+        });
+        within(scaler, "status", |status| {
+            let mut metrics = vec![];
+            if let Some(current) = take(status, "currentCPUUtilizationPercentage").filter(|c| !c.is_null()) {
+                metrics.push(json!({"type": "Resource", "resource": {"name": "cpu", "current": {"averageUtilization": current}}}));
+            }
+            if let Some(Value::Array(more)) = parts[3].take() {
+                metrics.extend(more);
+            }
+            if !metrics.is_empty() {
+                put(status, "currentMetrics", metrics);
+            }
+            if let Some(conditions) = parts[2].take().filter(Value::is_array) {
+                put(status, "conditions", conditions);
+            }
+        });
+    }
+    fn from_stored(&self, version: &str, scaler: &mut Value) {
+        if version != "v1" {
+            return;
+        }
+        put(scaler, "apiVersion", "autoscaling/v1");
+        let mut annotations: Vec<(&str, Value)> = vec![];
+        within(scaler, "spec", |spec| {
+            let mut metrics = take(spec, "metrics").and_then(|m| m.as_array().cloned()).unwrap_or_default();
+            if let Some(i) = metrics.iter().position(|m| is_cpu_utilization(m, "resource.target")) {
+                let metric = metrics.remove(i);
+                put(spec, "targetCPUUtilizationPercentage", metric.at("resource.target.averageUtilization").cloned().unwrap_or_default());
+            }
+            if !metrics.is_empty() {
+                annotations.push((METRICS, Value::from(metrics)));
+            }
+            annotations.extend(take(spec, "behavior").map(|b| (BEHAVIOR, b)));
+        });
+        within(scaler, "status", |status| {
+            let mut metrics = take(status, "currentMetrics").and_then(|m| m.as_array().cloned()).unwrap_or_default();
+            if let Some(i) = metrics.iter().position(|m| is_cpu_utilization(m, "resource.current")) {
+                let metric = metrics.remove(i);
+                put(status, "currentCPUUtilizationPercentage", metric.at("resource.current.averageUtilization").cloned().unwrap_or_default());
+            }
+            if !metrics.is_empty() {
+                annotations.push((CURRENT_METRICS, Value::from(metrics)));
+            }
+            annotations.extend(take(status, "conditions").map(|c| (CONDITIONS, c)));
+            if !has(status, "currentReplicas") {
+                put(status, "currentReplicas", 0);
+            }
+        });
+        for (key, value) in annotations {
+            scaler.set_annotation(key, &value.to_string());
+        }
+    }
+    fn default(&self, scaler: &mut Value) {
+        let spec = made(scaler, "spec");
+        fill(spec, "minReplicas", 1);
+        if list(spec, "metrics").is_empty() {
+            put(spec, "metrics", json!([cpu_metric(UTILIZATION_DEFAULT)]));
+        }
+        within(spec, "behavior", |behavior| {
+            let up = made(behavior, "scaleUp");
+            fill(up, "stabilizationWindowSeconds", 0);
+            fill(up, "selectPolicy", "Max");
+            if !has(up, "policies") {
+                put(up, "policies", json!([{"type": "Pods", "value": 4, "periodSeconds": 15}, {"type": "Percent", "value": 100, "periodSeconds": 15}]));
+            }
+            let down = made(behavior, "scaleDown");
+            fill(down, "selectPolicy", "Max");
+            if !has(down, "policies") {
+                put(down, "policies", json!([{"type": "Percent", "value": 100, "periodSeconds": 15}]));
+            }
+        });
+    }
+    fn prepare_create(&self, scaler: &mut Value) {
+        put(scaler, "status", json!({"desiredReplicas": 0, "currentMetrics": null}));
+    }
+    fn validate(&self, scaler: &Value, _old: Option<&Value>, errors: &mut Errors) {
+        let (spec, path) = (workload::spec(scaler), Path::new("spec"));
+        let minimum = int(spec, "minReplicas").unwrap_or(1);
+        let maximum = int(spec, "maxReplicas").unwrap_or(0);
+        let lower = if list(spec, "metrics").iter().any(|m| matches!(text(m, "type"), "Object" | "External")) { 0 } else { 1 };
+        if minimum < lower && lower == 1 {
+            errors.invalid(path.child("minReplicas"), minimum, &format!("must be greater than or equal to {lower}"));
+        } else if minimum < 0 {
+            errors.invalid(path.child("minReplicas"), minimum, "must be greater than or equal to 0");
+        }
+        if maximum < 1 {
+            errors.invalid(path.child("maxReplicas"), maximum, "must be greater than 0");
+        }
+        if maximum < minimum {
+            errors.invalid(path.child("maxReplicas"), maximum, "must be greater than or equal to `minReplicas`");
+        }
+        reference(spec.get("scaleTargetRef").unwrap_or(&Value::Null), &path.child("scaleTargetRef"), errors);
+        for (i, metric) in list(spec, "metrics").iter().enumerate() {
+            validate_metric(metric, &path.child("metrics").index(i), errors);
+        }
+        if let Some(behavior) = member(spec, "behavior") {
+            for direction in ["scaleUp", "scaleDown"] {
+                if let Some(rules) = member(behavior, direction) {
+                    validate_rules(rules, &path.child("behavior").child(direction), errors);
+                }
+            }
+        }
+    }
+    fn validate_status(&self, scaler: &Value, _old: &Value, errors: &mut Errors) {
+        checks::not_negatives(workload::status(scaler), &["currentReplicas", "desiredReplicas"], &Path::new("status"), errors);
+    }
+    fn cells(&self, scaler: &Value, now_unix_s: i64) -> Vec<Value> {
+        let (spec, status) = (workload::spec(scaler), workload::status(scaler));
+        let target = spec.get("scaleTargetRef").map(|r| format!("{}/{}", text(r, "kind"), text(r, "name"))).unwrap_or_default();
+        let minimum = int(spec, "minReplicas").map_or("<unset>".to_string(), |n| n.to_string());
+        vec![
+            table::name(scaler),
+            json!(target),
+            json!(targets(list(spec, "metrics"), list(status, "currentMetrics"))),
+            json!(minimum),
+            json!(int(spec, "maxReplicas").unwrap_or(0)),
+            json!(int(status, "currentReplicas").unwrap_or(0)),
+            table::age(scaler, now_unix_s),
+        ]
+    }
+}
+
+fn reference(reference: &Value, path: &Path, errors: &mut Errors) {
+    for key in ["kind", "name"] {
+        checks::required_checked(reference, key, path, checks::path_segment, errors);
+    }
+    let version = text(reference, "apiVersion");
+    if text(reference, "kind") != "ReplicationController" && !text(reference, "kind").is_empty() && (version.is_empty() || !version.contains('/')) {
+        errors.invalid(path.child("apiVersion"), version, "apiVersion must specify API group");
+    }
+}
+
+/// Members of a metric by its type.
+const SOURCES: &[(&str, &str)] = &[("ContainerResource", "containerResource"), ("External", "external"), ("Object", "object"), ("Pods", "pods"), ("Resource", "resource")];
+
+fn validate_metric(metric: &Value, path: &Path, errors: &mut Errors) {
+    let kind = text(metric, "type");
+    let types: Vec<&str> = SOURCES.iter().map(|(kind, _)| *kind).collect();
+    if kind.is_empty() {
+        errors.required(path.child("type"), "must specify a metric source type");
+    }
+    let expected = SOURCES.iter().find(|(name, _)| *name == kind).map(|(_, key)| *key);
+    if expected.is_none() && !kind.is_empty() {
+        errors.not_supported(path.child("type"), kind, &types);
+    }
+    let said: Vec<&str> = ["object", "pods", "resource", "external", "containerResource"].into_iter().filter(|key| has(metric, key)).collect();
+    for key in &said {
+        validate_source(key, &metric[*key], &path.child(key), errors);
+    }
+    let Some(expected) = expected else { return };
+    if !said.contains(&expected) {
+        errors.required(path.child(expected), "must populate information for the given metric source");
+    }
+    if said.len() > 1 {
+        for key in said.iter().filter(|key| **key != expected) {
+            errors.forbidden(path.child(key), "must populate the given metric source only");
+        }
+    }
+}
+
+fn validate_source(name: &str, source: &Value, path: &Path, errors: &mut Errors) {
+    let nothing = Value::Null;
+    let target = source.get("target").unwrap_or(&nothing);
+    match name {
+        "resource" | "containerResource" => {
+            if text(source, "name").is_empty() {
+                errors.required(path.child("name"), "must specify a resource name");
+            }
+            if name == "containerResource" && text(source, "container").is_empty() {
+                errors.required(path.child("container"), "must specify a container");
+            }
+        }
+        _ => {
+            let metric = source.get("metric").unwrap_or(&nothing);
+            let at = path.child("metric");
+            if text(metric, "name").is_empty() {
+                errors.required(at.child("name"), "must specify a metric name");
+            } else {
+                checks::checked(metric, "name", &at, checks::path_segment, errors);
+            }
+            if name == "object" {
+                reference(source.get("describedObject").unwrap_or(&nothing), &path.child("describedObject"), errors);
+            }
+        }
+    }
+    let at = path.child("target");
+    match text(target, "type") {
+        "" => errors.required(at.child("type"), "must specify a metric target type"),
+        "Utilization" | "Value" | "AverageValue" => {}
+        other => errors.invalid(at.child("type"), other, "must be either Utilization, Value, or AverageValue"),
+    }
+    if text(target, "type").is_empty() {
+        errors.invalid(at.child("type"), "", "must be either Utilization, Value, or AverageValue");
+    }
+    for key in ["value", "averageValue"] {
+        if let Some(Ok(quantity)) = member(target, key).map(Quantity::from_value)
+            && quantity.sign() <= 0
+        {
+            errors.invalid(at.child(key), quantity.to_string(), "must be positive");
+        }
+    }
+    let utilization = int(target, "averageUtilization");
+    if let Some(value) = utilization
+        && value < 1
+    {
+        errors.invalid(at.child("averageUtilization"), value, "must be greater than 0");
+    }
+    match name {
+        "resource" | "containerResource" => {
+            if utilization.is_none() && !has(target, "averageValue") {
+                errors.required(at.child("averageUtilization"), "must set either a target raw value or a target utilization");
+            }
+            if utilization.is_some() && has(target, "averageValue") {
+                errors.forbidden(at.child("averageValue"), "may not set both a target raw value and a target utilization");
+            }
+        }
+        "pods" if !has(target, "averageValue") => errors.required(at.child("averageValue"), "must specify a positive target averageValue"),
+        "object" if !has(target, "value") && !has(target, "averageValue") => errors.required(at.child("averageValue"), "must set either a target value or averageValue"),
+        "external" if !has(target, "value") && !has(target, "averageValue") => errors.required(at.child("averageValue"), "must set either a target value for metric or a per-pod target"),
+        "external" if has(target, "value") && has(target, "averageValue") => errors.forbidden(at.child("value"), "may not set both a target value for metric and a per-pod target"),
+        _ => {}
+    }
+}
+
+fn validate_rules(rules: &Value, path: &Path, errors: &mut Errors) {
+    if let Some(seconds) = int(rules, "stabilizationWindowSeconds") {
+        let at = path.child("stabilizationWindowSeconds");
+        if seconds < 0 {
+            errors.invalid(at, seconds, "must be greater than or equal to zero");
+        } else if seconds > STABILIZATION_MAX_S {
+            errors.invalid(at, seconds, &format!("must be less than or equal to {STABILIZATION_MAX_S}"));
+        }
+    }
+    checks::one_of(rules, "selectPolicy", &["Disabled", "Max", "Min"], path, errors);
+    let policies = list(rules, "policies");
+    if policies.is_empty() {
+        errors.required(path.child("policies"), "must specify at least one Policy");
+    }
+    for (i, policy) in policies.iter().enumerate() {
+        let path = path.child("policies").index(i);
+        checks::required_one_of(policy, "type", &["Percent", "Pods"], &path, errors);
+        for key in ["value", "periodSeconds"] {
+            let value = int(policy, key).unwrap_or(0);
+            if value <= 0 {
+                errors.invalid(path.child(key), value, "must be greater than zero");
+            }
+        }
+        if let Some(seconds) = int(policy, "periodSeconds").filter(|s| *s > PERIOD_MAX_S) {
+            errors.invalid(path.child("periodSeconds"), seconds, &format!("must be less than or equal to {PERIOD_MAX_S}"));
+        }
+    }
+    if let Some(tolerance) = member(rules, "tolerance") {
+        checks::quantity_not_negative(tolerance, &path.child("tolerance"), errors);
+    }
+}
+
+/// The cell `Targets`: `cpu: 55%/80%`, and how many more.
+fn targets(metrics: &[Value], current: &[Value]) -> String {
+    if metrics.is_empty() {
+        return "<none>".into();
+    }
+    let quantity = |parent: Option<&Value>, key: &str| parent.and_then(|p| member(p, key)).and_then(|q| Quantity::from_value(q).ok()).map(|q| q.to_string());
+    let unknown = || "<unknown>".to_string();
+    let mut all = vec![];
+    for (i, metric) in metrics.iter().enumerate() {
+        let Some((kind, key)) = SOURCES.iter().find(|(kind, _)| *kind == text(metric, "type")) else {
+            all.push("<unknown type>".to_string());
+            continue;
+        };
+        let target = metric.get(key).and_then(|s| s.get("target"));
+        let now = current.get(i).and_then(|c| c.get(key)).and_then(|s| s.get("current"));
+        let average = quantity(target, "averageValue");
+        let shown = match *kind {
+            "Resource" | "ContainerResource" => {
+                let name = metric.get(key).map(|s| text(s, "name")).unwrap_or_default();
+                match average {
+                    Some(average) => format!("{name}: {}/{average}", quantity(now, "averageValue").unwrap_or_else(unknown)),
+                    None => {
+                        let now = now.and_then(|n| int(n, "averageUtilization")).map_or_else(unknown, |n| format!("{n}%"));
+                        let want = target.and_then(|t| int(t, "averageUtilization")).map_or("<auto>".to_string(), |n| format!("{n}%"));
+                        format!("{name}: {now}/{want}")
+                    }
+                }
+            }
+            "Pods" => format!("{}/{}", quantity(now, "averageValue").unwrap_or_else(unknown), average.unwrap_or_default()),
+            _ => match average {
+                Some(average) => format!("{}/{average} (avg)", quantity(now, "averageValue").unwrap_or_else(unknown)),
+                None => format!("{}/{}", quantity(now, "value").unwrap_or_else(unknown), quantity(target, "value").unwrap_or_default()),
+            },
+        };
+        all.push(shown);
+    }
+    let more = all.len().saturating_sub(METRICS_SHOWN_MAX);
+    let shown = all[..all.len().min(METRICS_SHOWN_MAX)].join(", ");
+    if more > 0 { format!("{shown} + {more} more...") } else { shown }
 }

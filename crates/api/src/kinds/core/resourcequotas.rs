@@ -1,9 +1,153 @@
 //! ResourceQuota.
 
-use crate::kind::Kind;
+use crate::{
+    field::{Errors, Path},
+    kind::{Hooks, Kind},
+    kinds::{
+        checks,
+        values::{entries, list, made, member, put, strings, text},
+        workload,
+    },
+    names,
+
+    quantity::Quantity,
+    table,
+};
+use serde_json::{Value, json};
 
 pub fn kind() -> Kind {
-    Kind::namespaced("", "v1", "ResourceQuota", "resourcequotas")
-        .short(&["quota"])
-        .status()
+    Kind::namespaced("", "v1", "ResourceQuota", "resourcequotas").short(&["quota"]).status().hooks(ResourceQuotas)
+}
+
+const COMPUTE: &[&str] = &["cpu", "memory", "ephemeral-storage", "requests.cpu", "requests.memory", "requests.storage", "requests.ephemeral-storage", "limits.cpu", "limits.memory", "limits.ephemeral-storage"];
+const COUNTED: &[&str] =
+    &["pods", "resourcequotas", "services", "replicationcontrollers", "secrets", "persistentvolumeclaims", "configmaps", "services.nodeports", "services.loadbalancers"];
+const SCOPES: &[&str] = &["Terminating", "NotTerminating", "BestEffort", "NotBestEffort", "PriorityClass", "CrossNamespacePodAffinity", "VolumeAttributesClass"];
+/// Scopes that only ask whether a pod is in them.
+const PLAIN_SCOPES: &[&str] = &["Terminating", "NotTerminating", "BestEffort", "NotBestEffort", "CrossNamespacePodAffinity"];
+const POD_COMPUTE: &[&str] = &["pods", "cpu", "memory", "requests.cpu", "requests.memory", "limits.cpu", "limits.memory"];
+
+struct ResourceQuotas;
+
+impl Hooks for ResourceQuotas {
+    fn default(&self, quota: &mut Value) {
+        made(quota, "spec");
+    }
+    fn prepare_create(&self, quota: &mut Value) {
+        put(quota, "status", json!({}));
+    }
+    fn validate(&self, quota: &Value, old: Option<&Value>, errors: &mut Errors) {
+        let (spec, path) = (workload::spec(quota), Path::new("spec"));
+        hard(spec, &path.child("hard"), errors);
+        scopes(spec, &path, errors);
+        if let Some(old) = old {
+            checks::immutable(spec.get("scopes"), workload::spec(old).get("scopes"), &path.child("scopes"), errors);
+        }
+    }
+    fn validate_status(&self, quota: &Value, _old: &Value, errors: &mut Errors) {
+        for key in ["hard", "used"] {
+            hard(&json!({"hard": workload::status(quota).get(key)}), &Path::new("status").child(key), errors);
+        }
+    }
+    fn cells(&self, quota: &Value, now_unix_s: i64) -> Vec<Value> {
+        let status = workload::status(quota);
+        let shown = |limits: bool| {
+            let parts: Vec<String> = entries(status, "hard")
+                .filter(|(name, _)| name.starts_with("limits") == limits)
+                .map(|(name, hard)| {
+                    let quantity = |value: Option<&Value>| value.and_then(|v| Quantity::from_value(v).ok()).map_or("0".to_string(), |q| q.to_string());
+                    format!("{name}: {}/{}", quantity(status.get("used").and_then(|used| used.get(name))), quantity(Some(hard)))
+                })
+                .collect();
+            json!(parts.join(", "))
+        };
+        vec![table::name(quota), shown(false), shown(true), table::age(quota, now_unix_s)]
+    }
+}
+
+fn is_quota_name(name: &str) -> bool {
+    COMPUTE.contains(&name) || COUNTED.contains(&name) || name.starts_with("hugepages-") || name.starts_with("requests.hugepages-")
+}
+
+fn hard(spec: &Value, path: &Path, errors: &mut Errors) {
+    for (name, value) in entries(spec, "hard") {
+        let at = path.key(name);
+        let problems = names::qualified_name(name);
+        let good = problems.is_empty();
+        errors.invalid_all(&at, name.as_str(), problems);
+        if good && !name.contains('/') && !is_quota_name(name) {
+            errors.invalid(at.clone(), name.as_str(), "must be a standard resource type or fully qualified");
+        }
+        if !name.contains('/') && !is_quota_name(name) {
+            errors.invalid(at.clone(), name.as_str(), "must be a standard resource for quota");
+        }
+        if let Some(quantity) = checks::quantity_not_negative(value, &at, errors)
+            && COUNTED.contains(&name.as_str())
+            && quantity.milli() % 1000 != 0
+        {
+            errors.invalid(at, quantity.to_string(), "must be an integer");
+        }
+    }
+}
+
+/// Whether a scope says anything about a resource.
+fn applies(scope: &str, resource: &str) -> bool {
+    match scope {
+        "BestEffort" => resource == "pods",
+        "VolumeAttributesClass" => matches!(resource, "persistentvolumeclaims" | "requests.storage"),
+        "CrossNamespacePodAffinity" | "PriorityClass" | "Terminating" | "NotTerminating" | "NotBestEffort" => {
+            POD_COMPUTE.contains(&resource) || resource.contains("ephemeral-storage") || !is_quota_name(resource)
+        }
+        _ => false,
+    }
+}
+
+fn scopes(spec: &Value, path: &Path, errors: &mut Errors) {
+    let hard: Vec<&String> = entries(spec, "hard").map(|(name, _)| name).collect();
+    let all: Vec<&str> = strings(spec, "scopes").collect();
+    let at = path.child("scopes");
+    check_scopes(&all, &hard, &at, &json!(all), errors);
+    let Some(selector) = member(spec, "scopeSelector") else { return };
+    let at = path.child("scopeSelector").child("matchExpressions");
+    let mut seen = vec![];
+    for expression in list(selector, "matchExpressions") {
+        let (scope, operator) = (text(expression, "scopeName"), text(expression, "operator"));
+        let values = list(expression, "values");
+        if !SCOPES.contains(&scope) {
+            errors.invalid(at.child("scopeName"), scope, "unsupported scope");
+        } else if !hard.iter().all(|resource| applies(scope, resource)) {
+            errors.invalid(at.child("scopeName"), Value::from(list(selector, "matchExpressions").to_vec()), "unsupported scope applied to resource");
+        }
+        if PLAIN_SCOPES.contains(&scope) && operator != "Exists" {
+            errors.invalid(at.child("operator"), operator, "must be 'Exists' when scope is any of ResourceQuotaScopeTerminating, ResourceQuotaScopeNotTerminating, ResourceQuotaScopeBestEffort, ResourceQuotaScopeNotBestEffort or ResourceQuotaScopeCrossNamespacePodAffinity");
+        }
+        match operator {
+            "In" | "NotIn" if values.is_empty() => errors.required(at.child("values"), "must be at least one value when `operator` is 'In' or 'NotIn' for scope selector"),
+            "Exists" | "DoesNotExist" if !values.is_empty() => errors.invalid(at.child("values"), Value::from(values.to_vec()), "must be no value when `operator` is 'Exist' or 'DoesNotExist' for scope selector"),
+            "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
+            other => errors.invalid(at.child("operator"), other, "not a valid selector operator"),
+        }
+        seen.push(scope);
+    }
+    if conflict(&seen) {
+        errors.invalid(at, Value::from(list(selector, "matchExpressions").to_vec()), "conflicting scopes");
+    }
+}
+fn conflict(scopes: &[&str]) -> bool {
+    let both = |a: &str, b: &str| scopes.contains(&a) && scopes.contains(&b);
+    both("BestEffort", "NotBestEffort") || both("Terminating", "NotTerminating")
+}
+fn check_scopes(all: &[&str], hard: &[&String], at: &Path, shown: &Value, errors: &mut Errors) {
+    for scope in all {
+        if !SCOPES.contains(scope) {
+            errors.invalid(at.clone(), shown.clone(), "unsupported scope");
+        } else {
+            for _ in hard.iter().filter(|resource| !applies(scope, resource)) {
+                errors.invalid(at.clone(), shown.clone(), "unsupported scope applied to resource");
+            }
+        }
+    }
+    if conflict(all) {
+        errors.invalid(at.clone(), shown.clone(), "conflicting scopes");
+    }
 }

@@ -1,7 +1,65 @@
 //! IngressClass of networking.k8s.io.
 
-use crate::kind::Kind;
+use crate::{
+    field::{Errors, Path},
+    kind::{Hooks, Kind},
+    kinds::{
+        checks,
+        values::{fill, member, text, within},
+        workload,
+    },
+    names, table,
+};
+use serde_json::{Value, json};
 
 pub fn kind() -> Kind {
-    Kind::cluster("networking.k8s.io", "v1", "IngressClass", "ingressclasses").generation()
+    Kind::cluster("networking.k8s.io", "v1", "IngressClass", "ingressclasses").generation().hooks(IngressClasses)
+}
+
+const CONTROLLER_CHARS_MAX: usize = 250;
+
+struct IngressClasses;
+
+impl Hooks for IngressClasses {
+    fn default(&self, class: &mut Value) {
+        within(class, "spec", |spec| within(spec, "parameters", |parameters| fill(parameters, "scope", "Cluster")));
+    }
+    fn validate(&self, class: &Value, old: Option<&Value>, errors: &mut Errors) {
+        let (spec, path) = (workload::spec(class), Path::new("spec"));
+        let controller = text(spec, "controller");
+        if controller.len() > CONTROLLER_CHARS_MAX {
+            errors.too_long(path.child("controller"), "", CONTROLLER_CHARS_MAX);
+        }
+        if checks::required(spec, "controller", &path, errors) && !checks::domain_prefixed(controller) {
+            errors.invalid(path.child("controller"), controller, "must be a domain-prefixed path (such as \"acme.io/foo\")");
+        }
+        if let Some(parameters) = member(spec, "parameters") {
+            let path = path.child("parameters");
+            checks::checked(parameters, "apiGroup", &path, names::dns1123_subdomain, errors);
+            checks::required_checked(parameters, "kind", &path, checks::path_segment, errors);
+            checks::required_checked(parameters, "name", &path, checks::path_segment, errors);
+            match text(parameters, "scope") {
+                "Namespace" => {
+                    checks::required(parameters, "namespace", &path, errors);
+                }
+                "Cluster" if !text(parameters, "namespace").is_empty() => errors.forbidden(path.child("namespace"), "parameters.scope is set to 'Cluster'"),
+                _ => checks::required_one_of(parameters, "scope", &["Cluster", "Namespace"], &path, errors),
+            }
+        }
+        if let Some(old) = old {
+            checks::immutable(spec.get("controller"), workload::spec(old).get("controller"), &path.child("controller"), errors);
+        }
+    }
+    fn cells(&self, class: &Value, now_unix_s: i64) -> Vec<Value> {
+        let spec = workload::spec(class);
+        let parameters = match member(spec, "parameters") {
+            None => "<none>".to_string(),
+            Some(p) => {
+                let group = text(p, "apiGroup");
+                let kind = if group.is_empty() { text(p, "kind").to_string() } else { format!("{}.{group}", text(p, "kind")) };
+                format!("{kind}/{}", text(p, "name"))
+            }
+        };
+        vec![table::name(class), json!(text(spec, "controller")), json!(parameters), table::age(class, now_unix_s)]
+    }
 }
