@@ -15,7 +15,7 @@ use std::{
 
 const OUT: &str = "target/images";
 /// Raise when the recipe changes, so that images are built anew.
-const RECIPE: &str = "3";
+const RECIPE: &str = "4";
 
 struct Image {
     name: &'static str,
@@ -77,7 +77,9 @@ fn pause(root: &Path) -> Result<()> {
 
 fn busybox(root: &Path) -> Result<()> {
     furnish(root)?;
-    debian(root, &["busybox-static"])?;
+    // Not the static one: names are resolved by the C library, which the static one would have to load anyway.
+    debian(root, &["busybox", "libc6"])?;
+    slim(root);
     let programs = sh(&root.join("bin/busybox").display().to_string(), &["--list"])?;
     for program in programs.lines().filter(|p| *p != "busybox") {
         symlink("busybox", root.join("bin").join(program))?;
@@ -87,7 +89,8 @@ fn busybox(root: &Path) -> Result<()> {
 
 fn nginx(root: &Path) -> Result<()> {
     busybox(root)?;
-    debian(root, &["nginx", "nginx-common", "libpcre2-8-0", "libssl3", "zlib1g", "libcrypt1", "libc6"])?;
+    debian(root, &["nginx", "nginx-common", "libpcre2-8-0", "libssl3", "zlib1g", "libcrypt1"])?;
+    slim(root);
     let site = "server {\n    listen 80;\n    listen [::]:80;\n    server_name localhost;\n    location / {\n        root /usr/share/nginx/html;\n        index index.html;\n    }\n}\n";
     fs::write(root.join("etc/nginx/conf.d/default.conf"), site)?;
     for directory in ["var/log/nginx", "var/lib/nginx", "etc/nginx/modules-enabled", "etc/nginx/sites-enabled"] {
@@ -98,10 +101,14 @@ fn nginx(root: &Path) -> Result<()> {
         let _ = fs::remove_file(&link);
         symlink(stream, link)?;
     }
+    Ok(())
+}
+
+/// Takes out what no container needs.
+fn slim(root: &Path) {
     for heavy in ["usr/share/doc", "usr/share/man", "usr/share/locale", "usr/lib/x86_64-linux-gnu/gconv", "lib/x86_64-linux-gnu/gconv"] {
         let _ = fs::remove_dir_all(root.join(heavy));
     }
-    Ok(())
 }
 
 /// What every system expects to find.

@@ -18,7 +18,6 @@ const NEEDED: &[(&str, &str)] = &[
     ("skopeo", "skopeo"),
     ("htpasswd", "apache2-utils"),
     ("curl", "curl"),
-    ("busybox", "busybox-static"),
 ];
 /// A file that must be there, likewise.
 const NEEDED_FILES: &[(&str, &str)] = &[("/usr/lib/cni/bridge", "containernetworking-plugins")];

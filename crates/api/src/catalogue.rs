@@ -7,7 +7,8 @@ use std::{collections::BTreeMap, sync::Arc};
 /// An immutable set of kinds. Joining a CRD makes a new one.
 #[derive(Clone, Default)]
 pub struct Catalogue {
-    by_resource: BTreeMap<(String, String), Arc<Kind>>,
+    /// Group, then plural: looked up on every request, so without making strings.
+    by_resource: BTreeMap<String, BTreeMap<String, Arc<Kind>>>,
 }
 
 impl Catalogue {
@@ -92,18 +93,18 @@ impl Catalogue {
         ]
     }
     pub fn insert(&mut self, kind: Kind) {
-        self.by_resource.insert((kind.group.clone(), kind.resource.clone()), Arc::new(kind));
+        self.by_resource.entry(kind.group.clone()).or_default().insert(kind.resource.clone(), Arc::new(kind));
     }
     /// By group and plural.
     pub fn resource(&self, group: &str, resource: &str) -> Option<&Arc<Kind>> {
-        self.by_resource.get(&(group.to_string(), resource.to_string()))
+        self.by_resource.get(group)?.get(resource)
     }
     /// By group and kind.
     pub fn kind(&self, group: &str, kind: &str) -> Option<&Arc<Kind>> {
-        self.iter().find(|k| k.group == group && k.kind == kind)
+        self.by_resource.get(group)?.values().find(|k| k.kind == kind)
     }
     /// In order of group, then resource.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Kind>> {
-        self.by_resource.values()
+        self.by_resource.values().flat_map(BTreeMap::values)
     }
 }

@@ -346,3 +346,54 @@ impl std::error::Error for Status {}
 
 /// The common result of the API machinery.
 pub type Result<T, E = Status> = std::result::Result<T, E>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::field::Path;
+
+    #[test]
+    fn statuses_read_as_kubernetes_ones() {
+        assert_eq!(
+            Status::not_found(("", "pods"), "x").to_value(),
+            json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": "pods \"x\" not found", "reason": "NotFound", "details": {"name": "x", "kind": "pods"}, "code": 404})
+        );
+        assert_eq!(Status::already_exists(("apps", "deployments"), "x").message, "deployments.apps \"x\" already exists");
+        assert_eq!(
+            Status::modified(("", "pods"), "x").message,
+            "Operation cannot be fulfilled on pods \"x\": the object has been modified; please apply your changes to the latest version and try again"
+        );
+        assert_eq!(
+            Status::success(("", "configmaps"), "a", "u").to_value(),
+            json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": {"name": "a", "kind": "configmaps", "uid": "u"}})
+        );
+        assert_eq!(Status::path_not_found().to_value()["details"], json!({}));
+        assert_eq!(Status::forbidden(("", "services"), "web", "no").message, "services \"web\" is forbidden: no");
+        assert_eq!(Status::forbidden(("", "services"), "", "no").message, "services is forbidden: no");
+        assert_eq!(Status::forbidden(("", ""), "", "User \"bob\" cannot get path \"/api\"").message, "forbidden: User \"bob\" cannot get path \"/api\"");
+        assert_eq!(Status::too_many_requests("later", 3).retry_after_s(), Some(3));
+    }
+
+    #[test]
+    fn invalid_names_every_field_once() {
+        let mut errors = field::Errors::default();
+        errors.invalid(Path::new("spec").child("replicas"), -1, "must be greater than or equal to 0");
+        errors.required(Path::new("spec").child("selector"), "");
+        let status = Status::invalid("apps", "Deployment", "x", &errors);
+        assert_eq!(status.message, "Deployment.apps \"x\" is invalid: [spec.replicas: Invalid value: -1: must be greater than or equal to 0, spec.selector: Required value]");
+        assert_eq!(
+            status.to_value()["details"],
+            json!({"name": "x", "group": "apps", "kind": "Deployment", "causes": [
+                {"reason": "FieldValueInvalid", "message": "Invalid value: -1: must be greater than or equal to 0", "field": "spec.replicas"},
+                {"reason": "FieldValueRequired", "message": "Required value", "field": "spec.selector"}]})
+        );
+    }
+
+    #[test]
+    fn what_is_written_can_be_read() {
+        let status = Status::internal("broken").with_uid("u");
+        assert_eq!(Status::from_value(&status.to_value()), Some(status));
+        assert_eq!(Status::from_value(&json!({"kind": "Pod"})), None);
+        assert_eq!(Status::from_value(&json!({"kind": "Status", "status": "Failure", "code": "x"})).map(|s| s.code), Some(500));
+    }
+}

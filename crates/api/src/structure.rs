@@ -162,8 +162,9 @@ pub fn check_object(value: Value, kind: &Kind, version: &str, validation: FieldV
     check_patched(value, kind, version, validation, None, vec![])
 }
 
-/// The same, with what an error shows as the offending value (by default the object's JSON), and with what was already wrong
-/// with the patch's own text.
+/// The same. `shown` is what an error shows as the offending value (by default the object's JSON): a strategic merge patch
+/// shows itself ([`crate::merge::go_text`]), and what it says of kind and version does not count. `problems` are what was
+/// already wrong with the patch's own text ([`duplicates`]).
 pub fn check_patched(value: Value, kind: &Kind, version: &str, validation: FieldValidation, shown: Option<String>, mut problems: Vec<String>) -> Result<(Value, Vec<String>)> {
     let schema = kind.schema(version).unwrap_or_else(Schema::custom);
     let text = value.to_string();
@@ -175,8 +176,11 @@ pub fn check_patched(value: Value, kind: &Kind, version: &str, validation: Field
     let outcome = run(text.as_bytes(), &schema).map_err(refuse)?;
     let mut object = outcome.decoded.value;
     let expected = group_version(&kind.group, version);
-    if let Err(WrongKind::Version(why) | WrongKind::Kind(why)) = check_kind(kind, version, &expected, or(value.kind(), &kind.kind), or(value.api_version(), &expected)) {
-        return Err(Status::bad_request(why));
+    if shown.is_none() {
+        check_kind(kind, version, &expected, or(value.kind(), &kind.kind), or(value.api_version(), &expected)).map_err(|wrong| match wrong {
+            WrongKind::Version(why) => Status::bad_request(why),
+            WrongKind::Kind(why) => refuse(why),
+        })?;
     }
     if let Some(why) = outcome.type_error {
         return Err(refuse(why));

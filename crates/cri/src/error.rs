@@ -32,9 +32,7 @@ impl Error {
             Code::DeadlineExceeded | Code::Cancelled => Error::Timeout { call, message },
             // containerd answers some look-ups of what is gone with a plain "Unknown".
             Code::Unknown if message.ends_with(": not found") => Error::NotFound(message),
-            Code::Unknown if message.contains("transport error") || message.contains("connection refused") => {
-                Error::Unavailable(message)
-            }
+            Code::Unknown if message.contains("transport error") || message.contains("connection refused") => Error::Unavailable(message),
             code => Error::Failed { code: code_name(code), message },
         }
     }

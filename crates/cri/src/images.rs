@@ -24,12 +24,7 @@ impl Client {
     }
 
     /// Fetches an image and returns the reference under which it now exists.
-    pub async fn pull_image(
-        &self,
-        image: &str,
-        auth: Option<v1::AuthConfig>,
-        sandbox_config: Option<v1::PodSandboxConfig>,
-    ) -> Result<String, Error> {
+    pub async fn pull_image(&self, image: &str, auth: Option<v1::AuthConfig>, sandbox_config: Option<v1::PodSandboxConfig>) -> Result<String, Error> {
         let request = v1::PullImageRequest { image: Some(spec(image)), auth, sandbox_config };
         Ok(bounded("PullImage", deadlines::PULL, self.images.clone().pull_image(request)).await?.image_ref)
     }

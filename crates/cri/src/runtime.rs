@@ -73,11 +73,7 @@ impl Client {
         config: v1::ContainerConfig,
         sandbox_config: v1::PodSandboxConfig,
     ) -> Result<String, Error> {
-        let request = v1::CreateContainerRequest {
-            pod_sandbox_id: sandbox_id.into(),
-            config: Some(config),
-            sandbox_config: Some(sandbox_config),
-        };
+        let request = v1::CreateContainerRequest { pod_sandbox_id: sandbox_id.into(), config: Some(config), sandbox_config: Some(sandbox_config) };
         Ok(bounded("CreateContainer", deadlines::CHANGE, self.runtime.clone().create_container(request)).await?.container_id)
     }
 
@@ -128,11 +124,7 @@ impl Client {
 
     /// Runs a command in a container and waits for its end, at most `timeout`.
     pub async fn exec_sync(&self, id: &str, command: Vec<String>, timeout: Duration) -> Result<ExecOutput, Error> {
-        let request = v1::ExecSyncRequest {
-            container_id: id.into(),
-            cmd: command,
-            timeout: timeout.as_secs().max(1).try_into().unwrap_or(i64::MAX),
-        };
+        let request = v1::ExecSyncRequest { container_id: id.into(), cmd: command, timeout: timeout.as_secs().max(1).try_into().unwrap_or(i64::MAX) };
         let deadline = timeout.saturating_add(deadlines::SLACK);
         let answer = bounded("ExecSync", deadline, self.runtime.clone().exec_sync(request)).await?;
         Ok(ExecOutput { stdout: answer.stdout, stderr: answer.stderr, exit_code: answer.exit_code })

@@ -4,8 +4,9 @@
 //! without a pod in the API is ended, but only once the API has said which pods there are.
 
 use crate::{
-    Config, Error, eviction,
+    Config, Error,
     cgroups::Cgroups,
+    eviction,
     images::Images,
     logs,
     machine::Machine,
@@ -29,7 +30,6 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use parking_lot::Mutex;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -54,7 +54,6 @@ const PRESSURE_HOLDS: SignedDuration = SignedDuration::from_secs(60);
 pub struct Context {
     pub config: Config,
     pub client: kube::Client,
-    pub log_dir: PathBuf,
     pub cri: cri::Client,
     pub recorder: Recorder,
     pub services: Informer<Service>,
@@ -116,8 +115,7 @@ impl Context {
 /// Runs the agent until shutdown.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Error> {
     let pods_dir = config.data_dir.join("pods");
-    let log_dir = config.log_dir();
-    for directory in [&pods_dir, &log_dir] {
+    for directory in [&pods_dir, &config.log_dir] {
         std::fs::create_dir_all(directory).map_err(|source| Error::Directory { path: directory.clone(), source })?;
     }
     let cri = cri::Client::new(&config.runtime_endpoint);
@@ -130,13 +128,16 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     let recorder = Recorder::new(client.clone(), "kubelet", &config.node_name);
     let reporter = Arc::new(Reporter::new(client.clone()));
     let node_resolver = std::fs::read_to_string("/etc/resolv.conf").map(|text| sandbox::Resolver::parse(&text)).unwrap_or_default();
-    let dns = sandbox::Dns { cluster_servers: config.cluster_dns.iter().map(ToString::to_string).collect(), cluster_domain: config.cluster_domain.clone(), node: node_resolver };
+    let dns = sandbox::Dns {
+        cluster_servers: config.cluster_dns.iter().map(ToString::to_string).collect(),
+        cluster_domain: config.cluster_domain.clone(),
+        node: node_resolver,
+    };
     let cx = Arc::new(Context {
         images: Images::new(cri.clone(), config.parallel_image_pulls),
         volumes: Volumes::new(pods_dir, objects.clone(), client.clone()),
         services: informers.all(),
         client,
-        log_dir,
         cri,
         recorder,
         objects,
@@ -153,8 +154,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         config,
     });
     cx.set_runtime_state(&node::runtime_state(&cx.cri).await);
-    let pods: Informer<Pod> =
-        informers.selected(Selection { fields: Some(format!("spec.nodeName={}", cx.config.node_name)), ..Default::default() });
+    let pods: Informer<Pod> = informers.selected(Selection { fields: Some(format!("spec.nodeName={}", cx.config.node_name)), ..Default::default() });
 
     let tasks = TaskTracker::new();
     tasks.spawn(reporter.run(shutdown.clone()));
@@ -190,10 +190,10 @@ async fn follow(cx: Arc<Context>, pods: Informer<Pod>, tasks: TaskTracker, shutd
             Change::Applied { old, new } => {
                 let uid = new.metadata.uid.clone().unwrap_or_default();
                 // A name that was given to another pod between two looks: the first one is gone.
-                if let Some(old_uid) = old.and_then(|old| old.metadata.uid.clone()).filter(|old_uid| *old_uid != uid) {
-                    if let Some(handle) = cx.workers.lock().get(&old_uid) {
-                        handle.gone();
-                    }
+                if let Some(old_uid) = old.and_then(|old| old.metadata.uid.clone()).filter(|old_uid| *old_uid != uid)
+                    && let Some(handle) = cx.workers.lock().get(&old_uid)
+                {
+                    handle.gone();
                 }
                 let known = cx.workers.lock().get(&uid).cloned();
                 match known {
@@ -243,7 +243,14 @@ fn refusal(cx: &Context, pod: &Pod, others: &[Arc<Pod>]) -> Option<(String, Stri
     };
     let others: Vec<&Arc<Pod>> = others.iter().filter(active).collect();
     if others.len() >= cx.machine.pods_max as usize {
-        return Some(("OutOfpods".into(), format!("Pod was rejected: Node didn't have enough resource: pods, requested: 1, used: {}, capacity: {}", others.len(), cx.machine.pods_max)));
+        return Some((
+            "OutOfpods".into(),
+            format!(
+                "Pod was rejected: Node didn't have enough resource: pods, requested: 1, used: {}, capacity: {}",
+                others.len(),
+                cx.machine.pods_max
+            ),
+        ));
     }
     let allocatable = cx.machine.allocatable();
     let own = resources::pod_amount(pod).0;
@@ -316,7 +323,8 @@ async fn relist(cx: Arc<Context>, shutdown: CancellationToken) {
 
 /// UIDs of the pods of which something came, went or changed.
 fn changed(before: &Listing, now: &Listing) -> HashSet<String> {
-    let differs = |a: &Listing, b: &Listing| a.iter().filter(|(id, item)| b.get(*id) != Some(item)).map(|(_, (uid, _))| uid.clone()).collect::<Vec<_>>();
+    let differs =
+        |a: &Listing, b: &Listing| a.iter().filter(|(id, item)| b.get(*id) != Some(item)).map(|(_, (uid, _))| uid.clone()).collect::<Vec<_>>();
     differs(before, now).into_iter().chain(differs(now, before)).collect()
 }
 
@@ -328,7 +336,7 @@ async fn rotate(cx: Arc<Context>, shutdown: CancellationToken) {
         }
         if let Ok(mut containers) = cx.cri.list_containers(HashMap::new()).await {
             containers.retain(|item| item.state() == cri::v1::ContainerState::ContainerRunning);
-            logs::rotate(&cx.cri, &cx.log_dir, containers).await;
+            logs::rotate(&cx.cri, &cx.config.log_dir, containers).await;
         }
     }
 }
@@ -350,10 +358,10 @@ async fn watch_pressure(cx: Arc<Context>, shutdown: CancellationToken) {
         if before != held {
             cx.node_changed.notify_one();
         }
-        if read.disk {
-            if let Err(error) = cx.images.collect(u64::MAX, SignedDuration::ZERO).await {
-                tracing::warn!(%error, "images cannot be removed though the disk is full");
-            }
+        if read.disk
+            && let Err(error) = cx.images.collect(u64::MAX, SignedDuration::ZERO).await
+        {
+            tracing::warn!(%error, "images cannot be removed though the disk is full");
         }
         if read.memory || (read.disk && before.disk) {
             evict_one(&cx, if read.memory { "memory" } else { "ephemeral-storage" }).await;
@@ -454,7 +462,7 @@ async fn end_orphan(cx: &Context, id: &PodId, sandbox_id: &str) -> Result<(), cr
     futures::future::try_join_all(stops).await?;
     cx.cri.stop_pod_sandbox(sandbox_id).await?;
     cx.cri.remove_pod_sandbox(sandbox_id).await?;
-    let _ = tokio::fs::remove_dir_all(cx.log_dir.join(spec::log_directory_name(id))).await;
+    let _ = tokio::fs::remove_dir_all(cx.config.log_dir.join(spec::log_directory_name(id))).await;
     Ok(())
 }
 

@@ -95,7 +95,7 @@ mod tests {
             backoffs.tried("a", at(now - 1), at(now));
             let waiting = backoffs.waiting("a", at(now + 1), at(now + 1)).unwrap();
             delays.push(go_duration(waiting.delay));
-            now += 1 + waiting.delay.as_secs() as i64;
+            now += 1 + waiting.delay.as_secs();
         }
         assert_eq!(delays, ["20s", "40s", "1m20s", "2m40s", "5m0s", "5m0s"]);
         assert_eq!(backoffs.waiting("a", at(now + 1000), at(now + 1000)), None);

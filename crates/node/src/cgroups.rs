@@ -128,7 +128,9 @@ impl Cgroups {
                         put(&here, "cpu.cfs_quota_us", limits.cpu_quota.unwrap_or(-1))?;
                     }
                     if has("memory") {
-                        put(&here, "memory.use_hierarchy", 1).or_else(|error| if error.kind() == io::ErrorKind::PermissionDenied || error.raw_os_error() == Some(16) { Ok(()) } else { Err(error) })?;
+                        put(&here, "memory.use_hierarchy", 1).or_else(|error| {
+                            if error.kind() == io::ErrorKind::PermissionDenied || error.raw_os_error() == Some(16) { Ok(()) } else { Err(error) }
+                        })?;
                         if let Some(limit) = limits.memory_limit {
                             put(&here, "memory.limit_in_bytes", limit)?;
                         }

@@ -84,7 +84,7 @@ pub fn rank(pods: &[Arc<Pod>], memory_used: &BTreeMap<String, u64>) -> Vec<Arc<P
             ((over <= 0, priority, -over), pod.clone())
         })
         .collect();
-    out.sort_by(|(a, _), (b, _)| a.cmp(b));
+    out.sort_by_key(|(a, _)| *a);
     out.into_iter().map(|(_, pod)| pod).collect()
 }
 
@@ -113,7 +113,13 @@ mod tests {
 
     #[test]
     fn those_over_their_request_go_first_by_priority_then_by_excess() {
-        let pods = [pod("modest", "1Gi", 0), pod("greedy", "1Mi", 0), pod("greedier", "1Mi", 0), pod("dear", "1Mi", 100), pod("critical", "0", 2_000_000_000)];
+        let pods = [
+            pod("modest", "1Gi", 0),
+            pod("greedy", "1Mi", 0),
+            pod("greedier", "1Mi", 0),
+            pod("dear", "1Mi", 100),
+            pod("critical", "0", 2_000_000_000),
+        ];
         let used = [("modest", 500 << 20), ("greedy", 100 << 20), ("greedier", 200 << 20), ("dear", 900 << 20), ("critical", 1 << 40)];
         let used = used.map(|(uid, bytes)| (uid.to_owned(), bytes)).into();
         let order: Vec<_> = rank(&pods, &used).iter().map(|pod| pod.metadata.uid.clone().unwrap()).collect();

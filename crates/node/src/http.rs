@@ -56,11 +56,21 @@ impl ServerCertVerifier for AcceptAnyone {
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(&self, message: &[u8], cert: &CertificateDer<'_>, dss: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, rustls::Error> {
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
         rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0)
     }
 
-    fn verify_tls13_signature(&self, message: &[u8], cert: &CertificateDer<'_>, dss: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, rustls::Error> {
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
         rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0)
     }
 
@@ -192,7 +202,8 @@ mod tests {
             stream.write_all(b"HTTP/1.1 503 No\r\ncontent-length: 2\r\n\r\nno").await.unwrap();
             String::from_utf8_lossy(&read[..length]).into_owned()
         });
-        let request = Request { host: "127.0.0.1".into(), port, path: "/healthz".into(), headers: vec![("X-A".into(), "b".into())], ..Default::default() };
+        let request =
+            Request { host: "127.0.0.1".into(), port, path: "/healthz".into(), headers: vec![("X-A".into(), "b".into())], ..Default::default() };
         assert_eq!(get(&request).await.unwrap(), (503, "no".to_owned()));
         let asked = server.await.unwrap();
         assert!(asked.starts_with("GET /healthz HTTP/1.1\r\n") && asked.contains("x-a: b"), "{asked}");

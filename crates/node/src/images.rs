@@ -120,19 +120,21 @@ pub fn credentials(secrets: &[Arc<Secret>], image: &str) -> Vec<AuthConfig> {
             } else {
                 let host = key_name.split('/').next().unwrap_or_default();
                 let wild = host.strip_prefix("*.").is_some_and(|rest| registry.split_once('.').is_some_and(|(_, domain)| domain == rest));
-                wild || host == registry && (key_name == host || matches!(key_name, _ if key_name == format!("{host}/v1") || key_name == format!("{host}/v2")) || repository.starts_with(key_name))
+                wild || host == registry
+                    && (key_name == host
+                        || matches!(key_name, _ if key_name == format!("{host}/v1") || key_name == format!("{host}/v2"))
+                        || repository.starts_with(key_name))
             };
             if !hits {
                 continue;
             }
             let text = |name: &str| entry[name].as_str().unwrap_or_default().to_owned();
             let (mut username, mut password) = (text("username"), text("password"));
-            if let Ok(pair) = base64::engine::general_purpose::STANDARD.decode(text("auth").trim()) {
-                if let Some((user, word)) = String::from_utf8_lossy(&pair).split_once(':') {
-                    if username.is_empty() {
-                        (username, password) = (user.to_owned(), word.trim_end_matches('\0').to_owned());
-                    }
-                }
+            if let Ok(pair) = base64::engine::general_purpose::STANDARD.decode(text("auth").trim())
+                && let Some((user, word)) = String::from_utf8_lossy(&pair).split_once(':')
+                && username.is_empty()
+            {
+                (username, password) = (user.to_owned(), word.trim_end_matches('\0').to_owned());
             }
             found.push((key_name.len(), AuthConfig { username, password, identity_token: text("identitytoken"), ..Default::default() }));
         }
@@ -205,10 +207,10 @@ impl Images {
         let now = Timestamp::now();
         {
             let guard = self.backoffs.lock();
-            if let Some(last) = guard.1.get(&name) {
-                if let Some(waiting) = guard.0.waiting(&name, last.failed_at, now) {
-                    return Err(Error::BackOff { image: image.to_owned(), last: last.message.clone(), until: waiting.until });
-                }
+            if let Some(last) = guard.1.get(&name)
+                && let Some(waiting) = guard.0.waiting(&name, last.failed_at, now)
+            {
+                return Err(Error::BackOff { image: image.to_owned(), last: last.message.clone(), until: waiting.until });
             }
         }
         let turn = self.pulling.lock().entry(name.clone()).or_default().clone();
@@ -272,7 +274,8 @@ impl Images {
         let now = Timestamp::now();
         let images = self.cri.list_images().await?;
         let containers = self.cri.list_containers(HashMap::new()).await?;
-        let used: HashSet<String> = containers.into_iter().flat_map(|c| [c.image_ref, c.image.map(|image| image.image).unwrap_or_default()]).collect();
+        let used: HashSet<String> =
+            containers.into_iter().flat_map(|c| [c.image_ref, c.image.map(|image| image.image).unwrap_or_default()]).collect();
         let victims = {
             let mut last_used = self.last_used.lock();
             last_used.retain(|id, _| images.iter().any(|image| image.id == *id));
@@ -329,7 +332,16 @@ mod tests {
 
     #[test]
     fn names_are_checked_and_completed() {
-        for (input, expected) in [("nginx", Some("nginx:latest")), ("nginx:1", Some("nginx:1")), ("localhost:5000/a/b", Some("localhost:5000/a/b:latest")), ("Nginx", None), ("nginx:", None), ("a//b", None), ("x@sha256:0", Some("x@sha256:0")), ("", None)] {
+        for (input, expected) in [
+            ("nginx", Some("nginx:latest")),
+            ("nginx:1", Some("nginx:1")),
+            ("localhost:5000/a/b", Some("localhost:5000/a/b:latest")),
+            ("Nginx", None),
+            ("nginx:", None),
+            ("a//b", None),
+            ("x@sha256:0", Some("x@sha256:0")),
+            ("", None),
+        ] {
             assert_eq!(normalized(input).ok().as_deref(), expected, "{input}");
         }
         assert_eq!(policy(None, "nginx"), "Always");
@@ -339,8 +351,11 @@ mod tests {
 
     #[test]
     fn credentials_are_found_by_registry() {
-        let config = json!({ "auths": { "registry.test:5000": { "auth": "dTpw" }, "https://index.docker.io/v1/": { "username": "hub", "password": "x" } } });
-        let secret: Secret = serde_json::from_value(json!({ "data": { ".dockerconfigjson": base64::engine::general_purpose::STANDARD.encode(config.to_string()) } })).unwrap();
+        let config =
+            json!({ "auths": { "registry.test:5000": { "auth": "dTpw" }, "https://index.docker.io/v1/": { "username": "hub", "password": "x" } } });
+        let secret: Secret =
+            serde_json::from_value(json!({ "data": { ".dockerconfigjson": base64::engine::general_purpose::STANDARD.encode(config.to_string()) } }))
+                .unwrap();
         let secrets = [Arc::new(secret)];
         let found = credentials(&secrets, "registry.test:5000/app:1");
         assert_eq!((found.len(), found[0].username.as_str(), found[0].password.as_str()), (1, "u", "p"));
@@ -354,7 +369,8 @@ mod tests {
         let at = |seconds| Timestamp::from_second(seconds).unwrap();
         let mut last = HashMap::from([("a".to_owned(), at(50)), ("b".to_owned(), at(10)), ("c".to_owned(), at(0))]);
         let used = HashSet::from(["c".to_owned()]);
-        let chosen = choose(&[image("a", 1), image("b", 2), image("c", 3), image("new", 4)], &used, &mut last, at(200), SignedDuration::from_secs(120));
+        let chosen =
+            choose(&[image("a", 1), image("b", 2), image("c", 3), image("new", 4)], &used, &mut last, at(200), SignedDuration::from_secs(120));
         assert_eq!(chosen, [("b".to_owned(), 2), ("a".to_owned(), 1)]);
     }
 }

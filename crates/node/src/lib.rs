@@ -52,8 +52,8 @@ pub struct Config {
     pub runtime_endpoint: String,
     /// Pods' directories are below it.
     pub data_dir: PathBuf,
-    /// Containers' logs are below it; below `data_dir` if not said.
-    pub log_dir: Option<PathBuf>,
+    /// Containers' logs are below it, where collectors of logs look for them.
+    pub log_dir: PathBuf,
     /// The node API's address and port.
     pub bind_address: IpAddr,
     pub port: u16,
@@ -97,7 +97,7 @@ impl Config {
             client_ca_pem,
             runtime_endpoint: "unix:///run/containerd/containerd.sock".into(),
             data_dir: PathBuf::from("/var/lib/regent/node"),
-            log_dir: None,
+            log_dir: PathBuf::from("/var/log/pods"),
             bind_address: IpAddr::from([0, 0, 0, 0]),
             port: 10250,
             cgroup_root: "/".into(),
@@ -114,11 +114,6 @@ impl Config {
             lease_duration: Duration::from_secs(40),
             status_update_frequency: Duration::from_secs(10),
         }
-    }
-
-    /// The directory of containers' logs.
-    pub fn log_dir(&self) -> PathBuf {
-        self.log_dir.clone().unwrap_or_else(|| self.data_dir.join("logs"))
     }
 
     /// The node's addresses as text.

@@ -63,15 +63,15 @@ pub fn parse(line: &[u8]) -> Option<Line<'_>> {
 
 /// What a reader gets for a line; `at_start` says whether the line before was whole.
 fn render(line: &Line<'_>, options: &Options, at_start: bool) -> Option<Vec<u8>> {
-    if let Some(since) = options.since {
-        if line.time.parse::<Timestamp>().is_ok_and(|time| time < since) {
-            return None;
-        }
+    if let Some(since) = options.since
+        && line.time.parse::<Timestamp>().is_ok_and(|time| time < since)
+    {
+        return None;
     }
-    if let Some(stream) = options.stream.as_deref().filter(|stream| *stream != "All") {
-        if !stream.eq_ignore_ascii_case(line.stream) {
-            return None;
-        }
+    if let Some(stream) = options.stream.as_deref().filter(|stream| *stream != "All")
+        && !stream.eq_ignore_ascii_case(line.stream)
+    {
+        return None;
     }
     let mut out = Vec::with_capacity(line.text.len() + 40);
     if options.timestamps && at_start {
@@ -155,13 +155,13 @@ where
         if out.is_closed() {
             return Ok(());
         }
-        if let Ok(meta) = tokio::fs::metadata(&path).await {
-            if meta.ino() != inode {
-                inode = meta.ino();
-                reader = BufReader::new(File::open(&path).await?);
-                line.clear();
-                continue;
-            }
+        if let Ok(meta) = tokio::fs::metadata(&path).await
+            && meta.ino() != inode
+        {
+            inode = meta.ino();
+            reader = BufReader::new(File::open(&path).await?);
+            line.clear();
+            continue;
         }
         quiet += 1;
         if quiet.is_multiple_of(5) && !is_running().await {
@@ -193,10 +193,10 @@ pub async fn remove(path: &str) {
     let mut all = rotated(Path::new(path)).await;
     all.push(PathBuf::from(path));
     for file in all {
-        if let Err(error) = tokio::fs::remove_file(&file).await {
-            if error.kind() != std::io::ErrorKind::NotFound {
-                tracing::warn!(file = %file.display(), %error, "cannot remove an old log");
-            }
+        if let Err(error) = tokio::fs::remove_file(&file).await
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(file = %file.display(), %error, "cannot remove an old log");
         }
     }
 }
@@ -219,7 +219,11 @@ async fn rotated(path: &Path) -> Vec<PathBuf> {
 
 /// The log of a container, by what its labels and annotations say.
 pub fn path_of(log_dir: &Path, labels: &HashMap<String, String>, attempt: u32) -> Option<PathBuf> {
-    let id = PodId { namespace: labels.get(names::POD_NAMESPACE)?.clone(), name: labels.get(names::POD_NAME)?.clone(), uid: labels.get(names::POD_UID)?.clone() };
+    let id = PodId {
+        namespace: labels.get(names::POD_NAMESPACE)?.clone(),
+        name: labels.get(names::POD_NAME)?.clone(),
+        uid: labels.get(names::POD_UID)?.clone(),
+    };
     let container = labels.get(names::CONTAINER_NAME)?;
     Some(log_dir.join(spec::log_directory_name(&id)).join(spec::container::log_path(container, attempt)))
 }

@@ -13,7 +13,10 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
     api::{
         coordination::v1::{Lease, LeaseSpec},
-        core::v1::{ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus, NodeSystemInfo, ObjectReference},
+        core::v1::{
+            ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus, NodeSystemInfo,
+            ObjectReference,
+        },
     },
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference},
 };
@@ -32,7 +35,9 @@ const REPORT_EVERY: SignedDuration = SignedDuration::from_secs(300);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// First and longest wait between attempts to register.
 const REGISTER_RETRY_MIN: Duration = Duration::from_millis(200);
-const REGISTER_RETRY_MAX: Duration = Duration::from_secs(5);
+const REGISTER_RETRY_MAX: Duration = Duration::from_secs(2);
+/// How often a node looks whether it has become ready.
+const NOT_READY_LOOK: Duration = Duration::from_millis(500);
 /// As many images as a node tells of.
 const IMAGES_MAX: usize = 50;
 /// The version that clients see.
@@ -54,9 +59,10 @@ pub async fn runtime_state(cri: &cri::Client) -> RuntimeState {
     match (version, conditions) {
         (Ok(version), Ok(conditions)) => {
             let problem = |type_: &str| {
-                conditions.iter().find(|condition| condition.r#type == type_ && !condition.status).map(|condition| {
-                    format!("{type_}=false reason:{} message:{}", condition.reason, condition.message)
-                })
+                conditions
+                    .iter()
+                    .find(|condition| condition.r#type == type_ && !condition.status)
+                    .map(|condition| format!("{type_}=false reason:{} message:{}", condition.reason, condition.message))
             };
             RuntimeState {
                 version: format!("{}://{}", version.runtime_name, version.runtime_version.trim_end_matches("~ds1")),
@@ -114,13 +120,27 @@ pub fn describe(
         pressure(
             "MemoryPressure",
             pressures.memory,
-            ["KubeletHasInsufficientMemory", "kubelet has insufficient memory available", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"],
+            [
+                "KubeletHasInsufficientMemory",
+                "kubelet has insufficient memory available",
+                "KubeletHasSufficientMemory",
+                "kubelet has sufficient memory available",
+            ],
         ),
-        pressure("DiskPressure", pressures.disk, ["KubeletHasDiskPressure", "kubelet has disk pressure", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"]),
+        pressure(
+            "DiskPressure",
+            pressures.disk,
+            ["KubeletHasDiskPressure", "kubelet has disk pressure", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"],
+        ),
         pressure(
             "PIDPressure",
             pressures.pids,
-            ["KubeletHasInsufficientPID", "kubelet has insufficient PID available", "KubeletHasSufficientPID", "kubelet has sufficient PID available"],
+            [
+                "KubeletHasInsufficientPID",
+                "kubelet has insufficient PID available",
+                "KubeletHasSufficientPID",
+                "kubelet has sufficient PID available",
+            ],
         ),
         if problems.is_empty() {
             condition("Ready", true, "KubeletReady", "kubelet is posting ready status")
@@ -130,8 +150,7 @@ pub fn describe(
     ];
     let foreign: Vec<_> = known.iter().filter(|theirs| !conditions.iter().any(|own| own.type_ == theirs.type_)).cloned().collect();
     conditions.splice(0..0, foreign);
-    let mut addresses: Vec<NodeAddress> =
-        config.node_ips().into_iter().map(|address| NodeAddress { address, type_: "InternalIP".into() }).collect();
+    let mut addresses: Vec<NodeAddress> = config.node_ips().into_iter().map(|address| NodeAddress { address, type_: "InternalIP".into() }).collect();
     addresses.push(NodeAddress { address: config.node_name.clone(), type_: "Hostname".into() });
     NodeStatus {
         addresses: Some(addresses),
@@ -155,6 +174,11 @@ pub fn describe(
         }),
         ..before.clone()
     }
+}
+
+fn is_ready(node: &Node) -> bool {
+    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 /// Whether two statuses say the same, heartbeats aside.
@@ -209,7 +233,12 @@ async fn register(cx: &Context) -> Result<Node, kube::Error> {
             let status = describe(config, &cx.machine, &runtime, cx.pressures(), Vec::new(), &NodeStatus::default(), Timestamp::now());
             let annotations = BTreeMap::from([("volumes.kubernetes.io/controller-managed-attach-detach".to_owned(), "true".to_owned())]);
             let node = Node {
-                metadata: ObjectMeta { name: Some(config.node_name.clone()), labels: Some(labels), annotations: Some(annotations), ..Default::default() },
+                metadata: ObjectMeta {
+                    name: Some(config.node_name.clone()),
+                    labels: Some(labels),
+                    annotations: Some(annotations),
+                    ..Default::default()
+                },
                 spec: Some(NodeSpec {
                     taints: (!config.register_with_taints.is_empty()).then(|| config.register_with_taints.clone()),
                     ..Default::default()
@@ -270,7 +299,11 @@ pub async fn run(cx: std::sync::Arc<Context>, shutdown: CancellationToken) {
                 cx.node_changed.notify_one();
             }
         }
-        let pause = if node.is_some() { cx.config.status_update_frequency } else { Duration::from_secs(1) };
+        let pause = match &node {
+            Some(node) if is_ready(node) => cx.config.status_update_frequency,
+            Some(_) => NOT_READY_LOOK,
+            None => Duration::from_secs(1),
+        };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = cx.node_changed.notified(), if node.is_some() => {}
@@ -348,11 +381,21 @@ async fn renew(cx: std::sync::Arc<Context>, node_uid: Option<String>, shutdown: 
             let patch = json!({ "spec": { "holderIdentity": name, "leaseDurationSeconds": seconds, "renewTime": now } });
             bounded(api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch))).await
         } else {
-            let owner = node_uid.clone().map(|uid| OwnerReference { api_version: "v1".into(), kind: "Node".into(), name: name.clone(), uid, ..Default::default() });
+            let owner = node_uid.clone().map(|uid| OwnerReference {
+                api_version: "v1".into(),
+                kind: "Node".into(),
+                name: name.clone(),
+                uid,
+                ..Default::default()
+            });
             let lease = Lease {
                 metadata: ObjectMeta { name: Some(name.clone()), owner_references: owner.map(|owner| vec![owner]), ..Default::default() },
-                spec: Some(LeaseSpec { holder_identity: Some(name.clone()), lease_duration_seconds: Some(seconds), renew_time: Some(now), ..Default::default() }),
-                ..Default::default()
+                spec: Some(LeaseSpec {
+                    holder_identity: Some(name.clone()),
+                    lease_duration_seconds: Some(seconds),
+                    renew_time: Some(now),
+                    ..Default::default()
+                }),
             };
             bounded(api.create(&PostParams::default(), &lease)).await
         };

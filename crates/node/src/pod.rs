@@ -159,16 +159,35 @@ pub struct View<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Make a sandbox, after stopping these.
-    CreateSandbox { attempt: u32, stop: Vec<String> },
-    StopSandbox { id: String },
+    CreateSandbox {
+        attempt: u32,
+        stop: Vec<String>,
+    },
+    StopSandbox {
+        id: String,
+    },
     /// Remove a dead sandbox that nothing is kept in.
-    RemoveSandbox { id: String },
+    RemoveSandbox {
+        id: String,
+    },
     /// Start a container; `failed_at` says when its last attempt ended.
-    Start { name: String, attempt: u32, failed_at: Option<Timestamp> },
+    Start {
+        name: String,
+        attempt: u32,
+        failed_at: Option<Timestamp>,
+    },
     /// Stop a running container.
-    Stop { id: String, name: String, grace_s: i64, message: String },
+    Stop {
+        id: String,
+        name: String,
+        grace_s: i64,
+        message: String,
+    },
     /// Remove an old attempt.
-    Remove { id: String, log_path: String },
+    Remove {
+        id: String,
+        log_path: String,
+    },
 }
 
 /// What to do, and what to say about it.
@@ -224,10 +243,10 @@ pub fn decide(view: &View<'_>) -> Plan {
         stop_all(view, &containers, &mut plan, end.grace_s);
         return plan;
     }
-    if let Some(at) = deadline(view.pod) {
-        if view.now < at {
-            plan.wake(at);
-        }
+    if let Some(at) = deadline(view.pod)
+        && view.now < at
+    {
+        plan.wake(at);
     }
     if view.reported_done || is_done(view, &containers) {
         plan.done = true;
@@ -260,9 +279,10 @@ fn is_done(view: &View<'_>, containers: &[(Role, ContainerSpec)]) -> bool {
         })
     };
     // An init container that failed for good fails the pod.
-    let failed_init = containers.iter().filter(|(role, _)| *role == Role::Init).any(|(role, container)| {
-        ended(*role, container) && view.observed.newest(&container.name).is_some_and(|seen| seen.exit_code != 0)
-    });
+    let failed_init = containers
+        .iter()
+        .filter(|(role, _)| *role == Role::Init)
+        .any(|(role, container)| ended(*role, container) && view.observed.newest(&container.name).is_some_and(|seen| seen.exit_code != 0));
     let mut regular = containers.iter().filter(|(role, _)| *role == Role::Regular).peekable();
     failed_init || (regular.peek().is_some() && regular.all(|(role, container)| ended(*role, container)))
 }
@@ -456,8 +476,7 @@ fn need(view: &View<'_>, role: Role, container: &ContainerSpec, seen: Option<&Co
             if let Some(waiting) = view.crashes.waiting(&container.name, failed_at, view.now) {
                 let pod = spec::PodId::of(view.pod);
                 let delay = go_duration(waiting.delay);
-                plan.crash_loops
-                    .insert(container.name.clone(), format!("back-off {delay} restarting failed container={} pod={pod}", container.name));
+                plan.crash_loops.insert(container.name.clone(), format!("back-off {delay} restarting failed container={} pod={pod}", container.name));
                 plan.wake(waiting.until);
                 return Need::Wait;
             }

@@ -64,11 +64,25 @@ impl Case {
     }
 
     fn starts(&self) -> Vec<(String, u32)> {
-        self.plan().actions.into_iter().filter_map(|action| match action { Action::Start { name, attempt, .. } => Some((name, attempt)), _ => None }).collect()
+        self.plan()
+            .actions
+            .into_iter()
+            .filter_map(|action| match action {
+                Action::Start { name, attempt, .. } => Some((name, attempt)),
+                _ => None,
+            })
+            .collect()
     }
 
     fn stops(&self) -> Vec<String> {
-        self.plan().actions.into_iter().filter_map(|action| match action { Action::Stop { id, .. } => Some(id), _ => None }).collect()
+        self.plan()
+            .actions
+            .into_iter()
+            .filter_map(|action| match action {
+                Action::Stop { id, .. } => Some(id),
+                _ => None,
+            })
+            .collect()
     }
 }
 
@@ -99,7 +113,8 @@ fn nothing_is_done_to_a_healthy_pod() {
 
 #[test]
 fn init_containers_run_in_order_and_sidecars_stay() {
-    let spec = json!({ "containers": [{ "name": "a" }], "initContainers": [{ "name": "i" }, { "name": "s", "restartPolicy": "Always" }, { "name": "j" }] });
+    let spec =
+        json!({ "containers": [{ "name": "a" }], "initContainers": [{ "name": "i" }, { "name": "s", "restartPolicy": "Always" }, { "name": "j" }] });
     assert_eq!(Case::new(spec.clone(), vec![]).starts(), [("i".to_owned(), 0)]);
     assert_eq!(Case::new(spec.clone(), vec![seen("i", 0, State::Running, 0)]).starts(), []);
     assert_eq!(Case::new(spec.clone(), vec![seen("i", 0, State::Exited, 0)]).starts(), [("s".to_owned(), 0)]);

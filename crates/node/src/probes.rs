@@ -290,7 +290,9 @@ async fn watch(
         match &outcome {
             Outcome::Success => {}
             Outcome::Failure(text) => recorder.event(&reference, Warning, "Unhealthy", "", format!("{} probe failed: {text}", kind.title())),
-            Outcome::Error(text) => recorder.event(&reference, Warning, "Unhealthy", "", format!("{} probe errored and resulted in unknown state: {text}", kind.title())),
+            Outcome::Error(text) => {
+                recorder.event(&reference, Warning, "Unhealthy", "", format!("{} probe errored and resulted in unknown state: {text}", kind.title()))
+            }
         }
         let verdict = counter.note(success, probe.success_threshold.unwrap_or(1), probe.failure_threshold.unwrap_or(3));
         let Some(verdict) = verdict else { continue };

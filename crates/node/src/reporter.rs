@@ -137,10 +137,10 @@ impl Reporter {
         match self.say(&pod, status, delete).await {
             Ok(answer) => {
                 let mut entries = self.entries.lock();
-                if let (Some(answer), Some(entry)) = (answer, entries.get_mut(uid)) {
-                    if version(&answer) > version(&entry.pod) {
-                        entry.pod = Arc::new(answer);
-                    }
+                if let (Some(answer), Some(entry)) = (answer, entries.get_mut(uid))
+                    && version(&answer) > version(&entry.pod)
+                {
+                    entry.pod = Arc::new(answer);
                 }
             }
             Err(error) if error.is_not_found() => self.forget(uid),
@@ -186,7 +186,14 @@ impl Reporter {
             if let Some(change) = difference(&before, &after) {
                 let metadata = json!({ "uid": pod.metadata.uid, "resourceVersion": pod.metadata.resource_version });
                 let patch = json!({ "metadata": metadata, "status": change });
-                answer = Some(bounded(api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch))).await?);
+                match bounded(api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch))).await {
+                    Ok(said) => answer = Some(said),
+                    // The API will never take it: say so once, and do not hold up the end of the pod for it.
+                    Err(error) if error.is_invalid() => {
+                        tracing::error!(pod = %crate::spec::PodId::of(pod), %error, "the API refuses the pod's status")
+                    }
+                    Err(error) => return Err(error),
+                }
             }
         }
         if delete {

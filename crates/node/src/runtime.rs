@@ -169,7 +169,7 @@ pub async fn create_sandbox(cx: &Context, pod: &Pod, attempt: u32, stop: Vec<Str
     for old in stop {
         cx.cri.stop_pod_sandbox(&old).await.map_err(SandboxError::Runtime)?;
     }
-    let config = sandbox::config(pod, attempt, &cx.config.cgroup_root, &cx.log_dir, &cx.dns);
+    let config = sandbox::config(pod, attempt, &cx.config.cgroup_root, &cx.config.log_dir, &cx.dns);
     if let Err(error) = tokio::fs::create_dir_all(&config.log_directory).await {
         tracing::warn!(pod = %id, %error, "cannot make the pod's log directory");
     }
@@ -237,7 +237,8 @@ async fn pull_credentials(cx: &Context, pod: &Pod, image: &str) -> Vec<v1::AuthC
         match cx.objects.secret(&namespace, &reference.name, objects::FRESH).await {
             Ok(Some(secret)) => secrets.push(secret),
             Ok(None) => {
-                let message = format!("Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.", reference.name);
+                let message =
+                    format!("Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.", reference.name);
                 cx.recorder.about(pod, Warning, "FailedToRetrieveImagePullSecret", message);
             }
             Err(error) => tracing::warn!(%error, "cannot read an image pull secret"),
@@ -260,7 +261,7 @@ pub async fn start(
     let reference = container_reference(pod, role, &container.name);
     let told = |type_, reason: &str, message: String| cx.recorder.event(&reference, type_, reason, "", message);
     let image_name = container.image.clone().unwrap_or_default();
-    let sandbox_config = sandbox::config(pod, sandbox.attempt, &cx.config.cgroup_root, &cx.log_dir, &cx.dns);
+    let sandbox_config = sandbox::config(pod, sandbox.attempt, &cx.config.cgroup_root, &cx.config.log_dir, &cx.dns);
 
     let credentials = pull_credentials(cx, pod, &image_name).await;
     let pulling = || told(Normal, "Pulling", format!("Pulling image \"{image_name}\""));
@@ -311,9 +312,13 @@ pub async fn start(
     let mut binds = cx.volumes.binds(pod, container, |text| env::expand(text, |name| known.get(name).cloned())).await.map_err(config_error)?;
     let message_file = prepare_files(cx, pod, container, attempt, facts, &mut binds).map_err(|error| config_error(error.to_string()))?;
 
-    let parts = container::Parts { attempt, image, environment, binds, termination_message_file: message_file, node_memory_bytes: cx.machine.memory_bytes };
-    let config = container::config(pod, container, &parts);
-    let log_directory = cx.log_dir.join(spec::log_directory_name(&id)).join(&container.name);
+    let parts =
+        container::Parts { attempt, image, environment, binds, termination_message_file: message_file, node_memory_bytes: cx.machine.memory_bytes };
+    let mut config = container::config(pod, container, &parts);
+    if role == Role::Ephemeral {
+        share_processes(cx, &id, pod, container, &mut config).await;
+    }
+    let log_directory = cx.config.log_dir.join(spec::log_directory_name(&id)).join(&container.name);
     if let Err(error) = fs::create_dir_all(&log_directory) {
         return Err(config_error(format!("cannot make the log directory: {error}")));
     }
@@ -340,6 +345,22 @@ pub async fn start(
         }
     }
     Ok(())
+}
+
+/// A container that debugs another sees the other's processes.
+async fn share_processes(cx: &Context, id: &PodId, pod: &Pod, container: &ContainerSpec, config: &mut v1::ContainerConfig) {
+    let spec = spec::spec_of(pod);
+    let own = spec.ephemeral_containers.iter().flatten().find(|own| own.name == container.name);
+    let Some(target) = own.and_then(|own| own.target_container_name.clone()).filter(|name| !name.is_empty()) else { return };
+    let Ok(listed) = cx.cri.list_containers(of_pod(&id.uid)).await else { return };
+    let found = listed.into_iter().find(|listed| {
+        listed.state() == v1::ContainerState::ContainerRunning && listed.labels.get(names::CONTAINER_NAME).is_some_and(|name| *name == target)
+    });
+    let context = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut());
+    if let (Some(found), Some(namespaces)) = (found, context.and_then(|context| context.namespace_options.as_mut())) {
+        namespaces.pid = v1::NamespaceMode::Target.into();
+        namespaces.target_id = found.id;
+    }
 }
 
 /// Creates a container; one of the same attempt that never ran (the agent was stopped in between) makes way.

@@ -166,12 +166,8 @@ async fn answer(cx: Arc<Context>, access: Access, request: Request<Incoming>) ->
             let (head, _) = request.into_parts();
             container_logs(&cx, namespace, pod, container, &head).await
         }
-        (&Method::GET | &Method::POST, ["exec", namespace, pod, container]) => {
-            streaming::exec(&cx, namespace, pod, container, request).await
-        }
-        (&Method::GET | &Method::POST, ["attach", namespace, pod, container]) => {
-            streaming::attach(&cx, namespace, pod, container, request).await
-        }
+        (&Method::GET | &Method::POST, ["exec", namespace, pod, container]) => streaming::exec(&cx, namespace, pod, container, request).await,
+        (&Method::GET | &Method::POST, ["attach", namespace, pod, container]) => streaming::attach(&cx, namespace, pod, container, request).await,
         (&Method::GET | &Method::POST, ["portForward", namespace, pod]) => streaming::port_forward(&cx, namespace, pod, request).await,
         (_, ["healthz" | "pods" | "stats" | "metrics" | "containerLogs" | "exec" | "attach" | "portForward", ..]) => {
             text(StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed")
@@ -193,7 +189,8 @@ pub fn query(head: &str) -> Vec<(String, String)> {
         let bytes = text.as_bytes();
         let mut index = 0;
         while index < bytes.len() {
-            let hex = bytes.get(index + 1..index + 3).and_then(|pair| std::str::from_utf8(pair).ok()).and_then(|pair| u8::from_str_radix(pair, 16).ok());
+            let hex =
+                bytes.get(index + 1..index + 3).and_then(|pair| std::str::from_utf8(pair).ok()).and_then(|pair| u8::from_str_radix(pair, 16).ok());
             match (bytes[index], hex) {
                 (b'%', Some(byte)) => {
                     out.push(byte);
@@ -278,29 +275,40 @@ async fn container_logs(cx: &Arc<Context>, namespace: &str, name: &str, containe
             return text(StatusCode::BAD_REQUEST, format!("previous terminated container \"{container}\" in pod \"{name}\" not found"));
         }
         let reason = pod.status.as_ref().and_then(|status| {
-            let all = [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses].into_iter().flatten().flatten();
+            let all =
+                [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses].into_iter().flatten().flatten();
             all.into_iter().find(|own| own.name == container)?.state.as_ref()?.waiting.as_ref()?.reason.clone()
         });
         let message = match reason.as_deref() {
-            Some(reason @ ("ErrImagePull" | "ImagePullBackOff")) => format!("container \"{container}\" in pod \"{name}\" is waiting to start: trying and failing to pull image ({reason})").replace(&format!(" ({reason})"), ""),
+            Some(reason @ ("ErrImagePull" | "ImagePullBackOff")) => {
+                format!("container \"{container}\" in pod \"{name}\" is waiting to start: trying and failing to pull image ({reason})")
+                    .replace(&format!(" ({reason})"), "")
+            }
             Some(reason) => format!("container \"{container}\" in pod \"{name}\" is waiting to start: {reason}"),
             None => format!("container \"{container}\" in pod \"{name}\" is not available"),
         };
         return text(StatusCode::BAD_REQUEST, message);
     };
     let attempt = found.metadata.as_ref().map(|metadata| metadata.attempt).unwrap_or_default();
-    let Some(path) = logs::path_of(&cx.log_dir, &found.labels, attempt) else {
+    let Some(path) = logs::path_of(&cx.config.log_dir, &found.labels, attempt) else {
         return text(StatusCode::INTERNAL_SERVER_ERROR, "the container's log cannot be found");
     };
     if !path.exists() {
-        return text(StatusCode::NOT_FOUND, format!("failed to try resolving symlinks in path \"{0}\": lstat {0}: no such file or directory", path.display()));
+        return text(
+            StatusCode::NOT_FOUND,
+            format!("failed to try resolving symlinks in path \"{0}\": lstat {0}: no such file or directory", path.display()),
+        );
     }
     let (sender, receiver) = mpsc::channel(logs::PIECES_MAX);
     let (cri, id) = (cx.cri.clone(), found.id.clone());
     tokio::spawn(async move {
         let is_running = || {
             let (cri, id) = (cri.clone(), id.clone());
-            async move { cri.container_status(&id).await.map_or_else(|error| !error.is_not_found(), |status| status.state() == cri::v1::ContainerState::ContainerRunning) }
+            async move {
+                cri.container_status(&id)
+                    .await
+                    .map_or_else(|error| !error.is_not_found(), |status| status.state() == cri::v1::ContainerState::ContainerRunning)
+            }
         };
         if let Err(error) = logs::read(path, options, sender, is_running).await {
             tracing::debug!(%error, "a log could not be read to its end");

@@ -6,7 +6,10 @@ use crate::{agent::Context, machine, spec::names};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use std::{collections::{BTreeMap, HashMap}, fmt::Write as _};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt::Write as _,
+};
 
 /// The least time between two readings that make a rate.
 const WINDOW_NS: i64 = 1_000_000_000;
@@ -87,7 +90,11 @@ impl Stats {
         for stats in all {
             let Some(attributes) = stats.attributes else { continue };
             let label = |name: &str| attributes.labels.get(name).cloned().unwrap_or_default();
-            let (at_ns, cpu_ns, given) = stats.cpu.as_ref().map(|cpu| (cpu.timestamp, value(&cpu.usage_core_nano_seconds), cpu.usage_nano_cores.as_ref().map(|v| v.value))).unwrap_or_default();
+            let (at_ns, cpu_ns, given) = stats
+                .cpu
+                .as_ref()
+                .map(|cpu| (cpu.timestamp, value(&cpu.usage_core_nano_seconds), cpu.usage_nano_cores.as_ref().map(|v| v.value)))
+                .unwrap_or_default();
             let reading = readings.get(&attributes.id).copied().unwrap_or_default().next(at_ns, cpu_ns);
             readings.insert(attributes.id.clone(), reading);
             out.push(Usage {
@@ -180,8 +187,14 @@ impl Stats {
         for usage in &containers {
             put(format!("container_memory_working_set_bytes{{{}}} {} {}\n", names(usage), usage.memory_bytes, usage.at_ns / 1_000_000));
         }
-        put(format!("# HELP node_cpu_usage_seconds_total [STABLE] Cumulative cpu time consumed by the node in core-seconds\n# TYPE node_cpu_usage_seconds_total counter\nnode_cpu_usage_seconds_total {}\n", seconds(node.cpu_ns)));
-        put(format!("# HELP node_memory_working_set_bytes [STABLE] Current working set of the node in bytes\n# TYPE node_memory_working_set_bytes gauge\nnode_memory_working_set_bytes {}\n", node.memory_bytes));
+        put(format!(
+            "# HELP node_cpu_usage_seconds_total [STABLE] Cumulative cpu time consumed by the node in core-seconds\n# TYPE node_cpu_usage_seconds_total counter\nnode_cpu_usage_seconds_total {}\n",
+            seconds(node.cpu_ns)
+        ));
+        put(format!(
+            "# HELP node_memory_working_set_bytes [STABLE] Current working set of the node in bytes\n# TYPE node_memory_working_set_bytes gauge\nnode_memory_working_set_bytes {}\n",
+            node.memory_bytes
+        ));
         put("# HELP resource_scrape_error [STABLE] 1 if there was an error while getting container metrics, 0 otherwise\n# TYPE resource_scrape_error gauge\nresource_scrape_error 0\n".into());
         Ok(out)
     }

@@ -100,7 +100,11 @@ fn container_status(inputs: &Inputs<'_>, role: Role, container: &ContainerSpec, 
         out.last_state = before.last_state.clone().filter(|state| *state != ContainerState::default());
     }
     if role != Role::Ephemeral {
-        out.resources = container.resources.clone().map(|resources| ResourceRequirements { claims: None, ..resources }).filter(|r| *r != ResourceRequirements::default());
+        out.resources = container
+            .resources
+            .clone()
+            .map(|resources| ResourceRequirements { claims: None, ..resources })
+            .filter(|r| *r != ResourceRequirements::default());
         out.allocated_resources = container.resources.as_ref().and_then(|resources| resources.requests.clone());
     }
     let last_of = |seen: Option<&Container>| {
@@ -111,10 +115,7 @@ fn container_status(inputs: &Inputs<'_>, role: Role, container: &ContainerSpec, 
     let failure = inputs.failures.get(&container.name);
     match newest {
         Some(seen) if seen.state == State::Running && !starting => {
-            out.state = Some(ContainerState {
-                running: Some(ContainerStateRunning { started_at: seen.started_at.map(time) }),
-                ..Default::default()
-            });
+            out.state = Some(ContainerState { running: Some(ContainerStateRunning { started_at: seen.started_at.map(time) }), ..Default::default() });
             out.last_state = last_of(previous);
             out.started = Some(probed.is_some_and(|probed| probed.started));
             out.ready = match role {
@@ -198,15 +199,19 @@ fn is_running(status: &ContainerStatus) -> bool {
 fn phase(inputs: &Inputs<'_>, init: &[(Role, ContainerStatus)], regular: &[ContainerStatus]) -> &'static str {
     let policy = spec::spec_of(inputs.pod).restart_policy.clone().unwrap_or_else(|| "Always".into());
     let all_stopped = regular.iter().all(|status| terminated_of(status).is_some());
-    if let Some(end) = inputs.end {
-        if inputs.stopped {
-            let well = !regular.is_empty() && regular.iter().all(|status| terminated_of(status).is_some_and(|state| state.exit_code == 0));
-            return if end.deleted && well { "Succeeded" } else { "Failed" };
-        }
+    if let Some(end) = inputs.end
+        && inputs.stopped
+    {
+        let well = !regular.is_empty() && regular.iter().all(|status| terminated_of(status).is_some_and(|state| state.exit_code == 0));
+        return if end.deleted && well { "Succeeded" } else { "Failed" };
     }
     let failed_init = init.iter().any(|(role, status)| *role == Role::Init && terminated_of(status).is_some_and(|state| state.exit_code != 0));
     let pending_init = init.iter().any(|(role, status)| match role {
-        Role::Sidecar => status.started != Some(true) && terminated_of(status).is_none() && regular.iter().all(|status| !is_running(status) && terminated_of(status).is_none()),
+        Role::Sidecar => {
+            status.started != Some(true)
+                && terminated_of(status).is_none()
+                && regular.iter().all(|status| !is_running(status) && terminated_of(status).is_none())
+        }
         _ => terminated_of(status).is_none_or(|state| state.exit_code != 0),
     });
     if failed_init && inputs.done && policy == "Never" {
@@ -221,11 +226,9 @@ fn phase(inputs: &Inputs<'_>, init: &[(Role, ContainerStatus)], regular: &[Conta
     if never_ran > 0 {
         return "Pending";
     }
-    if inputs.done && all_stopped {
-        if !inputs.observed.any_running() || inputs.stopped {
-            let well = regular.iter().all(|status| terminated_of(status).is_some_and(|state| state.exit_code == 0));
-            return if well { "Succeeded" } else { "Failed" };
-        }
+    if inputs.done && all_stopped && (!inputs.observed.any_running() || inputs.stopped) {
+        let well = regular.iter().all(|status| terminated_of(status).is_some_and(|state| state.exit_code == 0));
+        return if well { "Succeeded" } else { "Failed" };
     }
     "Running"
 }
@@ -281,7 +284,12 @@ pub fn compute(inputs: &Inputs<'_>) -> PodStatus {
 
     let before = inputs.before.conditions.as_deref().unwrap_or_default();
     let mut conditions = Conditions { before, generation: inputs.pod.metadata.generation, now: inputs.now, out: Vec::new() };
-    conditions.set("PodReadyToStartContainers", inputs.observed.ready_sandbox().is_some_and(|s| !s.ips.is_empty() || spec::host_network(inputs.pod)), None, None);
+    conditions.set(
+        "PodReadyToStartContainers",
+        inputs.observed.ready_sandbox().is_some_and(|s| !s.ips.is_empty() || spec::host_network(inputs.pod)),
+        None,
+        None,
+    );
 
     let uninitialized: Vec<String> = init
         .iter()
@@ -315,7 +323,9 @@ pub fn compute(inputs: &Inputs<'_>) -> PodStatus {
                 let kind = &gate.condition_type;
                 match before.iter().find(|condition| condition.type_ == *kind) {
                     None => Some(format!("corresponding condition of pod readiness gate \"{kind}\" does not exist.")),
-                    Some(found) if found.status != "True" => Some(format!("the status of pod readiness gate \"{kind}\" is not \"True\", but {}", found.status)),
+                    Some(found) if found.status != "True" => {
+                        Some(format!("the status of pod readiness gate \"{kind}\" is not \"True\", but {}", found.status))
+                    }
                     _ => None,
                 }
             })
@@ -341,7 +351,7 @@ pub fn compute(inputs: &Inputs<'_>) -> PodStatus {
     all.extend(foreign);
 
     let (mut reason, mut message) = (inputs.before.reason.clone(), inputs.before.message.clone());
-    if let Some(end) = inputs.end.filter(|end| !end.reason.is_empty()) {
+    if let Some(end) = inputs.end.filter(|end| inputs.stopped && !end.reason.is_empty()) {
         (reason, message) = (Some(end.reason.clone()), Some(end.message.clone()));
     }
     let list = |items: Vec<ContainerStatus>| (!items.is_empty()).then_some(items);

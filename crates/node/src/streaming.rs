@@ -54,7 +54,8 @@ fn find(cx: &Context, namespace: &str, name: &str) -> Result<Arc<Pod>, Response<
 
 async fn running_container(cx: &Context, pod: &Pod, container: &str) -> Result<String, Response<Body>> {
     let uid = pod.metadata.uid.clone().unwrap_or_default();
-    let listed = cx.cri.list_containers(crate::runtime::of_pod(&uid)).await.map_err(|error| text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    let listed =
+        cx.cri.list_containers(crate::runtime::of_pod(&uid)).await.map_err(|error| text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     let found = listed.into_iter().find(|listed| {
         listed.labels.get(spec::names::CONTAINER_NAME).is_some_and(|name| name == container)
             && listed.state() == cri::v1::ContainerState::ContainerRunning

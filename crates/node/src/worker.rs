@@ -240,7 +240,11 @@ impl Worker {
 
     fn pod_ips(&self, pod: &Pod, observed: &Observed) -> Vec<String> {
         if spec::host_network(pod) {
-            return if observed.sandboxes.is_empty() && pod.status.as_ref().is_none_or(|status| status.pod_ip.is_none()) { Vec::new() } else { self.cx.config.node_ips() };
+            return if observed.sandboxes.is_empty() && pod.status.as_ref().is_none_or(|status| status.pod_ip.is_none()) {
+                Vec::new()
+            } else {
+                self.cx.config.node_ips()
+            };
         }
         match observed.ready_sandbox() {
             Some(sandbox) if !sandbox.ips.is_empty() => sandbox.ips.clone(),
@@ -415,9 +419,8 @@ impl Worker {
             Action::Stop { id, name, grace_s, message } => {
                 let kill_at = now.saturating_add(SignedDuration::from_secs(grace_s)).unwrap_or(Timestamp::MAX);
                 let again = self.ongoing.stopping.insert(id.clone(), kill_at).is_some();
-                let (role, container) = spec::find_container(&pod, &name).unwrap_or_else(|| {
-                    (Role::Regular, k8s_openapi::api::core::v1::Container { name: name.clone(), ..Default::default() })
-                });
+                let (role, container) = spec::find_container(&pod, &name)
+                    .unwrap_or_else(|| (Role::Regular, k8s_openapi::api::core::v1::Container { name: name.clone(), ..Default::default() }));
                 self.operations.spawn(async move {
                     if !runtime::stop(&cx, &pod, role, &container, &id, grace_s, &message, again).await {
                         tokio::time::sleep(RUNTIME_RETRY).await;
@@ -496,11 +499,11 @@ impl Worker {
             self.cx.cri.stop_pod_sandbox(&sandbox.id).await?;
             self.cx.cri.remove_pod_sandbox(&sandbox.id).await?;
         }
-        let logs = self.cx.log_dir.join(spec::log_directory_name(&self.id));
-        if let Err(error) = tokio::fs::remove_dir_all(&logs).await {
-            if error.kind() != std::io::ErrorKind::NotFound {
-                tracing::warn!(pod = %self.id, %error, "cannot remove the pod's logs");
-            }
+        let logs = self.cx.config.log_dir.join(spec::log_directory_name(&self.id));
+        if let Err(error) = tokio::fs::remove_dir_all(&logs).await
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(pod = %self.id, %error, "cannot remove the pod's logs");
         }
         self.cx.reporter.forget(&self.id.uid);
         Ok(())

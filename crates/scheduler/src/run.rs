@@ -21,7 +21,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -285,7 +285,8 @@ impl Hands {
             "metadata": {"name": pod.name, "namespace": pod.namespace, "uid": pod.uid},
             "target": {"kind": "Node", "name": node},
         });
-        let answer = self.pods(&pod.namespace).create_subresource::<Value, Value>("binding", &pod.name, &PostParams::default(), &binding).await;
+        let pods = self.pods(&pod.namespace);
+        let answer = in_time(pods.create_subresource::<Value, Value>("binding", &pod.name, &PostParams::default(), &binding)).await;
         match answer {
             Ok(_) => {
                 let message = format!("Successfully assigned {} to {node}", pod.full_name());
@@ -320,7 +321,8 @@ impl Hands {
         let Some(patch) = condition_patch(pod, reason, message, nomination, Timestamp::now()) else {
             return;
         };
-        let answer = self.pods(&pod.namespace).patch_status(&pod.name, &PatchParams::default(), &Patch::Strategic(patch)).await;
+        let pods = self.pods(&pod.namespace);
+        let answer = in_time(pods.patch_status(&pod.name, &PatchParams::default(), &Patch::Strategic(patch))).await;
         match answer {
             Err(error) if !error.is_not_found() && !error.is_conflict() => {
                 warn!(pod = %pod.full_name(), error = %error.short(), "condition not set");
@@ -336,7 +338,7 @@ impl Hands {
             let patch = json!({"metadata": {"uid": other.uid}, "status": {"nominatedNodeName": null}});
             let pods = self.pods(&other.namespace);
             // It keeps a nomination that no longer holds: harmless, it is only tried there first.
-            let _ = pods.patch_status(&other.name, &PatchParams::default(), &Patch::Merge(patch)).await;
+            let _ = in_time(pods.patch_status(&other.name, &PatchParams::default(), &Patch::Merge(patch))).await;
         }
         for victim in &proposal.victims {
             if let Err(error) = self.evict(&pod, victim, &proposal.node).await {
@@ -362,14 +364,14 @@ impl Hands {
         };
         let patch = json!({"metadata": {"uid": victim.uid}, "status": {"conditions": [condition]}});
         let is_gone = |error: &kube::Error| error.is_not_found() || error.is_conflict();
-        match pods.patch_status(&victim.name, &PatchParams::default(), &Patch::Strategic(patch)).await {
+        match in_time(pods.patch_status(&victim.name, &PatchParams::default(), &Patch::Strategic(patch))).await {
             Err(error) if is_gone(&error) => return Ok(()),
             Err(error) => return Err(error),
             Ok(_) => {}
         }
         let preconditions = Preconditions { uid: Some(victim.uid.clone()), ..Preconditions::default() };
         let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
-        match pods.delete(&victim.name, &params).await {
+        match in_time(pods.delete(&victim.name, &params)).await {
             Err(error) if !is_gone(&error) => return Err(error),
             _ => {}
         }
@@ -381,6 +383,12 @@ impl Hands {
 
 fn now() -> k8s_openapi::apimachinery::pkg::apis::meta::v1::Time {
     k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(client::clock::whole_seconds(Timestamp::now()))
+}
+
+/// A request with a deadline: one that hangs must not hold a pod (and one of the tasks) for ever.
+async fn in_time<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
+    let late = |_| kube::Error::Service("no answer in time".into());
+    timeout(client::limits::REQUEST_TIMEOUT, request).await.map_err(late)?
 }
 
 /// The patch that makes PodScheduled False for this reason, or `None` if it already is. `nomination` is the new

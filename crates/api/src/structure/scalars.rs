@@ -23,12 +23,43 @@ type Mismatch<'a> = (&'a str, &'static str);
 /// RFC 3339 in any zone to the same moment in UTC, cut to the precision.
 pub fn canonical_time(text: &str, precision: Precision) -> Result<String, String> {
     let (unix_s, micros) = time(text, precision)?;
-    let moment = jiff::Timestamp::new(unix_s, 0).map_err(|_| format!("parsing time {text:?}: year outside of range [0,9999]"))?;
-    let shown = moment.strftime("%Y-%m-%dT%H:%M:%S");
+    let shown = format_time(unix_s).ok_or_else(|| format!("parsing time {text:?}: year outside of range [0,9999]"))?;
     Ok(match precision {
         Precision::Seconds => format!("{shown}Z"),
         Precision::Micros => format!("{shown}.{micros:06}Z"),
     })
+}
+
+/// `2006-01-02T15:04:05` in UTC; `None` outside the years 0 to 9999.
+fn format_time(unix_s: i64) -> Option<String> {
+    let (days, second) = (unix_s.div_euclid(86_400), unix_s.rem_euclid(86_400));
+    // Years begin in March here, so that the leap day is the last of its year; eras have 400 years.
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = era * 400 + year_of_era + i64::from(month <= 2);
+    (0..=9999).contains(&year).then(|| format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}", second / 3600, second / 60 % 60, second % 60))
+}
+
+fn days_of_month(year: i64, month: i64) -> i64 {
+    match month {
+        2 if year % 4 == 0 && (year % 100 != 0 || year % 400 == 0) => 29,
+        2 => 28,
+        4 | 6 | 9 | 11 => 30,
+        _ => 31,
+    }
+}
+
+/// Days since 1970 of a date.
+fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
+    let year = if month <= 2 { year - 1 } else { year };
+    let (era, year_of_era) = (year.div_euclid(400), year.rem_euclid(400));
+    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
 }
 
 /// RFC 3339 to seconds since 1970 and microseconds.
@@ -55,10 +86,10 @@ pub fn time(text: &str, precision: Precision) -> Result<(i64, u32), String> {
     if second > 59 {
         return Err(out_of_range("second"));
     }
-    let narrow = |n: i64| i8::try_from(n).unwrap_or_default();
-    let moment = jiff::civil::DateTime::new(i16::try_from(year).unwrap_or_default(), narrow(month), narrow(day), narrow(hour), narrow(minute), narrow(second), 0);
-    let moment = moment.ok().and_then(|local| local.to_zoned(jiff::tz::TimeZone::UTC).ok()).ok_or_else(|| out_of_range("day"))?;
-    Ok((moment.timestamp().as_second() - offset_s, micros))
+    if !(1..=days_of_month(year, month)).contains(&day) {
+        return Err(out_of_range("day"));
+    }
+    Ok((days_since_1970(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second - offset_s, micros))
 }
 
 struct Cursor<'a> {
@@ -155,6 +186,11 @@ mod tests {
         let seconds = |text| canonical_time(text, Precision::Seconds);
         assert_eq!(seconds("2024-02-29T12:00:00Z").unwrap(), "2024-02-29T12:00:00Z");
         assert_eq!(seconds("2024-02-29T12:00:00.123+02:00").unwrap(), "2024-02-29T10:00:00Z");
+        for text in ["9999-12-31T23:59:59Z", "0000-01-01T00:00:00Z", "1970-01-01T00:00:00Z", "1969-12-31T23:59:59Z", "2000-02-29T00:00:00Z", "2100-03-01T00:00:00Z"] {
+            assert_eq!(seconds(text).as_deref(), Ok(text));
+        }
+        assert_eq!(time("2024-03-01T00:00:00Z", Precision::Seconds), Ok((1_709_251_200, 0)));
+        assert!(seconds("9999-12-31T23:59:59-01:00").is_err());
         assert_eq!(seconds("yesterday").unwrap_err(), "parsing time \"yesterday\" as \"2006-01-02T15:04:05Z07:00\": cannot parse \"yesterday\" as \"2006\"");
         assert_eq!(seconds("2024-13-01T00:00:00Z").unwrap_err(), "parsing time \"2024-13-01T00:00:00Z\": month out of range");
         assert_eq!(seconds("2023-02-29T00:00:00Z").unwrap_err(), "parsing time \"2023-02-29T00:00:00Z\": day out of range");

@@ -196,7 +196,11 @@ pub fn service_links(services: &[Arc<Service>], namespace: &str, links: bool) ->
         let Some(ip) = spec.cluster_ip.as_deref().filter(|ip| !ip.is_empty() && *ip != "None") else { continue };
         let Some(ports) = spec.ports.as_ref().filter(|ports| !ports.is_empty()) else { continue };
         // A Service of the pod's own namespace shadows the cluster's `kubernetes`.
-        if master && !own && services.iter().any(|s| s.metadata.namespace.as_deref() == Some(namespace) && s.metadata.name.as_deref() == Some(name)) && links {
+        if master
+            && !own
+            && services.iter().any(|s| s.metadata.namespace.as_deref() == Some(namespace) && s.metadata.name.as_deref() == Some(name))
+            && links
+        {
             continue;
         }
         let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
@@ -312,9 +316,7 @@ pub fn environment(pod: &Pod, container: &Container, facts: &Facts, sources: &So
     let said = |name: &str, own: &[(String, String)]| own.iter().any(|(known, _)| known == name);
     let mut out = Vec::new();
     out.extend(from.iter().filter(|(name, _)| !said(name, &own)).map(|(name, value)| (name.clone(), value.clone())));
-    out.extend(
-        service_variables.into_iter().filter(|(name, _)| !said(name, &own) && !from.contains_key(name)),
-    );
+    out.extend(service_variables.into_iter().filter(|(name, _)| !said(name, &own) && !from.contains_key(name)));
     let mut all = own;
     all.extend(out);
     Ok(all)
@@ -356,11 +358,7 @@ mod tests {
             "spec": { "clusterIP": "10.96.0.7", "ports": [{ "port": 80, "name": "http" }] },
         }))
         .unwrap();
-        let sources = Sources {
-            config_maps: [("cm".to_owned(), Arc::new(cm))].into(),
-            services: vec![Arc::new(service)],
-            ..Default::default()
-        };
+        let sources = Sources { config_maps: [("cm".to_owned(), Arc::new(cm))].into(), services: vec![Arc::new(service)], ..Default::default() };
         let container = &pod.spec.as_ref().unwrap().containers[0];
         let env: BTreeMap<_, _> = environment(&pod, container, &Facts::default(), &sources).unwrap().into_iter().collect();
         let get = |name: &str| env.get(name).map(String::as_str);

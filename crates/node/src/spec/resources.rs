@@ -36,12 +36,12 @@ impl Qos {
 
 /// Thousandths of the unit; what cannot be read counts as nothing (the API server has checked it).
 pub fn milli(quantity: &Quantity) -> i64 {
-    api::quantity::Quantity::parse(&quantity.0).map(|q| q.milli().clamp(0, i64::MAX.into()) as i64).unwrap_or(0)
+    api::quantity::Quantity::parse(&quantity.0).map(|q| q.milli().clamp(0, i64::MAX)).unwrap_or(0)
 }
 
 /// Whole units, rounded up.
 pub fn value(quantity: &Quantity) -> i64 {
-    api::quantity::Quantity::parse(&quantity.0).map(|q| q.value().clamp(0, i64::MAX.into()) as i64).unwrap_or(0)
+    api::quantity::Quantity::parse(&quantity.0).map(|q| q.value().clamp(0, i64::MAX)).unwrap_or(0)
 }
 
 type Amounts = Option<BTreeMap<String, Quantity>>;

@@ -219,7 +219,9 @@ mod tests {
 
     #[test]
     fn names_and_hosts() {
-        let pod = pod(json!({ "containers": [], "hostname": "h", "subdomain": "s", "setHostnameAsFQDN": true, "hostAliases": [{ "ip": "1.2.3.4", "hostnames": ["a", "b"] }] }));
+        let pod = pod(
+            json!({ "containers": [], "hostname": "h", "subdomain": "s", "setHostnameAsFQDN": true, "hostAliases": [{ "ip": "1.2.3.4", "hostnames": ["a", "b"] }] }),
+        );
         let (host, domain) = host_name_and_domain(&pod, "cluster.local");
         assert_eq!((host.as_str(), domain.as_str()), ("h", "s.default.svc.cluster.local"));
         let text = hosts_file(&pod, &["10.244.1.2".into()], &host, &domain, None);

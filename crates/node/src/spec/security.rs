@@ -1,15 +1,25 @@
 //! Security contexts: the pod's, overridden by the container's, as the runtime takes them.
 
 use cri::v1::{
-    Capability, Int64Value, LinuxContainerSecurityContext, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, SecurityProfile,
-    SeLinuxOption, security_profile::ProfileType,
+    Capability, Int64Value, LinuxContainerSecurityContext, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, SeLinuxOption,
+    SecurityProfile, security_profile::ProfileType,
 };
 use k8s_openapi::api::core::v1::{Container, Pod, PodSecurityContext, SELinuxOptions, SeccompProfile, SecurityContext};
 
 /// Parts of /proc that no unprivileged container may read, or write.
 const MASKED_PATHS: &[&str] = &[
-    "/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
-    "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap",
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
 ];
 const READONLY_PATHS: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
@@ -58,12 +68,7 @@ fn namespaces(pod: &Pod) -> NamespaceOption {
     } else {
         NamespaceMode::Container
     };
-    NamespaceOption {
-        network: mode(spec.host_network).into(),
-        pid: pid.into(),
-        ipc: mode(spec.host_ipc).into(),
-        ..Default::default()
-    }
+    NamespaceOption { network: mode(spec.host_network).into(), pid: pid.into(), ipc: mode(spec.host_ipc).into(), ..Default::default() }
 }
 
 fn supplemental_groups(context: Option<&PodSecurityContext>) -> Vec<i64> {

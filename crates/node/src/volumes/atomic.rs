@@ -24,9 +24,7 @@ pub type Payload = BTreeMap<String, File>;
 
 fn is_safe(path: &str) -> bool {
     let mut components = Path::new(path).components().peekable();
-    components.peek().is_some()
-        && !path.starts_with("..")
-        && Path::new(path).components().all(|component| matches!(component, Component::Normal(_)))
+    components.peek().is_some() && !path.starts_with("..") && Path::new(path).components().all(|component| matches!(component, Component::Normal(_)))
 }
 
 /// Makes the volume hold exactly `payload`. Returns whether anything was changed.
@@ -35,10 +33,10 @@ pub fn write(root: &Path, payload: &Payload, group: Option<i64>) -> io::Result<b
         return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("invalid path in volume: {bad}")));
     }
     let current = fs::read_link(root.join("..data")).ok();
-    if let Some(current) = &current {
-        if holds(&root.join(current), payload) {
-            return Ok(false);
-        }
+    if let Some(current) = &current
+        && holds(&root.join(current), payload)
+    {
+        return Ok(false);
     }
     let stamp = jiff::Timestamp::now().as_nanosecond();
     let fresh = format!("..{stamp}");

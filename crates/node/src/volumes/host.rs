@@ -118,7 +118,8 @@ mod tests {
     #[test]
     fn host_paths_are_what_they_say() {
         let dir = tempfile::tempdir().unwrap();
-        let source = |name: &str, sort: &str| HostPathVolumeSource { path: dir.path().join(name).to_string_lossy().into_owned(), type_: Some(sort.into()) };
+        let source =
+            |name: &str, sort: &str| HostPathVolumeSource { path: dir.path().join(name).to_string_lossy().into_owned(), type_: Some(sort.into()) };
         assert!(host_path(&source("d", "Directory")).is_err());
         assert!(host_path(&source("d", "DirectoryOrCreate")).is_ok());
         assert!(host_path(&source("d", "Directory")).is_ok());

@@ -165,7 +165,9 @@ impl Volumes {
         let volumes: HashMap<&str, &Volume> = spec.volumes.iter().flatten().map(|volume| (volume.name.as_str(), volume)).collect();
         let mut binds = Vec::new();
         for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
-            let volume = volumes.get(mount.name.as_str()).ok_or_else(|| format!("cannot find volume \"{}\" to mount into container \"{}\"", mount.name, container.name))?;
+            let volume = volumes
+                .get(mount.name.as_str())
+                .ok_or_else(|| format!("cannot find volume \"{}\" to mount into container \"{}\"", mount.name, container.name))?;
             let place = self.place(&uid, volume).ok_or_else(|| format!("volume \"{}\" is of a sort that this node does not know", mount.name))?;
             let sub_path = match (&mount.sub_path_expr, &mount.sub_path) {
                 (Some(expression), _) if !expression.is_empty() => expand(expression),

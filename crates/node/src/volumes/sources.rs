@@ -1,10 +1,11 @@
 //! What goes into the volumes that are made of API objects: configMap, secret, downwardAPI, projected.
 
-use super::{Error, Volumes, atomic::{File, Payload}};
-use crate::spec::{self, env};
-use k8s_openapi::api::core::v1::{
-    ConfigMap, Container, DownwardAPIVolumeFile, KeyToPath, Pod, Secret, Volume, VolumeProjection,
+use super::{
+    Error, Volumes,
+    atomic::{File, Payload},
 };
+use crate::spec::{self, env};
+use k8s_openapi::api::core::v1::{ConfigMap, Container, DownwardAPIVolumeFile, KeyToPath, Pod, Secret, Volume, VolumeProjection};
 use std::{sync::Arc, time::Duration};
 
 /// Mode of files that nobody gave one.
@@ -21,13 +22,7 @@ fn file(data: impl Into<Vec<u8>>, bits: i32) -> File {
 }
 
 /// Picks the items of a map of files, or all of it.
-fn pick<'a>(
-    all: Vec<(&'a String, Vec<u8>)>,
-    items: Option<&Vec<KeyToPath>>,
-    optional: bool,
-    bits: i32,
-    out: &mut Payload,
-) -> Result<(), String> {
+fn pick(all: Vec<(&String, Vec<u8>)>, items: Option<&Vec<KeyToPath>>, optional: bool, bits: i32, out: &mut Payload) -> Result<(), String> {
     match items.filter(|items| !items.is_empty()) {
         None => out.extend(all.into_iter().map(|(key, data)| (key.clone(), file(data, bits)))),
         Some(items) => {
@@ -151,10 +146,10 @@ impl Volumes {
             };
             out.insert(source.path.clone(), File { data: token.into_bytes(), mode: mode(bits), owner });
         }
-        if let Some(source) = &projection.cluster_trust_bundle {
-            if !source.optional.unwrap_or(false) {
-                return Err(format!("cluster trust bundle for {} is not available on this node", source.path));
-            }
+        if let Some(source) = &projection.cluster_trust_bundle
+            && !source.optional.unwrap_or(false)
+        {
+            return Err(format!("cluster trust bundle for {} is not available on this node", source.path));
         }
         Ok(())
     }

@@ -1,11 +1,9 @@
 //! Service account tokens for pods: asked for through TokenRequest, bound to the pod, renewed in time.
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::{
-    api::{
-        authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
-        core::v1::{Pod, ServiceAccount},
-    },
+use k8s_openapi::api::{
+    authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
+    core::v1::{Pod, ServiceAccount},
 };
 use kube::{Api, api::PostParams};
 use parking_lot::Mutex;

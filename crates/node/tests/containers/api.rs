@@ -126,15 +126,6 @@ impl Api {
         self.put(&mut state, "MODIFIED", key, object);
     }
 
-    /// Changes an object.
-    pub fn patch(&self, resource: &str, namespace: &str, name: &str, patch: &Value) {
-        let mut state = self.state.lock();
-        let key = (resource.to_owned(), namespace.to_owned(), name.to_owned());
-        let mut object = state.objects[&key].clone();
-        merge(&mut object, patch);
-        self.put(&mut state, "MODIFIED", key, object);
-    }
-
     async fn answer(&self, request: Request<Body>) -> Answer {
         let (head, payload) = request.into_parts();
         let payload = payload.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
@@ -153,7 +144,10 @@ impl Api {
             }
             Method::GET => {
                 let revision = self.state.lock().revision.to_string();
-                body(StatusCode::OK, &json!({ "kind": "List", "apiVersion": "v1", "metadata": { "resourceVersion": revision }, "items": self.list(&resource) }))
+                body(
+                    StatusCode::OK,
+                    &json!({ "kind": "List", "apiVersion": "v1", "metadata": { "resourceVersion": revision }, "items": self.list(&resource) }),
+                )
             }
             Method::POST if subresource == "token" => {
                 let expires = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(3600);

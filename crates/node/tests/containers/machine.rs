@@ -35,7 +35,10 @@ fn image(directory: &Path, name: &str, entry: &[&str]) -> PathBuf {
     }
     fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
     fs::set_permissions(root.join("bin/busybox"), fs::Permissions::from_mode(0o755)).unwrap();
-    for applet in ["sh", "cat", "sleep", "httpd", "wget", "id", "echo", "ls", "env", "hostname", "test", "touch", "rm", "true", "false", "kill", "mkdir", "printf"] {
+    for applet in [
+        "sh", "cat", "sleep", "httpd", "wget", "id", "echo", "ls", "env", "hostname", "test", "touch", "rm", "true", "false", "kill", "mkdir",
+        "printf",
+    ] {
         let _ = std::os::unix::fs::symlink("busybox", root.join("bin").join(applet));
     }
     let oci = directory.join("oci");
@@ -115,7 +118,13 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
         let file = directory.join("containerd.toml");
         fs::write(&file, configuration).unwrap();
         let log = fs::File::create(directory.join("containerd.log")).unwrap();
-        let containerd = Command::new("containerd").arg("--config").arg(&file).stdout(log.try_clone().unwrap()).stderr(log).spawn().expect("containerd is installed");
+        let containerd = Command::new("containerd")
+            .arg("--config")
+            .arg(&file)
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .expect("containerd is installed");
         let machine = Machine { directory, containerd };
         let begun = Instant::now();
         while !machine.ctr(&["version"]) {
@@ -163,7 +172,8 @@ impl Drop for Machine {
         let _ = self.containerd.kill();
         let _ = self.containerd.wait();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let mut ours: Vec<&str> = mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter(|path| Path::new(path).starts_with(&self.directory)).collect();
+        let mut ours: Vec<&str> =
+            mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter(|path| Path::new(path).starts_with(&self.directory)).collect();
         ours.sort_by_key(|path| std::cmp::Reverse(path.len()));
         for mount in ours {
             run("umount", &["-l", mount]);

@@ -55,7 +55,10 @@ fn condition<'a>(pod: &'a Value, type_: &str) -> &'a str {
 fn create(api: &Api, name: &str, mut spec: Value) {
     spec["nodeName"] = "n1".into();
     spec["terminationGracePeriodSeconds"] = spec.get("terminationGracePeriodSeconds").cloned().unwrap_or(json!(1));
-    api.create("pods", json!({ "metadata": { "name": name, "namespace": "default", "labels": { "app": name } }, "spec": spec, "status": { "phase": "Pending" } }));
+    api.create(
+        "pods",
+        json!({ "metadata": { "name": name, "namespace": "default", "labels": { "app": name } }, "spec": spec, "status": { "phase": "Pending" } }),
+    );
 }
 
 fn container(name: &str, script: &str) -> Value {
@@ -69,6 +72,7 @@ fn start_agent(api: &Api, machine: &Machine, authority: &pki::Authority) -> (Can
     let config = node::Config {
         runtime_endpoint: machine.endpoint(),
         data_dir: machine.directory.join("node"),
+        log_dir: machine.directory.join("logs"),
         bind_address: ip,
         port: PORT,
         cgroup_root: CGROUP.into(),
@@ -135,7 +139,10 @@ async fn node_registers(api: &Api) {
     assert_eq!(node["metadata"]["labels"]["kubernetes.io/hostname"], "n1");
     assert!(node["status"]["nodeInfo"]["containerRuntimeVersion"].as_str().unwrap().starts_with("containerd://1."));
     assert_eq!(node["status"]["capacity"]["pods"], "110");
-    until("the lease is held", || api.get("leases", "kube-node-lease", "n1").filter(|lease| lease["spec"]["holderIdentity"] == "n1").ok_or("none".into())).await;
+    until("the lease is held", || {
+        api.get("leases", "kube-node-lease", "n1").filter(|lease| lease["spec"]["holderIdentity"] == "n1").ok_or("none".into())
+    })
+    .await;
 }
 
 async fn a_web_server_becomes_ready(api: &Api, authority: &pki::Authority) {
@@ -258,7 +265,10 @@ async fn bad_pods_say_why(api: &Api) {
     assert_eq!(missing["status"]["containerStatuses"][0]["state"]["waiting"]["message"], "configmap \"nowhere\" not found");
     until("FailedMount is told", || {
         let told = events(api, "unmounted");
-        told.iter().any(|event| event == "FailedMount MountVolume.SetUp failed for volume \"v\" : secret \"nowhere\" not found").then_some(()).ok_or(format!("{told:?}"))
+        told.iter()
+            .any(|event| event == "FailedMount MountVolume.SetUp failed for volume \"v\" : secret \"nowhere\" not found")
+            .then_some(())
+            .ok_or(format!("{told:?}"))
     })
     .await;
 }
@@ -269,5 +279,9 @@ async fn liveness_restarts(api: &Api) {
     create(api, "ill", json!({ "containers": [own] }));
     let restarted = pod_until(api, "ill", "restarted", |pod| pod["status"]["containerStatuses"][0]["restartCount"].as_i64() >= Some(1)).await;
     assert_eq!(restarted["status"]["containerStatuses"][0]["lastState"]["terminated"]["exitCode"], 137);
-    assert!(events(api, "ill").iter().any(|event| event == "Killing Container a failed liveness probe, will be restarted"), "{:#?}", events(api, "ill"));
+    assert!(
+        events(api, "ill").iter().any(|event| event == "Killing Container a failed liveness probe, will be restarted"),
+        "{:#?}",
+        events(api, "ill")
+    );
 }
