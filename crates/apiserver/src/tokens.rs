@@ -42,6 +42,7 @@ pub async fn request(mut call: Call) -> Answer {
         subresource: "token",
         old: None,
         dry_run: call.write_options()?.dry_run,
+        warnings: &call.warnings,
     };
     server.admission.admit(&cx, &mut request).await?;
     server.admission.validate(&cx, &request).await?;

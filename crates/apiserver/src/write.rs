@@ -196,6 +196,7 @@ impl<'a> Writer<'a> {
             subresource: &self.info.subresource,
             old,
             dry_run: self.dry_run,
+            warnings: self.warnings,
         }
     }
 

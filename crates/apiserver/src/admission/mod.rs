@@ -21,6 +21,7 @@ mod service_account;
 mod storage_protection;
 mod taint_nodes;
 
+use crate::connect::Warnings;
 use crate::{Error, Server, User};
 use api::{Kind, Status, Value, object::ObjectExt, request::RequestInfo};
 use std::sync::Arc;
@@ -54,6 +55,8 @@ pub struct AdmissionContext<'a> {
     pub subresource: &'a str,
     pub old: Option<&'a Value>,
     pub dry_run: bool,
+    /// What the client is told beside the answer.
+    pub warnings: &'a Warnings,
 }
 
 impl AdmissionContext<'_> {
@@ -147,11 +150,6 @@ impl Chain {
         }
         Ok(())
     }
-}
-
-/// All containers of a pod, with the list that each is in.
-pub(crate) fn containers(pod: &Value) -> impl Iterator<Item = &Value> {
-    ["initContainers", "containers", "ephemeralContainers"].into_iter().flat_map(|list| pod.list_at(&format!("spec.{list}")))
 }
 
 /// The list at a path, to change; made if it is not there.

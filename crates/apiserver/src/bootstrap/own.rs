@@ -114,7 +114,7 @@ pub(super) fn roles() -> Result<Vec<(&'static str, Value)>, Error> {
         ("rolebindings", json!({
             "metadata": metadata("regent:cluster-info", "kube-public"),
             "roleRef": {"apiGroup": RBAC, "kind": "Role", "name": "regent:cluster-info"},
-            "subjects": [user("system:anonymous"), group("system:authenticated")],
+            "subjects": [user("system:anonymous"), group(NODE_BOOTSTRAPPERS_GROUP)],
         })),
     ])
 }
