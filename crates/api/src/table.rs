@@ -151,9 +151,19 @@ pub fn selector_text(selector: Option<&Value>) -> String {
     }
 }
 
-/// The cells of an object: those of the kind's hook, with columns of dates as dates.
+/// The cells of an object: those of the kind's hook, with columns of dates as dates. A kind without own cells shows of its
+/// columns what every object has.
 pub fn cells(kind: &Kind, object: &Value, now_unix_s: i64) -> Vec<Value> {
     let mut cells = kind.hooks.cells(object, now_unix_s);
+    if cells.len() != kind.columns.len() {
+        cells = (kind.columns.iter())
+            .map(|column| match column.name.as_str() {
+                "Name" => name(object),
+                "Age" => age(object, now_unix_s),
+                _ => "<none>".into(),
+            })
+            .collect();
+    }
     for (cell, column) in cells.iter_mut().zip(&kind.columns) {
         if column.type_ == "date" && column.name == "Created At" {
             *cell = object.creation_timestamp().into();

@@ -1,0 +1,108 @@
+//! Every kind with every odd object that its schema allows: no hook may panic, and what is once decoded stays as it is.
+
+use api::{Catalogue, Kind, Value, field::Errors, metadata, object::ObjectExt, request::FieldValidation, schema::{Schema, Type}, structure, table};
+use serde_json::{Map, json};
+
+/// How the values of an object are chosen.
+#[derive(Clone, Copy, PartialEq)]
+enum Choice {
+    /// Empty texts, lists, maps; zeros.
+    Zero,
+    /// Negative and huge numbers, texts that mean nothing.
+    Absurd,
+    /// Plausible ones.
+    Plain,
+}
+
+fn value(schema: &Schema, choice: Choice, depth: usize) -> Value {
+    let plain = |zero: Value, absurd: Value, plain: Value| match choice {
+        Choice::Zero => zero,
+        Choice::Absurd => absurd,
+        Choice::Plain => plain,
+    };
+    let items = || schema.items.as_deref().map_or(Value::Null, |items| value(items, choice, depth + 1));
+    match schema.type_ {
+        Type::Object if depth > 9 => json!({}),
+        Type::Object => Value::Object(schema.fields.iter().map(|field| (field.name.to_string(), value(&field.schema, choice, depth + 1))).collect()),
+        Type::Map if choice == Choice::Zero || depth > 9 => json!({}),
+        Type::Map => Value::Object(Map::from_iter([("a".to_string(), items())])),
+        Type::Array if choice == Choice::Zero || depth > 9 => json!([]),
+        Type::Array => json!([items(), items()]),
+        Type::String => plain(json!(""), json!("\u{0}/ä{}:-%$9999999999999999999999"), json!("a")),
+        Type::Bytes => plain(json!(""), json!("//8="), json!("YQ==")),
+        Type::Time => plain(json!("1970-01-01T00:00:00Z"), json!("9999-12-31T23:59:59Z"), json!("2024-01-01T00:00:00Z")),
+        Type::MicroTime => plain(json!("1970-01-01T00:00:00.000000Z"), json!("9999-12-31T23:59:59.000000Z"), json!("2024-01-01T00:00:00.000000Z")),
+        Type::Integer { bits: 32 } => plain(json!(0), json!(i32::MIN), json!(1)),
+        Type::Integer { .. } => plain(json!(0), json!(i64::MIN), json!(1)),
+        Type::Number => plain(json!(0), json!(-1e300), json!(1.5)),
+        Type::Boolean => plain(json!(false), json!(true), json!(true)),
+        Type::Quantity => plain(json!("0"), json!("-9223372036854775807E"), json!("1")),
+        Type::IntOrString => plain(json!(0), json!("-%"), json!("50%")),
+        Type::Any => plain(json!({}), json!([{"a": [null]}]), json!({"a": 1})),
+    }
+}
+
+/// The object without one of the fields of its spec or root after the other, and the whole.
+fn variants(object: &Value) -> Vec<Value> {
+    let mut all = vec![object.clone(), json!({})];
+    for parent in ["", "spec", "status", "spec.template.spec", "metadata"] {
+        let Some(map) = (if parent.is_empty() { object.as_object() } else { object.map_at(parent) }) else { continue };
+        for key in map.keys() {
+            let mut less = object.clone();
+            less.remove(&if parent.is_empty() { key.clone() } else { format!("{parent}.{key}") });
+            all.push(less);
+        }
+    }
+    all
+}
+
+fn exercise(kind: &Kind, version: &str, object: &Value, old: &Value) {
+    let mut object = object.clone();
+    kind.hooks.to_stored(version, &mut object);
+    kind.hooks.default(&mut object);
+    let mut again = object.clone();
+    kind.hooks.default(&mut again);
+    assert_eq!(again, object, "{}: defaults must be idempotent", kind.kind);
+    let mut errors = Errors::default();
+    let mut created = object.clone();
+    kind.hooks.prepare_create(&mut created);
+    metadata::validate_create(&created, kind, &mut errors);
+    kind.hooks.validate(&created, None, &mut errors);
+    let mut updated = object.clone();
+    kind.hooks.prepare_update(&mut updated, old);
+    kind.hooks.validate(&updated, Some(old), &mut errors);
+    metadata::validate_update(&updated, old, kind, &mut errors);
+    kind.hooks.prepare_status(&mut object, old);
+    kind.hooks.validate_status(&object, old, &mut errors);
+    kind.hooks.warnings(&object);
+    assert_eq!(table::cells(kind, &object, 1_700_000_000).len(), kind.columns.len(), "{}: a cell per column", kind.kind);
+    let _ = api::Status::invalid(&kind.group, &kind.kind, object.name(), &errors).to_bytes();
+}
+
+#[test]
+fn no_object_that_fits_its_schema_breaks_a_kind() {
+    for kind in Catalogue::built_in().iter() {
+        for version in &kind.versions {
+            let schema = kind.schema(version).unwrap_or_else(|| panic!("{}/{version} has no schema", kind.group_resource()));
+            let mut olds = vec![json!({"metadata": {"name": "a"}})];
+            for choice in [Choice::Plain, Choice::Zero, Choice::Absurd] {
+                let mut whole = value(&schema, choice, 0);
+                whole.set("apiVersion", api_version(kind, version));
+                whole.set("kind", kind.kind.as_str());
+                for variant in variants(&whole) {
+                    let decoded = structure::decode_object(variant.to_string().as_bytes(), structure::Encoding::Json, kind, version, FieldValidation::Strict);
+                    let (object, _) = decoded.unwrap_or_else(|status| panic!("{}/{version}: {status}", kind.group_resource()));
+                    let mut completed = object.clone();
+                    structure::complete(&mut completed, &schema);
+                    assert_eq!(completed, object, "{}: completing a decoded object changes nothing", kind.kind);
+                    olds.iter().for_each(|old| exercise(kind, version, &object, old));
+                }
+                olds.push(whole);
+            }
+        }
+    }
+}
+
+fn api_version(kind: &Kind, version: &str) -> String {
+    if kind.group.is_empty() { version.into() } else { format!("{}/{version}", kind.group) }
+}
