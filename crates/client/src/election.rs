@@ -190,7 +190,23 @@ impl Candidate {
     }
 }
 
-/// Takes part in the election, and runs the work while leading.
+/// Takes part in elections until the shutdown: whoever loses the lease stops its work and becomes a candidate again.
+///
+/// For work that ends with its future, as everything on tokio here does; so a process outlives a stalled API server.
+pub async fn lead<W, F>(client: kube::Client, config: ElectionConfig, shutdown: CancellationToken, work: W) -> Result<(), Error>
+where
+    W: Fn(CancellationToken) -> F,
+    F: Future<Output = ()>,
+{
+    loop {
+        match elect(client.clone(), config.clone(), shutdown.clone(), &work).await {
+            Err(Error::Lost) if !shutdown.is_cancelled() => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Takes part in one election, and runs the work while leading.
 ///
 /// The work gets a token that is cancelled when it must stop; it MUST then stop soon, and is cut off (dropped) before the
 /// lease runs out. Ends with `Ok` at the shutdown or when the work ends by itself, with [`Error::Lost`] when the lease was lost.
@@ -270,7 +286,9 @@ async fn keep(candidate: &mut Candidate, renewed_at: &mut Instant) {
             return;
         }
         let started = Instant::now();
-        match timeout_at(deadline, candidate.attempt()).await {
+        // Half of the time at most for one attempt, so that a dead connection leaves time for another one.
+        let patience = deadline.min(started + candidate.config.renew_deadline / 2);
+        match timeout_at(patience, candidate.attempt()).await {
             Ok(Ok(true)) => *renewed_at = started,
             // Ours was not renewed: either a conflict (tried again at once below), or another holds it and decide() says so.
             Ok(Ok(false)) => {
@@ -280,7 +298,7 @@ async fn keep(candidate: &mut Candidate, renewed_at: &mut Instant) {
                 }
             }
             Ok(Err(error)) => debug!(lease = candidate.config.lease_name, error = %error.short(), "could not renew"),
-            Err(_) => return,
+            Err(_) => debug!(lease = candidate.config.lease_name, "no answer when renewing"),
         }
         next = started + candidate.config.retry_period;
     }

@@ -4,8 +4,9 @@
 //! its pods belong (names, selectors, affinity, taints) and tells the scheduler by a node affinity to the one node.
 //! Updates go node by node: within `maxUnavailable` old pods are deleted, within `maxSurge` new ones come first.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use client::controller::{Controller, Error, Inputs, Next};
@@ -18,6 +19,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::core::SelectorExt;
+use parking_lot::Mutex;
 
 use crate::Context;
 use crate::common::amounts::resolve;
@@ -28,6 +30,8 @@ use crate::common::{claim, patch, placement, pod_state};
 
 /// Pods created or deleted in one reconcile at most.
 const BURST_PODS: usize = 250;
+/// The longest pause before a failed pod is replaced once more.
+const FAILURE_PAUSE_MAX: Duration = Duration::from_secs(15 * 60);
 /// The label of a template's generation, kept for old clients.
 const GENERATION_LABEL: &str = "pod-template-generation";
 const GENERATION_ANNOTATION: &str = "deprecated.daemonset.template.generation";
@@ -39,6 +43,29 @@ struct DaemonSets {
     pods: PodControl,
     recorder: Recorder,
     clock: Clock,
+    failures: Mutex<Failures>,
+}
+
+/// Where pods have failed, so that one that fails again and again is not replaced without a pause. It is lost with the
+/// process, which costs nothing but one early try.
+#[derive(Default)]
+struct Failures(HashMap<(String, String), (u32, Timestamp)>);
+
+impl Failures {
+    /// How long the set's pod on this node must stay failed.
+    fn left(&self, set_uid: &str, node: &str, now: Timestamp) -> Option<Duration> {
+        let (count, last) = self.0.get(&(set_uid.to_owned(), node.to_owned()))?;
+        let pause = Duration::from_secs(1).saturating_mul(1 << (count - 1).min(10)).min(FAILURE_PAUSE_MAX);
+        let passed = Duration::try_from(now.duration_since(*last)).unwrap_or(Duration::ZERO);
+        pause.checked_sub(passed).filter(|left| !left.is_zero())
+    }
+
+    fn note(&mut self, set_uid: &str, node: &str, now: Timestamp) {
+        // Whoever has not failed for long has recovered.
+        self.0.retain(|_, (_, last)| Duration::try_from(now.duration_since(*last)).is_ok_and(|passed| passed < 2 * FAILURE_PAUSE_MAX));
+        let entry = self.0.entry((set_uid.to_owned(), node.to_owned())).or_insert((0, now));
+        *entry = (entry.0.saturating_add(1), now);
+    }
 }
 
 /// Makes the controller.
@@ -50,6 +77,7 @@ pub fn new(context: &Context) -> Arc<dyn Controller> {
         pods: PodControl::new(context, "daemonset-controller"),
         recorder: context.recorder_for("daemonset-controller"),
         clock: context.clock.clone(),
+        failures: Mutex::default(),
     })
 }
 
@@ -120,6 +148,8 @@ struct View<'a> {
     pods: &'a [Arc<Pod>],
     /// The hash of the current template's revision.
     hash: &'a str,
+    /// Nodes where the pod has failed just now, again: it is left alone for a while.
+    held_back: &'a BTreeSet<String>,
     now: Timestamp,
 }
 
@@ -167,6 +197,8 @@ fn decide(view: &View<'_>) -> Plan {
             let mut terminating = false;
             for pod in here {
                 if pod_state::is_deleting(pod) {
+                    terminating = true;
+                } else if pod_state::phase(pod) == "Failed" && view.held_back.contains(*node) {
                     terminating = true;
                 } else if pod_state::phase(pod) == "Failed" {
                     plan.failed.push((pod.clone(), (*node).to_owned()));
@@ -368,6 +400,14 @@ impl Controller for DaemonSets {
         let pods = claim::claim(&self.sets, &owner, self.pods.pods(), Some(&selector), |pod| !pod_state::is_finished(pod)).await?;
         let nodes = self.nodes.list();
         let now = self.clock.now();
+        let mut held_back = BTreeSet::new();
+        let mut soonest = pod_state::next_available(pods.iter().map(|pod| &**pod), spec.min_ready_seconds.unwrap_or(0), now);
+        for node in pods.iter().filter(|pod| pod_state::phase(pod) == "Failed").filter_map(|pod| node_of(pod)) {
+            if let Some(left) = self.failures.lock().left(owner.uid(), node, now) {
+                held_back.insert(node.to_owned());
+                soonest = Some(soonest.map_or(left, |soonest| soonest.min(left)));
+            }
+        }
         let plan = decide(&View {
             spec,
             generation: set.metadata.generation,
@@ -375,8 +415,12 @@ impl Controller for DaemonSets {
             nodes: &nodes,
             pods: &pods,
             hash: &hash,
+            held_back: &held_back,
             now,
         });
+        for (_, node) in &plan.failed {
+            self.failures.lock().note(owner.uid(), node, now);
+        }
         let outcome = self.apply(&set, spec, &owner, &hash, &plan).await;
         patch::write_status(&self.sets, &set, set.status.as_ref(), &plan.status).await?;
         outcome?;
@@ -384,7 +428,6 @@ impl Controller for DaemonSets {
         let mut in_use: BTreeSet<String> = pods.iter().filter_map(|pod| labels_of(&**pod).get(HASH_LABEL).cloned()).collect();
         in_use.insert(hash);
         history::delete(&self.revisions, &history::surplus(&known, &in_use, spec.revision_history_limit.unwrap_or(10))).await?;
-        let soonest = pod_state::next_available(pods.iter().map(|pod| &**pod), spec.min_ready_seconds.unwrap_or(0), now);
         Ok(soonest.map_or(Next::Done, Next::After))
     }
 }
@@ -487,7 +530,7 @@ mod tests {
             ..Default::default()
         };
         let pods = pods(have);
-        let plan = decide(&View { spec: &spec, generation: Some(1), collision_count: None, nodes, pods: &pods, hash: "v2", now: at(1000) });
+        let plan = decide(&View { spec: &spec, generation: Some(1), collision_count: None, nodes, pods: &pods, hash: "v2", held_back: &BTreeSet::new(), now: at(1000) });
         let deleted: Vec<&str> = plan.delete.iter().map(|pod| name_of(&**pod)).collect();
         let s = &plan.status;
         let status = format!("{}/{} ready {} updated {}", s.current_number_scheduled, s.desired_number_scheduled, s.number_ready, s.updated_number_scheduled.unwrap_or(0));
@@ -519,6 +562,20 @@ mod tests {
         check(1, 0, &nodes, "a:v1:ready b:v1:ready", "+a - | 2/2 ready 2 updated 0");
         check(1, 0, &nodes, "a:v1:ready a:v2:starting b:v1:ready", "+ - | 2/2 ready 2 updated 1");
         check(1, 0, &nodes, "a:v1:ready a:v2:ready b:v1:ready", "+b -a-v1 | 2/2 ready 2 updated 1");
+    }
+
+    #[test]
+    fn a_pod_that_fails_again_and_again_is_replaced_ever_later() {
+        let mut failures = Failures::default();
+        let left = |failures: &Failures, now: i64| failures.left("set", "a", at(now)).map(|left| left.as_secs());
+        assert_eq!(left(&failures, 100), None);
+        failures.note("set", "a", at(100));
+        assert_eq!((left(&failures, 100), left(&failures, 101)), (Some(1), None));
+        failures.note("set", "a", at(101));
+        assert_eq!(left(&failures, 101), Some(2));
+        (0..20).for_each(|_| failures.note("set", "a", at(110)));
+        assert_eq!(left(&failures, 110), Some(900));
+        assert_eq!(failures.left("set", "b", at(110)), None);
     }
 
     #[test]

@@ -12,6 +12,7 @@
 pub mod certificates;
 pub mod clusterrole_aggregation;
 pub mod common;
+pub mod control_plane;
 pub mod cron_job;
 pub mod daemon_set;
 pub mod deployment;
@@ -38,7 +39,7 @@ pub mod volume_protection;
 use std::sync::Arc;
 use std::time::Duration;
 
-use client::election::{ElectionConfig, elect};
+use client::election::{ElectionConfig, lead};
 use client::events::Recorder;
 use client::{Clock, Informers};
 use tokio_util::sync::CancellationToken;
@@ -149,7 +150,7 @@ pub enum Error {
     /// `--controllers` names something unknown.
     #[error(transparent)]
     Unknown(#[from] list::UnknownController),
-    /// The leader election ended; [`client::election::Error::Lost`] means: start again as a candidate.
+    /// The leader election is misconfigured.
     #[error(transparent)]
     Election(#[from] client::election::Error),
 }
@@ -159,15 +160,14 @@ pub enum Error {
 /// The informers exist only while leading: a standby keeps no second copy of the cluster in memory.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Error> {
     let entries = list::select(&config.controllers)?;
-    let client = config.client.clone();
-    let options = config.options;
-    let work = move |stop: CancellationToken| async move {
-        let context = Context::new(client, options);
+    let (client, options) = (config.client.clone(), config.options);
+    let work = |stop: CancellationToken| {
+        let context = Context::new(client.clone(), options.clone());
         let controllers = entries.iter().map(|entry| (entry.new)(&context)).collect();
-        client::controller::run_controllers(controllers, stop).await;
+        client::controller::run_controllers(controllers, stop)
     };
     match config.election {
-        Some(election) => elect(config.client, election, shutdown, work).await?,
+        Some(election) => lead(config.client, election, shutdown, work).await?,
         None => work(shutdown).await,
     }
     Ok(())

@@ -59,22 +59,19 @@ impl Config {
 /// Why the scheduler stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The lease was lost, or the election is misconfigured.
+    /// The election is misconfigured.
     #[error(transparent)]
     Election(#[from] election::Error),
 }
 
-/// Schedules until the shutdown, or until leadership is lost.
+/// Schedules until the shutdown, whenever this is the leader.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Error> {
     let Config { client, scheduler_name, election, host } = config;
     let recorder = Recorder::new(client.clone(), &scheduler_name, &host);
     match election {
         Some(election) => {
-            let work = {
-                let client = client.clone();
-                |leading| schedule(client, scheduler_name, recorder, leading)
-            };
-            election::elect(client, election, shutdown, work).await?;
+            let work = |leading| schedule(client.clone(), scheduler_name.clone(), recorder.clone(), leading);
+            election::lead(client.clone(), election, shutdown, work).await?;
         }
         None => schedule(client, scheduler_name, recorder, shutdown).await,
     }
