@@ -353,4 +353,111 @@ mod tests {
         observed.see(lease("other", 2), start + Duration::from_secs(10));
         assert_eq!(observed.at, Some(start + Duration::from_secs(10)));
     }
+
+    /// An API with one Lease, which can be made to hang for one of its users.
+    #[derive(Clone, Default)]
+    struct LeaseApi(std::sync::Arc<parking_lot::Mutex<(Option<serde_json::Value>, u64, Option<String>)>>);
+
+    impl LeaseApi {
+        fn client(&self, user: &str) -> kube::Client {
+            let (api, user) = (self.clone(), user.to_owned());
+            crate::transport::in_process(tower::service_fn(move |request: http::Request<kube::client::Body>| {
+                let (api, user) = (api.clone(), user.clone());
+                async move {
+                    use http_body_util::BodyExt;
+                    if api.0.lock().2.as_ref() == Some(&user) {
+                        std::future::pending::<()>().await;
+                    }
+                    let (parts, body) = request.into_parts();
+                    let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+                    let (code, answer) = api.answer(&parts.method, &body);
+                    let answer = http_body_util::Full::new(bytes::Bytes::from(answer.to_string()));
+                    http::Response::builder().status(code).body(answer)
+                }
+            }))
+        }
+
+        fn answer(&self, method: &http::Method, body: &[u8]) -> (u16, serde_json::Value) {
+            let failure = |code: u16, reason: &str| (code, serde_json::json!({"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": reason}));
+            let (lease, version, _) = &mut *self.0.lock();
+            let known = lease.as_ref().map(|lease| lease["metadata"]["resourceVersion"].clone());
+            if method == http::Method::GET {
+                return lease.clone().map_or_else(|| failure(404, "NotFound"), |lease| (200, lease));
+            }
+            let mut new: serde_json::Value = serde_json::from_slice(body).unwrap();
+            if method == http::Method::POST && known.is_some() {
+                return failure(409, "AlreadyExists");
+            }
+            if method == http::Method::PUT && known.as_ref() != Some(&new["metadata"]["resourceVersion"]) {
+                return failure(409, "Conflict");
+            }
+            *version += 1;
+            new["metadata"]["resourceVersion"] = version.to_string().into();
+            *lease = Some(new.clone());
+            (200, new)
+        }
+    }
+
+    type Log = std::sync::Arc<parking_lot::Mutex<Vec<(String, &'static str, u64)>>>;
+
+    /// A candidate whose work notes when it starts and when it has ended; stubborn work does not heed its token.
+    fn stand(api: &LeaseApi, name: &'static str, stubborn: bool, log: &Log, begin: Instant) -> (CancellationToken, tokio::task::JoinHandle<Result<(), Error>>) {
+        struct Note(Log, &'static str, Instant);
+        impl Drop for Note {
+            fn drop(&mut self) {
+                self.0.lock().push((self.1.into(), "ends", self.2.elapsed().as_secs()));
+            }
+        }
+        let stop = CancellationToken::new();
+        let (client, log, shutdown) = (api.client(name), log.clone(), stop.clone());
+        let task = tokio::spawn(async move {
+            lead(client, ElectionConfig::new("l", name), shutdown, |leading| {
+                let log = log.clone();
+                async move {
+                    log.lock().push((name.into(), "starts", begin.elapsed().as_secs()));
+                    let _note = Note(log, name, begin);
+                    if stubborn {
+                        std::future::pending::<()>().await;
+                    }
+                    leading.cancelled().await;
+                }
+            })
+            .await
+        });
+        (stop, task)
+    }
+
+    fn told(log: &Log) -> String {
+        log.lock().iter().map(|(who, what, at)| format!("{who} {what} {at}")).collect::<Vec<_>>().join(", ")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clean_stop_hands_over_at_once() {
+        let (api, log, begin) = (LeaseApi::default(), Log::default(), Instant::now());
+        let (stop_a, a) = stand(&api, "a", false, &log, begin);
+        sleep(Duration::from_secs(1)).await;
+        let (stop_b, b) = stand(&api, "b", false, &log, begin);
+        sleep(Duration::from_secs(60)).await;
+        stop_a.cancel();
+        assert_eq!(a.await.unwrap(), Ok(()));
+        sleep(Duration::from_secs(3)).await;
+        assert!(told(&log).starts_with("a starts 0, a ends 61, b starts 6"), "{}", told(&log));
+        stop_b.cancel();
+        b.await.unwrap().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_loser_has_stopped_before_the_winner_starts() {
+        for stubborn in [false, true] {
+            let (api, log, begin) = (LeaseApi::default(), Log::default(), Instant::now());
+            let (_stop_a, _a) = stand(&api, "a", stubborn, &log, begin);
+            sleep(Duration::from_secs(1)).await;
+            let (_stop_b, _b) = stand(&api, "b", false, &log, begin);
+            sleep(Duration::from_secs(60)).await;
+            api.0.lock().2 = Some("a".into()); // From here on, the API does not answer a.
+            sleep(Duration::from_secs(40)).await;
+            let seen: Vec<(String, &str)> = log.lock().iter().map(|(who, what, _)| (who.clone(), *what)).collect();
+            assert_eq!(seen, [("a".into(), "starts"), ("a".into(), "ends"), ("b".into(), "starts")], "{}", told(&log));
+        }
+    }
 }
