@@ -37,6 +37,18 @@ impl Request {
     }
 }
 
+/// Why a connection was not made, in the words that people search for.
+pub fn dial_error(address: &str, error: &std::io::Error) -> String {
+    let why = match error.kind() {
+        std::io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+        std::io::ErrorKind::HostUnreachable => "no route to host".to_owned(),
+        std::io::ErrorKind::NetworkUnreachable => "network is unreachable".to_owned(),
+        std::io::ErrorKind::TimedOut => "connection timed out".to_owned(),
+        _ => error.to_string(),
+    };
+    format!("dial tcp {address}: connect: {why}")
+}
+
 fn authority(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
@@ -94,7 +106,7 @@ fn tls_config() -> Result<Arc<rustls::ClientConfig>, String> {
 /// GETs and returns the status code and the beginning of the body.
 pub async fn get(request: &Request) -> Result<(u16, String), String> {
     let address = authority(&request.host, request.port);
-    let stream = TcpStream::connect(&address).await.map_err(|error| format!("dial tcp {address}: {error}"))?;
+    let stream = TcpStream::connect(&address).await.map_err(|error| dial_error(&address, &error))?;
     if request.tls {
         let name = ServerName::try_from(request.host.clone()).map_err(|error| error.to_string())?;
         let stream = tokio_rustls::TlsConnector::from(tls_config()?).connect(name, stream).await.map_err(|error| error.to_string())?;
@@ -133,7 +145,7 @@ async fn send<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S, req
 /// Asks a gRPC server for its health, by the standard protocol. `Ok(true)` means serving.
 pub async fn grpc_health(host: &str, port: u16, service: &str) -> Result<bool, String> {
     let address = authority(host, port);
-    let stream = TcpStream::connect(&address).await.map_err(|error| format!("dial tcp {address}: {error}"))?;
+    let stream = TcpStream::connect(&address).await.map_err(|error| dial_error(&address, &error))?;
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
     let connection = tokio::spawn(async move { connection.await.is_ok() });

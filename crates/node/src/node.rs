@@ -36,6 +36,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// First and longest wait between attempts to register.
 const REGISTER_RETRY_MIN: Duration = Duration::from_millis(200);
 const REGISTER_RETRY_MAX: Duration = Duration::from_secs(2);
+/// When a node whose object was deleted under it registers again: long enough for whoever deleted it to switch it off.
+const REGISTER_AGAIN: Duration = Duration::from_secs(300);
 /// How often a node looks whether it has become ready.
 const NOT_READY_LOOK: Duration = Duration::from_millis(500);
 /// As many images as a node tells of.
@@ -292,8 +294,13 @@ pub async fn run(cx: std::sync::Arc<Context>, shutdown: CancellationToken) {
         };
         match report(&cx, &reference, known, &mut reported_at).await {
             Ok(now) => node = Some(now),
-            // Registered again in the next round: the object was deleted.
-            Err(error) if error.is_not_found() => continue,
+            Err(error) if error.is_not_found() => {
+                tracing::warn!("the node's object was deleted; it registers again in {} s", REGISTER_AGAIN.as_secs());
+                tokio::select! {
+                    () = tokio::time::sleep(REGISTER_AGAIN) => continue,
+                    () = shutdown.cancelled() => break,
+                }
+            }
             Err(error) => {
                 tracing::debug!(%error, "the node's status is not said yet");
                 cx.node_changed.notify_one();

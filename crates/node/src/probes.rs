@@ -154,7 +154,7 @@ async fn ask_unbounded(question: &Question, limit: Duration) -> Outcome {
         let host = socket.host.clone().filter(|host| !host.is_empty()).unwrap_or_else(|| question.pod_ip.clone());
         return match tokio::net::TcpStream::connect((host.as_str(), port)).await {
             Ok(_) => Outcome::Success,
-            Err(error) => Outcome::Failure(format!("dial tcp {host}:{port}: {error}")),
+            Err(error) => Outcome::Failure(http::dial_error(&format!("{host}:{port}"), &error)),
         };
     }
     if let Some(grpc) = &probe.grpc {

@@ -155,6 +155,14 @@ async fn a_web_server_becomes_ready(api: &Api, authority: &pki::Authority) {
     let ip = running["status"]["podIP"].as_str().unwrap().to_owned();
     assert!(ip.starts_with("10.89.77."), "{ip}");
 
+    for word in ["Pulled", "Created", "Started", "Unhealthy Readiness probe failed: HTTP probe failed with statuscode: 404"] {
+        until(&format!("{word} is told"), || {
+            let told = events(api, "web");
+            told.iter().any(|event| event.starts_with(word)).then_some(()).ok_or(format!("{told:#?}"))
+        })
+        .await;
+    }
+
     let node = peer::Peer::new(authority, PORT);
     let (status, text) = node.get("/containerLogs/default/web/web?tailLines=1").await;
     assert_eq!((status, text.as_str()), (200, "begun\n"));
@@ -166,10 +174,6 @@ async fn a_web_server_becomes_ready(api: &Api, authority: &pki::Authority) {
     let ready = pod_until(api, "web", "ready", |pod| condition(pod, "Ready") == "True").await;
     assert_eq!(ready["status"]["containerStatuses"][0]["ready"], true);
     assert_eq!(ready["status"]["qosClass"], "BestEffort");
-    let told = events(api, "web");
-    for word in ["Pulled", "Created", "Started", "Unhealthy Readiness probe failed: HTTP probe failed with statuscode: 404"] {
-        assert!(told.iter().any(|event| event.starts_with(word)), "{word} in {told:#?}");
-    }
     assert_eq!(peer::Peer::stranger(authority, PORT).get("/pods").await.0, 403);
     assert_eq!(peer::Peer::anonymous(authority, PORT).get("/pods").await.0, 401);
     let (_, summary) = node.get("/stats/summary").await;
