@@ -100,11 +100,14 @@ pub fn each(parent: &mut Value, key: &str, mut change: impl FnMut(&mut Value)) {
         }
     }
 }
-/// An object member, made if there is none.
+/// An object member, made if there is none or something else.
 pub fn made<'a>(parent: &'a mut Value, key: &str) -> &'a mut Value {
     if !parent.is_object() {
         *parent = Value::Object(Map::new());
     }
-    fill(parent, key, Value::Object(Map::new()));
-    &mut parent[key]
+    let member = &mut parent[key];
+    if !member.is_object() {
+        *member = Value::Object(Map::new());
+    }
+    member
 }

@@ -1,6 +1,17 @@
-//! ValidatingAdmissionPolicy of admissionregistration.k8s.io.
+//! ValidatingAdmissionPolicy of admissionregistration.k8s.io. Its expressions are compiled where they are run.
 
-use crate::kind::Kind;
+use super::rules;
+use crate::{
+    field::{Errors, Path},
+    kind::{Hooks, Kind},
+    kinds::{
+        checks,
+        values::{list, put, text},
+        workload,
+    },
+    table,
+};
+use serde_json::{Value, json};
 
 pub fn kind() -> Kind {
     Kind::cluster("admissionregistration.k8s.io", "v1", "ValidatingAdmissionPolicy", "validatingadmissionpolicies")
@@ -8,4 +19,38 @@ pub fn kind() -> Kind {
         .generation()
         .conditional_update()
         .status()
+        .hooks(ValidatingAdmissionPolicies)
+}
+
+struct ValidatingAdmissionPolicies;
+
+impl Hooks for ValidatingAdmissionPolicies {
+    fn default(&self, policy: &mut Value) {
+        rules::default_policy(policy);
+    }
+    fn prepare_create(&self, policy: &mut Value) {
+        put(policy, "status", json!({}));
+    }
+    fn validate(&self, policy: &Value, _old: Option<&Value>, errors: &mut Errors) {
+        let (spec, path) = (workload::spec(policy), Path::new("spec"));
+        rules::validate_policy(spec, &path, errors);
+        let validations = list(spec, "validations");
+        if validations.is_empty() && list(spec, "auditAnnotations").is_empty() {
+            errors.required(path.child("validations"), "validations or auditAnnotations must contain at least one item");
+        }
+        for (i, validation) in validations.iter().enumerate() {
+            let path = path.child("validations").index(i);
+            if text(validation, "expression").trim().is_empty() {
+                errors.required(path.child("expression"), "expression is not specified");
+            }
+            if text(validation, "message").contains('\n') {
+                errors.invalid(path.child("message"), text(validation, "message"), "must not contain line breaks");
+            }
+            checks::one_of(validation, "reason", &["Forbidden", "Invalid", "RequestEntityTooLarge"], &path, errors);
+        }
+    }
+    fn cells(&self, policy: &Value, now_unix_s: i64) -> Vec<Value> {
+        let spec = workload::spec(policy);
+        vec![table::name(policy), json!(list(spec, "validations").len()), json!(rules::param_kind(spec)), table::age(policy, now_unix_s)]
+    }
 }

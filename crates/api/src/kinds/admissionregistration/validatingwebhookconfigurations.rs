@@ -1,10 +1,28 @@
 //! ValidatingWebhookConfiguration of admissionregistration.k8s.io.
 
-use crate::kind::Kind;
+use super::rules;
+use crate::{
+    field::Errors,
+    kind::{Hooks, Kind},
+    kinds::values::list,
+    table,
+};
+use serde_json::{Value, json};
 
 pub fn kind() -> Kind {
-    Kind::cluster("admissionregistration.k8s.io", "v1", "ValidatingWebhookConfiguration", "validatingwebhookconfigurations")
-        .categories(&["api-extensions"])
-        .generation()
-        .conditional_update()
+    Kind::cluster("admissionregistration.k8s.io", "v1", "ValidatingWebhookConfiguration", "validatingwebhookconfigurations").categories(&["api-extensions"]).generation().conditional_update().hooks(ValidatingWebhookConfigurations)
+}
+
+struct ValidatingWebhookConfigurations;
+
+impl Hooks for ValidatingWebhookConfigurations {
+    fn default(&self, configuration: &mut Value) {
+        rules::default_webhooks(configuration, false);
+    }
+    fn validate(&self, configuration: &Value, _old: Option<&Value>, errors: &mut Errors) {
+        rules::validate_webhooks(configuration, false, errors);
+    }
+    fn cells(&self, configuration: &Value, now_unix_s: i64) -> Vec<Value> {
+        vec![table::name(configuration), json!(list(configuration, "webhooks").len()), table::age(configuration, now_unix_s)]
+    }
 }

@@ -9,6 +9,7 @@ use crate::{
         values::{fill, has, int, made, member, put, text},
         workload,
     },
+    object::ObjectExt,
     table,
 };
 use serde_json::{Value, json};
@@ -42,6 +43,18 @@ impl Hooks for Deployments {
     }
     fn prepare_create(&self, deployment: &mut Value) {
         put(deployment, "status", json!({}));
+    }
+    fn prepare_update(&self, deployment: &mut Value, old: &Value) {
+        // Annotations of a Deployment go on to its ReplicaSets: a change of them is work for its controller.
+        if deployment.annotations() != old.annotations() {
+            deployment.set("metadata.generation", old.generation() + 1);
+        }
+    }
+    fn prepare_status(&self, deployment: &mut Value, old: &Value) {
+        match old.at("metadata.labels") {
+            Some(labels) => deployment.set("metadata.labels", labels.clone()),
+            None => drop(deployment.remove("metadata.labels")),
+        }
     }
     fn validate(&self, deployment: &Value, old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(deployment), Path::new("spec"));

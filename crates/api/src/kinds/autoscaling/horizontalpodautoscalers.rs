@@ -130,12 +130,12 @@ impl Hooks for HorizontalPodAutoscalers {
             let up = made(behavior, "scaleUp");
             fill(up, "stabilizationWindowSeconds", 0);
             fill(up, "selectPolicy", "Max");
-            if !has(up, "policies") {
+            if up.get("policies").is_none_or(Value::is_null) {
                 put(up, "policies", json!([{"type": "Pods", "value": 4, "periodSeconds": 15}, {"type": "Percent", "value": 100, "periodSeconds": 15}]));
             }
             let down = made(behavior, "scaleDown");
             fill(down, "selectPolicy", "Max");
-            if !has(down, "policies") {
+            if down.get("policies").is_none_or(Value::is_null) {
                 put(down, "policies", json!([{"type": "Percent", "value": 100, "periodSeconds": 15}]));
             }
         });
@@ -195,6 +195,9 @@ fn reference(reference: &Value, path: &Path, errors: &mut Errors) {
         checks::required_checked(reference, key, path, checks::path_segment, errors);
     }
     let version = text(reference, "apiVersion");
+    if path.to_string().ends_with("describedObject") {
+        return;
+    }
     if text(reference, "kind") != "ReplicationController" && !text(reference, "kind").is_empty() && (version.is_empty() || !version.contains('/')) {
         errors.invalid(path.child("apiVersion"), version, "apiVersion must specify API group");
     }

@@ -179,25 +179,23 @@ fn stamp(request: &mut Value, old: &Value) {
     });
 }
 
+/// A domain with a dot, a slash, and a path of names.
 fn signer_name(name: &str, path: &Path, errors: &mut Errors) {
     if name.is_empty() {
         return errors.required(path.clone(), "");
     }
-    let (domain, rest) = name.split_once('/').unwrap_or((name, ""));
-    let good = names::dns1123_subdomain(domain);
-    if !good.is_empty() || rest.is_empty() && !name.contains('/') {
-        if let Some(label) = domain.split('.').find(|label| domain.contains('.') && !names::dns1123_label(label).is_empty()) {
-            for problem in names::dns1123_label(label) {
-                errors.invalid(path.clone(), name, &format!("validating label {label:?}: {problem}"));
-            }
-        } else {
-            for problem in good {
-                errors.invalid(path.clone(), name, &format!("validating label {domain:?}: {problem}"));
-            }
+    let Some((domain, rest)) = name.split_once('/').filter(|(domain, rest)| domain.contains('.') && !rest.is_empty()) else {
+        return errors.invalid(path.clone(), name, "must be a fully qualified domain and path of the form 'example.com/signer-name'");
+    };
+    for label in domain.split('.') {
+        for problem in names::dns1123_label(label) {
+            errors.invalid(path.clone(), domain, &format!("validating label {label:?}: {problem}"));
         }
     }
-    if !name.contains('/') || rest.is_empty() || !domain.contains('.') {
-        errors.invalid(path.clone(), name, "must be a fully qualified domain and path of the form 'example.com/signer-name'");
+    for part in rest.split('/') {
+        for problem in names::dns1123_subdomain(part) {
+            errors.invalid(path.clone(), part, &format!("validating label {part:?}: {problem}"));
+        }
     }
 }
 

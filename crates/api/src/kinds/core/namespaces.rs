@@ -39,6 +39,7 @@ impl Hooks for Namespaces {
         made(namespace, "spec");
     }
     fn prepare_create(&self, namespace: &mut Value) {
+        self.default(namespace);
         put(namespace, "status", json!({"phase": "Active"}));
         let spec = made(namespace, "spec");
         let mut finalizers = list(spec, "finalizers").to_vec();

@@ -142,7 +142,7 @@ fn validate_backend(backend: &Value, path: &Path, errors: &mut Errors) {
         (None, None) => errors.invalid(path.clone(), "", "resource or service backend is required"),
         (Some(service), None) => {
             let at = path.child("service");
-            checks::required_checked(service, "name", &at, names::dns1035_label, errors);
+            checks::required_checked(service, "name", &at, names::dns1123_label, errors);
             let nothing = Value::Null;
             let port = service.get("port").unwrap_or(&nothing);
             let (name, number) = (text(port, "name"), int(port, "number").unwrap_or(0));

@@ -40,12 +40,12 @@ impl Hooks for IpAddresses {
             errors.invalid(path, shown, checks::IMMUTABLE);
         }
     }
-    fn cells(&self, address: &Value, now_unix_s: i64) -> Vec<Value> {
+    fn cells(&self, address: &Value, _now_unix_s: i64) -> Vec<Value> {
         let parent = workload::spec(address).get("parentRef").filter(|p| p.is_object()).map_or("<none>".to_string(), |p| {
             let group = text(p, "group");
             let resource = if group.is_empty() { text(p, "resource").to_string() } else { format!("{}.{group}", text(p, "resource")) };
             [resource.as_str(), text(p, "namespace"), text(p, "name")].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/")
         });
-        vec![table::name(address), json!(parent), table::age(address, now_unix_s)]
+        vec![table::name(address), json!(parent)]
     }
 }

@@ -72,8 +72,9 @@ fn validate_port(port: &Value, path: &Path, errors: &mut Errors) {
         None => errors.invalid(path.child("endPort"), end, "may not be specified when `port` is not specified"),
         Some(Value::String(_)) => errors.invalid(path.child("endPort"), end, "may not be specified when `port` is non-numeric"),
         Some(start) => {
-            if end < start.as_i64().unwrap_or(0) {
-                errors.invalid(path.child("endPort"), end, "must be greater than or equal to `port`");
+            let start = start.as_i64().unwrap_or(0);
+            if end < start {
+                errors.invalid(path.child("endPort"), start, "must be greater than or equal to `port`");
             }
             checks::port_number(end, &path.child("endPort"), errors);
         }

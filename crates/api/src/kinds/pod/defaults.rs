@@ -1,7 +1,7 @@
 //! What a pod's spec says when it says nothing.
 
 use crate::{
-    kinds::values::{each, fill, fill_zero, has, int, list, made, put, text, within},
+    kinds::values::{each, fill, fill_zero, has, int, list, made, put, take, text, within},
     quantity::Quantity,
 };
 use serde_json::{Map, Value, json};
@@ -118,6 +118,8 @@ fn container(container: &mut Value) {
         within(container, name, probe);
     }
     within(container, "lifecycle", |lifecycle| {
+        // Not yet on by default.
+        take(lifecycle, "stopSignal");
         for hook in ["postStart", "preStop"] {
             within(lifecycle, hook, http_get);
         }

@@ -68,7 +68,6 @@ pub fn validate(container: &Value, grace_s: i64, path: &Path, errors: &mut Error
                 handler(hook_value, &["exec", "httpGet", "tcpSocket", "sleep"], grace_s, &path.child(hook), errors);
             }
         }
-        checks::one_of(lifecycle, "stopSignal", super::security::SIGNALS, &path, errors);
     }
     for name in ["livenessProbe", "readinessProbe", "startupProbe"] {
         let Some(value) = member(container, name) else { continue };

@@ -1,7 +1,85 @@
 //! CSIDriver of storage.k8s.io.
 
-use crate::kind::Kind;
+use crate::{
+    field::{Errors, Path, Reason},
+    kind::{Hooks, Kind},
+    kinds::{
+        checks,
+        values::{fill, flag, int, list, made, put, shown, strings, text},
+        workload,
+    },
+    table,
+};
+use serde_json::{Value, json};
 
 pub fn kind() -> Kind {
-    Kind::cluster("storage.k8s.io", "v1", "CSIDriver", "csidrivers").conditional_update()
+    Kind::cluster("storage.k8s.io", "v1", "CSIDriver", "csidrivers").conditional_update().hooks(CsiDrivers)
+}
+
+const TOKEN_MIN_S: i64 = 600;
+const UPDATE_PERIOD_MIN_S: i64 = 10;
+
+struct CsiDrivers;
+
+impl Hooks for CsiDrivers {
+    fn default(&self, driver: &mut Value) {
+        let spec = made(driver, "spec");
+        fill(spec, "attachRequired", true);
+        for key in ["podInfoOnMount", "storageCapacity", "requiresRepublish", "seLinuxMount"] {
+            fill(spec, key, false);
+        }
+        fill(spec, "fsGroupPolicy", "ReadWriteOnceWithFSType");
+        if list(spec, "volumeLifecycleModes").is_empty() {
+            put(spec, "volumeLifecycleModes", json!(["Persistent"]));
+        }
+    }
+    fn validate(&self, driver: &Value, old: Option<&Value>, errors: &mut Errors) {
+        let (spec, path) = (workload::spec(driver), Path::new("spec"));
+        checks::one_of(spec, "fsGroupPolicy", &["File", "None", "ReadWriteOnceWithFSType"], &path, errors);
+        let requests = list(spec, "tokenRequests");
+        for (i, request) in requests.iter().enumerate() {
+            let path = path.child("tokenRequests").index(i);
+            let audience = text(request, "audience");
+            if requests[..i].iter().any(|other| text(other, "audience") == audience) {
+                errors.duplicate(path.child("audience"), audience);
+                continue;
+            }
+            match int(request, "expirationSeconds") {
+                Some(s) if s < TOKEN_MIN_S => errors.invalid(path.child("expirationSeconds"), s, "may not specify a duration less than 10 minutes"),
+                Some(s) if s > 1 << 32 => errors.invalid(path.child("expirationSeconds"), s, "may not specify a duration larger than 2^32 seconds"),
+                _ => {}
+            }
+        }
+        for mode in strings(spec, "volumeLifecycleModes") {
+            if !matches!(mode, "Persistent" | "Ephemeral") {
+                errors.not_supported(path.child("volumeLifecycleModes"), mode, &["Persistent", "Ephemeral"]);
+            }
+        }
+        if let Some(s) = int(spec, "nodeAllocatableUpdatePeriodSeconds")
+            && s < UPDATE_PERIOD_MIN_S
+        {
+            errors.invalid(path.child("nodeAllocatableUpdatePeriodSeconds"), s, "must be greater than or equal to 10 seconds");
+        }
+        if let Some(old) = old.map(workload::spec) {
+            for (key, name) in [("attachRequired", "attachedRequired"), ("volumeLifecycleModes", "volumeLifecycleModes")] {
+                if spec.get(key) != old.get(key) {
+                    errors.push(Reason::Invalid, path.child(name), Some(shown(spec, key)), checks::IMMUTABLE);
+                }
+            }
+        }
+    }
+    fn cells(&self, driver: &Value, now_unix_s: i64) -> Vec<Value> {
+        let spec = workload::spec(driver);
+        let join = |all: Vec<&str>| if all.is_empty() { "<unset>".to_string() } else { all.join(",") };
+        vec![
+            table::name(driver),
+            json!(spec.get("attachRequired").and_then(Value::as_bool).unwrap_or(true)),
+            json!(flag(spec, "podInfoOnMount")),
+            json!(flag(spec, "storageCapacity")),
+            json!(join(list(spec, "tokenRequests").iter().map(|r| text(r, "audience")).collect())),
+            json!(flag(spec, "requiresRepublish")),
+            json!(join(strings(spec, "volumeLifecycleModes").collect())),
+            table::age(driver, now_unix_s),
+        ]
+    }
 }

@@ -1,7 +1,39 @@
 //! VolumeAttributesClass of storage.k8s.io.
 
-use crate::kind::Kind;
+use super::storageclasses;
+use crate::{
+    field::{Errors, Path},
+    kind::{Hooks, Kind},
+    kinds::{
+        checks,
+        values::{map, text},
+    },
+    table,
+};
+use serde_json::{Map, Value, json};
 
 pub fn kind() -> Kind {
-    Kind::cluster("storage.k8s.io", "v1", "VolumeAttributesClass", "volumeattributesclasses").short(&["vac"])
+    Kind::cluster("storage.k8s.io", "v1", "VolumeAttributesClass", "volumeattributesclasses").short(&["vac"]).hooks(VolumeAttributesClasses)
+}
+
+struct VolumeAttributesClasses;
+
+impl Hooks for VolumeAttributesClasses {
+    fn validate(&self, class: &Value, old: Option<&Value>, errors: &mut Errors) {
+        checks::required(class, "driverName", &Path::root(), errors);
+        if map(class, "parameters").is_none_or(Map::is_empty) {
+            errors.required(Path::new("parameters"), "must contain at least one key/value pair");
+        }
+        storageclasses::parameters(class, errors);
+        if let Some(old) = old {
+            for key in ["driverName", "parameters"] {
+                if class.get(key) != old.get(key) {
+                    errors.forbidden(Path::new(key), &format!("updates to {key} are forbidden."));
+                }
+            }
+        }
+    }
+    fn cells(&self, class: &Value, now_unix_s: i64) -> Vec<Value> {
+        vec![table::name(class), json!(text(class, "driverName")), table::age(class, now_unix_s)]
+    }
 }

@@ -1,0 +1,315 @@
+//! What webhooks and admission policies share: which requests they are about.
+
+use crate::{
+    field::{Errors, Path},
+    kinds::{
+        checks,
+        values::{each, fill, list, made, member, strings, text, within},
+    },
+    names, selector,
+};
+use serde_json::{Value, json};
+
+const OPERATIONS: &[&str] = &["*", "CONNECT", "CREATE", "DELETE", "UPDATE"];
+
+/// Defaults of the rules in `parent`.
+pub fn default_rules(parent: &mut Value, key: &str) {
+    each(parent, key, |rule| fill(rule, "scope", "*"));
+}
+/// Defaults of the match resources in `parent`.
+pub fn default_match(parent: &mut Value) {
+    fill(parent, "matchPolicy", "Equivalent");
+    made(parent, "namespaceSelector");
+    made(parent, "objectSelector");
+    default_rules(parent, "resourceRules");
+    default_rules(parent, "excludeResourceRules");
+}
+
+fn alone(values: &[&str], star: &str, what: &str, path: &Path, errors: &mut Errors) {
+    if values.is_empty() {
+        errors.required(path.clone(), "");
+    }
+    if values.len() > 1 && values.contains(&star) {
+        errors.invalid(path.clone(), json!(values), &format!("if '{star}' is present, must not specify other {what}"));
+    }
+}
+
+/// Checks one rule.
+pub fn validate_rule(rule: &Value, path: &Path, errors: &mut Errors) {
+    let of = |key: &str| strings(rule, key).collect::<Vec<_>>();
+    let operations = of("operations");
+    alone(&operations, "*", "operations", &path.child("operations"), errors);
+    for (i, operation) in operations.iter().enumerate() {
+        if !OPERATIONS.contains(operation) {
+            errors.not_supported(path.child("operations").index(i), *operation, OPERATIONS);
+        }
+    }
+    alone(&of("apiGroups"), "*", "API groups", &path.child("apiGroups"), errors);
+    let versions = of("apiVersions");
+    alone(&versions, "*", "API versions", &path.child("apiVersions"), errors);
+    for (i, _) in versions.iter().enumerate().filter(|(_, v)| v.is_empty()) {
+        errors.required(path.child("apiVersions").index(i), "");
+    }
+    resources(&of("resources"), &path.child("resources"), errors);
+    let names_of = of("resourceNames");
+    for (i, name) in names_of.iter().enumerate() {
+        let at = path.child("resourceNames").index(i);
+        errors.invalid_all(&at, *name, checks::path_segment(name));
+        if names_of[..i].contains(name) {
+            errors.duplicate(at, *name);
+        }
+    }
+    checks::one_of(rule, "scope", &["*", "Cluster", "Namespaced"], path, errors);
+}
+
+fn resources(resources: &[&str], path: &Path, errors: &mut Errors) {
+    if resources.is_empty() {
+        errors.required(path.clone(), "");
+    }
+    let whole = |subresource: &str| resources.contains(&format!("*/{subresource}").as_str());
+    for (i, resource) in resources.iter().enumerate() {
+        let at = path.index(i);
+        if resource.is_empty() {
+            errors.required(at, "");
+            continue;
+        }
+        let Some((name, subresource)) = resource.split_once('/') else { continue };
+        if *resource != "*/*" && subresource != "*" && name != "*" && resources.contains(&format!("{name}/*").as_str()) {
+            errors.invalid(at.clone(), *resource, &format!("if '{name}/*' is present, must not specify {resource}"));
+        }
+        if name != "*" && subresource != "*" && whole(subresource) {
+            errors.invalid(at, *resource, &format!("if '*/{subresource}' is present, must not specify {resource}"));
+        }
+    }
+    if resources.len() > 1 && resources.contains(&"*/*") {
+        errors.invalid(path.clone(), json!(resources), "if '*/*' is present, must not specify other resources");
+    }
+    if resources.contains(&"*") && resources.iter().any(|r| !r.is_empty() && *r != "*" && !r.contains('/')) {
+        errors.invalid(path.clone(), json!(resources), "if '*' is present, must not specify other resources without subresources");
+    }
+}
+
+/// Checks selectors and rules of match resources.
+pub fn validate_match(parent: &Value, path: &Path, errors: &mut Errors) {
+    checks::one_of(parent, "matchPolicy", &["Equivalent", "Exact"], path, errors);
+    for key in ["namespaceSelector", "objectSelector"] {
+        if let Some(value) = member(parent, key) {
+            selector::validate(value, &path.child(key), errors);
+        }
+    }
+    for key in ["resourceRules", "excludeResourceRules"] {
+        for (i, rule) in list(parent, key).iter().enumerate() {
+            validate_rule(rule, &path.child(key).index(i), errors);
+        }
+    }
+}
+
+/// Defaults of the webhooks of a configuration.
+pub fn default_webhooks(configuration: &mut Value, mutating: bool) {
+    each(configuration, "webhooks", |webhook| {
+        fill(webhook, "failurePolicy", "Fail");
+        fill(webhook, "matchPolicy", "Equivalent");
+        made(webhook, "namespaceSelector");
+        made(webhook, "objectSelector");
+        fill(webhook, "timeoutSeconds", 10);
+        if mutating {
+            fill(webhook, "reinvocationPolicy", "Never");
+        }
+        default_rules(webhook, "rules");
+        within(webhook, "clientConfig", |client| within(client, "service", |service| fill(service, "port", 443)));
+    });
+}
+
+/// Checks the webhooks of a configuration.
+pub fn validate_webhooks(configuration: &Value, mutating: bool, errors: &mut Errors) {
+    let webhooks = list(configuration, "webhooks");
+    for (i, webhook) in webhooks.iter().enumerate() {
+        let path = Path::new("webhooks").index(i);
+        review_versions(webhook, &path, errors);
+        let name = text(webhook, "name");
+        if checks::required(webhook, "name", &path, errors) {
+            let problems = names::dns1123_subdomain(name);
+            if problems.is_empty() && name.split('.').count() < 3 {
+                errors.invalid(path.child("name"), name, "should be a domain with at least three segments separated by dots");
+            }
+            errors.invalid_all(&path.child("name"), name, problems);
+        }
+        if !name.is_empty() && webhooks[..i].iter().any(|other| text(other, "name") == name) {
+            errors.duplicate(path.child("name"), name);
+        }
+        for (i, rule) in list(webhook, "rules").iter().enumerate() {
+            validate_rule(rule, &path.child("rules").index(i), errors);
+        }
+        checks::one_of(webhook, "failurePolicy", &["Fail", "Ignore"], &path, errors);
+        match text(webhook, "sideEffects") {
+            "" => errors.required(path.child("sideEffects"), "must specify one of None, NoneOnDryRun"),
+            _ => checks::one_of(webhook, "sideEffects", &["None", "NoneOnDryRun"], &path, errors),
+        }
+        if let Some(seconds) = webhook.get("timeoutSeconds").and_then(Value::as_i64)
+            && !(1..=30).contains(&seconds)
+        {
+            errors.invalid(path.child("timeoutSeconds"), seconds, "the timeout value must be between 1 and 30 seconds");
+        }
+        if mutating {
+            checks::one_of(webhook, "reinvocationPolicy", &["IfNeeded", "Never"], &path, errors);
+        }
+        validate_match(webhook, &path, errors);
+        client(webhook.get("clientConfig").unwrap_or(&Value::Null), &path.child("clientConfig"), errors);
+        match_conditions(webhook, &path, errors);
+    }
+}
+
+fn review_versions(webhook: &Value, path: &Path, errors: &mut Errors) {
+    let versions: Vec<&str> = strings(webhook, "admissionReviewVersions").collect();
+    let at = path.child("admissionReviewVersions");
+    if versions.is_empty() {
+        return errors.required(at, "must specify one of v1, v1beta1");
+    }
+    for (i, version) in versions.iter().enumerate() {
+        if versions[..i].contains(version) {
+            errors.invalid(at.index(i), *version, "duplicate version");
+        }
+        errors.invalid_all(&at.index(i), *version, names::dns1035_label(version));
+    }
+    let well_formed = versions.iter().all(|v| names::dns1035_label(v).is_empty());
+    if well_formed && !versions.iter().any(|v| matches!(*v, "v1" | "v1beta1")) {
+        errors.invalid(at, json!(versions), "must include at least one of v1, v1beta1");
+    }
+}
+
+/// Where a webhook is: exactly one of a URL and a Service.
+fn client(client: &Value, path: &Path, errors: &mut Errors) {
+    match (member(client, "url"), member(client, "service")) {
+        (Some(Value::String(url)), None) => web_address(url, &path.child("url"), errors),
+        (None, Some(service)) => {
+            let path = path.child("service");
+            checks::required(service, "name", &path, errors);
+            checks::required(service, "namespace", &path, errors);
+            let port = service.get("port").and_then(Value::as_i64).unwrap_or(0);
+            if !checks::is_port(port) {
+                errors.invalid(path.child("port"), port, &format!("port is not valid: {}", checks::PORT_RANGE));
+            }
+            if let Some(target) = member(service, "path").and_then(Value::as_str)
+                && !target.starts_with('/')
+            {
+                errors.invalid(path.child("path"), target, "must start with a '/'");
+            }
+        }
+        _ => errors.required(path.clone(), "exactly one of url or service is required"),
+    }
+}
+fn web_address(url: &str, path: &Path, errors: &mut Errors) {
+    let form = "; desired format: https://host[/path]";
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    if scheme != "https" {
+        errors.invalid(path.clone(), scheme, &format!("'https' is the only allowed URL scheme{form}"));
+    }
+    let (rest, fragment) = rest.split_once('#').unwrap_or((rest, ""));
+    let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let host = rest.split('/').next().unwrap_or_default();
+    let (user, host) = host.rsplit_once('@').unwrap_or(("", host));
+    if host.is_empty() {
+        errors.invalid(path.clone(), host, &format!("host must be specified{form}"));
+    }
+    for (value, detail) in [(user, "user information is not permitted in the URL"), (fragment, "fragments are not permitted in the URL"), (query, "query parameters are not permitted in the URL")] {
+        if !value.is_empty() {
+            errors.invalid(path.clone(), value, detail);
+        }
+    }
+}
+
+/// Names of match conditions; their expressions are compiled elsewhere.
+pub fn match_conditions(parent: &Value, path: &Path, errors: &mut Errors) {
+    let conditions = list(parent, "matchConditions");
+    for (i, condition) in conditions.iter().enumerate() {
+        let path = path.child("matchConditions").index(i);
+        let name = text(condition, "name");
+        if text(condition, "expression").trim().is_empty() {
+            errors.required(path.child("expression"), "");
+        }
+        if checks::required(condition, "name", &path, errors) {
+            errors.invalid_all(&path.child("name"), name, names::qualified_name(name));
+            if conditions[..i].iter().any(|other| text(other, "name") == name) {
+                errors.duplicate(path.child("name"), name);
+            }
+        }
+    }
+}
+
+/// The cell `ParamKind`.
+pub fn param_kind(spec: &Value) -> String {
+    member(spec, "paramKind").map_or("<unset>".into(), |kind| format!("{}/{}", text(kind, "apiVersion"), text(kind, "kind")))
+}
+/// The cell `ParamRef`.
+pub fn param_reference(spec: &Value) -> String {
+    let Some(reference) = member(spec, "paramRef") else { return "<unset>".into() };
+    match (text(reference, "name"), member(reference, "selector")) {
+        ("", Some(selector)) => go_selector(selector),
+        (name, _) => format!("{}/{name}", if text(reference, "namespace").is_empty() { "*" } else { text(reference, "namespace") }),
+    }
+}
+/// A LabelSelector in the form that Kubernetes prints here.
+fn go_selector(selector: &Value) -> String {
+    let labels: String = checks::text_entries(selector, "matchLabels").map(|(key, value)| format!("{key}: {value},")).collect();
+    let expressions: String = list(selector, "matchExpressions")
+        .iter()
+        .map(|e| format!("LabelSelectorRequirement{{Key:{},Operator:{},Values:[{}],}},", text(e, "key"), text(e, "operator"), strings(e, "values").collect::<Vec<_>>().join(" ")))
+        .collect();
+    format!("&LabelSelector{{MatchLabels:map[string]string{{{labels}}},MatchExpressions:[]LabelSelectorRequirement{{{expressions}}},}}")
+}
+
+/// Defaults of the spec of a policy.
+pub fn default_policy(policy: &mut Value) {
+    let spec = made(policy, "spec");
+    fill(spec, "failurePolicy", "Fail");
+    within(spec, "matchConstraints", default_match);
+}
+/// Defaults of the spec of a binding.
+pub fn default_binding(binding: &mut Value) {
+    within(made(binding, "spec"), "matchResources", default_match);
+}
+/// Checks of a policy that need no expressions.
+pub fn validate_policy(spec: &Value, path: &Path, errors: &mut Errors) {
+    checks::one_of(spec, "failurePolicy", &["Fail", "Ignore"], path, errors);
+    if let Some(kind) = member(spec, "paramKind") {
+        let path = path.child("paramKind");
+        let version = text(kind, "apiVersion");
+        if checks::required(kind, "apiVersion", &path, errors) && version.split('/').count() > 2 {
+            errors.invalid(path.child("apiVersion"), version, &format!("unexpected GroupVersion string: {version}"));
+        }
+        checks::required(kind, "kind", &path, errors);
+    }
+    match member(spec, "matchConstraints") {
+        None => errors.required(path.child("matchConstraints"), ""),
+        Some(constraints) => {
+            let path = path.child("matchConstraints");
+            validate_match(constraints, &path, errors);
+            if list(constraints, "resourceRules").is_empty() {
+                errors.required(path.child("resourceRules"), "");
+            }
+        }
+    }
+    match_conditions(spec, path, errors);
+}
+/// Checks of a binding.
+pub fn validate_binding(spec: &Value, path: &Path, errors: &mut Errors) {
+    checks::required_checked(spec, "policyName", path, names::dns1123_subdomain, errors);
+    if let Some(reference) = member(spec, "paramRef") {
+        let path = path.child("paramRef");
+        match (text(reference, "name").is_empty(), member(reference, "selector")) {
+            (false, Some(_)) => {
+                errors.forbidden(path.child("name"), "name and selector are mutually exclusive");
+                errors.forbidden(path.child("selector"), "name and selector are mutually exclusive");
+            }
+            (true, None) => errors.required(path.clone(), "one of name or selector must be specified"),
+            _ => {}
+        }
+        match text(reference, "parameterNotFoundAction") {
+            "" => errors.required(path.child("parameterNotFoundAction"), ""),
+            _ => checks::one_of(reference, "parameterNotFoundAction", &["Deny", "Allow"], &path, errors),
+        }
+    }
+    if let Some(resources) = member(spec, "matchResources") {
+        validate_match(resources, &path.child("matchResources"), errors);
+    }
+}

@@ -1,0 +1,72 @@
+//! Every kind survives whatever JSON it is given, and defaulting twice is defaulting once.
+
+use api::{Catalogue, Kind, Value, field::Errors};
+use serde_json::json;
+
+/// Values that no schema would let through.
+fn odd() -> Vec<Value> {
+    vec![json!(null), json!(true), json!(-1), json!(i64::MAX), json!(1.5), json!(""), json!("x"), json!("é%/[]="), json!([]), json!([null, 1, "x", {}, []]), json!({}), json!({"": null, "a/b": {"c": []}})]
+}
+
+/// Names of members that hooks look at.
+const MEMBERS: &[&str] = &[
+    "metadata", "spec", "status", "template", "jobTemplate", "containers", "initContainers", "volumes", "ports", "selector", "resources", "limits", "requests", "rules", "subjects", "roleRef", "data",
+    "stringData", "subsets", "endpoints", "addresses", "conditions", "taints", "strategy", "updateStrategy", "rollingUpdate", "metrics", "behavior", "policyTypes", "ingress", "egress", "tls", "schedule",
+    "timeZone", "affinity", "tolerations", "securityContext", "env", "lifecycle", "livenessProbe", "dnsConfig", "webhooks", "versions", "names", "podCIDR", "podCIDRs", "clusterIP", "clusterIPs",
+    "labels", "annotations", "involvedObject", "series", "capacity", "hard", "limited", "volumeClaimTemplates", "podFailurePolicy", "successPolicy", "parameters", "service", "devices",
+];
+
+fn run(kind: &Kind, object: &Value) {
+    let mut new = object.clone();
+    kind.hooks.to_stored(kind.version(), &mut new);
+    kind.hooks.default(&mut new);
+    let once = new.clone();
+    kind.hooks.default(&mut new);
+    assert_eq!(new, once, "{}: defaults of {object}", kind.group_resource());
+    kind.hooks.prepare_create(&mut new);
+    let mut errors = Errors::default();
+    kind.hooks.validate(&new, None, &mut errors);
+    kind.hooks.validate(&new, Some(object), &mut errors);
+    kind.hooks.validate(object, Some(&new), &mut errors);
+    kind.hooks.validate_status(&new, object, &mut errors);
+    kind.hooks.validate_status(object, &new, &mut errors);
+    for (a, b) in [(&new, object), (object, &new)] {
+        for change in [api::kind::Hooks::prepare_update, api::kind::Hooks::prepare_status] {
+            change(kind.hooks.as_ref(), &mut a.clone(), b);
+        }
+        for subresource in &kind.subresources {
+            kind.hooks.prepare_view(subresource.name(), &mut a.clone(), b);
+            kind.hooks.validate_view(subresource.name(), a, b, &mut errors);
+        }
+    }
+    assert!(!format!("{errors}").is_empty());
+    for field in &kind.selectable_fields {
+        kind.hooks.selectable_value(object, field);
+    }
+    kind.hooks.warnings(&new);
+    for version in &kind.versions {
+        kind.hooks.from_stored(version, &mut new.clone());
+    }
+    let cells = kind.hooks.cells(&new, i64::MAX);
+    if !kind.is_virtual() && new.is_object() {
+        assert_eq!(cells.len(), kind.columns.len(), "{}: cells {cells:?}", kind.group_resource());
+    }
+}
+
+#[test]
+fn no_hook_panics_on_odd_objects() {
+    for kind in Catalogue::built_in().iter() {
+        for value in odd() {
+            run(kind, &value);
+            run(kind, &json!({"metadata": value, "spec": value, "status": value}));
+        }
+        for value in [json!(true), json!([null, 1, "x", {}, []]), json!({"": null, "a/b": {"c": []}})] {
+            for member in MEMBERS {
+                run(kind, &json!({*member: value}));
+                run(kind, &json!({"spec": {*member: value}, "status": {*member: value}, "metadata": {*member: value}}));
+                run(kind, &json!({"spec": {"template": {"spec": {"containers": [{*member: value}], "volumes": [{*member: value}], *member: value}}}, "rules": [{*member: value}], "webhooks": [{*member: value}]}));
+                run(kind, &json!({"spec": {*member: [{*member: value}], "containers": [{*member: [{*member: value}]}]}}));
+            }
+        }
+    }
+}
