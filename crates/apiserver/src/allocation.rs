@@ -263,12 +263,17 @@ fn reserve_in(pools: &mut Pools, service: &mut Value, old: Option<&Value>, taken
 }
 
 fn is_headless(service: &Value) -> bool {
-    service.str_at("spec.clusterIP") == Some("None") || service.list_at("spec.clusterIPs").first().and_then(Value::as_str) == Some("None")
+    service.str_at("spec.clusterIP") == Some("None")
 }
 
 /// Fills in policy and families. False if they make no sense and validation will say so.
 fn families(pools: &Pools, service: &mut Value, errors: &mut Errors) -> bool {
     let spec = Path::new("spec");
+    let listed = service.list_at("spec.clusterIPs").to_vec();
+    let first = service.str_at("spec.clusterIP").unwrap_or_default();
+    if listed.len() > 2 || listed.first().is_some_and(|address| address != first) || listed.iter().skip(1).any(|_| first == "None") {
+        return false;
+    }
     let (own, other) = match pools.family() {
         "IPv4" => ("IPv4", "IPv6"),
         _ => ("IPv6", "IPv4"),
@@ -298,7 +303,6 @@ fn families(pools: &Pools, service: &mut Value, errors: &mut Errors) -> bool {
     if policy.as_deref() == Some("RequireDualStack") {
         errors.invalid(spec.child("ipFamilyPolicy"), "RequireDualStack", "this cluster is not configured for dual-stack services");
     }
-    let listed = service.list_at("spec.clusterIPs").to_vec();
     for (i, address) in listed.iter().enumerate() {
         let parsed = address.as_str().and_then(|address| address.parse::<IpAddr>().ok());
         if parsed.is_some_and(|address| address.is_ipv4() != (own == "IPv4")) {

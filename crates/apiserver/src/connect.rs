@@ -107,7 +107,13 @@ impl Call {
     }
     /// Options of a create or update, from the query.
     pub fn write_options(&self) -> Result<CreateOptions, Status> {
-        CreateOptions::parse(&self.query, self.header(header::USER_AGENT))
+        CreateOptions::parse(&self.query, self.header(header::USER_AGENT)).map_err(|mut status| {
+            if let ("update", Some(details)) = (self.info.verb.as_str(), &mut status.details) {
+                status.message = status.message.replacen("CreateOptions", "UpdateOptions", 1);
+                details.kind = details.kind.replacen("CreateOptions", "UpdateOptions", 1);
+            }
+            status
+        })
     }
     /// Reads the body as an object of a built-in kind: what a review, Binding or Eviction is posted as.
     pub async fn object(&mut self, group: &str, version: &str, kind: &str) -> Result<Value, Status> {

@@ -111,6 +111,10 @@ pub async fn delete_object(writer: &Writer<'_>, options: &DeleteOptions) -> Resu
 }
 
 fn check_preconditions(kind: &Kind, old: &Value, options: &DeleteOptions) -> Result<(), Status> {
+    if let Some(uid) = options.uid.as_deref().filter(|uid| *uid != old.uid() && namespaces::is_namespace(kind)) {
+        let detail = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", old.uid());
+        return Err(Status::conflict(kind.resource_pair(), old.name(), &detail));
+    }
     let subject = (kind.group.as_str(), kind.kind.as_str());
     if let Some(uid) = options.uid.as_deref().filter(|uid| *uid != old.uid()) {
         let detail = format!("the UID in the precondition ({uid}) does not match the UID in record ({}). The object might have been deleted and then recreated", old.uid());

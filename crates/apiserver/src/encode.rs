@@ -49,6 +49,8 @@ pub struct Output {
     pub include: IncludeObject,
     pub pretty: bool,
     pub gzip: bool,
+    /// Whether the metadata of a list (true) or of one object (false) was asked for by name.
+    pub metadata_list: Option<bool>,
 }
 
 /// The kind and version in which objects are shown.
@@ -103,7 +105,7 @@ impl ListMetadata {
 impl Output {
     /// Plain JSON.
     pub fn json() -> Output {
-        Output { format: Format::Json, shape: Shape::Object, include: IncludeObject::Metadata, pretty: false, gzip: false }
+        Output { format: Format::Json, shape: Shape::Object, include: IncludeObject::Metadata, pretty: false, gzip: false, metadata_list: None }
     }
 
     /// Reads `Accept`, `Accept-Encoding`, `User-Agent` and the query. 406 if nothing that is accepted can be served.
@@ -111,7 +113,7 @@ impl Output {
     pub fn negotiate(headers: &HeaderMap, query: &Query, shapes: bool) -> Result<Output, Status> {
         let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok()).unwrap_or_default();
         let accept = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect::<Vec<_>>().join(",");
-        let (format, shape) = choose(&accept, shapes).ok_or_else(|| Status::not_acceptable(MEDIA_TYPES))?;
+        let (format, shape, metadata_list) = choose(&accept, shapes).ok_or_else(|| Status::not_acceptable(MEDIA_TYPES))?;
         let include = match (shape, query.get("includeObject")) {
             (Shape::Table { .. }, Some(word)) => match word {
                 "None" => IncludeObject::None,
@@ -128,7 +130,16 @@ impl Output {
             None => by_hand,
         };
         let gzip = text(header::ACCEPT_ENCODING).split(',').any(|coding| coding.trim().split(';').next() == Some("gzip"));
-        Ok(Output { format, shape, include, pretty, gzip })
+        Ok(Output { format, shape, include, pretty, gzip, metadata_list })
+    }
+
+    /// 406 if the metadata of a list was asked for where there is one object, or the other way round.
+    pub fn check_list(&self, is_list: bool, kind: &str) -> Result<(), Status> {
+        match (self.metadata_list, is_list) {
+            (Some(true), false) => Err(Status::not_acceptable_because(format!("you requested PartialObjectMetadataList, but the requested object is not a list (*core.{kind})"))),
+            (Some(false), true) => Err(Status::not_acceptable_because(format!("you requested PartialObjectMetadata, but the requested object is a list (*core.{kind})"))),
+            _ => Ok(()),
+        }
     }
 
     /// One object.
@@ -179,6 +190,10 @@ impl Output {
             Shape::Table { version } => {
                 let objects: Vec<Value> = entries.iter().map(|entry| view.value(entry)).collect();
                 self.value(StatusCode::OK, &self.table(view, &objects, list_metadata, true, version))
+            }
+            Shape::Metadata { version } if entries.is_empty() => {
+                // Go shows a list that was never begun as null.
+                self.value(StatusCode::OK, &json!({"kind": "PartialObjectMetadataList", "apiVersion": format!("meta.k8s.io/{version}"), "metadata": list_metadata, "items": null}))
             }
             Shape::Metadata { version } => {
                 let head = format!(r#"{{"kind":"PartialObjectMetadataList","apiVersion":"meta.k8s.io/{version}","metadata":{list_metadata},"items":["#);
@@ -320,7 +335,7 @@ fn relabel(value: Option<&mut Value>, version: &str) {
 }
 
 /// The first accepted media type that can be served, by weight and then by order.
-fn choose(accept: &str, shapes: bool) -> Option<(Format, Shape)> {
+fn choose(accept: &str, shapes: bool) -> Option<(Format, Shape, Option<bool>)> {
     let mut clauses: Vec<(f32, &str, Vec<(&str, &str)>)> = accept
         .split(',')
         .map(str::trim)
@@ -334,7 +349,7 @@ fn choose(accept: &str, shapes: bool) -> Option<(Format, Shape)> {
         })
         .collect();
     if clauses.is_empty() {
-        return Some((Format::Json, Shape::Object));
+        return Some((Format::Json, Shape::Object, None));
     }
     clauses.sort_by(|a, b| b.0.total_cmp(&a.0));
     clauses.iter().find_map(|(_, media, parameters)| {
@@ -356,7 +371,8 @@ fn choose(accept: &str, shapes: bool) -> Option<(Format, Shape)> {
             "PartialObjectMetadata" | "PartialObjectMetadataList" if shapes && group && !version.is_empty() => Shape::Metadata { version },
             _ => return None,
         };
-        Some((format, shape))
+        let metadata_list = matches!(shape, Shape::Metadata { .. }).then(|| parameter("as").ends_with("List"));
+        Some((format, shape, metadata_list))
     })
 }
 
@@ -424,12 +440,12 @@ mod tests {
     #[test]
     fn the_first_servable_type_is_chosen() {
         let table = Shape::Table { version: "v1" };
-        assert_eq!(choose("", true), Some((Format::Json, Shape::Object)));
-        assert_eq!(choose("application/vnd.kubernetes.protobuf,application/json", true), Some((Format::Json, Shape::Object)));
-        assert_eq!(choose("application/json;as=Table;v=v1;g=meta.k8s.io,application/json", true), Some((Format::Json, table)));
-        assert_eq!(choose("application/json;as=Table;v=v9;g=meta.k8s.io,application/json", true), Some((Format::Json, Shape::Object)));
+        assert_eq!(choose("", true), Some((Format::Json, Shape::Object, None)));
+        assert_eq!(choose("application/vnd.kubernetes.protobuf,application/json", true), Some((Format::Json, Shape::Object, None)));
+        assert_eq!(choose("application/json;as=Table;v=v1;g=meta.k8s.io,application/json", true), Some((Format::Json, table, None)));
+        assert_eq!(choose("application/json;as=Table;v=v9;g=meta.k8s.io,application/json", true), Some((Format::Json, Shape::Object, None)));
         assert_eq!(choose("application/json;as=Foo;v=v1;g=meta.k8s.io", true), None);
         assert_eq!(choose("image/png", true), None);
-        assert_eq!(choose("application/json;q=0.1, application/yaml", true), Some((Format::Yaml, Shape::Object)));
+        assert_eq!(choose("application/json;q=0.1, application/yaml", true), Some((Format::Yaml, Shape::Object, None)));
     }
 }

@@ -1,5 +1,5 @@
 //! What is special about the deletion of namespaces: `spec.finalizers` hold one until its content is gone, and
-//! `/finalize` alone can change them.
+//! `/finalize` alone can change them. Like every update, that takes the metadata as it is given.
 
 use crate::{
     connect::{Answer, Call},
@@ -18,7 +18,7 @@ pub fn holds(kind: &Kind, object: &Value) -> bool {
     is_namespace(kind) && !object.list_at("spec.finalizers").is_empty()
 }
 
-/// PUT of `/finalize`: sets `spec.finalizers`, and nothing else.
+/// PUT of `/finalize`: sets `spec.finalizers` and metadata.
 pub async fn finalize(mut call: Call) -> Answer {
     let options = call.write_options()?;
     let (encoding, bytes) = call.input().await?;
@@ -29,12 +29,11 @@ pub async fn finalize(mut call: Call) -> Answer {
     let writer = Writer::of(&call, options.dry_run, &options.field_manager);
     let written = writer.modify(Part::Trusted, |old| {
         let mut new = old.clone();
+        new.set("metadata", object.get("metadata").cloned().unwrap_or_default());
+        new.set_label("kubernetes.io/metadata.name", old.name());
         match object.at("spec.finalizers").filter(|finalizers| !finalizers.is_null()) {
             Some(finalizers) => new.set("spec.finalizers", finalizers.clone()),
             None => drop(new.remove("spec.finalizers")),
-        }
-        if pinned {
-            new.set("metadata.resourceVersion", object.resource_version());
         }
         Ok(Changed { object: new, pinned })
     });

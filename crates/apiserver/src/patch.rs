@@ -58,7 +58,12 @@ pub fn apply_to(kind: &Kind, version: &str, patch_kind: PatchKind, old: &Value, 
         }
         PatchKind::Strategic => {
             let schema = kind.schema(version).ok_or_else(unsupported)?;
-            merge::strategic_merge(old, &parsed()?, &schema)
+            let mut new = merge::strategic_merge(old, &parsed()?, &schema)?;
+            // What the object is does not merge.
+            for key in ["apiVersion", "kind"] {
+                new.set(key, old.get(key).cloned().unwrap_or_default());
+            }
+            Ok(new)
         }
         PatchKind::Apply => Err(unsupported()),
     }
@@ -77,7 +82,6 @@ pub async fn patch(mut call: Call) -> Answer {
         view.show(&mut shown);
         let mut patched = apply(&call, kind, &shown, &bytes)?;
         // A version that the patch itself names is a condition; the one that was there is not.
-        let pinned = patched.resource_version() != old.resource_version();
         if matches!(patched.resource_version(), "" | "0") {
             patched.set("metadata.resourceVersion", old.resource_version());
         }
@@ -85,7 +89,7 @@ pub async fn patch(mut call: Call) -> Answer {
         call.warnings.extend(warnings);
         write::check_name(&call, &object)?;
         call.kind.hooks.to_stored(&call.info.version, &mut object);
-        let pinned = pinned && object.resource_version() != old.resource_version();
+        let pinned = object.resource_version() != old.resource_version();
         Ok(Changed { object, pinned })
     });
     let written = written.await?;

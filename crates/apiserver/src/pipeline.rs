@@ -70,23 +70,14 @@ impl Server {
         let user = authentication::impersonate(&self, &parts, &info, user).await?;
         match authorization::authorize(&self, &user, &info) {
             Decision::Allow(_) => {}
-            Decision::Deny(reason) | Decision::NoOpinion(reason) => return Err(refusal(&user, &info, &reason)),
+            Decision::Deny(reason) | Decision::NoOpinion(reason) => return Err(authorization::forbidden(&user, &info, &reason)),
         }
         let request = Request::from_parts(parts, body);
+        if info.path.starts_with("//") {
+            return Ok(page_not_found());
+        }
         if info.is_resource { resource(&self, user, info, query, warnings, request).await } else { other(&self, &info, &query, request).await }
     }
-}
-
-/// 403 in Kubernetes' words.
-fn refusal(user: &User, info: &RequestInfo, reason: &str) -> Status {
-    let because = if reason.is_empty() { String::new() } else { format!(": {reason}") };
-    if !info.is_resource {
-        return Status::forbidden(("", ""), "", format!("User {:?} cannot {} path {:?}{because}", user.name, info.verb, info.path));
-    }
-    let resource = if info.subresource.is_empty() { info.resource.clone() } else { format!("{}/{}", info.resource, info.subresource) };
-    let place = if info.namespace.is_empty() { "at the cluster scope".to_string() } else { format!("in the namespace {:?}", info.namespace) };
-    let message = format!("User {:?} cannot {} resource {resource:?} in API group {:?} {place}{because}", user.name, info.verb, info.group);
-    Status::forbidden(info.group_resource(), &info.name, message)
 }
 
 /// What a path gets that nobody serves.
@@ -105,7 +96,7 @@ async fn other(server: &Arc<Server>, info: &RequestInfo, query: &Query, request:
         path => discovery::answer(server, path, query, request.headers()),
     };
     match answer {
-        Ok(Some(_)) if !read_only => Err(Status::method_not_allowed()),
+        Ok(Some(_)) if !read_only && !health::serves(&info.path) => Err(Status::method_not_allowed()),
         Ok(Some(response)) => Ok(response),
         Ok(None) => connect::page(&info.path).map_or_else(|| Ok(page_not_found()), |page| page(server)),
         Err(status) => Err(status),
@@ -187,21 +178,4 @@ fn check_path(kind: &Kind, info: &RequestInfo) -> Result<(), Status> {
         Some(_) => {}
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn refusals_read_as_kubernetes_has_them() {
-        let user = User::new("jane", &[]);
-        let pods = RequestInfo { is_resource: true, verb: "list".into(), resource: "pods".into(), namespace: "default".into(), ..RequestInfo::default() };
-        assert_eq!(
-            refusal(&user, &pods, "").message,
-            r#"pods is forbidden: User "jane" cannot list resource "pods" in API group "" in the namespace "default""#
-        );
-        let path = RequestInfo { verb: "get".into(), path: "/metrics".into(), ..RequestInfo::default() };
-        assert_eq!(refusal(&user, &path, "").message, r#"forbidden: User "jane" cannot get path "/metrics""#);
-    }
 }

@@ -17,6 +17,7 @@ use store::Revision;
 
 pub async fn get(call: Call) -> Answer {
     let options = GetOptions::parse(&call.query)?;
+    call.output.check_list(false, &call.kind.kind)?;
     match options.resource_version.as_str() {
         "" => call.server.cache.fresh().await?,
         text => call.server.cache.reach(Revision(number(text).map_err(Status::unknown)?)).await?,
@@ -27,6 +28,7 @@ pub async fn get(call: Call) -> Answer {
 }
 
 pub async fn list(call: Call) -> Answer {
+    call.output.check_list(true, &call.kind.list_kind)?;
     let options = ListOptions::parse(&call.query)?;
     let (entries, metadata) = select(&call, &options).await?;
     Ok(call.output.list(&call.view(), entries, &metadata))
@@ -50,7 +52,8 @@ pub async fn select(call: &Call, options: &ListOptions) -> Result<(Vec<Arc<Entry
     let mut metadata = ListMetadata { resource_version: snapshot.revision.to_string(), ..ListMetadata::default() };
     if let (true, Some(last)) = (entries.len() == limit, entries.last()) {
         let left = rest.count();
-        if left > 0 {
+        // A name selects one object at most: there is no next page.
+        if left > 0 && selection.name.is_none() && selection.fields.exact("metadata.name").is_none() {
             metadata.continue_token = Continue { revision: Some(snapshot.revision), after: last.place.to_string() }.encode();
             metadata.remaining = (selection.labels.is_everything() && selection.fields.is_everything()).then_some(left);
             cache.keep(&snapshot, Instant::now());
@@ -105,14 +108,7 @@ fn check_fields(kind: &Kind, options: &ListOptions) -> Result<(), Status> {
     let known = |field: &str| matches!(field, "metadata.name" | "metadata.namespace") || kind.selectable_fields.iter().any(|known| known == field);
     match options.field_selector.terms.iter().find(|(field, _, _)| !known(field)) {
         None => Ok(()),
-        Some((field, _, _)) => Err(Status::bad_request(format!(
-            "Unable to find \"{}/{}, Resource={}\" that match label selector \"{}\", field selector \"{}\": field label not supported: {field}",
-            kind.group,
-            kind.version(),
-            kind.resource,
-            options.label_selector,
-            options.field_selector
-        ))),
+        Some((field, _, _)) => Err(Status::bad_request(format!("field label not supported: {field}"))),
     }
 }
 

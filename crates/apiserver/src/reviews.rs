@@ -40,9 +40,8 @@ pub async fn local_subject_access_review(mut call: Call) -> Answer {
     if given(&review, "spec.resourceAttributes") && asked != namespace {
         errors.invalid(spec.child("resourceAttributes").child("namespace"), asked, "must match metadata.namespace");
     }
-    if let Some(attributes) = review.at("spec.nonResourceAttributes").filter(|attributes| !attributes.is_null()) {
-        let text = |key| attributes.str_at(key).unwrap_or_default();
-        errors.invalid(spec.child("nonResourceAttributes"), json!({"Path": text("path"), "Verb": text("verb")}), "disallowed on this kind of request");
+    if given(&review, "spec.nonResourceAttributes") {
+        errors.invalid(spec.child("nonResourceAttributes"), path_attributes(&review), "disallowed on this kind of request");
     }
     refuse_invalid(&errors)?;
     let user = subject(&review);
@@ -130,10 +129,16 @@ fn given(review: &Value, path: &str) -> bool {
     review.at(path).is_some_and(|value| !value.is_null())
 }
 
+/// What a review says of a path, as Go prints it in errors.
+fn path_attributes(review: &Value) -> Value {
+    let text = |key: &str| review.str_at(&format!("spec.nonResourceAttributes.{key}")).unwrap_or_default();
+    json!({"Path": text("path"), "Verb": text("verb")})
+}
+
 fn check_attributes(review: &Value, errors: &mut field::Errors) {
     let spec = field::Path::new("spec");
     match (given(review, "spec.resourceAttributes"), given(review, "spec.nonResourceAttributes")) {
-        (true, true) => errors.invalid(spec.child("nonResourceAttributes"), review.at("spec.nonResourceAttributes").cloned().unwrap_or_default(), "cannot be specified in combination with resourceAttributes"),
+        (true, true) => errors.invalid(spec.child("nonResourceAttributes"), path_attributes(review), "cannot be specified in combination with resourceAttributes"),
         (false, false) => errors.invalid(spec.child("resourceAttributes"), Value::Null, "exactly one of nonResourceAttributes or resourceAttributes must be specified"),
         _ => {}
     }
@@ -175,7 +180,10 @@ fn answer_review(call: &Call, mut review: Value, user: &User) -> Answer {
         }
     }
     review["status"] = Value::Object(status);
-    review.metadata_mut();
+    let metadata = review.metadata_mut();
+    if !call.kind.namespaced_scope() {
+        metadata.remove("namespace");
+    }
     Ok(call.answer(StatusCode::CREATED, &review))
 }
 

@@ -106,7 +106,11 @@ fn bind(server: &Server, request: &Value, claims: &mut KubernetesClaims) -> Resu
         ("v1" | "", "Pod") => ("pods", claims.namespace.as_str()),
         ("v1" | "", "Secret") => ("secrets", claims.namespace.as_str()),
         ("v1" | "", "Node") => ("nodes", ""),
-        (version, kind) => return Err(Status::bad_request(format!("cannot bind token to object of type {version}, Kind={kind}"))),
+        (version, kind) => {
+            // Group and version as Go prints them: the core group is empty, and its slash stays.
+            let core = if version.contains('/') || version.is_empty() { "" } else { "/" };
+            return Err(Status::bad_request(format!("cannot bind token to object of type {core}{version}, Kind={kind}")));
+        }
     };
     let entry = server.lookup("", resource, namespace, name)?.ok_or_else(|| Status::not_found(("", resource), name))?;
     let uid = text("uid");
@@ -146,7 +150,7 @@ pub async fn review(mut call: Call) -> Answer {
         Ok(answer) => json!({"authenticated": true, "user": user_info(&answer.user), "audiences": answer.audiences}),
         Err(errors) => json!({"user": {}, "error": crate::authorization::rbac::aggregate(&errors)}),
     };
-    review.metadata_mut();
+    review.metadata_mut().remove("namespace");
     Ok(call.answer(StatusCode::CREATED, &review))
 }
 

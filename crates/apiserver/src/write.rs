@@ -108,7 +108,9 @@ pub async fn update(mut call: Call) -> Answer {
     let writer = Writer::of(&call, options.dry_run, &options.field_manager);
     let pinned = !matches!(object.resource_version(), "" | "0");
     match writer.modify(part, |_| Ok(Changed { object: object.clone(), pinned })).await {
-        Err(status) if status.is_not_found() && part == Part::Object && call.kind.allow_create_on_update && !pinned && object.uid().is_empty() => {
+        Err(status) if status.is_not_found() && part == Part::Object && call.kind.allow_create_on_update => {
+            writer.check_uid(&object, "")?;
+            object.remove("metadata.resourceVersion");
             let written = writer.create(object).await?;
             Ok(respond(&call, StatusCode::CREATED, &written))
         }
@@ -146,6 +148,36 @@ pub fn store_failure(error: store::Error) -> Status {
     match error {
         store::Error::Unavailable(why) => Status::service_unavailable(format!("the store is unavailable: {why}")),
         other => Status::internal(other),
+    }
+}
+
+/// 500 in Go's words for a resourceVersion that is none.
+fn check_number(version: &str) -> Result<(), Status> {
+    crate::read::number(version).map(drop).map_err(|text| {
+        let reason = text.split_once("strconv").map_or("", |(_, reason)| reason);
+        Status::unknown(format!("strconv{reason}"))
+    })
+}
+
+/// Removes owners that are named twice, and says so.
+fn without_double_owners(object: &mut Value, warnings: &Warnings) {
+    let Some(Value::Array(owners)) = object.at_mut("metadata.ownerReferences") else { return };
+    let mut seen: Vec<Value> = Vec::new();
+    let mut double: Vec<String> = Vec::new();
+    owners.retain(|owner| {
+        let new = !seen.contains(owner);
+        if new {
+            seen.push(owner.clone());
+        } else {
+            double.push(owner.str_at("uid").unwrap_or_default().to_string());
+        }
+        new
+    });
+    if !double.is_empty() {
+        warnings.add(format!(
+            ".metadata.ownerReferences contains duplicate entries; API server dedups owner references in 1.20+, and may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: {}",
+            double.join(", ")
+        ));
     }
 }
 
@@ -208,7 +240,8 @@ impl<'a> Writer<'a> {
     }
 
     fn invalid(&self, name: &str, errors: &field::Errors) -> Result<(), Status> {
-        if errors.is_empty() { Ok(()) } else { Err(Status::invalid(&self.kind.group, &self.kind.kind, name, errors)) }
+        let (group, _) = keys::stored(self.kind);
+        if errors.is_empty() { Ok(()) } else { Err(Status::invalid(group, &self.kind.kind, name, errors)) }
     }
 
     fn key(&self, name: &str) -> String {
@@ -218,10 +251,15 @@ impl<'a> Writer<'a> {
 
     /// Creates an object, given in stored form.
     pub async fn create(&self, object: Value) -> Result<Written, Status> {
-        if !object.name().is_empty() || object.str_at("metadata.generateName").is_none_or(str::is_empty) {
+        let prefix = object.str_at("metadata.generateName").unwrap_or_default().to_string();
+        if prefix.is_empty() {
             return self.create_named(object).await;
         }
-        let prefix = object.str_at("metadata.generateName").unwrap_or_default().to_string();
+        if !object.name().is_empty() {
+            let name = object.name().to_string();
+            let exhausted = |status: Status| if status.is_already_exists() { Status::generate_name_exhausted(self.kind.resource_pair(), &name) } else { status };
+            return self.create_named(object).await.map_err(exhausted);
+        }
         let mut name = String::new();
         for _ in 0..limits::GENERATE_NAME_ATTEMPTS_MAX {
             name = generated_name(&prefix);
@@ -294,6 +332,7 @@ impl<'a> Writer<'a> {
         if self.kind.has_generation {
             metadata.insert("generation".into(), json!(1));
         }
+        without_double_owners(object, self.warnings);
     }
 
     /// What stands under a name now.
@@ -322,14 +361,18 @@ impl<'a> Writer<'a> {
         let Changed { object: mut new, pinned } = changed;
         self.check_preconditions(old, &new, pinned)?;
         if part == Part::Status {
-            let status = new.remove("status");
+            // Beside the status, metadata may change here too: that is where nodes put what they find out.
+            let (status, metadata) = (new.remove("status"), new.remove("metadata"));
             new = old.clone();
-            match status {
-                Some(status) => new.set("status", status),
-                None => drop(new.remove("status")),
+            for (key, value) in [("status", status), ("metadata", metadata)] {
+                match value {
+                    Some(value) => new.set(key, value),
+                    None => drop(new.remove(key)),
+                }
             }
         }
         self.carry_over(&mut new, old);
+        without_double_owners(&mut new, self.warnings);
         let hooks = &self.kind.hooks;
         match part {
             Part::Object => {
@@ -380,19 +423,25 @@ impl<'a> Writer<'a> {
         }
     }
 
+    /// 409 if the object given is another than the one that stands there.
+    fn check_uid(&self, new: &Value, standing: &str) -> Result<(), Status> {
+        if new.uid().is_empty() || new.uid() == standing {
+            return Ok(());
+        }
+        let detail = format!(
+            "StorageError: invalid object, Code: 4, Key: /registry/{}/{}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {}, UID in object meta: {standing}",
+            self.kind.resource,
+            keys::place(self.namespace, self.name),
+            new.uid(),
+        );
+        Err(Status::conflict(self.kind.resource_pair(), self.name, &detail))
+    }
+
     fn check_preconditions(&self, old: &Value, new: &Value, pinned: bool) -> Result<(), Status> {
         let resource = self.kind.resource_pair();
-        if !new.uid().is_empty() && new.uid() != old.uid() {
-            let detail = format!(
-                "StorageError: invalid object, Code: 4, Key: /registry/{}/{}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {}, UID in object meta: {}",
-                self.kind.resource,
-                keys::place(self.namespace, self.name),
-                new.uid(),
-                old.uid()
-            );
-            return Err(Status::conflict(resource, self.name, &detail));
-        }
+        self.check_uid(new, old.uid())?;
         if pinned && new.resource_version() != old.resource_version() {
+            check_number(new.resource_version())?;
             return Err(Status::modified(resource, self.name));
         }
         if matches!(new.resource_version(), "" | "0") && !self.kind.allow_unconditional_update {
@@ -403,15 +452,21 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Takes over the metadata that only the server sets.
+    /// Takes over the metadata that only the server sets. What a client may leave out but not change is checked later.
     fn carry_over(&self, new: &mut Value, old: &Value) {
         let metadata = new.metadata_mut();
         metadata.retain(|_, value| !value.is_null());
         metadata.remove("selfLink");
-        for key in ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "resourceVersion", "namespace", "managedFields"] {
+        for key in ["resourceVersion", "generation", "deletionTimestamp", "managedFields"] {
             match old.metadata().and_then(|old| old.get(key)) {
                 Some(value) => drop(metadata.insert(key.into(), value.clone())),
                 None => drop(metadata.remove(key)),
+            }
+        }
+        for key in ["uid", "creationTimestamp", "deletionGracePeriodSeconds", "namespace"] {
+            let left_out = metadata.get(key).is_none_or(|value| value == "");
+            if let (true, Some(value)) = (left_out, old.metadata().and_then(|old| old.get(key))) {
+                metadata.insert(key.into(), value.clone());
             }
         }
     }
@@ -421,7 +476,8 @@ impl<'a> Writer<'a> {
             let members = object.as_object().into_iter().flatten();
             members.filter(|(key, _)| !matches!(key.as_str(), "metadata" | "status")).map(|(key, value)| (key.clone(), value.clone())).collect()
         };
-        if self.kind.has_generation && content(new) != content(old) {
+        // A hook may have counted what is not content here but counts for its kind.
+        if self.kind.has_generation && new.generation() <= old.generation() && content(new) != content(old) {
             new.set("metadata.generation", old.generation() + 1);
         }
     }

@@ -345,7 +345,7 @@ async fn bodies_are_checked_field_by_field() {
     assert_eq!(headers[header::WARNING], "299 - \"unknown field \\\"dataz\\\"\"");
     let (code, _) = raw_json(&server, "POST", path, &json_type, "{\"metadata\": 3}").await;
     assert_eq!(code, 400);
-    let yaml = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: y\ndata:\n  k: v\n";
+    let yaml = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: yaml\ndata:\n  k: v\n";
     let (code, answer) = raw_json(&server, "POST", path, &[("content-type", "application/yaml")], yaml).await;
     assert_eq!((code.as_u16(), &answer["data"]["k"]), (201, &json!("v")));
     let (code, answer) = raw_json(&server, "POST", path, &json_type, " ".repeat(4 << 20)).await;

@@ -2,6 +2,7 @@
 
 use super::{AdmissionContext, Operation, Plugin};
 use crate::authorization::rbac::aggregate;
+use api::quota::{Amounts as Resources, pod_resources, resources};
 use api::{Status, Value, object::ObjectExt, quantity::Quantity};
 use std::collections::BTreeMap;
 
@@ -44,13 +45,6 @@ impl Plugin for LimitRanger {
         }
         Ok(())
     }
-}
-
-type Resources = BTreeMap<String, Quantity>;
-
-/// Resource amounts at a path; what cannot be read is left out (validation names it).
-pub(super) fn resources(object: &Value, path: &str) -> Resources {
-    object.map_at(path).into_iter().flatten().filter_map(|(name, amount)| Some((name.clone(), Quantity::from_value(amount).ok()?))).collect()
 }
 
 /// Writes defaults into the containers of a pod, and into an annotation that it did. Answers whether it did anything.
@@ -125,50 +119,6 @@ fn check_claim(claim: &Value, range: &Value) -> Vec<String> {
         }
     }
     problems
-}
-
-/// What a pod's containers ask for together: the sum of those that run side by side, or one that must run before if that
-/// is more; sidecars count with the others.
-pub(super) fn pod_resources(pod: &Value, part: &str) -> Resources {
-    let path = format!("resources.{part}");
-    let add = |total: &mut Resources, more: &Resources| {
-        for (name, amount) in more {
-            total.entry(name.clone()).and_modify(|sum| *sum = sum.add(amount)).or_insert(*amount);
-        }
-    };
-    let raise = |total: &mut Resources, other: &Resources| {
-        for (name, amount) in other {
-            let most = total.entry(name.clone()).or_insert(*amount);
-            *most = (*most).max(*amount);
-        }
-    };
-    let mut total = Resources::new();
-    for container in pod.list_at("spec.containers") {
-        add(&mut total, &resources(container, &path));
-    }
-    let (mut sidecars, mut before) = (Resources::new(), Resources::new());
-    for container in pod.list_at("spec.initContainers") {
-        let mut needs = resources(container, &path);
-        if container.str_at("restartPolicy") == Some("Always") {
-            add(&mut total, &needs);
-            add(&mut sidecars, &needs);
-            raise(&mut before, &sidecars);
-        } else {
-            add(&mut needs, &sidecars);
-            raise(&mut before, &needs);
-        }
-    }
-    raise(&mut total, &before);
-    let overhead = resources(pod, "spec.overhead");
-    match part {
-        "requests" => add(&mut total, &overhead),
-        _ => {
-            for (name, amount) in overhead {
-                total.entry(name).and_modify(|limit| *limit = limit.add(&amount));
-            }
-        }
-    }
-    total
 }
 
 fn check(limit: &Value, kind: &str, requests: &Resources, limits: &Resources, problems: &mut Vec<String>) {

@@ -4,16 +4,11 @@
 //! what is charged here before the object is stored. A charge whose object is not stored after all is put right by the
 //! controller. Charges of one server are made one after the other, so that two creates never both take the last place.
 
-use super::limit_ranger::{pod_resources, resources};
 use super::{AdmissionContext, Operation, Plugin};
-use api::{Kind, Status, Value, object::ObjectExt, quantity::Quantity};
-use std::collections::BTreeMap;
+use api::quota::{Amounts, matches, resources, usage};
+use api::{Status, Value, object::ObjectExt};
 use tokio::sync::Mutex;
 
-type Amounts = BTreeMap<String, Quantity>;
-
-/// Core resources whose quota has the resource's own name.
-const PLAIN: [&str; 7] = ["configmaps", "persistentvolumeclaims", "pods", "replicationcontrollers", "resourcequotas", "secrets", "services"];
 /// Of these every container must say what it uses, if a quota bounds them.
 const STATED: [&str; 6] = ["cpu", "memory", "requests.cpu", "requests.memory", "limits.cpu", "limits.memory"];
 
@@ -33,14 +28,15 @@ impl Plugin for ResourceQuota {
         if !written || cx.namespace.is_empty() {
             return Ok(());
         }
-        let usage = usage(cx.kind, object);
-        let before = cx.old.map(|old| self::usage(cx.kind, old)).unwrap_or_default();
+        let of = |object: &Value| usage(&cx.kind.group, &cx.kind.resource, object);
+        let usage = of(object);
+        let before = cx.old.map(of).unwrap_or_default();
         let wanted: Amounts = usage.into_iter().map(|(name, amount)| (name.clone(), before.get(&name).map_or(amount, |old| amount.sub(old)))).collect();
         if cx.operation == Operation::Update && wanted.values().all(|amount| amount.sign() <= 0) {
             return Ok(());
         }
         let mut quotas = cx.objects("", "resourcequotas", Some(cx.namespace))?;
-        quotas.retain(|quota| matches(quota, cx.kind, object) && bounded(quota).keys().any(|name| wanted.contains_key(name) || must_state(cx, name)));
+        quotas.retain(|quota| matches(quota, &cx.kind.group, &cx.kind.resource, object) && bounded(quota).keys().any(|name| wanted.contains_key(name) || must_state(cx, name)));
         if quotas.is_empty() {
             return Ok(());
         }
@@ -73,110 +69,6 @@ fn must_state(cx: &AdmissionContext<'_>, name: &str) -> bool {
 
 fn bounded(quota: &Value) -> Amounts {
     resources(quota, "status.hard")
-}
-
-/// What an object counts for.
-fn usage(kind: &Kind, object: &Value) -> Amounts {
-    let one = || Quantity::from_units(1, api::quantity::Format::DecimalSi);
-    let mut usage = Amounts::new();
-    let suffix = if kind.group.is_empty() { String::new() } else { format!(".{}", kind.group) };
-    usage.insert(format!("count/{}{suffix}", kind.resource), one());
-    if kind.group.is_empty() && PLAIN.contains(&kind.resource.as_str()) {
-        usage.insert(kind.resource.clone(), one());
-    }
-    match (kind.group.as_str(), kind.resource.as_str()) {
-        ("", "pods") => {
-            let requests = pod_resources(object, "requests");
-            for (name, amount) in requests {
-                if matches!(name.as_str(), "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-") {
-                    usage.insert(name.clone(), amount);
-                }
-                usage.insert(format!("requests.{name}"), amount);
-            }
-            for (name, amount) in pod_resources(object, "limits") {
-                if matches!(name.as_str(), "cpu" | "memory" | "ephemeral-storage") {
-                    usage.insert(format!("limits.{name}"), amount);
-                }
-            }
-        }
-        ("", "services") => {
-            let balanced = object.str_at("spec.type") == Some("LoadBalancer");
-            if balanced {
-                usage.insert("services.loadbalancers".into(), one());
-            }
-            let ports = match balanced && object.bool_at("spec.allocateLoadBalancerNodePorts") == Some(false) {
-                true => object.list_at("spec.ports").iter().filter(|port| port.i64_at("nodePort").is_some_and(|number| number != 0)).count(),
-                false => object.list_at("spec.ports").len(),
-            };
-            if balanced || object.str_at("spec.type") == Some("NodePort") {
-                usage.insert("services.nodeports".into(), Quantity::from_units(i64::try_from(ports).unwrap_or(i64::MAX), api::quantity::Format::DecimalSi));
-            }
-        }
-        ("", "persistentvolumeclaims") => {
-            let storage = resources(object, "spec.resources.requests").remove("storage");
-            let class = object.str_at("spec.storageClassName").filter(|class| !class.is_empty());
-            if let Some(class) = class {
-                usage.insert(format!("{class}.storageclass.storage.k8s.io/persistentvolumeclaims"), one());
-            }
-            if let Some(storage) = storage {
-                usage.insert("requests.storage".into(), storage);
-                if let Some(class) = class {
-                    usage.insert(format!("{class}.storageclass.storage.k8s.io/requests.storage"), storage);
-                }
-            }
-        }
-        _ => {}
-    }
-    usage
-}
-
-/// Whether a quota's scopes take in the object. Only pods have scopes.
-fn matches(quota: &Value, kind: &Kind, object: &Value) -> bool {
-    let scopes: Vec<&str> = quota.list_at("spec.scopes").iter().filter_map(Value::as_str).collect();
-    let expressions = quota.list_at("spec.scopeSelector.matchExpressions");
-    if scopes.is_empty() && expressions.is_empty() {
-        return true;
-    }
-    if !kind.group.is_empty() || kind.resource != "pods" {
-        return false;
-    }
-    let has = |scope: &str| match scope {
-        "Terminating" => object.i64_at("spec.activeDeadlineSeconds").is_some_and(|seconds| seconds >= 0),
-        "NotTerminating" => object.i64_at("spec.activeDeadlineSeconds").is_none_or(|seconds| seconds < 0),
-        "BestEffort" => is_best_effort(object),
-        "NotBestEffort" => !is_best_effort(object),
-        "PriorityClass" => object.str_at("spec.priorityClassName").is_some_and(|name| !name.is_empty()),
-        "CrossNamespacePodAffinity" => crosses_namespaces(object),
-        _ => false,
-    };
-    scopes.iter().all(|scope| has(scope))
-        && expressions.iter().all(|expression| {
-            let scope = expression.str_at("scopeName").unwrap_or_default();
-            let class = object.str_at("spec.priorityClassName").unwrap_or_default();
-            let listed = || expression.list_at("values").iter().any(|value| value == class);
-            match (scope, expression.str_at("operator")) {
-                ("PriorityClass", Some("In")) => listed(),
-                ("PriorityClass", Some("NotIn")) => !listed(),
-                (scope, Some("DoesNotExist")) => !has(scope),
-                (scope, _) => has(scope),
-            }
-        })
-}
-
-fn is_best_effort(pod: &Value) -> bool {
-    let counts = |container: &Value| {
-        ["requests", "limits"].iter().any(|part| ["cpu", "memory"].iter().any(|name| resources(container, &format!("resources.{part}")).get(*name).is_some_and(|amount| !amount.is_zero())))
-    };
-    !["spec.containers", "spec.initContainers"].iter().any(|list| pod.list_at(list).iter().any(counts))
-}
-
-fn crosses_namespaces(pod: &Value) -> bool {
-    ["podAffinity", "podAntiAffinity"].iter().any(|kind| {
-        let base = format!("spec.affinity.{kind}");
-        let required = pod.list_at(&format!("{base}.requiredDuringSchedulingIgnoredDuringExecution")).iter();
-        let preferred = pod.list_at(&format!("{base}.preferredDuringSchedulingIgnoredDuringExecution")).iter().filter_map(|term| term.get("podAffinityTerm"));
-        required.chain(preferred).any(|term| !term.list_at("namespaces").is_empty() || term.at("namespaceSelector").is_some_and(|selector| !selector.is_null()))
-    })
 }
 
 /// Whether what is wanted fits; the error says why not.
@@ -236,46 +128,8 @@ fn charge(quota: &mut Value, wanted: &Amounts) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use api::Catalogue;
+    use api::quantity::Quantity;
     use serde_json::json;
-
-    fn kind(group: &str, resource: &str) -> std::sync::Arc<Kind> {
-        Catalogue::built_in().resource(group, resource).unwrap().clone()
-    }
-
-    #[test]
-    fn what_objects_count_for() {
-        let check = |group: &str, resource: &str, object: Value, expected: Value| {
-            let usage: serde_json::Map<_, _> = usage(&kind(group, resource), &object).into_iter().map(|(name, amount)| (name, json!(amount.to_string()))).collect();
-            assert_eq!(Value::Object(usage), expected);
-        };
-        check("apps", "deployments", json!({}), json!({"count/deployments.apps": "1"}));
-        check("", "secrets", json!({}), json!({"count/secrets": "1", "secrets": "1"}));
-        check(
-            "",
-            "services",
-            json!({"spec": {"type": "NodePort", "ports": [{"port": 80}]}}),
-            json!({"count/services": "1", "services": "1", "services.nodeports": "1"}),
-        );
-        check(
-            "",
-            "pods",
-            json!({"spec": {"containers": [{"resources": {"requests": {"cpu": "600m"}, "limits": {"memory": "500Mi"}}}]}}),
-            json!({"count/pods": "1", "pods": "1", "cpu": "600m", "requests.cpu": "600m", "limits.memory": "500Mi"}),
-        );
-    }
-
-    #[test]
-    fn scopes_select_pods() {
-        let pods = kind("", "pods");
-        let quota = json!({"spec": {"scopes": ["BestEffort"]}});
-        let plain = json!({"spec": {"containers": [{"name": "c"}]}});
-        let asking = json!({"spec": {"containers": [{"resources": {"requests": {"cpu": "1m"}}}], "priorityClassName": "high"}});
-        assert!(matches(&quota, &pods, &plain) && !matches(&quota, &pods, &asking));
-        let high = json!({"spec": {"scopeSelector": {"matchExpressions": [{"scopeName": "PriorityClass", "operator": "In", "values": ["high"]}]}}});
-        assert!(matches(&high, &pods, &asking) && !matches(&high, &pods, &plain));
-        assert!(!matches(&quota, &kind("", "secrets"), &json!({})));
-    }
 
     #[test]
     fn containers_that_say_nothing_are_named() {

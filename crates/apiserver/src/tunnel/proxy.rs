@@ -35,10 +35,14 @@ pub async fn service_proxy(call: Call) -> Answer {
         (text, ports) => ports.iter().find(|port| port.str_at("name") == Some(text) || port.i64_at("port").is_some_and(|number| number.to_string() == text)),
     };
     let unavailable = || Status::service_unavailable(format!("no endpoints available for service {:?}", call.info.name));
-    let port_name = port.ok_or_else(|| Status::service_unavailable(format!("no service port {:?} found for service {name:?}", place.port)))?.str_at("name").unwrap_or_default();
+    let port_name = port.ok_or_else(|| Status::service_unavailable(format!("no service port {} found for service {name:?}", place.port)))?.str_at("name").unwrap_or_default();
     let slices = call.server.entries("discovery.k8s.io", "endpointslices", Some(namespace))?;
-    let slices = slices.iter().filter(|slice| slice.label("kubernetes.io/service-name") == Some(name)).map(|slice| slice.value());
-    let ready: Vec<NodeAddress> = slices.flat_map(|slice| endpoints(&slice, port_name)).collect();
+    let slices: Vec<Value> = slices.iter().filter(|slice| slice.label("kubernetes.io/service-name") == Some(name)).map(|slice| slice.value()).collect();
+    if slices.is_empty() {
+        // Nobody has ever said where it leads.
+        return Err(Status::not_found(("", "services"), name));
+    }
+    let ready: Vec<NodeAddress> = slices.iter().flat_map(|slice| endpoints(slice, port_name)).collect();
     if ready.is_empty() {
         return Err(unavailable());
     }

@@ -77,7 +77,7 @@ fn name(object: &Value) -> &str {
     object.str_at("name").unwrap_or_default()
 }
 
-fn names_where<'a>(spec: &'a Value, breaks: impl Fn(&Value) -> bool) -> Vec<&'a str> {
+fn names_where(spec: &Value, breaks: impl Fn(&Value) -> bool) -> Vec<&str> {
     containers(spec).filter(|container| breaks(container)).map(name).collect()
 }
 
