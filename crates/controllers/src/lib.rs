@@ -28,6 +28,7 @@ pub mod pod_disruption_budget;
 pub mod pod_gc;
 pub mod replica_set;
 pub mod replication_controller;
+pub mod resource_quota;
 pub mod root_ca;
 pub mod serviceaccount;
 pub mod stateful_set;

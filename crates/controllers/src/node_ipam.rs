@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use parking_lot::Mutex;
 use serde_json::json;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::Context;
 use crate::common::owner::{name_of, uid_of};
@@ -86,10 +86,9 @@ impl Controller for NodeIpam {
             free
         };
         let Some(range) = range else {
-            warn!(node = key.name, cluster = %self.cluster, "no range of pod addresses is left");
             let message = format!("Node {} status is now: CIDRNotAvailable", key.name);
             self.recorder.about(&**node, Normal, "CIDRNotAvailable", message);
-            return Err(Error::NotYet("no range of pod addresses is left".to_owned()));
+            return Err(Error::NotYet(format!("{} has no range of pod addresses left", self.cluster)));
         };
         let text = range.to_string();
         patch::write(&self.nodes, &**node, json!({"spec": {"podCIDR": text, "podCIDRs": [text]}})).await?;

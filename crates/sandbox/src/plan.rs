@@ -167,7 +167,6 @@ fn components(node: &Node, regent: &Path) -> Vec<Component> {
     ];
     if node.role == Role::Server {
         kubelet.push("--register-with-taints=node-role.kubernetes.io/control-plane=:NoSchedule".into());
-        kubelet.push("--node-labels=node-role.kubernetes.io/control-plane=".into());
     }
     components.push(make("kubelet", kubelet));
     components.push(make(

@@ -3,10 +3,10 @@
 
 use serde_json::{Map, Value};
 
-/// The media type under which clients ask for it.
-pub const MEDIA_TYPE: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
-/// Other names of the same.
-pub const MEDIA_TYPES: &[&str] = &[MEDIA_TYPE, "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"];
+/// The media type of the answer. The older name holds an `@`, which no parser of media types takes.
+pub const MEDIA_TYPE: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+/// The media types under which clients ask for it.
+pub const MEDIA_TYPES: &[&str] = &[MEDIA_TYPE, "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"];
 
 /// A message in the making.
 #[derive(Default)]

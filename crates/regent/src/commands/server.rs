@@ -90,7 +90,6 @@ async fn start(arguments: Server, shutdown: tokio_util::sync::CancellationToken)
     }
     if runs("agent") {
         let mut flags = arguments.kubelet.clone();
-        flags.node_labels.push("node-role.kubernetes.io/control-plane=".into());
         if arguments.reserved {
             flags.register_with_taints.push("node-role.kubernetes.io/control-plane=:NoSchedule".into());
         }

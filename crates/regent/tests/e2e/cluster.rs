@@ -62,7 +62,7 @@ impl Cluster {
             return Ok(());
         }
         self.sandbox(&["down"])?;
-        let left = run("sh", &["-c", "ip link show rgsb0; nft list tables | grep regent; grep rgsb /proc/net/dev; ls -d /sys/fs/cgroup/regent-sandbox /sys/fs/cgroup/*/regent-sandbox; grep -F e2e-sandbox /proc/self/mounts; pgrep -f '[e]2e-sandbox'; true"])?;
+        let left = run("sh", &["-c", "ip link show rgsb0; nft list tables | grep regent; grep rgsb /proc/net/dev; ls -d /sys/fs/cgroup/regent-sandbox /sys/fs/cgroup/*/regent-sandbox; grep '[e]2e-sandbox' /proc/self/mounts; pgrep -fa '[e]2e-sandbox/nodes'; true"])?;
         expect(left.trim().is_empty(), &format!("`down` left something behind:\n{left}"))
     }
 
@@ -111,7 +111,8 @@ impl Cluster {
 
     /// Applies a manifest.
     pub fn apply(&self, namespace: &str, manifest: &str) -> Result<String, String> {
-        self.kubectl_with(&["apply", "-n", namespace, "-f", "-"], manifest)
+        // A document that begins with a brace is taken for JSON; these are YAML in flow style.
+        self.kubectl_with(&["apply", "-n", namespace, "-f", "-"], &format!("---\n{manifest}"))
     }
 
     /// Waits until `look` holds, at most `seconds`; the last thing it said is the error.

@@ -44,7 +44,7 @@ fn rights(cluster: &Cluster, namespace: &str) -> Outcome {
     cluster.wait_for("the right to read", &format!("get pods {who}"), |_| true)?;
     let error = cluster.kubectl_fails(&format!("create configmap c {who}"), "")?;
     let words = format!("configmaps is forbidden: User \"system:serviceaccount:{namespace}:reader\" cannot create resource \"configmaps\" in API group \"\" in the namespace \"{namespace}\"");
-    has_all(&error, &["(Forbidden)", &words])?;
+    has_all(&error, &[&words])?;
     let error = cluster.kubectl_fails(&format!("get secrets {who}"), "")?;
     has_all(&error, &["cannot list resource \"secrets\""])?;
     let error = cluster.kubectl_fails(&format!("get nodes {who}"), "")?;

@@ -29,7 +29,7 @@ fn reached(cluster: &Cluster, namespace: &str) -> Outcome {
     let names = [ip, "web".to_string(), format!("web.{namespace}"), format!("web.{namespace}.svc.cluster.local")];
     for name in names {
         let page = cluster.wait(&format!("{name} from a pod"), 10, || {
-            cluster.kubectl(&format!("exec -n {namespace} client -- wget -q -T 3 -O - http://{name}:8000/"))
+            cluster.kubectl(&format!("exec -n {namespace} client -- timeout 3 wget -q -O - http://{name}:8000/"))
         })?;
         has_all(&page, &["Welcome to nginx!"])?;
     }
@@ -40,7 +40,7 @@ fn reached(cluster: &Cluster, namespace: &str) -> Outcome {
     }
     let pod = cluster.kubectl(&format!("get pods -n {namespace} -l app=web -o jsonpath={{.items[0].metadata.name}}"))?;
     for _ in 0..6 {
-        has_all(&cluster.kubectl(&format!("exec -n {namespace} {pod} -- wget -q -T 3 -O - http://{ip}:8000/"))?, &["Welcome to nginx!"])?;
+        has_all(&cluster.kubectl(&format!("exec -n {namespace} {pod} -- timeout 3 wget -q -O - http://{ip}:8000/"))?, &["Welcome to nginx!"])?;
     }
     let unknown = cluster.kubectl_fails(&format!("exec -n {namespace} client -- nslookup nothing-here.{namespace}.svc.cluster.local"), "")?;
     has_all(&unknown, &["NXDOMAIN"])
@@ -51,7 +51,7 @@ fn refused(cluster: &Cluster, namespace: &str) -> Outcome {
     let ip = cluster.kubectl(&format!("get service empty -n {namespace} -o jsonpath={{.spec.clusterIP}}"))?;
     cluster.wait("the refusal", 10, || {
         let answer = cluster.on_node("worker-1", &format!("curl -sS -m 3 http://{ip}/ 2>&1; true"))?;
-        expect(answer.contains("refused") || answer.contains("Could not connect"), &answer)
+        expect(answer.contains("refused") || answer.contains("connect to server"), &answer)
     })
 }
 
@@ -72,7 +72,7 @@ fn affinity(cluster: &Cluster, namespace: &str) -> Outcome {
     }
     cluster.apply(namespace, &busybox("client", "sleep 3600", "Always"))?;
     cluster.kubectl(&format!("wait -n {namespace} --for=condition=Ready pod/client --timeout=60s"))?;
-    let ask = || cluster.kubectl(&format!("exec -n {namespace} client -- wget -q -T 3 -O - http://sticky/who"));
+    let ask = || cluster.kubectl(&format!("exec -n {namespace} client -- timeout 3 wget -q -O - http://sticky/who"));
     let first = cluster.wait("the sticky Service", 10, ask)?;
     for _ in 0..8 {
         let again = ask()?;

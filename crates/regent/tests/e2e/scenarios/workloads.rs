@@ -120,7 +120,7 @@ spec:
     expect(times.len() == 3 && times.is_sorted(), &started)?;
     for i in 0..3 {
         let host = format!("db-{i}.db.{namespace}.svc.cluster.local");
-        let answer = cluster.wait(&host, 10, || cluster.kubectl(&format!("exec -n {namespace} db-0 -- wget -q -T 3 -O - http://{host}/")))?;
+        let answer = cluster.wait(&host, 10, || cluster.kubectl(&format!("exec -n {namespace} db-0 -- timeout 3 wget -q -O - http://{host}/")))?;
         expect(answer.trim() == format!("db-{i}"), answer)?;
     }
     let uid = || cluster.kubectl(&format!("get pod db-1 -n {namespace} -o jsonpath={{.metadata.uid}}"));
