@@ -20,6 +20,7 @@ pub mod names;
 pub mod object;
 pub mod protobuf;
 pub mod quantity;
+pub mod quota;
 pub mod request;
 pub mod schema;
 pub mod selector;
