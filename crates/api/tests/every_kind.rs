@@ -14,6 +14,9 @@ enum Choice {
     Plain,
 }
 
+/// Nesting of the objects made; schemas may contain themselves.
+const DEPTH_MAX: usize = 8;
+
 fn value(schema: &Schema, choice: Choice, depth: usize) -> Value {
     let plain = |zero: Value, absurd: Value, plain: Value| match choice {
         Choice::Zero => zero,
@@ -22,11 +25,12 @@ fn value(schema: &Schema, choice: Choice, depth: usize) -> Value {
     };
     let items = || schema.items.as_deref().map_or(Value::Null, |items| value(items, choice, depth + 1));
     match schema.type_ {
-        Type::Object if depth > 9 => json!({}),
+        Type::Object if depth > DEPTH_MAX || (depth > 4 && schema.name.ends_with(".JSONSchemaProps")) => json!({}),
         Type::Object => Value::Object(schema.fields.iter().map(|field| (field.name.to_string(), value(&field.schema, choice, depth + 1))).collect()),
-        Type::Map if choice == Choice::Zero || depth > 9 => json!({}),
+        Type::Map if choice == Choice::Zero || depth > DEPTH_MAX => json!({}),
         Type::Map => Value::Object(Map::from_iter([("a".to_string(), items())])),
-        Type::Array if choice == Choice::Zero || depth > 9 => json!([]),
+        Type::Array if choice == Choice::Zero || depth > DEPTH_MAX => json!([]),
+        Type::Array if depth > 1 => json!([items()]),
         Type::Array => json!([items(), items()]),
         Type::String => plain(json!(""), json!("\u{0}/ä{}:-%$9999999999999999999999"), json!("a")),
         Type::Bytes => plain(json!(""), json!("//8="), json!("YQ==")),
@@ -45,7 +49,7 @@ fn value(schema: &Schema, choice: Choice, depth: usize) -> Value {
 /// The object without one of the fields of its spec or root after the other, and the whole.
 fn variants(object: &Value) -> Vec<Value> {
     let mut all = vec![object.clone(), json!({})];
-    for parent in ["", "spec", "status", "spec.template.spec", "metadata"] {
+    for parent in ["", "spec", "metadata"] {
         let Some(map) = (if parent.is_empty() { object.as_object() } else { object.map_at(parent) }) else { continue };
         for key in map.keys() {
             let mut less = object.clone();
@@ -89,13 +93,14 @@ fn no_object_that_fits_its_schema_breaks_a_kind() {
                 let mut whole = value(&schema, choice, 0);
                 whole.set("apiVersion", api_version(kind, version));
                 whole.set("kind", kind.kind.as_str());
-                for variant in variants(&whole) {
+                let less_and_less = if choice == Choice::Zero { variants(&whole) } else { vec![whole.clone()] };
+                for variant in less_and_less {
                     let decoded = structure::decode_object(variant.to_string().as_bytes(), structure::Encoding::Json, kind, version, FieldValidation::Strict);
                     let (object, _) = decoded.unwrap_or_else(|status| panic!("{}/{version}: {status}", kind.group_resource()));
                     let mut completed = object.clone();
                     structure::complete(&mut completed, &schema);
                     assert_eq!(completed, object, "{}: completing a decoded object changes nothing", kind.kind);
-                    olds.iter().for_each(|old| exercise(kind, version, &object, old));
+                    olds.iter().rev().take(2).for_each(|old| exercise(kind, version, &object, old));
                 }
                 olds.push(whole);
             }
