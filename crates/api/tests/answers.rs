@@ -4,6 +4,7 @@
 //! Only hooks are tested: what admission and allocation add is taken out of the answers before they are compared.
 
 use api::{Catalogue, Kind, Value, field::Errors, object::ObjectExt, request::FieldValidation, structure};
+use serde_json::json;
 
 const ANSWERS: &str = include_str!("../facts/answers.jsonl");
 
