@@ -18,6 +18,7 @@ mod memory;
 mod zones;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use client::controller::{Controller, Error, Inputs, Next};
@@ -31,6 +32,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::Patch;
 use parking_lot::Mutex;
 use serde_json::json;
+use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use self::memory::Memory;
@@ -43,6 +45,8 @@ use crate::common::pod_state::{is_ready, node_name};
 pub(crate) const NOT_READY: &str = "node.kubernetes.io/not-ready";
 pub(crate) const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
 const LEASE_NAMESPACE: &str = "kube-node-lease";
+/// The API must answer within this, or this controller counts as deaf.
+const HEARING_MAX: Duration = Duration::from_secs(3);
 /// How many nodes are written to at once.
 const WRITES_MAX: usize = 16;
 /// The conditions that a silent node no longer knows.
@@ -104,7 +108,7 @@ impl Controller for NodeLifecycle {
     }
 
     async fn reconcile(&self, _: &Key) -> Result<Next, Error> {
-        let heard = self.client.apiserver_version().await.is_ok();
+        let heard = timeout(HEARING_MAX, self.client.apiserver_version()).await.is_ok_and(|answer| answer.is_ok());
         let nodes = self.nodes.list();
         let now = self.clock.now();
         let plans = {

@@ -3,7 +3,6 @@
 use super::*;
 use crate::common::testing::at;
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 /// A cluster as the API would hold it.
 #[derive(Default)]
