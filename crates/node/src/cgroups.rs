@@ -144,13 +144,19 @@ impl Cgroups {
         Ok(())
     }
 
-    /// Removes a pod's cgroup with what is left below it. What still holds a process stays, and is an error.
+    /// Removes a pod's cgroup with what is left below it. A process still in it has outlived its container and is killed;
+    /// the removal is then an error once more, until the kernel has let go of it.
     pub fn remove(&self, path: &str) -> io::Result<()> {
         let relative = path.trim_start_matches('/');
         let mounts: Vec<PathBuf> = match &self.layout {
             Layout::Unified(mount) => vec![mount.clone()],
             Layout::PerController(_) => all_hierarchies(),
         };
+        for mount in &mounts {
+            if remove_tree(&mount.join(relative)).is_err() {
+                kill_tree(&mount.join(relative));
+            }
+        }
         for mount in mounts {
             remove_tree(&mount.join(relative))?;
         }
@@ -228,6 +234,23 @@ fn all_hierarchies() -> Vec<PathBuf> {
         .collect();
     out.dedup();
     out
+}
+
+/// Kills every process in a pod's cgroup and below.
+fn kill_tree(path: &Path) {
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            kill_tree(&entry.path());
+        }
+    }
+    for line in fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default().lines() {
+        // Zero stands for a process of another PID namespace, which is none of ours.
+        let Some(pid) = line.parse().ok().filter(|pid| *pid > 1).and_then(rustix::process::Pid::from_raw) else { continue };
+        tracing::warn!(pid = pid.as_raw_nonzero(), cgroup = %path.display(), "a process that outlived its container is killed");
+        if let Err(error) = rustix::process::kill_process(pid, rustix::process::Signal::KILL) {
+            tracing::debug!(%error, "it could not be killed");
+        }
+    }
 }
 
 fn remove_tree(path: &Path) -> io::Result<()> {

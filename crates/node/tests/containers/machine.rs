@@ -12,8 +12,8 @@ use std::{
 
 /// The bridge of the test's pods.
 const BRIDGE: &str = "regentnode0";
-/// The cgroup of the test's pods.
-pub const CGROUP: &str = "/regent-node-test";
+/// How long the last pods may take to end.
+const END_TIMEOUT: Duration = Duration::from_secs(60);
 pub const IMAGE: &str = "docker.io/library/busybox:test";
 const PAUSE: &str = "registry.k8s.io/pause:test";
 
@@ -138,6 +138,11 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
         machine
     }
 
+    /// The cgroup of the test's pods.
+    pub fn cgroup(&self) -> String {
+        format!("/regent-node-test-{}", std::process::id())
+    }
+
     pub fn endpoint(&self) -> String {
         format!("unix://{}", self.directory.join("containerd.sock").display())
     }
@@ -149,16 +154,24 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
         run("ctr", &all)
     }
 
-    /// Ends whatever pods are left, so that nothing outlives the test even when it fails.
+    /// Ends whatever pods are left, so that nothing outlives the test even when it fails. No agent may run any more.
     fn end_pods(&self) {
         let endpoint = self.endpoint();
         let end = std::thread::spawn(move || {
             let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
             runtime.block_on(async {
                 let cri = cri::Client::new(&endpoint);
-                for sandbox in cri.list_pod_sandboxes(Default::default()).await.unwrap_or_default() {
-                    let _ = cri.stop_pod_sandbox(&sandbox.id).await;
-                    let _ = cri.remove_pod_sandbox(&sandbox.id).await;
+                let begun = Instant::now();
+                // What a stopped agent had asked for may still come.
+                let mut quiet = 0;
+                while quiet < 10 && begun.elapsed() < END_TIMEOUT {
+                    let left = cri.list_pod_sandboxes(Default::default()).await.unwrap_or_default();
+                    quiet = if left.is_empty() { quiet + 1 } else { 0 };
+                    for sandbox in left {
+                        let _ = cri.stop_pod_sandbox(&sandbox.id).await;
+                        let _ = cri.remove_pod_sandbox(&sandbox.id).await;
+                    }
+                    tokio::time::sleep(Duration::from_millis(50)).await;
                 }
             });
         });
@@ -180,7 +193,7 @@ impl Drop for Machine {
         }
         run("ip", &["link", "del", BRIDGE]);
         for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            let root = hierarchy.path().join(CGROUP.trim_start_matches('/'));
+            let root = hierarchy.path().join(self.cgroup().trim_start_matches('/'));
             if root.exists() {
                 run("find", &[root.to_str().unwrap_or_default(), "-depth", "-type", "d", "-exec", "rmdir", "{}", ";"]);
             }

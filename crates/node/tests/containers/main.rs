@@ -9,7 +9,7 @@ mod machine;
 mod peer;
 
 use api::Api;
-use machine::{CGROUP, IMAGE, Machine};
+use machine::{IMAGE, Machine};
 use serde_json::{Value, json};
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -75,22 +75,34 @@ fn start_agent(api: &Api, machine: &Machine, authority: &pki::Authority) -> (Can
         log_dir: machine.directory.join("logs"),
         bind_address: ip,
         port: PORT,
-        cgroup_root: CGROUP.into(),
+        cgroup_root: machine.cgroup(),
         ..node::Config::new("n1", ip, informers, serving.chain_pem(), serving.key_pem.clone(), authority.certificate_pem().to_owned())
     };
     let shutdown = CancellationToken::new();
     (shutdown.clone(), tokio::spawn(node::run(config, shutdown)))
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pods_run_and_say_so() {
+/// The scenarios run on a runtime of their own: when one fails it ends first, and the agent with it, so that the machine
+/// is taken away without anyone starting pods on it.
+#[test]
+fn pods_run_and_say_so() {
     let machine = Machine::start();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| runtime.block_on(scenarios(&machine))));
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    drop(machine);
+    if let Err(panic) = result {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+async fn scenarios(machine: &Machine) {
     let authority = pki::Authority::generate("test").unwrap();
     let api = Api::new();
     api.create("services", json!({ "metadata": { "name": "kubernetes", "namespace": "default" }, "spec": { "clusterIP": "10.96.0.1", "ports": [{ "name": "https", "port": 443 }] } }));
     api.create("configmaps", json!({ "metadata": { "name": "settings", "namespace": "default" }, "data": { "color": "blue", "size": "3" } }));
     api.create("secrets", json!({ "metadata": { "name": "hidden", "namespace": "default" }, "data": { "word": "c2VzYW1l" } }));
-    let (shutdown, agent) = start_agent(&api, &machine, &authority);
+    let (shutdown, agent) = start_agent(&api, machine, &authority);
 
     node_registers(&api).await;
     tokio::join!(
@@ -106,7 +118,7 @@ async fn pods_run_and_say_so() {
     let before = api.get("pods", "default", "web").unwrap();
     shutdown.cancel();
     agent.await.unwrap().unwrap();
-    let (shutdown, agent) = start_agent(&api, &machine, &authority);
+    let (shutdown, agent) = start_agent(&api, machine, &authority);
     create(&api, "later", json!({ "containers": [container("a", "sleep 1000")] }));
     pod_until(&api, "later", "running", |pod| condition(pod, "Ready") == "True").await;
     let after = api.get("pods", "default", "web").unwrap();
