@@ -378,7 +378,9 @@ mod tests {
         }
 
         fn answer(&self, method: &http::Method, body: &[u8]) -> (u16, serde_json::Value) {
-            let failure = |code: u16, reason: &str| (code, serde_json::json!({"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": reason}));
+            let failure = |code: u16, reason: &str| {
+                (code, serde_json::json!({"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": reason}))
+            };
             let (lease, version, _) = &mut *self.0.lock();
             let known = lease.as_ref().map(|lease| lease["metadata"]["resourceVersion"].clone());
             if method == http::Method::GET {
@@ -401,7 +403,13 @@ mod tests {
     type Log = std::sync::Arc<parking_lot::Mutex<Vec<(String, &'static str, u64)>>>;
 
     /// A candidate whose work notes when it starts and when it has ended; stubborn work does not heed its token.
-    fn stand(api: &LeaseApi, name: &'static str, stubborn: bool, log: &Log, begin: Instant) -> (CancellationToken, tokio::task::JoinHandle<Result<(), Error>>) {
+    fn stand(
+        api: &LeaseApi,
+        name: &'static str,
+        stubborn: bool,
+        log: &Log,
+        begin: Instant,
+    ) -> (CancellationToken, tokio::task::JoinHandle<Result<(), Error>>) {
         struct Note(Log, &'static str, Instant);
         impl Drop for Note {
             fn drop(&mut self) {

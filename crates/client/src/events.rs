@@ -86,14 +86,8 @@ impl Recorder {
 
     /// Tells that something has happened about the object. `action` is what was done about it, or empty.
     pub fn event(&self, about: &ObjectReference, type_: EventType, reason: &str, action: &str, message: impl Into<String>) {
-        let note = Note {
-            about: about.clone(),
-            type_,
-            reason: reason.to_owned(),
-            action: action.to_owned(),
-            message: message.into(),
-            at: self.clock.now(),
-        };
+        let note =
+            Note { about: about.clone(), type_, reason: reason.to_owned(), action: action.to_owned(), message: message.into(), at: self.clock.now() };
         if self.queue.try_send(note).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
@@ -122,7 +116,13 @@ pub fn reference<K: Resource<DynamicType = ()>>(object: &K) -> ObjectReference {
 enum Action {
     Create(Box<Event>),
     /// Count the existing event up.
-    Count { namespace: String, name: String, count: i32, last: Timestamp, message: String },
+    Count {
+        namespace: String,
+        name: String,
+        count: i32,
+        last: Timestamp,
+        message: String,
+    },
     Nothing,
 }
 

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::stream::BoxStream;
 use futures::StreamExt;
+use futures::stream::BoxStream;
 use kube::Resource;
 use kube::api::{ListParams, WatchEvent, WatchParams};
 use kube::core::{ObjectList, Request};
@@ -352,7 +352,9 @@ mod tests {
         let mut lines = Vec::new();
         for _ in 0..changes {
             match timeout(Duration::from_secs(3600), follower.next()).await {
-                Ok(Change::Applied { new, .. }) => lines.push(format!("{} {}", Key::of(&*new), new.metadata.resource_version.as_deref().unwrap_or(""))),
+                Ok(Change::Applied { new, .. }) => {
+                    lines.push(format!("{} {}", Key::of(&*new), new.metadata.resource_version.as_deref().unwrap_or("")))
+                }
                 Ok(Change::Deleted(last)) => lines.push(format!("{} gone", Key::of(&*last))),
                 Err(_) => lines.push("nothing".into()),
             }

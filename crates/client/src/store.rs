@@ -100,8 +100,7 @@ impl<K: Resource> Store<K> {
         state.progress = number;
         let mut fresh: BTreeMap<Key, Arc<K>> = objects.into_iter().map(|object| (Key::of(&object), Arc::new(object))).collect();
         state.pending.retain(|_, written| *written > number);
-        let still_named: HashSet<String> =
-            fresh.values().filter_map(|o| o.meta().uid.clone()).filter(|uid| state.gone.contains(uid)).collect();
+        let still_named: HashSet<String> = fresh.values().filter_map(|o| o.meta().uid.clone()).filter(|uid| state.gone.contains(uid)).collect();
         fresh.retain(|_, object| !object.meta().uid.as_ref().is_some_and(|uid| still_named.contains(uid)));
         state.gone = still_named;
         for key in state.pending.keys() {
@@ -309,7 +308,12 @@ mod tests {
 
     fn shown(store: &Store<ConfigMap>) -> String {
         let show = |o: &Arc<ConfigMap>| {
-            format!("{}/{}@{}", o.metadata.name.as_deref().unwrap_or(""), o.metadata.uid.as_deref().unwrap_or(""), o.metadata.resource_version.as_deref().unwrap_or(""))
+            format!(
+                "{}/{}@{}",
+                o.metadata.name.as_deref().unwrap_or(""),
+                o.metadata.uid.as_deref().unwrap_or(""),
+                o.metadata.resource_version.as_deref().unwrap_or("")
+            )
         };
         store.list().iter().map(show).collect::<Vec<_>>().join(" ")
     }

@@ -14,17 +14,14 @@ use client::events::{Recorder, Warning};
 use client::{Change, Clock, ErrorExt, Informer, Key};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, DaemonSetSpec, DaemonSetStatus};
-use k8s_openapi::api::core::v1::{
-    Affinity, Node, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Toleration,
-};
+use k8s_openapi::api::core::v1::{Affinity, Node, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Toleration};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use kube::core::SelectorExt;
 use parking_lot::Mutex;
 
 use crate::Context;
 use crate::common::amounts::resolve;
 use crate::common::history::{self, HASH_LABEL, Outcome};
-use crate::common::owner::{Owner, annotation, controller_of, labels_of, name_of, workload_selector};
+use crate::common::owner::{Owner, annotation, labels_of, name_of, workload_selector};
 use crate::common::pods::{PodControl, from_template, slow_start};
 use crate::common::{claim, patch, placement, pod_state};
 
@@ -196,9 +193,8 @@ fn decide(view: &View<'_>) -> Plan {
             let mut kept: Vec<&Arc<Pod>> = Vec::new();
             let mut terminating = false;
             for pod in here {
-                if pod_state::is_deleting(pod) {
-                    terminating = true;
-                } else if pod_state::phase(pod) == "Failed" && view.held_back.contains(*node) {
+                let held_back = pod_state::phase(pod) == "Failed" && view.held_back.contains(*node);
+                if pod_state::is_deleting(pod) || held_back {
                     terminating = true;
                 } else if pod_state::phase(pod) == "Failed" {
                     plan.failed.push((pod.clone(), (*node).to_owned()));
@@ -239,7 +235,8 @@ fn decide(view: &View<'_>) -> Plan {
     // Bound pods of nodes that are gone are the pod garbage collector's; those not bound yet would wait for ever.
     for (node, pods) in &on_node {
         if !existing.contains(node) {
-            plan.delete.extend(pods.iter().filter(|pod| pod_state::node_name(pod).is_none() && !pod_state::is_deleting(pod)).map(|pod| Arc::clone(pod)));
+            plan.delete
+                .extend(pods.iter().filter(|pod| pod_state::node_name(pod).is_none() && !pod_state::is_deleting(pod)).map(|pod| Arc::clone(pod)));
         }
     }
 
@@ -362,13 +359,7 @@ impl Controller for DaemonSets {
         inputs.mapped(&self.nodes, move |change| sets_affected(change, &sets));
         let sets = self.sets.clone();
         inputs.mapped(self.pods.pods(), move |change| {
-            let Change::Applied { new: pod, .. } = change else { return Vec::new() };
-            if controller_of(&**pod).is_some() {
-                return Vec::new();
-            }
-            let selects = |set: &DaemonSet| set.spec.as_ref().and_then(|spec| workload_selector(&spec.selector)).is_some_and(|s| s.matches(labels_of(&**pod)));
-            let all = sets.in_namespace(pod.metadata.namespace.as_deref().unwrap_or_default());
-            all.iter().filter(|set| selects(set)).map(|set| Key::of(&**set)).collect()
+            claim::adopters(change, &sets, |set| set.spec.as_ref().and_then(|spec| workload_selector(&spec.selector)))
         });
     }
 
@@ -377,7 +368,13 @@ impl Controller for DaemonSets {
         let Some(spec) = set.spec.as_ref() else { return Ok(Next::Done) };
         let owner = Owner::of(&*set);
         let Some(selector) = workload_selector(&spec.selector) else {
-            self.recorder.event(&owner.about, Warning, "SelectingAll", "", "This daemon set is selecting all pods. A non-empty selector is required.");
+            self.recorder.event(
+                &owner.about,
+                Warning,
+                "SelectingAll",
+                "",
+                "This daemon set is selecting all pods. A non-empty selector is required.",
+            );
             return Ok(Next::Done);
         };
         if owner.deleting {
@@ -530,16 +527,36 @@ mod tests {
             ..Default::default()
         };
         let pods = pods(have);
-        let plan = decide(&View { spec: &spec, generation: Some(1), collision_count: None, nodes, pods: &pods, hash: "v2", held_back: &BTreeSet::new(), now: at(1000) });
+        let plan = decide(&View {
+            spec: &spec,
+            generation: Some(1),
+            collision_count: None,
+            nodes,
+            pods: &pods,
+            hash: "v2",
+            held_back: &BTreeSet::new(),
+            now: at(1000),
+        });
         let deleted: Vec<&str> = plan.delete.iter().map(|pod| name_of(&**pod)).collect();
         let s = &plan.status;
-        let status = format!("{}/{} ready {} updated {}", s.current_number_scheduled, s.desired_number_scheduled, s.number_ready, s.updated_number_scheduled.unwrap_or(0));
+        let status = format!(
+            "{}/{} ready {} updated {}",
+            s.current_number_scheduled,
+            s.desired_number_scheduled,
+            s.number_ready,
+            s.updated_number_scheduled.unwrap_or(0)
+        );
         assert_eq!(format!("+{} -{} | {status}", plan.create.join(","), deleted.join(",")), expected, "{have}");
     }
 
     #[test]
     fn every_node_that_may_have_one_gets_one() {
-        let nodes = [node("a", None), node("b", None), node("c", Some(("dedicated", "NoSchedule"))), node("d", Some(("node.kubernetes.io/unreachable", "NoExecute")))];
+        let nodes = [
+            node("a", None),
+            node("b", None),
+            node("c", Some(("dedicated", "NoSchedule"))),
+            node("d", Some(("node.kubernetes.io/unreachable", "NoExecute"))),
+        ];
         check(0, 1, &nodes, "", "+a,b,d - | 0/3 ready 0 updated 0");
         check(0, 1, &nodes, "a:v2:ready b:v2:leaving c:v2:ready d:v2:failed", "+ -d-v2 | 3/3 ready 1 updated 2");
         let gone = [node("a", Some(("dedicated", "NoExecute")))];

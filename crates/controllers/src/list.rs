@@ -80,3 +80,34 @@ pub fn select(names: &[String]) -> Result<Vec<&'static Entry>, UnknownController
     };
     Ok(CONTROLLERS.iter().filter(wanted).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(names: &str, name: &str, expected: bool) {
+        let names: Vec<String> = names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
+        let selected = select(&names).expect("all are known");
+        assert_eq!(selected.iter().any(|entry| entry.name == name), expected, "{names:?}");
+    }
+
+    #[test]
+    fn names_win_over_the_star() {
+        check("", "job-controller", true);
+        check("*", "job-controller", true);
+        check("*,-job-controller", "job-controller", false);
+        check("-job-controller", "deployment-controller", false);
+        check("job-controller", "job-controller", true);
+        check("job-controller", "deployment-controller", false);
+        assert_eq!(select(&["-nonsense".into()]).err(), Some(UnknownController("nonsense".into())));
+    }
+
+    #[test]
+    fn the_list_is_in_order_and_says_nothing_twice() {
+        let names: Vec<&str> = CONTROLLERS.iter().map(|entry| entry.name).collect();
+        let mut sorted = names.clone();
+        sorted.sort_unstable();
+        sorted.dedup();
+        assert_eq!(names, sorted);
+    }
+}

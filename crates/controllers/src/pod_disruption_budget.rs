@@ -108,7 +108,8 @@ fn decide(
             None => given_up.push(name_of(&**pod).to_owned()),
         }
     }
-    let healthy = pods.iter().filter(|pod| !pod_state::is_deleting(pod) && !disrupted.contains_key(name_of(&***pod)) && pod_state::is_ready(pod)).count();
+    let healthy =
+        pods.iter().filter(|pod| !pod_state::is_deleting(pod) && !disrupted.contains_key(name_of(&***pod)) && pod_state::is_ready(pod)).count();
     let healthy = i32::try_from(healthy).unwrap_or(i32::MAX);
     let allowed = if expected <= 0 { 0 } else { (healthy - desired).max(0) };
     status.current_healthy = Some(healthy);
@@ -122,7 +123,14 @@ fn decide(
 }
 
 /// The conditions, with DisruptionAllowed as it is now.
-fn condition(old: &PodDisruptionBudgetStatus, generation: Option<i64>, allowed: bool, reason: &str, message: String, now: Timestamp) -> Vec<Condition> {
+fn condition(
+    old: &PodDisruptionBudgetStatus,
+    generation: Option<i64>,
+    allowed: bool,
+    reason: &str,
+    message: String,
+    now: Timestamp,
+) -> Vec<Condition> {
     let mut conditions = old.conditions.clone().unwrap_or_default();
     let value = if allowed { "True" } else { "False" };
     let known = conditions.iter().find(|condition| condition.type_ == "DisruptionAllowed");
@@ -278,7 +286,11 @@ mod tests {
             status.expected_pods.unwrap(),
             status.disruptions_allowed.unwrap(),
             status.conditions.unwrap()[0].reason,
-            if given_up.is_empty() { next.map_or(String::new(), |d| format!(" next {}", d.as_secs())) } else { format!(" given up {}", given_up.join(",")) }
+            if given_up.is_empty() {
+                next.map_or(String::new(), |d| format!(" next {}", d.as_secs()))
+            } else {
+                format!(" given up {}", given_up.join(","))
+            }
         );
         assert_eq!(got, expected);
     }

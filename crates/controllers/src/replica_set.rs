@@ -9,12 +9,12 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use client::controller::{Controller, Error, Inputs, Next};
-use client::{Change, Clock, ErrorExt, Informer, Key, WritableObject};
+use client::{Clock, ErrorExt, Informer, Key, WritableObject};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::core::{Selector, SelectorExt};
+use kube::core::Selector;
 
 use crate::Context;
 use crate::common::owner::{Owner, controller_of, labels_of, uid_of, workload_selector};
@@ -174,14 +174,14 @@ impl<K: Replicated> Controller for Replicas<K> {
         inputs.primary(&self.sets);
         inputs.owned(self.pods.pods(), K::KIND);
         let sets = self.sets.clone();
-        inputs.mapped(self.pods.pods(), move |change| selecting_orphan(change, &sets));
+        inputs.mapped(self.pods.pods(), move |change| claim::adopters(change, &sets, |set: &K| set.wanted().selector));
     }
 
     async fn reconcile(&self, key: &Key) -> Result<Next, Error> {
         let Some(set) = self.sets.get(key) else { return Ok(Next::Done) };
         let wanted = set.wanted();
         let owner = Owner::of(&*set);
-        let pods = claim::claim(&self.sets, &owner, self.pods.pods(), wanted.selector.as_ref(), |pod| pod_state::is_active(pod)).await?;
+        let pods = claim::claim(&self.sets, &owner, self.pods.pods(), wanted.selector.as_ref(), pod_state::is_active).await?;
         let now = self.clock.now();
 
         let outcome = if owner.deleting { Ok(()) } else { self.manage(&set, &owner, &wanted, &pods, now).await };
@@ -234,17 +234,6 @@ impl<K: Replicated> Replicas<K> {
     }
 }
 
-/// The sets that select a pod which has no controller: one of them will adopt it.
-fn selecting_orphan<K: Replicated>(change: &Change<Pod>, sets: &Informer<K>) -> Vec<Key> {
-    let Change::Applied { new: pod, .. } = change else { return Vec::new() };
-    if controller_of(&**pod).is_some() || pod_state::is_deleting(pod) {
-        return Vec::new();
-    }
-    let labels = labels_of(&**pod);
-    let candidates = sets.in_namespace(pod.metadata.namespace.as_deref().unwrap_or_default());
-    candidates.iter().filter(|set| set.wanted().selector.is_some_and(|selector| selector.matches(labels))).map(|set| Key::of(&**set)).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -283,11 +272,15 @@ mod tests {
             status: None,
             counts_terminating: true,
         };
-        let pods: Vec<Arc<Pod>> =
-            [pod("a", "n", "Running", Some(10)), pod("b", "n", "Running", Some(95)), pod("c", "n", "Pending", None), deleting(pod("d", "n", "Running", None))]
-                .into_iter()
-                .map(Arc::new)
-                .collect();
+        let pods: Vec<Arc<Pod>> = [
+            pod("a", "n", "Running", Some(10)),
+            pod("b", "n", "Running", Some(95)),
+            pod("c", "n", "Pending", None),
+            deleting(pod("d", "n", "Running", None)),
+        ]
+        .into_iter()
+        .map(Arc::new)
+        .collect();
         let status = status_of(&wanted, Some(7), &pods, Some(("FailedCreate", "no".into())), at(100));
         assert_eq!((status.replicas, status.fully_labeled_replicas), (3, Some(3)));
         assert_eq!((status.ready_replicas, status.available_replicas, status.terminating_replicas), (Some(2), Some(1), Some(1)));

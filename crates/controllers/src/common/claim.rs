@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use client::controller::Error;
-use client::{ErrorExt, Informer, Key, Object, WritableObject};
+use client::{Change, ErrorExt, Informer, Key, Object, WritableObject};
 use kube::api::Patch;
 use kube::core::{Selector, SelectorExt};
 use serde_json::json;
@@ -32,6 +32,18 @@ fn decide<K: kube::Resource>(object: &K, owner: &Owner, selector: Option<&Select
         None if selected && !owner.deleting && object.meta().deletion_timestamp.is_none() => Claim::Adopt,
         None => Claim::Ignore,
     }
+}
+
+/// The owners that may adopt an object which has appeared (or lost its controller): those whose selector matches it.
+/// For [`client::controller::Inputs::mapped`].
+pub fn adopters<O: Object, K: Object>(change: &Change<K>, owners: &Informer<O>, selector: impl Fn(&O) -> Option<Selector>) -> Vec<Key> {
+    let Change::Applied { new: object, .. } = change else { return Vec::new() };
+    if controller_of(&**object).is_some() || object.meta().deletion_timestamp.is_some() {
+        return Vec::new();
+    }
+    let candidates = owners.in_namespace(object.meta().namespace.as_deref().unwrap_or_default());
+    let matching = candidates.iter().filter(|owner| selector(owner).is_some_and(|selector| selector.matches(labels_of(&**object))));
+    matching.map(|owner| Key::of(&**owner)).collect()
 }
 
 /// The objects that are the owner's, after adopting and releasing. `may_adopt` is a further condition on orphans.

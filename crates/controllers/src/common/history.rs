@@ -58,7 +58,13 @@ pub enum Step {
 }
 
 /// Decides how to get the revision of the owner's current template.
-pub fn decide(owner: &Owner, labels: &std::collections::BTreeMap<String, String>, template: &PodTemplateSpec, known: &[Arc<ControllerRevision>], collisions: Option<i32>) -> Step {
+pub fn decide(
+    owner: &Owner,
+    labels: &std::collections::BTreeMap<String, String>,
+    template: &PodTemplateSpec,
+    known: &[Arc<ControllerRevision>],
+    collisions: Option<i32>,
+) -> Step {
     let newest = known.iter().map(|revision| revision.revision).max().unwrap_or(0);
     let same = known.iter().filter(|revision| holds(revision, template)).max_by_key(|revision| revision.revision);
     match same {

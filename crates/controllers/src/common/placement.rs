@@ -9,7 +9,8 @@ use super::owner::{labels_of, name_of};
 pub fn affinity_allows(pod: &PodSpec, node: &Node) -> bool {
     let labels = labels_of(node);
     let selected = pod.node_selector.iter().flatten().all(|(name, value)| labels.get(name) == Some(value));
-    let required = pod.affinity.as_ref().and_then(|a| a.node_affinity.as_ref()).and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
+    let required =
+        pod.affinity.as_ref().and_then(|a| a.node_affinity.as_ref()).and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
     selected && required.is_none_or(|selector| selector_matches(selector, node))
 }
 
@@ -82,11 +83,8 @@ mod tests {
     use super::*;
 
     fn check(operator: &str, values: &[&str], label: Option<&str>, expected: bool) {
-        let requirement = NodeSelectorRequirement {
-            key: "k".into(),
-            operator: operator.into(),
-            values: Some(values.iter().map(ToString::to_string).collect()),
-        };
+        let requirement =
+            NodeSelectorRequirement { key: "k".into(), operator: operator.into(), values: Some(values.iter().map(ToString::to_string).collect()) };
         assert_eq!(requirement_matches(&requirement, label), expected, "{operator} {values:?} {label:?}");
     }
 

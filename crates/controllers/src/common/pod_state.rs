@@ -150,7 +150,13 @@ mod tests {
     #[test]
     fn the_least_missed_go_first() {
         check(
-            vec![pod("old-ready", "n1", "Running", Some(100)), pod("new-ready", "n1", "Running", Some(9_990)), pod("unready", "n1", "Running", None), pod("unbound", "", "Pending", None), pod("pending", "n1", "Pending", None)],
+            vec![
+                pod("old-ready", "n1", "Running", Some(100)),
+                pod("new-ready", "n1", "Running", Some(9_990)),
+                pod("unready", "n1", "Running", None),
+                pod("unbound", "", "Pending", None),
+                pod("pending", "n1", "Pending", None),
+            ],
             &[],
             &["unbound", "pending", "unready", "new-ready", "old-ready"],
         );

@@ -24,13 +24,12 @@ use client::events::{Normal, Recorder, Warning};
 use client::{Change, Clock, Deletion, ErrorExt, Informer, Key};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
-use kube::core::SelectorExt;
 use serde_json::json;
 
 use self::plan::{Plan, View, decide};
 use self::sets::SetWrite;
 use crate::Context;
-use crate::common::owner::{Owner, controller_of, labels_of, name_of, workload_selector};
+use crate::common::owner::{Owner, controller_of, name_of, workload_selector};
 use crate::common::{claim, patch, pod_state};
 
 /// The annotation that holds the revision of a Deployment and of each of its ReplicaSets.
@@ -65,7 +64,9 @@ impl Controller for Deployments {
         inputs.primary(&self.deployments);
         inputs.owned(&self.sets, "Deployment");
         let deployments = self.deployments.clone();
-        inputs.mapped(&self.sets, move |change| selecting_orphan(change, &deployments));
+        inputs.mapped(&self.sets, move |change| {
+            claim::adopters(change, &deployments, |deployment| deployment.spec.as_ref().and_then(|spec| workload_selector(&spec.selector)))
+        });
         // A Recreate waits for the last old pod to be gone.
         let (deployments, sets) = (self.deployments.clone(), self.sets.clone());
         inputs.mapped(&self.pods, move |change| waiting_for(change, &sets, &deployments));
@@ -76,7 +77,13 @@ impl Controller for Deployments {
         let Some(spec) = deployment.spec.as_ref() else { return Ok(Next::Done) };
         let owner = Owner::of(&*deployment);
         let Some(selector) = workload_selector(&spec.selector) else {
-            self.recorder.event(&owner.about, Warning, "SelectingAll", "", "This deployment is selecting all pods. A non-empty selector is required.");
+            self.recorder.event(
+                &owner.about,
+                Warning,
+                "SelectingAll",
+                "",
+                "This deployment is selecting all pods. A non-empty selector is required.",
+            );
             return Ok(Next::Done);
         };
         let sets = claim::claim(&self.deployments, &owner, &self.sets, Some(&selector), |_| true).await?;
@@ -137,9 +144,8 @@ impl Deployments {
                     Err(error) if error.is_already_exists() => {
                         let there = self.sets.live(&Key::of(&*set)).await?;
                         // Made by us before a crash, and not yet in view? Then it is right. Else the name is taken.
-                        let ours = there.is_some_and(|there| {
-                            controller_of(&there).is_some_and(|o| o.uid == owner.uid()) && sets::same_template(&there, &set)
-                        });
+                        let ours = there
+                            .is_some_and(|there| controller_of(&there).is_some_and(|o| o.uid == owner.uid()) && sets::same_template(&there, &set));
                         return Ok(if ours { Written::Done } else { Written::NameTaken });
                     }
                     Err(error) => {
@@ -178,20 +184,6 @@ impl Deployments {
 enum Written {
     Done,
     NameTaken,
-}
-
-/// The Deployments that select a ReplicaSet which has no controller.
-fn selecting_orphan(change: &Change<ReplicaSet>, deployments: &Informer<Deployment>) -> Vec<Key> {
-    let Change::Applied { new: set, .. } = change else { return Vec::new() };
-    if controller_of(&**set).is_some() {
-        return Vec::new();
-    }
-    let selects = |deployment: &Deployment| {
-        let selector = deployment.spec.as_ref().and_then(|spec| workload_selector(&spec.selector));
-        selector.is_some_and(|selector| selector.matches(labels_of(&**set)))
-    };
-    let all = deployments.in_namespace(set.metadata.namespace.as_deref().unwrap_or_default());
-    all.iter().filter(|deployment| selects(deployment)).map(|deployment| Key::of(&**deployment)).collect()
 }
 
 /// The Recreate Deployment that may have waited for this pod to end.

@@ -221,9 +221,10 @@ fn scale(model: &mut Model, facts: &Facts) {
         }
         return;
     }
-    let saturated = model.new.as_ref().is_some_and(|new| {
-        new.replicas == facts.replicas && new.desired() == Some(facts.replicas) && new.available() == facts.replicas
-    });
+    let saturated = model
+        .new
+        .as_ref()
+        .is_some_and(|new| new.replicas == facts.replicas && new.desired() == Some(facts.replicas) && new.available() == facts.replicas);
     if saturated {
         for set in model.old.iter_mut().filter(|set| set.replicas > 0) {
             set.scale(0, facts);

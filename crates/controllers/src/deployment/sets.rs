@@ -225,14 +225,8 @@ impl Model {
             }),
             status: None,
         };
-        let mut set = Set {
-            object: Arc::new(object),
-            exists: false,
-            replicas: 0,
-            annotations,
-            min_ready_seconds: facts.min_ready_seconds,
-            delete: false,
-        };
+        let mut set =
+            Set { object: Arc::new(object), exists: false, replicas: 0, annotations, min_ready_seconds: facts.min_ready_seconds, delete: false };
         set.scale(new_size(facts, 0, self.total()), facts);
         self.new = Some(set);
         let revision = revision.to_string();

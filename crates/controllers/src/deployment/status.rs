@@ -140,9 +140,11 @@ impl Status {
                 self.set(PROGRESSING, "False", TIMED_OUT, format!("{subject} has timed out progressing."));
             }
         }
-        let failure = model.new.iter().chain(&model.old).find_map(|set| {
-            set.status().conditions.into_iter().flatten().find(|condition| condition.type_ == "ReplicaFailure")
-        });
+        let failure = model
+            .new
+            .iter()
+            .chain(&model.old)
+            .find_map(|set| set.status().conditions.into_iter().flatten().find(|condition| condition.type_ == "ReplicaFailure"));
         match failure {
             Some(failure) => {
                 let (reason, message) = (failure.reason.unwrap_or_default(), failure.message.unwrap_or_default());

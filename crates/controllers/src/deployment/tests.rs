@@ -54,7 +54,9 @@ fn set(image: &str, created: i64, replicas: i32, available: i32, desired: i32) -
             namespace: Some("ns".into()),
             uid: Some(format!("rs-{image}")),
             creation_timestamp: Some(Time(at(created))),
-            annotations: Some([note("revision", created), note("desired-replicas", desired.into()), note("max-replicas", i64::from(desired) + 1)].into()),
+            annotations: Some(
+                [note("revision", created), note("desired-replicas", desired.into()), note("max-replicas", i64::from(desired) + 1)].into(),
+            ),
             ..Default::default()
         },
         spec: Some(ReplicaSetSpec { replicas: Some(replicas), template: Some(template(image)), ..Default::default() }),
@@ -137,11 +139,7 @@ fn rolling_back_takes_the_old_set_again_with_a_new_revision() {
 fn scaling_in_mid_rollout_keeps_the_proportions() {
     let d = deployment(15, "b");
     // 10 wanted with surge 1, at 8 old and 3 new; now 15.
-    check(
-        &d,
-        &[set("a", 1, 8, 8, 10), set("b", 2, 3, 0, 10)],
-        "web-a:8->12 web-b:3->4 Available=MinimumReplicasUnavailable",
-    );
+    check(&d, &[set("a", 1, 8, 8, 10), set("b", 2, 3, 0, 10)], "web-a:8->12 web-b:3->4 Available=MinimumReplicasUnavailable");
     check(&deployment(5, "a"), &[set("a", 1, 3, 3, 3)], "web-a:3->5 Available=MinimumReplicasUnavailable");
     check(&deployment(0, "a"), &[set("a", 1, 3, 3, 3)], "web-a:3->0 Available=MinimumReplicasAvailable");
 }

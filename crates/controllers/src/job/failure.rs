@@ -86,8 +86,11 @@ pub(super) fn ended_at(pod: &Pod) -> Option<Timestamp> {
 /// How long the next pod must wait: the pause doubles with each failure since the last success.
 pub(super) fn pause<'a>(pods: impl Iterator<Item = &'a Pod> + Clone, now: Timestamp) -> Duration {
     let last_success = pods.clone().filter(|pod| pod_state::phase(pod) == "Succeeded").filter_map(ended_at).max();
-    let failures: Vec<Timestamp> =
-        pods.filter(|pod| pod_state::phase(pod) == "Failed").filter_map(ended_at).filter(|at| last_success.is_none_or(|success| *at > success)).collect();
+    let failures: Vec<Timestamp> = pods
+        .filter(|pod| pod_state::phase(pod) == "Failed")
+        .filter_map(ended_at)
+        .filter(|at| last_success.is_none_or(|success| *at > success))
+        .collect();
     let Some(last) = failures.iter().max() else { return Duration::ZERO };
     let doublings = u32::try_from(failures.len() - 1).unwrap_or(u32::MAX).min(10);
     let pause = BACKOFF_INITIAL.saturating_mul(1 << doublings).min(BACKOFF_MAX);

@@ -147,7 +147,11 @@ pub(super) fn decide(view: &View<'_>) -> Plan {
     if failing.is_some() || succeeding.is_some() {
         plan.delete = active.iter().map(|pod| Arc::clone(pod)).collect();
         // Everything has been let go and has ended: say so for good.
-        let settled = active.is_empty() && terminating == 0 && plan.let_go.is_empty() && tally.uncounted_failed.is_empty() && tally.uncounted_succeeded.is_empty();
+        let settled = active.is_empty()
+            && terminating == 0
+            && plan.let_go.is_empty()
+            && tally.uncounted_failed.is_empty()
+            && tally.uncounted_succeeded.is_empty();
         if settled {
             finish(&mut conditions, &mut plan, failing, succeeding, view.now);
         }
@@ -270,7 +274,14 @@ fn index_failures(pod: &Pod) -> i32 {
 }
 
 /// Why the Job fails, if it does.
-fn why_failing(view: &View<'_>, tally: &Tally, active: &[&Arc<Pod>], start: Option<&Time>, suspended: bool, plan: &mut Plan) -> Option<(&'static str, String)> {
+fn why_failing(
+    view: &View<'_>,
+    tally: &Tally,
+    active: &[&Arc<Pod>],
+    start: Option<&Time>,
+    suspended: bool,
+    plan: &mut Plan,
+) -> Option<(&'static str, String)> {
     let spec = view.spec;
     if let Some(why) = &tally.fatal {
         return Some(("PodFailurePolicy", why.clone()));

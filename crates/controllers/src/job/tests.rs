@@ -36,7 +36,9 @@ impl World {
     fn settle(&mut self) {
         for _ in 0..20 {
             let plan = self.plan();
-            if super::is_job_finished(&self.job) || (self.job.status.as_ref() == Some(&plan.status) && plan.create.is_empty() && plan.let_go.is_empty()) {
+            if super::is_job_finished(&self.job)
+                || (self.job.status.as_ref() == Some(&plan.status) && plan.create.is_empty() && plan.let_go.is_empty())
+            {
                 return;
             }
             self.job.status = Some(plan.status.clone());
@@ -210,8 +212,7 @@ fn an_index_may_fail_alone() {
 #[test]
 fn a_success_policy_ends_it_early() {
     let mut spec = indexed(3, 3);
-    spec.success_policy =
-        Some(SuccessPolicy { rules: vec![SuccessPolicyRule { succeeded_count: None, succeeded_indexes: Some("1".into()) }] });
+    spec.success_policy = Some(SuccessPolicy { rules: vec![SuccessPolicyRule { succeeded_count: None, succeeded_indexes: Some("1".into()) }] });
     let mut world = World::new(spec);
     world.settle();
     world.end("p1", "Succeeded");

@@ -13,16 +13,15 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use client::controller::{Controller, Error, Inputs, Next};
 use client::events::{Normal, Recorder, Warning};
-use client::{Change, Clock, Deletion, ErrorExt, Informer, Key};
+use client::{Clock, Deletion, ErrorExt, Informer, Key};
 use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet, StatefulSetSpec, StatefulSetStatus};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
-use kube::core::SelectorExt;
 use serde_json::json;
 
 use self::plan::{Step, View, decide};
 use crate::Context;
 use crate::common::history::{self, HASH_LABEL, Outcome};
-use crate::common::owner::{Owner, controller_of, labels_of, name_of, uid_of, workload_selector};
+use crate::common::owner::{Owner, labels_of, name_of, uid_of, workload_selector};
 use crate::common::{claim, patch, pod_state};
 
 struct StatefulSets {
@@ -59,13 +58,7 @@ impl Controller for StatefulSets {
         inputs.read(&self.claims);
         let sets = self.sets.clone();
         inputs.mapped(&self.pods, move |change| {
-            let Change::Applied { new: pod, .. } = change else { return Vec::new() };
-            if controller_of(&**pod).is_some() {
-                return Vec::new();
-            }
-            let selects = |set: &StatefulSet| set.spec.as_ref().and_then(|spec| workload_selector(&spec.selector)).is_some_and(|s| s.matches(labels_of(&**pod)));
-            let all = sets.in_namespace(pod.metadata.namespace.as_deref().unwrap_or_default());
-            all.iter().filter(|set| selects(set)).map(|set| Key::of(&**set)).collect()
+            claim::adopters(change, &sets, |set| set.spec.as_ref().and_then(|spec| workload_selector(&spec.selector)))
         });
     }
 
@@ -75,7 +68,8 @@ impl Controller for StatefulSets {
         let owner = Owner::of(&*set);
         let Some(selector) = workload_selector(&spec.selector) else { return Ok(Next::Done) };
         let known = claim::claim(&self.sets, &owner, &self.revisions, Some(&selector), |_| true).await?;
-        let pods = claim::claim(&self.sets, &owner, &self.pods, Some(&selector), |pod| identity::ordinal_of(owner.name(), name_of(pod)).is_some()).await?;
+        let pods =
+            claim::claim(&self.sets, &owner, &self.pods, Some(&selector), |pod| identity::ordinal_of(owner.name(), name_of(pod)).is_some()).await?;
 
         let template_labels = spec.template.metadata.as_ref().and_then(|meta| meta.labels.clone()).unwrap_or_default();
         let old_status = set.status.clone().unwrap_or_default();
@@ -128,7 +122,14 @@ impl Controller for StatefulSets {
 }
 
 impl StatefulSets {
-    async fn run(&self, spec: &StatefulSetSpec, owner: &Owner, step: &Step, current: &ControllerRevision, update: &ControllerRevision) -> Result<(), Error> {
+    async fn run(
+        &self,
+        spec: &StatefulSetSpec,
+        owner: &Owner,
+        step: &Step,
+        current: &ControllerRevision,
+        update: &ControllerRevision,
+    ) -> Result<(), Error> {
         match step {
             Step::Create { ordinal, from_update } => {
                 let revision = if *from_update { update } else { current };
@@ -186,7 +187,9 @@ impl StatefulSets {
             }
             let pod = identity::pod_name(owner.name(), ordinal);
             match self.claims.create(&claim).await {
-                Ok(_) => self.tell(owner, Normal, "SuccessfulCreate", format!("create Claim {name} Pod {pod} in StatefulSet {} success", owner.name())),
+                Ok(_) => {
+                    self.tell(owner, Normal, "SuccessfulCreate", format!("create Claim {name} Pod {pod} in StatefulSet {} success", owner.name()))
+                }
                 Err(error) if error.is_already_exists() || error.is_namespace_terminating() => {}
                 Err(error) => {
                     let message = format!("create Claim {name} for Pod {pod} in StatefulSet {} failed error: {}", owner.name(), error.short());

@@ -35,10 +35,19 @@ pub(super) struct View<'a> {
 /// One thing to do.
 #[derive(Debug)]
 pub(super) enum Step {
-    Create { ordinal: i32, from_update: bool },
-    Delete { pod: Arc<Pod>, recreating: Option<&'static str> },
+    Create {
+        ordinal: i32,
+        from_update: bool,
+    },
+    Delete {
+        pod: Arc<Pod>,
+        recreating: Option<&'static str>,
+    },
     /// An adopted pod lacks the labels that say which one it is.
-    Label { pod: Arc<Pod>, ordinal: i32 },
+    Label {
+        pod: Arc<Pod>,
+        ordinal: i32,
+    },
 }
 
 /// What to do, in this order.
@@ -235,7 +244,8 @@ mod tests {
     fn shown(spec: &StatefulSetSpec, have: &str) -> String {
         let pods = pods(have);
         let status = StatefulSetStatus::default();
-        let view = View { spec, name: "web", generation: None, deleting: false, status: &status, current: "v1", update: "v2", pods: &pods, now: at(1000) };
+        let view =
+            View { spec, name: "web", generation: None, deleting: false, status: &status, current: "v1", update: "v2", pods: &pods, now: at(1000) };
         let plan = decide(&view);
         let step = |step: &Step| match step {
             Step::Create { ordinal, from_update } => format!("+{ordinal}{}", if *from_update { "" } else { " old" }),
@@ -300,7 +310,17 @@ mod tests {
         let spec = spec(1, "OrderedReady", 0);
         let done = |have: &str| {
             let (pods, status) = (pods(have), StatefulSetStatus::default());
-            let view = View { spec: &spec, name: "web", generation: None, deleting: false, status: &status, current: "v1", update: "v2", pods: &pods, now: at(1000) };
+            let view = View {
+                spec: &spec,
+                name: "web",
+                generation: None,
+                deleting: false,
+                status: &status,
+                current: "v1",
+                update: "v2",
+                pods: &pods,
+                now: at(1000),
+            };
             decide(&view).status.current_revision.unwrap()
         };
         assert_eq!(done("0:v2:starting"), "v1");
