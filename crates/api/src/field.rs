@@ -92,7 +92,8 @@ impl Error {
         let label = self.reason.label();
         let shown = match self.reason {
             Reason::Required | Reason::Forbidden | Reason::TooLong | Reason::Internal => None,
-            _ => Some(self.value.as_ref().map_or_else(|| "null".to_string(), |v| v.to_string())),
+            // Without a value the detail alone is shown.
+            _ => self.value.as_ref().map(|v| v.to_string()),
         };
         match (shown, self.detail.is_empty()) {
             (None, true) => label.to_string(),

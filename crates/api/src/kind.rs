@@ -92,7 +92,9 @@ pub enum NameRule {
 ///
 /// Order on create: schema check, `default`, `prepare_create`, admission, `validate(o, None)`.
 /// Order on update: schema check, `default`, `prepare_update(new, old)`, admission, `validate(new, Some(old))`.
-/// `apiVersion` and `kind` are set, and metadata has been checked by the pipeline, before any hook runs.
+/// `apiVersion` and `kind` are set, and metadata has been checked by the pipeline, before any hook runs. Before
+/// `prepare_create`, `metadata.name` (also from `generateName`), `uid` and `creationTimestamp` are set: a Job selects by them.
+/// After the last change the pipeline calls [`crate::structure::complete`], which shows or hides zero values.
 /// A hook must accept any JSON of the right schema type: absent fields, empty lists, absurd numbers. It must not panic.
 pub trait Hooks: Send + Sync {
     /// Fills defaults that the schema does not state (`restartPolicy: Always`). Must be idempotent.

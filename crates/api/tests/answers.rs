@@ -110,6 +110,30 @@ fn ordered(cause: &str) -> String {
     }
 }
 
+/// The causes of a refusal in one form: of ours, and of an answer.
+fn causes(errors: &Errors) -> Vec<String> {
+    let mut all: Vec<String> = errors.0.iter().map(|e| ordered(&format!("{} | {}", e.field, first_line(&e.body())))).collect();
+    all.sort();
+    all.dedup();
+    all
+}
+fn wanted_causes(case: &Value) -> Vec<String> {
+    let text = |cause: &Value, i: usize| cause[i].as_str().unwrap_or_default().to_string();
+    let mut all: Vec<String> = case["causes"].as_array().into_iter().flatten().map(|c| ordered(&format!("{} | {}", text(c, 1), first_line(&text(c, 2))))).collect();
+    all.sort();
+    all.dedup();
+    all
+}
+/// Later lines show Go's internal structs.
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().to_string()
+}
+fn same_causes(errors: &Errors, case: &Value) -> Result<(), String> {
+    let (got, want) = (causes(errors), wanted_causes(case));
+    let (extra, missing): (Vec<_>, Vec<_>) = (got.iter().filter(|g| !want.contains(g)).collect(), want.iter().filter(|w| !got.contains(w)).collect());
+    if extra.is_empty() && missing.is_empty() { Ok(()) } else { Err(format!("extra {extra:#?} missing {missing:#?}")) }
+}
+
 /// What a case does otherwise than Kubernetes; nothing if it does the same.
 fn check(catalogue: &Catalogue, case: &Value) -> Result<(), String> {
     let text = |key: &str| case[key].as_str().unwrap_or_default();
@@ -132,22 +156,117 @@ fn check(catalogue: &Catalogue, case: &Value) -> Result<(), String> {
     if let Some(schema) = kind.schema(text("version")) {
         structure::complete(&mut stored, &schema);
     }
-    let mut got: Vec<String> = errors.0.iter().map(|e| ordered(&format!("{} | {}", e.field, e.body()))).collect();
-    got.sort();
-    got.dedup();
     if case["status"] == 422 {
-        let mut want: Vec<String> = (case["causes"].as_array().into_iter().flatten()).map(|c| ordered(&format!("{} | {}", c[1].as_str().unwrap_or_default(), c[2].as_str().unwrap_or_default()))).collect();
-        want.sort();
-        want.dedup();
-        let (extra, missing): (Vec<_>, Vec<_>) = (got.iter().filter(|g| !want.contains(g)).collect(), want.iter().filter(|w| !got.contains(w)).collect());
-        return if extra.is_empty() && missing.is_empty() { Ok(()) } else { Err(format!("extra {extra:#?} missing {missing:#?}")) };
+        return same_causes(&errors, case);
     }
-    if !got.is_empty() {
-        return Err(format!("refused: {got:#?}"));
+    if !errors.is_empty() {
+        return Err(format!("refused: {errors}"));
     }
     let got = without_admission(kind, stored, &case["body"]);
     let want = without_admission(kind, case["answer"].clone(), &case["body"]);
     difference(&got, &want, "").map_or(Ok(()), Err)
+}
+
+const UPDATES: &str = include_str!("../facts/updates.jsonl");
+
+/// Runs a write to an object that exists, as the pipeline does.
+fn update(kind: &Kind, case: &Value) -> Result<(Value, Errors), String> {
+    let text = |key: &str| case[key].as_str().unwrap_or_default();
+    let version = text("version");
+    let mut old = case["old"].clone();
+    let mut new = old.clone();
+    match text("type") {
+        "merge" => api::merge::merge_patch(&mut new, &case["body"]),
+        "strategic" => new = api::merge::strategic_merge(&new, &case["body"], &*kind.schema(version).ok_or("no schema")?).map_err(|s| s.to_string())?,
+        _ => {
+            new = case["body"].clone();
+            for key in ["apiVersion", "kind", "metadata.namespace", "metadata.uid", "metadata.creationTimestamp", "metadata.generation", "metadata.resourceVersion", "metadata.deletionTimestamp", "metadata.deletionGracePeriodSeconds"] {
+                if let Some(value) = old.at(key) {
+                    new.set(key, value.clone());
+                }
+            }
+        }
+    }
+    let (mut new, _) = structure::check_object(new, kind, version, FieldValidation::Ignore).map_err(|status| format!("not decoded: {status}"))?;
+    kind.hooks.to_stored(version, &mut new);
+    kind.hooks.to_stored(version, &mut old);
+    kind.hooks.default(&mut new);
+    let mut errors = Errors::default();
+    match text("subresource") {
+        "" => {
+            if kind.has_status() {
+                match old.get("status") {
+                    Some(status) => new.set("status", status.clone()),
+                    None => {
+                        new.remove("status");
+                    }
+                }
+            }
+            kind.hooks.prepare_update(&mut new, &old);
+            api::metadata::validate_update(&new, &old, kind, &mut errors);
+            kind.hooks.validate(&new, Some(&old), &mut errors);
+        }
+        "status" => {
+            let status = new.remove("status");
+            new = old.clone();
+            match status {
+                Some(status) => new.set("status", status),
+                None => {
+                    new.remove("status");
+                }
+            }
+            kind.hooks.prepare_status(&mut new, &old);
+            kind.hooks.validate_status(&new, &old, &mut errors);
+        }
+        view => {
+            kind.hooks.prepare_view(view, &mut new, &old);
+            kind.hooks.validate_view(view, &new, &old, &mut errors);
+        }
+    }
+    kind.hooks.from_stored(version, &mut new);
+    if let Some(schema) = kind.schema(version) {
+        structure::complete(&mut new, &schema);
+    }
+    Ok((new, errors))
+}
+
+fn check_update(catalogue: &Catalogue, case: &Value) -> Result<(), String> {
+    let text = |key: &str| case[key].as_str().unwrap_or_default();
+    let kind = catalogue.resource(text("group"), text("resource")).ok_or("no such kind")?;
+    let (new, errors) = update(kind, case)?;
+    if case["status"] == 422 {
+        return same_causes(&errors, case);
+    }
+    if !errors.is_empty() {
+        return Err(format!("refused: {errors}"));
+    }
+    let strip = |mut object: Value| {
+        for key in ["resourceVersion", "generation", "managedFields"] {
+            object.remove(&format!("metadata.{key}"));
+        }
+        object
+    };
+    difference(&strip(new), &strip(case["answer"].clone()), "").map_or(Ok(()), Err)
+}
+
+#[test]
+fn updates_are_answered_as_kubernetes_does() {
+    let catalogue = Catalogue::built_in();
+    let filter = std::env::var("ANSWERS").unwrap_or_default();
+    let text = std::env::var("UPDATES_FILE").ok().map(|p| std::fs::read_to_string(p).expect("readable"));
+    let (mut wrong, mut count) = (vec![], 0);
+    for line in text.as_deref().unwrap_or(UPDATES).lines().filter(|line| !line.is_empty()) {
+        let case: Value = serde_json::from_str(line).expect("the facts are JSON");
+        let id = case["id"].as_str().unwrap_or_default();
+        if !id.contains(&filter) && case["resource"] != filter.as_str() {
+            continue;
+        }
+        count += 1;
+        if let Err(problem) = check_update(&catalogue, &case) {
+            wrong.push(format!("{id} ({}): {problem}", case["resource"].as_str().unwrap_or_default()));
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {count} differ:\n{}", wrong.len(), wrong.join("\n"));
 }
 
 const CELLS: &str = include_str!("../facts/cells.jsonl");

@@ -70,6 +70,9 @@ impl Hooks for DaemonSets {
         checks::not_negatives(status, &["observedGeneration", "updatedNumberScheduled", "numberAvailable", "numberUnavailable", "collisionCount"], &path, errors);
         workload::collision_count(status, workload::status(old), &path, errors);
     }
+    fn warnings(&self, set: &Value) -> Vec<String> {
+        crate::kinds::pod::warnings::workload(set, false)
+    }
     fn cells(&self, set: &Value, now_unix_s: i64) -> Vec<Value> {
         let (spec, status) = (workload::spec(set), workload::status(set));
         let mut cells = vec![

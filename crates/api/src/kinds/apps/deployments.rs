@@ -79,6 +79,9 @@ impl Hooks for Deployments {
         workload::available_within_ready(status, &path, "cannot be greater than readyReplicas", errors);
         workload::collision_count(status, workload::status(old), &path, errors);
     }
+    fn warnings(&self, deployment: &Value) -> Vec<String> {
+        crate::kinds::pod::warnings::workload(deployment, true)
+    }
     fn cells(&self, deployment: &Value, now_unix_s: i64) -> Vec<Value> {
         let (spec, status) = (workload::spec(deployment), workload::status(deployment));
         let mut cells = vec![

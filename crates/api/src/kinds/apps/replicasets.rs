@@ -67,6 +67,9 @@ impl Hooks for ReplicaSets {
     fn validate_status(&self, set: &Value, _old: &Value, errors: &mut Errors) {
         validate_status(set, errors);
     }
+    fn warnings(&self, set: &Value) -> Vec<String> {
+        crate::kinds::pod::warnings::workload(set, true)
+    }
     fn cells(&self, set: &Value, now_unix_s: i64) -> Vec<Value> {
         cells(set, workload::selector_text(workload::spec(set)), now_unix_s)
     }

@@ -103,6 +103,9 @@ impl Hooks for StatefulSets {
         workload::available_within_ready(status, &path, "cannot be greater than status.readyReplicas", errors);
         workload::collision_count(status, workload::status(old), &path, errors);
     }
+    fn warnings(&self, set: &Value) -> Vec<String> {
+        crate::kinds::pod::warnings::workload(set, false)
+    }
     fn cells(&self, set: &Value, now_unix_s: i64) -> Vec<Value> {
         let (spec, status) = (workload::spec(set), workload::status(set));
         let mut cells = vec![table::name(set), workload::ready_of(int(status, "readyReplicas"), int(spec, "replicas")), table::age(set, now_unix_s)];
@@ -117,9 +120,7 @@ fn validate_template(spec: &Value, path: &Path, errors: &mut Errors) {
     let Some(mut with_claims) = member(spec, "template").cloned() else {
         return errors.required(path.clone(), "");
     };
-    if let Some(selector) = member(spec, "selector") {
-        template::matches(selector, &with_claims, path, errors);
-    }
+    template::matches(spec.get("selector").unwrap_or(&Value::Null), &with_claims, path, errors);
     let name = |claim: &Value| claim.get("metadata").map(|m| text(m, "name").to_string()).unwrap_or_default();
     let mut volumes: Vec<Value> = list(spec, "volumeClaimTemplates").iter().map(|claim| json!({"name": name(claim), "persistentVolumeClaim": {"claimName": name(claim)}})).collect();
     let pod = made(&mut with_claims, "spec");

@@ -6,7 +6,7 @@ use crate::{
     kind::{Hooks, Kind},
     kinds::{
         checks,
-        pod::template,
+        pod::{template, warnings},
         values::{fill, flag, list, made, map, member, put, text},
         workload,
     },
@@ -68,6 +68,10 @@ impl Hooks for CronJobs {
             errors.not_supported(at.child("spec").child("manualSelector"), true, &["nil", "false"]);
         }
         checks::not_negatives(spec, &["successfulJobsHistoryLimit", "failedJobsHistoryLimit"], &path, errors);
+    }
+    fn warnings(&self, job: &Value) -> Vec<String> {
+        let path = Path::new("spec.jobTemplate.spec.template.spec");
+        job.at("spec.jobTemplate.spec.template.spec").map(|spec| warnings::spec(spec, &path)).unwrap_or_default()
     }
     fn cells(&self, job: &Value, now_unix_s: i64) -> Vec<Value> {
         let (spec, status) = (workload::spec(job), workload::status(job));

@@ -74,6 +74,9 @@ impl Hooks for Jobs {
     fn selectable_value(&self, job: &Value, _field: &str) -> String {
         job.i64_at("status.succeeded").unwrap_or(0).to_string()
     }
+    fn warnings(&self, job: &Value) -> Vec<String> {
+        crate::kinds::pod::warnings::workload(job, true)
+    }
     fn cells(&self, job: &Value, now_unix_s: i64) -> Vec<Value> {
         let (spec, status) = (workload::spec(job), workload::status(job));
         let succeeded = int(status, "succeeded").unwrap_or(0);

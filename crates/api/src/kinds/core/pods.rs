@@ -4,7 +4,7 @@ use crate::{
     field::{Errors, Path},
     kind::{Hooks, Kind},
     kinds::{
-        pod::{defaults, display, resources, scheduling, spec, update},
+        pod::{defaults, display, resources, scheduling, spec, update, warnings},
         values::{fill, list, made, put, text, within},
     },
     object::ObjectExt,
@@ -100,6 +100,16 @@ impl Hooks for Pods {
             "resize" => update::validate_resize(pod, old, errors),
             _ => update::validate_ephemeral_containers(pod, old, errors),
         }
+    }
+    fn warnings(&self, pod: &Value) -> Vec<String> {
+        let mut all: Vec<String> = warnings::host_name(pod.name(), "the Pod's hostname").into_iter().collect();
+        for (key, _) in pod.annotations().into_iter().flatten() {
+            if key == "seccomp.security.alpha.kubernetes.io/pod" || key.starts_with("container.seccomp.security.alpha.kubernetes.io/") {
+                all.push(format!("metadata.annotations[{key}]: non-functional in v1.27+; use the \"seccompProfile\" field instead"));
+            }
+        }
+        all.extend(warnings::spec(pod.get("spec").unwrap_or(&Value::Null), &Path::new("spec")));
+        all
     }
     fn selectable_value(&self, pod: &Value, field: &str) -> String {
         match field {

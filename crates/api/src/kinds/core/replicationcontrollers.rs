@@ -71,6 +71,9 @@ impl Hooks for ReplicationControllers {
     fn selectable_value(&self, controller: &Value, field: &str) -> String {
         controller.i64_at(field).unwrap_or(0).to_string()
     }
+    fn warnings(&self, controller: &Value) -> Vec<String> {
+        crate::kinds::pod::warnings::workload(controller, true)
+    }
     fn cells(&self, controller: &Value, now_unix_s: i64) -> Vec<Value> {
         replicasets::cells(controller, table::labels_text(controller.at("spec.selector")), now_unix_s)
     }

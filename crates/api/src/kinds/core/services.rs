@@ -99,6 +99,9 @@ impl Hooks for Services {
             keep_allocated(spec, old);
             drop_left_over(spec, old);
         });
+        if is_load_balancer(old) && !is_load_balancer(workload::spec(service)) {
+            within(service, "status", |status| put(status, "loadBalancer", json!({})));
+        }
     }
     fn validate(&self, service: &Value, old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(service), Path::new("spec"));
@@ -207,6 +210,9 @@ fn normalize_create(spec: &mut Value) {
 }
 /// A client that knows only one of the two fields changes both.
 fn normalize_update(spec: &mut Value, old: &Value) {
+    if text(old, "clusterIP").is_empty() {
+        return normalize_create(spec);
+    }
     let (ip, old_ip) = (text(spec, "clusterIP").to_string(), text(old, "clusterIP"));
     let same_list = list(spec, "clusterIPs") == list(old, "clusterIPs");
     if !same_list {
@@ -223,12 +229,16 @@ fn normalize_update(spec: &mut Value, old: &Value) {
 /// What was allocated stays when a client leaves it out.
 fn keep_allocated(spec: &mut Value, old: &Value) {
     if !is_external_name(spec) && !is_external_name(old) {
-        if text(spec, "clusterIP").is_empty() && list(spec, "clusterIPs").is_empty() {
-            for key in ["clusterIP", "clusterIPs"] {
-                if let Some(value) = old.get(key) {
-                    put(spec, key, value.clone());
-                }
-            }
+        if text(spec, "clusterIP").is_empty()
+            && let Some(ip) = old.get("clusterIP")
+        {
+            put(spec, "clusterIP", ip.clone());
+        }
+        if list(spec, "clusterIPs").is_empty()
+            && text(spec, "clusterIP") == text(old, "clusterIP")
+            && let Some(ips) = old.get("clusterIPs")
+        {
+            put(spec, "clusterIPs", ips.clone());
         }
         for key in ["ipFamilies", "ipFamilyPolicy"] {
             if !has(spec, key)
@@ -428,8 +438,10 @@ fn immutable_addresses(spec: &Value, old: &Value, path: &Path, errors: &mut Erro
         return;
     }
     let (new, before) = (list(spec, "clusterIPs"), list(old, "clusterIPs"));
+    let consistent = new.first().is_none_or(|first| first == text(spec, "clusterIP"));
     if let Some(first) = before.first().filter(|first| **first != "")
         && new.first() != Some(first)
+        && consistent
     {
         errors.invalid(path.child("clusterIPs").index(0), Value::from(new.to_vec()), "may not change once set");
     }

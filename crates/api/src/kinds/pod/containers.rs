@@ -77,7 +77,7 @@ fn restart_rules(container: &Value, path: &Path, errors: &mut Errors) {
 }
 
 /// What all containers have in common.
-fn common(container: &Value, spec: &Value, path: &Path, errors: &mut Errors) {
+fn common(container: &Value, spec: &Value, volumes: &[&str], path: &Path, errors: &mut Errors) {
     let name = text(container, "name");
     if name.is_empty() {
         errors.required(path.child("name"), "");
@@ -95,8 +95,8 @@ fn common(container: &Value, spec: &Value, path: &Path, errors: &mut Errors) {
         _ => checks::one_of(container, "terminationMessagePolicy", &["File", "FallbackToLogsOnError"], path, errors),
     }
     ports(container, crate::kinds::values::flag(spec, "hostNetwork"), path, errors);
-    super::environment::validate(container, &super::volumes::volume_names(spec), path, errors);
-    super::volumes::validate_mounts(container, spec, path, errors);
+    super::environment::validate(container, volumes, path, errors);
+    super::volumes::validate_mounts(container, spec, volumes, path, errors);
     checks::required_one_of(container, "imagePullPolicy", &["Always", "IfNotPresent", "Never"], path, errors);
     let resources = container.get("resources").unwrap_or(&Value::Null);
     super::resources::validate(resources, &path.child("resources"), &super::resources::claim_names(spec), errors);
@@ -108,8 +108,8 @@ fn names_of<'a>(spec: &'a Value, keys: &[&str]) -> Vec<&'a str> {
     keys.iter().flat_map(|key| list(spec, key)).map(|c| text(c, "name")).collect()
 }
 
-/// All containers of a pod spec.
-pub fn validate(spec: &Value, path: &Path, errors: &mut Errors) {
+/// All containers of a pod spec. `volumes` are the names of its good volumes.
+pub fn validate(spec: &Value, volumes: &[&str], path: &Path, errors: &mut Errors) {
     let grace_s = int(spec, "terminationGracePeriodSeconds").unwrap_or(30);
     let containers = list(spec, "containers");
     let at = path.child("containers");
@@ -118,7 +118,7 @@ pub fn validate(spec: &Value, path: &Path, errors: &mut Errors) {
     }
     for (i, container) in containers.iter().enumerate() {
         let path = at.index(i);
-        common(container, spec, &path, errors);
+        common(container, spec, volumes, &path, errors);
         let name = text(container, "name");
         if !name.is_empty() && containers[..i].iter().any(|other| text(other, "name") == name) {
             errors.duplicate(path.child("name"), name);
@@ -133,7 +133,7 @@ pub fn validate(spec: &Value, path: &Path, errors: &mut Errors) {
     let at = path.child("initContainers");
     for (i, container) in inits.iter().enumerate() {
         let path = at.index(i);
-        common(container, spec, &path, errors);
+        common(container, spec, volumes, &path, errors);
         let name = text(container, "name");
         if !name.is_empty() && (inits[..i].iter().any(|other| text(other, "name") == name) || names_of(spec, &["containers"]).contains(&name)) {
             errors.duplicate(path.child("name"), name);
@@ -147,14 +147,14 @@ pub fn validate(spec: &Value, path: &Path, errors: &mut Errors) {
         restart_rules(container, &path, errors);
         host_port_conflicts(std::slice::from_ref(container), &at, errors);
     }
-    ephemeral(spec, path, errors);
+    ephemeral(spec, volumes, path, errors);
 }
 
-fn ephemeral(spec: &Value, path: &Path, errors: &mut Errors) {
+fn ephemeral(spec: &Value, volumes: &[&str], path: &Path, errors: &mut Errors) {
     let containers = list(spec, "ephemeralContainers");
     for (i, container) in containers.iter().enumerate() {
         let path = path.child("ephemeralContainers").index(i);
-        common(container, spec, &path, errors);
+        common(container, spec, volumes, &path, errors);
         let name = text(container, "name");
         if !name.is_empty() && (containers[..i].iter().any(|other| text(other, "name") == name) || names_of(spec, &["initContainers", "containers"]).contains(&name)) {
             errors.duplicate(path.child("name"), name);

@@ -15,3 +15,4 @@ pub mod spec;
 pub mod template;
 pub mod update;
 pub mod volumes;
+pub mod warnings;

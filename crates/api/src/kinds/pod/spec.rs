@@ -73,16 +73,16 @@ fn host_aliases(spec: &Value, path: &Path, errors: &mut Errors) {
     }
 }
 
-/// Checks a pod spec at `path`. `labels` and `annotations` are those of the pod or template.
+/// Checks a pod spec at `path`.
 pub fn validate(spec: &Value, path: &Path, errors: &mut Errors) {
     match int(spec, "terminationGracePeriodSeconds") {
         None => errors.required(path.child("terminationGracePeriodSeconds"), ""),
         Some(seconds) if seconds < 0 => errors.invalid(path.child("terminationGracePeriodSeconds"), seconds, checks::NOT_NEGATIVE),
         Some(_) => {}
     }
-    super::volumes::validate(spec, path, errors);
+    let volumes = super::volumes::validate(spec, path, errors);
     super::resources::validate_claims(spec, path, errors);
-    super::containers::validate(spec, path, errors);
+    super::containers::validate(spec, &volumes, path, errors);
     super::resources::validate_pod_level(spec, &path.child("resources"), errors);
     checks::required_one_of(spec, "restartPolicy", RESTART_POLICIES, path, errors);
     dns(spec, path, errors);

@@ -182,11 +182,11 @@ pub fn validate_resize(pod: &Value, old: &Value, errors: &mut Errors) {
     let spec = spec_of(pod);
     let before = old.str_at("status.qosClass").map_or_else(|| quality_of_service(spec_of(old)), |class| class);
     if text(spec.get("os").unwrap_or(&Value::Null), "name") == "windows" {
-        errors.forbidden(Path::root(), "windows pods cannot be resized");
+        errors.forbidden(Path::new("[]"), "windows pods cannot be resized");
     }
     let now = quality_of_service(spec);
     if now != before {
-        errors.invalid(path.clone(), now, "Pod QOS Class may not change as a result of resizing");
+        errors.invalid(path.clone(), before, "Pod QOS Class may not change as a result of resizing");
     }
     let other = |resources: Option<&Value>| -> Value {
         let mut rest = resources.cloned().unwrap_or_default();

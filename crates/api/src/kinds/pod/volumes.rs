@@ -364,13 +364,19 @@ fn typed_reference(reference: &Value, path: &Path, errors: &mut Errors) {
     }
 }
 
-/// `volumes` of a pod spec.
-pub fn validate(spec: &Value, path: &Path, errors: &mut Errors) {
+/// In which order the sources of a volume are looked at; others come after.
+const ORDER: &[&str] = &["emptyDir", "hostPath", "gitRepo", "gcePersistentDisk", "awsElasticBlockStore", "secret", "nfs", "iscsi", "glusterfs", "flocker", "persistentVolumeClaim", "rbd", "cinder", "cephfs", "quobyte", "downwardAPI", "fc", "flexVolume", "configMap"];
+
+/// `volumes` of a pod spec. Gives the names of those that are good.
+pub fn validate<'a>(spec: &'a Value, path: &Path, errors: &mut Errors) -> Vec<&'a str> {
     let volumes = list(spec, "volumes");
+    let mut good = vec![];
     for (i, volume) in volumes.iter().enumerate() {
         let path = path.child("volumes").index(i);
-        let mut count = 0;
-        for (name, value) in volume.as_object().into_iter().flatten().filter(|(name, value)| *name != "name" && value.is_object()) {
+        let (mut count, before) = (0, errors.0.len());
+        let mut sources: Vec<_> = volume.as_object().into_iter().flatten().filter(|(name, value)| *name != "name" && value.is_object()).collect();
+        sources.sort_by_key(|(name, _)| ORDER.iter().position(|known| known == name).unwrap_or(ORDER.len()));
+        for (name, value) in sources {
             count += 1;
             if count > 1 {
                 errors.forbidden(path.child(name), "may not specify more than 1 volume type");
@@ -390,16 +396,15 @@ pub fn validate(spec: &Value, path: &Path, errors: &mut Errors) {
                 errors.duplicate(path.child("name"), name);
             }
         }
+        if errors.0.len() == before {
+            good.push(name);
+        }
     }
+    good
 }
-/// Names of the volumes of a pod spec.
-pub fn volume_names(spec: &Value) -> Vec<&str> {
-    list(spec, "volumes").iter().map(|v| text(v, "name")).collect()
-}
-
-/// `volumeMounts` and `volumeDevices` of a container.
-pub fn validate_mounts(container: &Value, spec: &Value, path: &Path, errors: &mut Errors) {
-    let volumes = list(spec, "volumes");
+/// `volumeMounts` and `volumeDevices` of a container. `good` are the names of the volumes that may be mounted.
+pub fn validate_mounts(container: &Value, spec: &Value, good: &[&str], path: &Path, errors: &mut Errors) {
+    let volumes: Vec<&Value> = list(spec, "volumes").iter().filter(|v| good.contains(&text(v, "name"))).collect();
     let (mounts, devices) = (list(container, "volumeMounts"), list(container, "volumeDevices"));
     let at = path.child("volumeMounts");
     for (i, mount) in mounts.iter().enumerate() {
