@@ -332,3 +332,30 @@ fn ports_and_addresses_of_services_have_rows() {
     check(json!({"type": "LoadBalancer", "clusterIP": "10.96.0.9", "ports": port(31000)}), json!({}), ["LoadBalancer", "10.96.0.9", "<pending>", "8000:31000/TCP"]);
     check(json!({"type": "LoadBalancer", "clusterIP": "10.96.0.9", "externalIPs": ["192.0.2.1"]}), json!({"loadBalancer": {"ingress": [{"hostname": "lb"}]}}), ["LoadBalancer", "10.96.0.9", "lb,192.0.2.1", "<none>"]);
 }
+
+#[test]
+fn what_a_new_cluster_holds_is_valid() {
+    let catalogue = Catalogue::built_in();
+    let objects: Value = serde_json::from_str(include_str!("../facts/bootstrap-objects.json")).expect("the facts are JSON");
+    let mut count = 0;
+    for (path, list) in objects.as_object().expect("a map") {
+        let parts: Vec<&str> = path.split('/').collect();
+        let (group, version, resource) = match parts[..] {
+            ["api", version, resource] => ("", version, resource),
+            ["apis", group, version, resource] => (group, version, resource),
+            _ => panic!("odd path {path}"),
+        };
+        let kind = catalogue.resource(group, resource).unwrap_or_else(|| panic!("{path} is unknown"));
+        for object in list.as_array().expect("a list") {
+            // Addresses and ports of the `kubernetes` Service come from allocation; here they are words.
+            if object.to_string().contains('<') || matches!(resource, "services" | "endpoints" | "endpointslices") {
+                continue;
+            }
+            let (_, errors) = create(kind, version, object.clone());
+            let wrong: Vec<String> = errors.0.iter().filter(|e| !e.field.to_string().starts_with("metadata.namespace")).map(ToString::to_string).collect();
+            assert!(wrong.is_empty(), "{path} {}: {wrong:?}", object.name());
+            count += 1;
+        }
+    }
+    assert!(count > 100, "only {count} objects");
+}
