@@ -9,6 +9,7 @@
 //!
 //! What this crate does not know: I/O, HTTP, storage, clocks.
 
+pub mod apply;
 pub mod catalogue;
 pub mod field;
 pub mod kind;

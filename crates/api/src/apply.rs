@@ -1,0 +1,339 @@
+//! Who set which field: `metadata.managedFields`, and server-side apply, which decides by it.
+//!
+//! Both are functions of the live object, what the client sent, the schema and the caller's clock.
+//!
+//! - An update takes the fields that it changes: they leave the sets of all others. What it removes leaves every set.
+//! - An apply says all that its manager wants. What it says is merged into the live object; what it said the last time and
+//!   no longer says goes, unless somebody else owns it. A field that another manager owns and that would change is a
+//!   conflict, unless forced; then it changes hands.
+
+mod set;
+mod typed;
+
+pub use set::Set;
+use typed::View;
+
+use crate::{
+    Kind, Value, limits,
+    object::ObjectExt,
+    schema::{Schema, Type, Zero},
+    status::{Result, Status},
+};
+use serde_json::{Map, json};
+
+/// The fields that belong to the server and to nobody's set.
+const STRIPPED: [&str; 11] = [
+    "apiVersion",
+    "kind",
+    "metadata",
+    "metadata.name",
+    "metadata.namespace",
+    "metadata.creationTimestamp",
+    "metadata.selfLink",
+    "metadata.uid",
+    "metadata.generation",
+    "metadata.managedFields",
+    "metadata.resourceVersion",
+];
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+/// What old updates are kept under when there are too many.
+const ANCIENT: &str = "ancient-changes";
+
+/// Who writes what.
+#[derive(Clone, Copy)]
+pub struct Writer<'a> {
+    pub kind: &'a Kind,
+    /// The version that is written, without the group.
+    pub version: &'a str,
+    /// Name of the field manager; empty is `unknown`.
+    pub manager: &'a str,
+    /// Empty for the object itself.
+    pub subresource: &'a str,
+    /// RFC 3339 in whole seconds.
+    pub now: &'a str,
+}
+
+impl Writer<'_> {
+    fn api_version(&self) -> String {
+        if self.kind.group.is_empty() { self.version.into() } else { format!("{}/{}", self.kind.group, self.version) }
+    }
+    fn manager(&self) -> &str {
+        if self.manager.is_empty() { "unknown" } else { self.manager }
+    }
+    /// What this write does not change whatever it says, and therefore never owns.
+    fn ignored(&self) -> Set {
+        match self.subresource {
+            "" if self.kind.has_status() => Set::of(&["status"]),
+            "status" => Set::of(&["spec"]),
+            _ => Set::default(),
+        }
+    }
+}
+
+/// One entry of `managedFields`.
+#[derive(Clone, Debug, PartialEq)]
+struct Entry {
+    manager: String,
+    applies: bool,
+    api_version: String,
+    subresource: String,
+    time: Option<String>,
+    set: Set,
+}
+
+impl Entry {
+    fn of(writer: &Writer<'_>, applies: bool) -> Entry {
+        Entry { manager: writer.manager().into(), applies, api_version: writer.api_version(), subresource: writer.subresource.into(), time: None, set: Set::default() }
+    }
+    fn is(&self, other: &Entry) -> bool {
+        (&self.manager, self.applies, &self.api_version, &self.subresource) == (&other.manager, other.applies, &other.api_version, &other.subresource)
+    }
+    fn from_value(entry: &Value) -> Option<Entry> {
+        let text = |key: &str| entry.get(key).and_then(Value::as_str).unwrap_or_default().to_string();
+        if !matches!(text("operation").as_str(), "Apply" | "Update") || !matches!(text("fieldsType").as_str(), "" | "FieldsV1") {
+            return None;
+        }
+        let set = entry.get("fieldsV1").map(Set::from_value).unwrap_or_default();
+        let time = entry.get("time").and_then(Value::as_str).map(String::from);
+        Some(Entry { manager: text("manager"), applies: text("operation") == "Apply", api_version: text("apiVersion"), subresource: text("subresource"), time, set })
+    }
+    fn to_value(&self) -> Value {
+        let mut entry = Map::new();
+        for (key, text) in [("manager", &self.manager), ("apiVersion", &self.api_version), ("subresource", &self.subresource)] {
+            if !text.is_empty() {
+                entry.insert(key.into(), json!(text));
+            }
+        }
+        entry.insert("operation".into(), json!(if self.applies { "Apply" } else { "Update" }));
+        entry.insert("fieldsType".into(), json!("FieldsV1"));
+        entry.insert("fieldsV1".into(), self.set.to_value());
+        if let Some(time) = &self.time {
+            entry.insert("time".into(), json!(time));
+        }
+        Value::Object(entry)
+    }
+    /// How a conflict names it.
+    fn shown(&self) -> String {
+        let mut text = format!("{:?}", self.manager);
+        if !self.subresource.is_empty() {
+            text.push_str(&format!(" with subresource {:?}", self.subresource));
+        }
+        if !self.applies {
+            text.push_str(&format!(" using {}", self.api_version));
+        }
+        text
+    }
+}
+
+/// The entries of an object; `None` if one of them cannot be read.
+fn decode(object: &Value) -> Option<Vec<Entry>> {
+    object.list_at("metadata.managedFields").iter().map(Entry::from_value).collect()
+}
+
+fn encode(object: &mut Value, mut entries: Vec<Entry>) {
+    entries.retain(|entry| !entry.set.is_empty());
+    if entries.is_empty() {
+        object.remove("metadata.managedFields");
+        return;
+    }
+    entries.sort_by(|a, b| (!a.applies, &a.time, &a.manager, &a.api_version, &a.subresource).cmp(&(!b.applies, &b.time, &b.manager, &b.api_version, &b.subresource)));
+    object.set("metadata.managedFields", entries.iter().map(Entry::to_value).collect::<Vec<_>>());
+}
+
+fn without_managed_fields(object: &Value) -> Value {
+    let mut object = object.clone();
+    object.remove("metadata.managedFields");
+    object
+}
+
+fn schema_of(writer: &Writer<'_>) -> std::sync::Arc<Schema> {
+    writer.kind.schema(writer.version).unwrap_or_else(Schema::custom)
+}
+
+/// The object that nobody has set anything in: what Go shows of an empty one.
+fn blank(schema: &Schema) -> Value {
+    let mut map = Map::new();
+    for field in &schema.fields {
+        let value = match (field.always, field.required, field.schema.type_) {
+            (Some(Zero::Object), ..) | (None, true, Type::Object) => blank(&field.schema),
+            (Some(always), ..) => always.value(),
+            (None, true, Type::String) => json!(""),
+            (None, true, Type::Integer { .. } | Type::Number) => json!(0),
+            (None, true, Type::Boolean) => json!(false),
+            (None, true, _) => Value::Null,
+            (None, false, _) => continue,
+        };
+        map.insert(field.name.to_string(), value);
+    }
+    Value::Object(map)
+}
+
+/// Keeps the books of a create (`old` is `None`), an update or a patch: `new` is what will be stored, with the
+/// `managedFields` that the client sent, if any. Call after defaulting and before admission.
+pub fn update(old: Option<&Value>, new: &mut Value, writer: &Writer<'_>) {
+    let schema = schema_of(writer);
+    let sent = new.list_at("metadata.managedFields");
+    let reset = sent.len() == 1 && sent[0].as_object().is_some_and(|entry| entry.values().all(Value::is_null));
+    let live = || old.and_then(decode).unwrap_or_default();
+    let mut entries = match decode(new) {
+        _ if reset => vec![],
+        Some(entries) if !entries.is_empty() && writer.subresource.is_empty() => entries,
+        _ => live(),
+    };
+    let before = old.map_or_else(|| blank(&schema), without_managed_fields);
+    let difference = View::of(&schema).compare(&before, &without_managed_fields(new));
+    let taken = difference.set();
+    for entry in &mut entries {
+        entry.set = entry.set.difference(&taken).difference(&difference.removed);
+    }
+    let own = taken.without(&writer.ignored()).difference(&Set::of(&STRIPPED));
+    if !own.is_empty() {
+        let fresh = Entry::of(writer, false);
+        if !entries.iter().any(|entry| entry.is(&fresh)) {
+            entries.push(fresh.clone());
+        }
+        if let Some(entry) = entries.iter_mut().find(|entry| entry.is(&fresh)) {
+            entry.set = entry.set.union(&own);
+            entry.time = Some(writer.now.into());
+        }
+    }
+    encode(new, capped(entries));
+}
+
+/// Merges the oldest updates of one version into one entry while there are too many.
+fn capped(mut entries: Vec<Entry>) -> Vec<Entry> {
+    entries.retain(|entry| !entry.set.is_empty());
+    while entries.iter().filter(|entry| !entry.applies).count() > limits::MANAGED_FIELDS_UPDATERS_MAX {
+        let oldest = entries.iter().enumerate().filter(|(_, entry)| !entry.applies && entry.manager != ANCIENT).min_by(|(_, a), (_, b)| a.time.cmp(&b.time));
+        let Some(oldest) = oldest.map(|(i, _)| i) else { break };
+        let old = entries.remove(oldest);
+        let bucket = Entry { manager: ANCIENT.into(), subresource: String::new(), ..old };
+        match entries.iter_mut().find(|entry| entry.is(&bucket)) {
+            Some(entry) => {
+                entry.set = entry.set.union(&bucket.set);
+                entry.time = entry.time.take().max(bucket.time);
+            }
+            None => entries.push(bucket),
+        }
+        if entries.iter().all(|entry| entry.applies || entry.manager == ANCIENT) {
+            break;
+        }
+    }
+    entries
+}
+
+/// A group, version and kind as Go prints them.
+fn gvk_text(object: &Value) -> String {
+    let version = object.api_version();
+    let version = if version.contains('/') { version.to_string() } else { format!("/{version}") };
+    format!("{version}, Kind={}", object.kind())
+}
+
+/// Server-side apply of `config` to the live object (`None` makes a new one). Gives the object to be checked, defaulted and
+/// stored. The result equals the live object but for `managedFields` if nothing changes.
+pub fn apply(live: Option<&Value>, config: &Value, writer: &Writer<'_>, force: bool) -> Result<Value> {
+    if (config.kind(), config.api_version()) != (writer.kind.kind.as_str(), writer.api_version().as_str()) {
+        let shown = if config.api_version().is_empty() && config.kind().is_empty() { "/, Kind=".to_string() } else { gvk_text(config) };
+        return Err(Status::bad_request(format!("invalid object type: {shown}")));
+    }
+    if config.at("metadata.managedFields").is_some_and(|fields| !fields.is_null()) {
+        return Err(Status::bad_request("metadata.managedFields must be nil"));
+    }
+    let schema = schema_of(writer);
+    let view = View::of(&schema);
+    let errors = view.check(config);
+    if let [first, rest @ ..] = errors.as_slice() {
+        let all = if rest.is_empty() { first.clone() } else { format!("errors:\n  {}\n", errors.join("\n  ")) };
+        return Err(Status::unknown(format!("failed to create typed patch object ({}/{}; {}): {all}", config.namespace(), config.name(), gvk_text(config))));
+    }
+    match run(live, config, writer, &view, &schema, force) {
+        Err(conflicts) if allowed(live, writer, &view, &conflicts) => run(live, config, writer, &view, &schema, true),
+        other => other,
+    }
+    .map_err(|conflicts| conflict_status(&conflicts))
+    .map(|mut object| {
+        remember_for_client_side(live, config, writer, &mut object);
+        object
+    })
+}
+
+/// What other managers own and would lose.
+type Conflicts = Vec<Entry>;
+
+fn run(live: Option<&Value>, config: &Value, writer: &Writer<'_>, view: &View<'_>, schema: &Schema, force: bool) -> Result<Value, Conflicts> {
+    let blank = || json!({"apiVersion": writer.api_version(), "kind": writer.kind.kind});
+    let before = live.map_or_else(blank, without_managed_fields);
+    let mut entries = live.and_then(decode).unwrap_or_default();
+    let fresh = Entry::of(writer, true);
+    let previous = entries.iter().position(|entry| entry.is(&fresh)).map(|i| entries.remove(i));
+    let own = view.fields(config).without(&writer.ignored()).difference(&Set::of(&STRIPPED));
+
+    let merged = view.merge(Some(&before), Some(config));
+    // What the manager said last time, and nobody says now, goes.
+    let owned = entries.iter().fold(own.clone(), |all, entry| all.union(&entry.set)).with_structs(Some(schema));
+    let after = match &previous {
+        Some(previous) => {
+            let gone = previous.set.with_structs(Some(schema)).difference(&owned);
+            view.remove(&merged, &gone).unwrap_or_else(blank)
+        }
+        None => merged,
+    };
+
+    let difference = view.compare(&before, &after);
+    let taken = difference.set();
+    let conflicts: Conflicts = (entries.iter())
+        .map(|entry| Entry { set: entry.set.intersection(&taken), ..entry.clone() })
+        .filter(|conflict| !conflict.set.is_empty())
+        .collect();
+    if !force && !conflicts.is_empty() {
+        return Err(conflicts);
+    }
+    for entry in &mut entries {
+        entry.set = entry.set.difference(&taken).difference(&difference.removed);
+    }
+    let changed = !(taken.is_empty() && difference.removed.is_empty());
+    let time = if changed { Some(writer.now.to_string()) } else { previous.and_then(|previous| previous.time) };
+    entries.push(Entry { set: own, time, ..fresh });
+    let mut object = after;
+    encode(&mut object, entries);
+    Ok(object)
+}
+
+/// Whether the conflicts are all about fields that kubectl applied from the client before: the same user in another way.
+fn allowed(live: Option<&Value>, writer: &Writer<'_>, view: &View<'_>, conflicts: &Conflicts) -> bool {
+    if writer.manager != "kubectl" || !writer.subresource.is_empty() {
+        return false;
+    }
+    let Some(applied) = live.and_then(|live| live.annotation(LAST_APPLIED)).and_then(|text| serde_json::from_str::<Value>(text).ok()) else { return false };
+    let allowed = view.fields(&applied).union(&Set::of(&["metadata.annotations"]));
+    let mut annotation = Set::default();
+    annotation.insert(&["f:metadata".into(), "f:annotations".into(), format!("f:{LAST_APPLIED}")]);
+    let allowed = allowed.union(&annotation);
+    conflicts.iter().all(|conflict| conflict.set.difference(&allowed).is_empty())
+}
+
+/// kubectl's own record of the last apply is kept up, so that its users can go back to applying from the client.
+fn remember_for_client_side(live: Option<&Value>, config: &Value, writer: &Writer<'_>, object: &mut Value) {
+    if writer.manager == "kubectl" && writer.subresource.is_empty() && live.is_some_and(|live| live.annotation(LAST_APPLIED).is_some()) && object.annotation(LAST_APPLIED).is_some() {
+        let mut record = config.clone();
+        record.remove_annotation(LAST_APPLIED);
+        object.set_annotation(LAST_APPLIED, &format!("{record}\n"));
+    }
+}
+
+fn conflict_status(conflicts: &Conflicts) -> Status {
+    let mut by_manager: Vec<(String, Vec<String>)> = conflicts.iter().map(|conflict| (conflict.shown(), conflict.set.paths())).collect();
+    by_manager.sort();
+    let causes: Vec<(String, String)> = by_manager.iter().flat_map(|(manager, paths)| paths.iter().map(move |path| (format!("conflict with {manager}"), path.clone()))).collect();
+    let message = match causes.as_slice() {
+        [(message, path)] => format!("Apply failed with 1 conflict: {message}: {path}"),
+        _ => {
+            let all: Vec<String> = by_manager.iter().map(|(manager, paths)| format!("conflicts with {manager}:\n{}", paths.iter().map(|path| format!("- {path}")).collect::<Vec<_>>().join("\n"))).collect();
+            format!("Apply failed with {} conflicts: {}", causes.len(), all.join("\n"))
+        }
+    };
+    Status::apply_conflict(message, causes)
+}
+
+#[cfg(test)]
+mod tests;

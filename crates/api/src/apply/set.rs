@@ -1,0 +1,248 @@
+//! Sets of fields, as `managedFields` names them (`FieldsV1`).
+//!
+//! A path is a list of elements in their written form: `f:NAME` a field or key of a map, `k:{...}` an item of a list by its
+//! keys, `v:VALUE` an item by its value, `i:N` one by its index. A set is a tree of elements; a node may be a member itself.
+
+use crate::{Value, schema::{ListType, Schema, Type}};
+use serde_json::Map;
+use std::collections::BTreeMap;
+
+/// A set of paths.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Set {
+    nodes: BTreeMap<String, Node>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Node {
+    member: bool,
+    children: Set,
+}
+
+impl Set {
+    /// From the `fieldsV1` of a managed fields entry. What is not of that form is left out.
+    pub fn from_value(fields: &Value) -> Set {
+        let mut set = Set::default();
+        for (element, below) in fields.as_object().into_iter().flatten().filter(|(element, _)| *element != ".") {
+            let children = Set::from_value(below);
+            let member = children.nodes.is_empty() || below.get(".").is_some();
+            set.nodes.insert(canonical(element), Node { member, children });
+        }
+        set
+    }
+
+    pub fn to_value(&self) -> Value {
+        let mut fields = Map::new();
+        for (element, node) in &self.nodes {
+            let mut below = node.children.to_value();
+            if let Value::Object(map) = &mut below
+                && node.member
+                && !map.is_empty()
+            {
+                map.insert(".".into(), Value::Object(Map::new()));
+            }
+            fields.insert(element.clone(), below);
+        }
+        Value::Object(fields)
+    }
+
+    /// Of paths with dots, `metadata.name`.
+    pub fn of(paths: &[&str]) -> Set {
+        let mut set = Set::default();
+        for path in paths {
+            let elements: Vec<String> = path.split('.').map(|name| format!("f:{name}")).collect();
+            set.insert(&elements);
+        }
+        set
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.nodes.values().all(|node| !node.member && node.children.is_empty())
+    }
+
+    pub fn insert(&mut self, path: &[String]) {
+        if let Some((first, rest)) = path.split_first() {
+            let node = self.nodes.entry(first.clone()).or_default();
+            if rest.is_empty() {
+                node.member = true;
+            } else {
+                node.children.insert(rest);
+            }
+        }
+    }
+
+    /// Whether the element itself is in the set.
+    pub fn has(&self, element: &str) -> bool {
+        self.nodes.get(element).is_some_and(|node| node.member)
+    }
+
+    /// What the set holds below an element.
+    pub fn below(&self, element: &str) -> Option<&Set> {
+        self.nodes.get(element).map(|node| &node.children).filter(|children| !children.is_empty())
+    }
+
+    pub fn union(&self, other: &Set) -> Set {
+        let mut all = self.clone();
+        for (element, node) in &other.nodes {
+            let own = all.nodes.entry(element.clone()).or_default();
+            own.member |= node.member;
+            own.children = own.children.union(&node.children);
+        }
+        all
+    }
+
+    fn keep(&self, other: &Set, member: impl Fn(bool, bool) -> bool + Copy) -> Set {
+        let mut kept = Set::default();
+        let nothing = Node::default();
+        for (element, node) in &self.nodes {
+            let theirs = other.nodes.get(element).unwrap_or(&nothing);
+            let node = Node { member: member(node.member, theirs.member), children: node.children.keep(&theirs.children, member) };
+            if node.member || !node.children.nodes.is_empty() {
+                kept.nodes.insert(element.clone(), node);
+            }
+        }
+        kept
+    }
+
+    pub fn intersection(&self, other: &Set) -> Set {
+        self.keep(other, |own, theirs| own && theirs)
+    }
+    pub fn difference(&self, other: &Set) -> Set {
+        self.keep(other, |own, theirs| own && !theirs)
+    }
+
+    /// Without the members of `other` and everything below them.
+    pub fn without(&self, other: &Set) -> Set {
+        let mut kept = Set::default();
+        for (element, node) in &self.nodes {
+            let children = match other.nodes.get(element) {
+                Some(theirs) if theirs.member => continue,
+                Some(theirs) => node.children.without(&theirs.children),
+                None => node.children.clone(),
+            };
+            if node.member || !children.nodes.is_empty() {
+                kept.nodes.insert(element.clone(), Node { member: node.member, children });
+            }
+        }
+        kept
+    }
+
+    /// The same with every declared field on the way a member too: who owns `a.b` owns the struct `a`.
+    pub fn with_structs(&self, schema: Option<&Schema>) -> Set {
+        let mut all = Set::default();
+        for (element, node) in &self.nodes {
+            let name = element.strip_prefix("f:");
+            let declared = name.is_some_and(|name| schema.is_some_and(|schema| schema.type_ == Type::Object && schema.field(name).is_some()));
+            let child = schema.and_then(|schema| match name {
+                Some(name) => schema.child(name),
+                None => schema.items.as_deref(),
+            });
+            all.nodes.insert(element.clone(), Node { member: node.member || declared, children: node.children.with_structs(child) });
+        }
+        all
+    }
+
+    /// All paths in words, `.spec.containers[name="a"].image`, in order.
+    pub fn paths(&self) -> Vec<String> {
+        let mut paths = vec![];
+        self.collect("", &mut paths);
+        paths
+    }
+
+    fn collect(&self, parent: &str, paths: &mut Vec<String>) {
+        for (element, node) in &self.nodes {
+            let path = format!("{parent}{}", element_text(element));
+            if node.member {
+                paths.push(path.clone());
+            }
+            node.children.collect(&path, paths);
+        }
+    }
+}
+
+/// An element as errors show it.
+pub fn element_text(element: &str) -> String {
+    match element.split_at_checked(2) {
+        Some(("f:", name)) => format!(".{name}"),
+        Some(("k:", keys)) => {
+            let keys: Map<String, Value> = serde_json::from_str(keys).unwrap_or_default();
+            let mut keys: Vec<String> = keys.iter().map(|(key, value)| format!("{key}={value}")).collect();
+            keys.sort();
+            format!("[{}]", keys.join(","))
+        }
+        Some(("v:", value)) => format!("[={value}]"),
+        Some(("i:", index)) => format!("[{index}]"),
+        _ => format!(".{element}"),
+    }
+}
+
+/// The written form that [`item_element`] gives, whatever order the keys came in.
+fn canonical(element: &str) -> String {
+    match element.split_at_checked(2) {
+        Some(("k:", keys)) => match serde_json::from_str::<BTreeMap<String, Value>>(keys) {
+            Ok(keys) => key_element(keys.iter().map(|(key, value)| (key.as_str(), value))),
+            Err(_) => element.to_string(),
+        },
+        Some(("v:", value)) => serde_json::from_str::<Value>(value).map_or_else(|_| element.to_string(), |value| format!("v:{value}")),
+        _ => element.to_string(),
+    }
+}
+
+fn key_element<'a>(keys: impl Iterator<Item = (&'a str, &'a Value)>) -> String {
+    let keys: Vec<String> = keys.map(|(key, value)| format!("{}:{value}", Value::from(key))).collect();
+    format!("k:{{{}}}", keys.join(","))
+}
+
+/// Keys of list items that may be left out, and what they are then. Kubernetes has just the one.
+const KEY_DEFAULTS: [(&str, &str); 1] = [("protocol", "TCP")];
+
+/// How a list names one of its items. The error is what is wrong with the item.
+pub fn item_element(list: &ListType, item: &Value, index: usize) -> Result<String, String> {
+    match list {
+        ListType::Atomic => Ok(format!("i:{index}")),
+        ListType::Set => match item {
+            Value::Object(_) | Value::Array(_) | Value::Null => Err("associative list without keys has an element that's a map type".into()),
+            item => Ok(format!("v:{item}")),
+        },
+        ListType::Map(keys) => {
+            let Value::Object(map) = item else { return Err("associative list with keys may not have non-map elements".into()) };
+            let mut found = BTreeMap::new();
+            for key in keys {
+                let default = || KEY_DEFAULTS.iter().find(|(name, _)| *name == key).map(|(_, value)| Value::from(*value));
+                if let Some(value) = map.get(key.as_ref()).filter(|value| !value.is_null()).cloned().or_else(default) {
+                    found.insert(key.as_ref(), value);
+                }
+            }
+            if found.is_empty() {
+                return Err(format!("associative list with keys has an element that omits key field {:?} (and doesn't have default value)", keys.first().map_or("", |key| key.as_ref())));
+            }
+            Ok(key_element(found.iter().map(|(key, value)| (*key, value))))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn sets_keep_their_written_form() {
+        let fields = json!({"f:data": {".": {}, "f:k": {}}, "f:spec": {"f:ports": {"k:{\"containerPort\":80,\"protocol\":\"TCP\"}": {".": {}, "f:name": {}}}, "f:finalizers": {"v:\"a/b\"": {}}}});
+        let set = Set::from_value(&fields);
+        assert_eq!(set.to_value(), fields);
+        assert_eq!(set.paths(), [".data", ".data.k", ".spec.finalizers[=\"a/b\"]", ".spec.ports[containerPort=80,protocol=\"TCP\"]", ".spec.ports[containerPort=80,protocol=\"TCP\"].name"]);
+        assert!(Set::from_value(&json!([1, "x"])).is_empty());
+    }
+
+    #[test]
+    fn sets_are_sets() {
+        let set = |paths: &[&str]| Set::of(paths);
+        let (a, b) = (set(&["a", "b.c", "b.d"]), set(&["b.c", "e"]));
+        assert_eq!(a.intersection(&b), set(&["b.c"]));
+        assert_eq!(a.difference(&b), set(&["a", "b.d"]));
+        assert_eq!(a.union(&b), set(&["a", "b.c", "b.d", "e"]));
+        assert_eq!(a.without(&set(&["b"])), set(&["a"]));
+        assert!(a.difference(&a).is_empty());
+    }
+}
