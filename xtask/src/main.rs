@@ -1,5 +1,6 @@
 //! Developer tasks behind `make`: what is more than one line of shell.
 
+mod bench;
 mod images;
 mod setup;
 mod shell;
@@ -25,6 +26,11 @@ enum Task {
     Images,
     /// Check the house rules: file headers, crate arrows, banned calls.
     Tidy,
+    /// Measure start, memory and time to serve, as a table for the README.
+    Bench {
+        #[arg(long, default_value = "target/release/regent")]
+        regent: std::path::PathBuf,
+    },
     /// Bring a sandbox up, run nginx in it, and show that it answers.
     Up {
         /// The `regent` binary to use.
@@ -49,6 +55,7 @@ fn run() -> Result<()> {
         Task::Setup => setup::run(),
         Task::Images => images::build(),
         Task::Tidy => tidy::run(),
+        Task::Bench { regent } => bench::run(&regent),
         Task::Up { regent } => up::run(&regent),
     }
 }

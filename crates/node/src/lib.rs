@@ -38,6 +38,7 @@ mod worker;
 use client::Informers;
 use k8s_openapi::api::core::v1::Taint;
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// How a node is set up.
@@ -57,8 +58,8 @@ pub struct Config {
     /// The node API's address and port.
     pub bind_address: IpAddr,
     pub port: u16,
-    pub serving_certificate_pem: String,
-    pub serving_key_pem: String,
+    /// The node API's certificate. A node that joins gets it after it has registered; its API opens then.
+    pub serving: watch::Receiver<Option<Serving>>,
     /// Clients of the node API are signed by this authority.
     pub client_ca_pem: String,
     /// The cgroup below which all of the node's pods are: `/`, or a node's own on a shared machine.
@@ -78,22 +79,34 @@ pub struct Config {
     pub status_update_frequency: Duration,
 }
 
+/// A certificate (or chain) and its key, PEM.
+#[derive(Clone)]
+pub struct Serving {
+    pub certificate_pem: String,
+    pub key_pem: String,
+}
+
+impl Serving {
+    /// For a node that has its certificate already.
+    pub fn known(certificate_pem: String, key_pem: String) -> watch::Receiver<Option<Serving>> {
+        watch::channel(Some(Serving { certificate_pem, key_pem })).1
+    }
+}
+
 impl Config {
-    /// A configuration with Kubernetes' defaults. Certificates, key and authority are PEM, for the node API.
+    /// A configuration with Kubernetes' defaults. The authority is PEM.
     pub fn new(
         node_name: impl Into<String>,
         node_ip: IpAddr,
         informers: Informers,
-        serving_certificate_pem: String,
-        serving_key_pem: String,
+        serving: watch::Receiver<Option<Serving>>,
         client_ca_pem: String,
     ) -> Config {
         Config {
             node_name: node_name.into(),
             node_ip,
             informers,
-            serving_certificate_pem,
-            serving_key_pem,
+            serving,
             client_ca_pem,
             runtime_endpoint: "unix:///run/containerd/containerd.sock".into(),
             data_dir: PathBuf::from("/var/lib/regent/node"),
@@ -146,6 +159,6 @@ impl Config {
         let _entered = runtime.enter();
         let config = kube::Config::new("http://127.0.0.1:1".parse().expect("a constant is a URI"));
         let client = kube::Client::try_from(config).expect("a client without TLS can be made");
-        Config::new(node_name, IpAddr::from([192, 0, 2, 1]), Informers::new(client), String::new(), String::new(), String::new())
+        Config::new(node_name, IpAddr::from([192, 0, 2, 1]), Informers::new(client), Serving::known(String::new(), String::new()), String::new())
     }
 }

@@ -3,7 +3,7 @@
 //! Only the API server may ask, known by its client certificate. Streams are tunnelled: the request goes on to the
 //! runtime's streaming server as it is, and after its `101` bytes are copied both ways.
 
-use crate::{agent::Context, logs, spec, streaming};
+use crate::{Serving, agent::Context, logs, spec, streaming};
 use bytes::Bytes;
 use futures::StreamExt;
 use http::{Method, Request, Response, StatusCode, request::Parts};
@@ -59,12 +59,12 @@ fn json(value: &impl serde::Serialize) -> Response<Body> {
     }
 }
 
-fn tls(cx: &Context) -> Result<Arc<rustls::ServerConfig>, Error> {
+fn tls(cx: &Context, serving: &Serving) -> Result<Arc<rustls::ServerConfig>, Error> {
     let wrong = |error: &dyn std::fmt::Display| Error::Tls(error.to_string());
     let config = &cx.config;
     let certificates: Vec<CertificateDer<'static>> =
-        CertificateDer::pem_slice_iter(config.serving_certificate_pem.as_bytes()).collect::<Result<_, _>>().map_err(|error| wrong(&error))?;
-    let key = PrivateKeyDer::from_pem_slice(config.serving_key_pem.as_bytes()).map_err(|error| wrong(&error))?;
+        CertificateDer::pem_slice_iter(serving.certificate_pem.as_bytes()).collect::<Result<_, _>>().map_err(|error| wrong(&error))?;
+    let key = PrivateKeyDer::from_pem_slice(serving.key_pem.as_bytes()).map_err(|error| wrong(&error))?;
     let mut roots = rustls::RootCertStore::empty();
     for authority in CertificateDer::pem_slice_iter(config.client_ca_pem.as_bytes()) {
         roots.add(authority.map_err(|error| wrong(&error))?).map_err(|error| wrong(&error))?;
@@ -104,7 +104,17 @@ fn access(certificate: Option<&[u8]>) -> Access {
 
 /// Serves until shutdown.
 pub async fn run(cx: Arc<Context>, shutdown: CancellationToken) -> Result<(), Error> {
-    let acceptor = TlsAcceptor::from(tls(&cx)?);
+    let mut known = cx.config.serving.clone();
+    let serving = tokio::select! {
+        () = shutdown.cancelled() => return Ok(()),
+        serving = known.wait_for(Option::is_some) => serving.ok().and_then(|serving| serving.clone()),
+    };
+    // Without anybody left who could bring a certificate there is no API; the pods are kept all the same.
+    let Some(serving) = serving else {
+        shutdown.cancelled().await;
+        return Ok(());
+    };
+    let acceptor = TlsAcceptor::from(tls(&cx, &serving)?);
     let address = SocketAddr::new(cx.config.bind_address, cx.config.port);
     let listener = TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })?;
     let slots = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS_MAX));

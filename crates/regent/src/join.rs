@@ -10,7 +10,9 @@ use anyhow::{Context, Result, bail};
 use k8s_openapi::{ByteString, api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec}};
 use kube::{Api, ResourceExt, api::{ObjectMeta, PostParams}};
 use pki::{Identity, Issued, JoinToken, Kubeconfig, files::{self, Access}};
+use node::Serving;
 use std::{net::IpAddr, path::{Path, PathBuf}, time::Duration};
+use tokio::sync::watch;
 
 /// Pause between two attempts to reach a server or to read an answer.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
@@ -21,21 +23,15 @@ const SIGNING_TIMEOUT: Duration = Duration::from_secs(60);
 pub struct Joined {
     pub kubeconfig: PathBuf,
     pub authority_pem: String,
-    pub serving_certificate_pem: String,
-    pub serving_key_pem: String,
 }
 
 /// Joins the cluster, or finds that this node has.
-pub async fn join(server: &str, token: &str, directory: &Path, name: &str, address: IpAddr) -> Result<Joined> {
+pub async fn join(server: &str, token: &str, directory: &Path, name: &str) -> Result<Joined> {
     files::create_directory(directory)?;
     let kubeconfig = directory.join("kubelet.kubeconfig");
-    if let (true, Some(authority_pem), Some(serving_certificate_pem), Some(serving_key_pem)) = (
-        kubeconfig.exists(),
-        files::read(&directory.join("ca.crt"))?,
-        files::read(&directory.join("kubelet.crt"))?,
-        files::read(&directory.join("kubelet.key"))?,
-    ) {
-        return Ok(Joined { kubeconfig, authority_pem, serving_certificate_pem, serving_key_pem });
+    let authority_file = directory.join("ca.crt");
+    if let (true, Some(authority_pem)) = (kubeconfig.exists(), files::read(&authority_file)?) {
+        return Ok(Joined { kubeconfig, authority_pem });
     }
     let token = JoinToken::parse(token)?;
     let fingerprint = token.fingerprint.as_deref().context("the token has no fingerprint of the cluster; `regent token create` prints whole ones")?;
@@ -46,19 +42,38 @@ pub async fn join(server: &str, token: &str, directory: &Path, name: &str, addre
     let node = Identity::node(name);
     let own = certificate(&client, directory, "kubelet-client", &node, "kubernetes.io/kube-apiserver-client-kubelet", "client auth").await?;
     let issued = Issued { certificate_pem: own.0, key_pem: own.1, authority_pem: authority_pem.clone() };
-    let next = directory.join("joining.kubeconfig");
-    Kubeconfig::of(server, &issued, &node.common_name).write(&next)?;
-    // The serving certificate is the node's own request: the signer grants it only to the node itself.
-    let client = client::transport::from_kubeconfig(&next).await?;
-    let serving = Identity::node_serving(name, &[address]);
-    let (serving_certificate_pem, serving_key_pem) =
-        certificate(&client, directory, "kubelet", &serving, "kubernetes.io/kubelet-serving", "server auth").await?;
-    files::replace(&directory.join("ca.crt"), &authority_pem, Access::Public)?;
-    files::replace(&directory.join("kubelet.crt"), &serving_certificate_pem, Access::Public)?;
-    std::fs::rename(&next, &kubeconfig).context("keeping the node's kubeconfig")?;
+    files::replace(&authority_file, &authority_pem, Access::Public)?;
+    Kubeconfig::of(server, &issued, &node.common_name).write(&kubeconfig)?;
     std::fs::remove_file(&bootstrap).context("removing the token")?;
     tracing::info!(node = name, "joined the cluster");
-    Ok(Joined { kubeconfig, authority_pem, serving_certificate_pem, serving_key_pem })
+    Ok(Joined { kubeconfig, authority_pem })
+}
+
+/// The certificate of the node's own API: the one that is kept, or a new one as soon as the cluster grants it.
+pub fn serving(kubeconfig: PathBuf, directory: PathBuf, name: String, address: IpAddr) -> watch::Receiver<Option<Serving>> {
+    let (sender, receiver) = watch::channel(None);
+    tokio::spawn(async move {
+        loop {
+            match get_serving(&kubeconfig, &directory, &name, address).await {
+                Ok(serving) => break sender.send_replace(Some(serving)),
+                Err(error) => tracing::warn!("the node's API has no certificate yet: {error:#}"),
+            }
+            tokio::time::sleep(RETRY_EVERY).await;
+        };
+    });
+    receiver
+}
+
+async fn get_serving(kubeconfig: &Path, directory: &Path, name: &str, address: IpAddr) -> Result<Serving> {
+    let file = directory.join("kubelet.crt");
+    if let (Some(certificate_pem), Some(key_pem)) = (files::read(&file)?, files::read(&directory.join("kubelet.key"))?) {
+        return Ok(Serving { certificate_pem, key_pem });
+    }
+    let client = client::transport::from_kubeconfig(kubeconfig).await?;
+    let identity = Identity::node_serving(name, &[address]);
+    let (certificate_pem, key_pem) = certificate(&client, directory, "kubelet", &identity, "kubernetes.io/kubelet-serving", "server auth").await?;
+    files::replace(&file, &certificate_pem, Access::Public)?;
+    Ok(Serving { certificate_pem, key_pem })
 }
 
 /// The cluster's authority, as the server tells it to everyone, over a connection pinned to its fingerprint.

@@ -97,13 +97,20 @@ pub fn power_off(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// Removes a cgroup and all below it, in every hierarchy (v1) or the one (v2). They are empty once the node is off.
+/// Removes a cgroup and all below it, in every hierarchy (v1) or the one (v2). They empty soon after the node is off: the
+/// last of its processes may still be on its way out.
 pub fn remove_cgroups(path: &str) {
     let Ok(mounts) = fs::read_to_string("/proc/self/mounts") else { return };
+    let deadline = Instant::now() + Duration::from_secs(PATIENCE_S);
     for mount in mounts.lines() {
         let fields: Vec<&str> = mount.split(' ').collect();
         if let [_, at, "cgroup" | "cgroup2", ..] = fields[..] {
-            remove_tree(&Path::new(at).join(path.trim_start_matches('/')));
+            let cgroup = Path::new(at).join(path.trim_start_matches('/'));
+            remove_tree(&cgroup);
+            while cgroup.exists() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(20));
+                remove_tree(&cgroup);
+            }
         }
     }
 }

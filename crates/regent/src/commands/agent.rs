@@ -41,16 +41,16 @@ pub fn run(arguments: Agent) -> Result<()> {
         let (name, address) = (arguments.flags.name(), arguments.flags.address()?);
         let directory = arguments.data_dir.join("agent");
         let joined = tokio::select! {
-            joined = join::join(&arguments.server, &arguments.token, &directory, &name, address.into()) => joined.context("joining the cluster")?,
+            joined = join::join(&arguments.server, &arguments.token, &directory, &name) => joined.context("joining the cluster")?,
             () = shutdown.cancelled() => return Ok(()),
         };
         let client = client::transport::from_kubeconfig(&joined.kubeconfig).await?;
+        let serving = join::serving(joined.kubeconfig.clone(), directory, name.clone(), address.into());
         let node = Node {
             name,
             address,
             root_dir: arguments.data_dir.join("node"),
-            serving_certificate_pem: joined.serving_certificate_pem,
-            serving_key_pem: joined.serving_key_pem,
+            serving,
             authority_pem: joined.authority_pem,
             cluster_cidr: arguments.cluster_cidr,
         };

@@ -4,12 +4,13 @@ use super::apiserver::read;
 use anyhow::{Context, Result};
 use clap::Args;
 use client::Informers;
+use ::node::Serving;
 use network::pods::Mode;
 use std::{
     net::{Ipv4Addr, UdpSocket},
     path::PathBuf,
 };
-use tokio::task::JoinSet;
+use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 /// What the kubelet is told, alone or in `regent agent`.
@@ -78,8 +79,7 @@ pub struct Node {
     pub name: String,
     pub address: Ipv4Addr,
     pub root_dir: PathBuf,
-    pub serving_certificate_pem: String,
-    pub serving_key_pem: String,
+    pub serving: watch::Receiver<Option<Serving>>,
     pub authority_pem: String,
     pub cluster_cidr: ipnet::Ipv4Net,
 }
@@ -91,8 +91,7 @@ pub fn run(arguments: Kubelet) -> Result<()> {
             name: arguments.flags.name(),
             address: arguments.flags.address()?,
             root_dir: arguments.root_dir,
-            serving_certificate_pem: read(&arguments.tls_cert_file)?,
-            serving_key_pem: read(&arguments.tls_private_key_file)?,
+            serving: Serving::known(read(&arguments.tls_cert_file)?, read(&arguments.tls_private_key_file)?),
             authority_pem: read(&arguments.client_ca_file)?,
             cluster_cidr: arguments.cluster_cidr,
         };
@@ -121,7 +120,7 @@ pub async fn keep(informers: Informers, node: Node, flags: &KubeletFlags, shutdo
         cluster_domain: flags.cluster_domain.clone(),
         runtime_endpoint: flags.container_runtime_endpoint.clone(),
         data_dir: node.root_dir.clone(),
-        ..node::Config::new(&node.name, node.address.into(), informers.clone(), node.serving_certificate_pem, node.serving_key_pem, node.authority_pem)
+        ..node::Config::new(&node.name, node.address.into(), informers.clone(), node.serving, node.authority_pem)
     };
     let network = network::pods::Config {
         node_name: node.name,

@@ -99,8 +99,7 @@ async fn start(arguments: Server, shutdown: tokio_util::sync::CancellationToken)
         let node = Node {
             address: node_address,
             root_dir: arguments.data_dir.join("node"),
-            serving_certificate_pem: serving.certificate_pem,
-            serving_key_pem: serving.key_pem,
+            serving: node::Serving::known(serving.certificate_pem, serving.key_pem),
             authority_pem: authority.certificate_pem().into(),
             cluster_cidr: arguments.controllers.cluster_cidr,
             name,

@@ -87,6 +87,10 @@ pub async fn standing(server: &Arc<apiserver::Server>, directory: &Path, fingerp
             token
         }
     };
+    // The namespace is among the objects that a new server makes first.
+    while !server.health.is_bootstrapped() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     let secret = token.to_secret("the standing token of this server", None);
     match server.create_internal("", "secrets", "kube-system", secret).await {
         Ok(_) => {}

@@ -29,6 +29,7 @@ impl Cluster {
     /// Brings the sandbox up and waits until its nodes are Ready.
     pub fn up() -> Result<Cluster, String> {
         let root = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
+        let root = root.canonicalize().map_err(|e| e.to_string())?;
         let directory = root.join("target/e2e-sandbox");
         let keep = std::env::var_os("REGENT_E2E_KEEP").is_some();
         let mut cluster = Cluster { directory, kubeconfig: String::new(), keep };
@@ -144,6 +145,11 @@ impl Cluster {
     /// The administrator's kubeconfig.
     pub fn kubeconfig(&self) -> &str {
         &self.kubeconfig
+    }
+
+    /// Where the sandbox lives.
+    pub fn directory(&self) -> &std::path::Path {
+        &self.directory
     }
 
     /// A directory for a scenario's files; it goes with the sandbox.

@@ -61,7 +61,7 @@ fn nodes(cluster: &Cluster, namespace: &str) -> Outcome {
 }
 
 fn exposure(cluster: &Cluster, _namespace: &str) -> Outcome {
-    let loose = run("sh", &["-c", &format!("find {}/.. -name '*.key' -perm /077 -o -name '*kubeconfig' -perm /077", cluster.scratch("keys")?.join("..").display())])?;
+    let loose = run("sh", &["-c", &format!("find {} -name '*.key' -perm /077 -o -name '*kubeconfig' -perm /077", cluster.directory().display())])?;
     expect(loose.trim().is_empty(), format!("readable by others: {loose}"))?;
     // Beside the API, the node API and what is bound to the cluster's own addresses, everything listens on loopback only.
     let listening = cluster.on_node("worker-1", "ss -Htln 2>/dev/null || netstat -tln")?;

@@ -3,14 +3,58 @@
 use super::nginx;
 use crate::{
     Outcome, Scenario,
-    cluster::{Cluster, NODES, expect, has_all},
+    cluster::{Cluster, NODES, expect, has_all, run},
 };
 
 pub const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "a_machine_joins_with_a_token", run: joins, alone: true },
     Scenario { name: "killing_the_api_server_loses_nothing_acknowledged", run: killed, alone: true },
     Scenario { name: "a_node_that_loses_power_is_replaced_and_nothing_moves_back", run: power_cut, alone: true },
     Scenario { name: "with_the_master_off_nginx_goes_on_serving", run: without_master, alone: true },
 ];
+
+fn joins(cluster: &Cluster, _namespace: &str) -> Outcome {
+    let regent = env!("CARGO_BIN_EXE_regent");
+    let token = run(regent, &["token", "--kubeconfig", cluster.kubeconfig(), "create", "--ttl=10m"])?.trim().to_string();
+    let parts = ["kubelet", "proxy", "dns"];
+    for component in parts {
+        cluster.sandbox(&["stop", "worker-3", component])?;
+    }
+    let home = "/var/lib/regent/joined";
+    let command = format!(
+        "ip address flush dev lo to 10.96.0.0/16; rm -rf {home}; mkdir -p {home}; \
+         REGENT_TOKEN={token} setsid {regent} agent --server=https://172.30.0.11:6443 --node-name=joined --data-dir={home} \
+         --cgroup-root=/regent-sandbox/worker-3 --cni-bin-dir={} >{home}/log 2>&1 & echo $!",
+        cluster.directory().join("nodes/worker-3/cni-bin").display()
+    );
+    let steps = || -> Outcome {
+        let pid = cluster.on_node("worker-3", &command)?.trim().to_string();
+        let seen = cluster.wait("the new node to be Ready", 60, || {
+            let nodes = cluster.kubectl("get node joined --no-headers").map_err(|e| format!("{e}\n{}", cluster.on_node("worker-3", &format!("tail -n 5 {home}/log")).unwrap_or_default()))?;
+            expect(nodes.contains(" Ready"), nodes)
+        });
+        let _ = cluster.on_node("worker-3", &format!("kill {pid}; while kill -0 {pid} 2>/dev/null; do sleep 0.1; done"));
+        seen?;
+        let requests = cluster.kubectl("get csr")?;
+        has_all(&requests, &["kubernetes.io/kube-apiserver-client-kubelet", "kubernetes.io/kubelet-serving", "Approved,Issued"])?;
+        let open = cluster.on_node("worker-3", &format!("find {home} -name '*.key' -perm /077 -o -name '*.kubeconfig' -perm /077"))?;
+        expect(open.trim().is_empty(), format!("readable by others: {open}"))?;
+        // A token that is not the cluster's gets nowhere.
+        let foreign = format!("{}::{}", "0".repeat(64), token.rsplit("::").next().unwrap_or_default());
+        let refused = cluster.on_node("worker-3", &format!("REGENT_TOKEN={foreign} timeout 5 {regent} agent --server=https://172.30.0.11:6443 --node-name=forged --data-dir={home}/forged 2>&1; true"))?;
+        has_all(&refused, &["the server is not of the token's cluster"])
+    };
+    let outcome = steps();
+    let _ = cluster.kubectl("delete node joined --ignore-not-found");
+    for component in parts {
+        cluster.sandbox(&["start", "worker-3", component])?;
+    }
+    outcome?;
+    cluster.wait("worker-3 to be Ready again", 60, || {
+        let node = cluster.kubectl("get node worker-3 --no-headers")?;
+        expect(node.contains(" Ready"), node)
+    })
+}
 
 fn killed(cluster: &Cluster, namespace: &str) -> Outcome {
     let mut acknowledged = Vec::new();

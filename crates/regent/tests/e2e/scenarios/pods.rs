@@ -126,8 +126,8 @@ fn images(cluster: &Cluster, namespace: &str) -> Outcome {
     has_all(&cluster.kubectl(&format!("describe pod missing -n {namespace}"))?, &["Failed to pull image", "ErrImagePull"])?;
     cluster.apply(namespace, &pod("closed", "172.30.0.2:5001/private/nginx:1.22", ""))?;
     cluster.wait_for("the refusal", &format!("get pod closed -n {namespace}"), |o| o.contains("ImagePull"))?;
-    let directory = cluster.scratch("..")?;
-    let password = std::fs::read_to_string(directory.join("../nodes/registry/password")).or_else(|_| std::fs::read_to_string(directory.join("nodes/registry/password"))).map_err(|e| e.to_string())?;
+    let file = cluster.directory().join("nodes/registry/password");
+    let password = std::fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()))?;
     cluster.kubectl(&format!(
         "create secret docker-registry key -n {namespace} --docker-server=172.30.0.2:5001 --docker-username=regent --docker-password={}",
         password.trim()
