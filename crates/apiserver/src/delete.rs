@@ -39,6 +39,9 @@ const ANSWERED_WITH_THE_OBJECT: &[(&str, &str)] = &[
     ("resource.k8s.io", "resourceslices"),
 ];
 
+/// Kinds whose dependents are left behind unless the client says otherwise: an old promise.
+const ORPHANED_BY_DEFAULT: &[(&str, &str)] = &[("batch", "jobs"), ("", "replicationcontrollers")];
+
 /// Objects that deletecollection deletes at the same time.
 const COLLECTION_WORKERS: usize = 16;
 
@@ -139,7 +142,7 @@ enum Decision {
 
 fn decide(kind: &Kind, old: &Value, options: &DeleteOptions, now: jiff::Timestamp) -> Decision {
     let mut new = old.clone();
-    propagate(&mut new, options);
+    propagate(kind, &mut new, options);
     let marked_before = old.deletion_timestamp().is_some();
     if let Some(grace_s) = grace_s(kind, old, options) {
         match (marked_before, old.i64_at("metadata.deletionGracePeriodSeconds")) {
@@ -198,14 +201,15 @@ fn grace_s(kind: &Kind, object: &Value, options: &DeleteOptions) -> Option<i64> 
 }
 
 /// Sets the finalizers by which the garbage collector is told what to do with dependents.
-fn propagate(object: &mut Value, options: &DeleteOptions) {
+fn propagate(kind: &Kind, object: &mut Value, options: &DeleteOptions) {
     const ORPHAN: &str = "orphan";
     const FOREGROUND: &str = "foregroundDeletion";
     let wanted = match (options.propagation, options.orphan_dependents) {
         (Some(propagation), _) => propagation,
         (None, Some(true)) => Propagation::Orphan,
         (None, Some(false)) => Propagation::Background,
-        (None, None) => return,
+        (None, None) if !ORPHANED_BY_DEFAULT.contains(&kind.resource_pair()) || object.has_finalizer(ORPHAN) || object.has_finalizer(FOREGROUND) => return,
+        (None, None) => Propagation::Orphan,
     };
     let (add, drop): (Option<&str>, &[&str]) = match wanted {
         Propagation::Orphan => (Some(ORPHAN), &[FOREGROUND]),

@@ -161,7 +161,6 @@ impl Output {
             Shape::Metadata { version } => metadata_value(&object, version),
             Shape::Table { version } => {
                 let metadata = json!({"resourceVersion": object.resource_version()});
-                view.show(&mut object);
                 self.table(view, &[object], metadata, true, version)
             }
         };
@@ -188,7 +187,7 @@ impl Output {
         let list_metadata = metadata.to_value();
         match self.shape {
             Shape::Table { version } => {
-                let objects: Vec<Value> = entries.iter().map(|entry| view.value(entry)).collect();
+                let objects: Vec<Value> = entries.iter().map(|entry| entry.value()).collect();
                 self.value(StatusCode::OK, &self.table(view, &objects, list_metadata, true, version))
             }
             Shape::Metadata { version } if entries.is_empty() => {
@@ -241,13 +240,18 @@ impl Output {
         respond(StatusCode::OK, "application/json", body::stream(futures::stream::iter(std::iter::once(first).chain(pieces).map(Ok))))
     }
 
-    /// A Table of shown objects.
+    /// A Table of objects in stored form.
     pub fn table(&self, view: &View, objects: &[Value], list_metadata: Value, headers: bool, version: &str) -> Value {
         let now_unix_s = jiff::Timestamp::now().as_second();
         let rows = objects
             .iter()
             .map(|object| {
                 let mut row = table::row(&view.kind, object, self.include, now_unix_s);
+                if self.include == IncludeObject::Object && !view.is_stored_form() {
+                    let mut shown = object.clone();
+                    view.show(&mut shown);
+                    row["object"] = shown;
+                }
                 if version != "v1" {
                     relabel(row.get_mut("object"), version);
                 }

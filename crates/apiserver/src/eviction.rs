@@ -26,7 +26,7 @@ const RETRY_AFTER_S: u32 = 10;
 /// POST of an Eviction.
 pub async fn evict(mut call: Call) -> Answer {
     let eviction = call.object("policy", "v1", "Eviction").await?;
-    if !eviction.name().is_empty() && eviction.name() != call.info.name {
+    if eviction.name() != call.info.name {
         return Err(Status::bad_request("name in URL does not match name in Eviction object"));
     }
     let mut options = match eviction.get("deleteOptions") {
@@ -68,7 +68,7 @@ async fn charge(call: &Call, entry: &Entry, pod: &Value, dry_run: bool) -> Resul
     let mut covering = budgets.iter().map(|budget| budget.value()).filter(selects);
     let (Some(budget), second) = (covering.next(), covering.next()) else { return Ok(()) };
     if second.is_some() {
-        return Err(Status::internal("this pod has more than one PodDisruptionBudget, which the eviction subresource does not support."));
+        return Err(Status::unknown("This pod has more than one PodDisruptionBudget, which the eviction subresource does not support."));
     }
     if !is_ready(pod) && may_evict_unready(&budget) {
         return Ok(());

@@ -7,7 +7,7 @@ use crate::{
 use api::{
     Kind, Status, Value, merge,
     object::ObjectExt,
-    request::PatchOptions,
+    request::{FieldValidation, PatchOptions},
     structure::{self, Encoding},
 };
 use bytes::Bytes;
@@ -69,12 +69,21 @@ pub fn apply_to(kind: &Kind, version: &str, patch_kind: PatchKind, old: &Value, 
     }
 }
 
+/// What is given twice in a patch, which its effect does not show.
+fn doubled_fields(call: &Call, patch: &Bytes) -> Vec<String> {
+    let decoded = call.kind.schema(&call.info.version).and_then(|schema| structure::decode(patch, Encoding::Json, &schema).ok());
+    decoded.map(|decoded| decoded.problems).unwrap_or_default().into_iter().filter(|problem| problem.starts_with("duplicate field")).collect()
+}
+
 /// PATCH of an object or of its status.
 pub async fn patch(mut call: Call) -> Answer {
     let kind = PatchKind::of(call.header(header::CONTENT_TYPE)).filter(|kind| *kind != PatchKind::Apply).ok_or_else(unsupported)?;
     let options = PatchOptions::parse(&call.query, call.header(header::USER_AGENT), kind == PatchKind::Apply)?;
     let bytes = call.body().await?;
     let part = if call.info.subresource.is_empty() { Part::Object } else { Part::Status };
+    if matches!(kind, PatchKind::Merge | PatchKind::Strategic) && options.field_validation == FieldValidation::Warn {
+        call.warnings.extend(doubled_fields(&call, &bytes));
+    }
     let writer = Writer::of(&call, options.dry_run, &options.field_manager);
     let view = call.view();
     let written = writer.modify(part, |old| {

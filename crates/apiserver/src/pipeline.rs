@@ -112,7 +112,7 @@ async fn resource(server: &Arc<Server>, user: User, info: RequestInfo, query: Qu
     let served = catalogue.resource(&info.group, &info.resource).filter(|kind| kind.versions.contains(&info.version));
     let kind = served.ok_or_else(Status::path_not_found)?.clone();
     check_path(&kind, &info)?;
-    let shapes = info.subresource.is_empty() || matches!(kind.subresource(&info.subresource), Some(Subresource::Status));
+    let shapes = info.subresource.is_empty() || matches!(kind.subresource(&info.subresource), Some(Subresource::Status | Subresource::Scale { .. }));
     let output = Output::negotiate(request.headers(), &query, shapes)?;
     let call = Call { server: server.clone(), user, info, kind, query, output, warnings, request };
     if let Some(handler) = connect::handler(&call.kind.group, &call.kind.resource, &call.info.subresource) {

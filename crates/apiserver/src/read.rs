@@ -108,6 +108,9 @@ fn check_fields(kind: &Kind, options: &ListOptions) -> Result<(), Status> {
     let known = |field: &str| matches!(field, "metadata.name" | "metadata.namespace") || kind.selectable_fields.iter().any(|known| known == field);
     match options.field_selector.terms.iter().find(|(field, _, _)| !known(field)) {
         None => Ok(()),
+        Some((field, _, _)) if kind.selectable_fields.is_empty() => {
+            Err(Status::bad_request(format!("{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")))
+        }
         Some((field, _, _)) => Err(Status::bad_request(format!("field label not supported: {field}"))),
     }
 }

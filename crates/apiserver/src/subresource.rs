@@ -20,7 +20,7 @@ pub async fn binding(mut call: Call) -> Answer {
     let options = call.write_options()?;
     let binding = call.object("", "v1", "Binding").await?;
     let name = if call.info.name.is_empty() { binding.name().to_string() } else { call.info.name.clone() };
-    if !binding.name().is_empty() && binding.name() != name {
+    if binding.name() != name {
         return Err(Status::bad_request("name in URL does not match name in Binding object"));
     }
     let target = binding.str_at("target.name").unwrap_or_default().to_string();
@@ -34,7 +34,7 @@ pub async fn binding(mut call: Call) -> Answer {
         errors.required(path.child("name"), "");
     }
     if !errors.is_empty() {
-        return Err(Status::invalid("", "Binding", &name, &errors));
+        return Err(Status::unknown(errors.to_string()));
     }
     let kind = call.server.kind("", "pods")?;
     let namespace = call.info.namespace.clone();
@@ -46,9 +46,6 @@ pub async fn binding(mut call: Call) -> Answer {
 
 fn bound(old: &Value, binding: &Value, name: &str, target: &str) -> Result<Changed, Status> {
     let refused = |detail: &str| Status::conflict(("", "pods/binding"), name, detail);
-    if !binding.uid().is_empty() && binding.uid() != old.uid() {
-        return Err(refused(&format!("Precondition failed: UID in precondition: {}, UID in object meta: {}", binding.uid(), old.uid())));
-    }
     if old.deletion_timestamp().is_some() {
         return Err(refused(&format!("pod {name} is being deleted, cannot be assigned to a host")));
     }
@@ -59,6 +56,9 @@ fn bound(old: &Value, binding: &Value, name: &str, target: &str) -> Result<Chang
         return Err(refused(&format!("pod {name} has non-empty .spec.schedulingGates")));
     }
     let mut new = old.clone();
+    if !binding.uid().is_empty() {
+        new.set("metadata.uid", binding.uid());
+    }
     new.set("spec.nodeName", target);
     for (key, value) in binding.annotations().into_iter().flatten() {
         new.set_annotation(key, value.as_str().unwrap_or_default());
@@ -66,7 +66,7 @@ fn bound(old: &Value, binding: &Value, name: &str, target: &str) -> Result<Chang
     for (key, value) in binding.labels().into_iter().flatten() {
         new.set_label(key, value.as_str().unwrap_or_default());
     }
-    set_condition(&mut new, json!({"type": "PodScheduled", "status": "True", "observedGeneration": old.generation(), "lastProbeTime": null, "lastTransitionTime": now()}));
+    set_condition(&mut new, json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now()}));
     Ok(Changed::newest(new))
 }
 
@@ -142,7 +142,7 @@ pub async fn part(mut call: Call) -> Answer {
     };
     let writer = Writer::of(&call, options.dry_run, &options.field_manager);
     let view = call.view();
-    let written = writer.modify(Part::Trusted, |old| {
+    let written = writer.modify(Part::Piece, |old| {
         let mut given = match (&put, kind) {
             (Some(object), _) => object.clone(),
             (None, kind) => {
@@ -158,7 +158,6 @@ pub async fn part(mut call: Call) -> Answer {
         let pinned = !matches!(given.resource_version(), "" | "0") && given.resource_version() != old.resource_version();
         let mut new = old.clone();
         take_over(&mut new, &given, paths);
-        call.kind.hooks.default(&mut new);
         if pinned {
             new.set("metadata.resourceVersion", given.resource_version());
         }

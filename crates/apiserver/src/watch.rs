@@ -172,7 +172,9 @@ impl Framer {
     }
     fn shown(&mut self, kind: ChangeKind, entry: &Entry) -> Bytes {
         let mut object = entry.value();
-        self.view.show(&mut object);
+        if self.output.shape == Shape::Object {
+            self.view.show(&mut object);
+        }
         frame(kind.name(), self.shape(object, &entry.revision.to_string()).to_string().as_bytes())
     }
     fn shape(&mut self, object: Value, resource_version: &str) -> Value {

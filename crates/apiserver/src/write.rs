@@ -64,7 +64,9 @@ pub enum Part {
     Object,
     /// The status alone.
     Status,
-    /// What code of the server itself has changed, which the kind's rules about changes do not bind.
+    /// A piece of the object with a path of its own, already cut out: the kind's rules about changes do not bind it.
+    Piece,
+    /// What code of the server itself has changed. Neither bound by the kind's rules nor counted as a new generation.
     Trusted,
 }
 
@@ -385,7 +387,11 @@ impl<'a> Writer<'a> {
                 hooks.default(&mut new);
                 hooks.prepare_update(&mut new, old);
             }
-            Part::Status => hooks.prepare_status(&mut new, old),
+            Part::Status => {
+                hooks.default(&mut new);
+                hooks.prepare_status(&mut new, old);
+            }
+            Part::Piece => hooks.default(&mut new),
             Part::Trusted => {}
         }
         let cx = self.admission(Operation::Update, self.name, Some(old));
@@ -393,17 +399,21 @@ impl<'a> Writer<'a> {
         let reservation = allocation::reserve(self.server, self.kind, &mut new, Some(old), self.dry_run)?;
         let mut errors = field::Errors::default();
         metadata::validate_update(&new, old, self.kind, &mut errors);
+        // Kubernetes checks metadata in common and once more per kind, and clients see each cause twice.
+        errors.extend(errors.clone());
         match part {
             Part::Object => hooks.validate(&new, Some(old), &mut errors),
             Part::Status => hooks.validate_status(&new, old, &mut errors),
-            Part::Trusted => {}
+            Part::Piece | Part::Trusted => {}
         }
         self.invalid(self.name, &errors)?;
         if part == Part::Object {
             self.warnings.extend(hooks.warnings(&new));
         }
         self.server.admission.validate(&cx, &new).await?;
-        self.count_generation(&mut new, old);
+        if part != Part::Trusted {
+            self.count_generation(&mut new, old);
+        }
         if may_go(self.kind, &new) {
             return self.remove(entry, new).await;
         }
