@@ -1,7 +1,10 @@
 //! The list of kinds, one line each, and the ways to look one up.
 
 use crate::kind::Kind;
-use crate::kinds::{admissionregistration, apiextensions, apiregistration, apps, authentication, authorization, autoscaling, batch, certificates, coordination, core, discovery, events, flowcontrol, networking, node, policy, rbac, resource, scheduling, storage};
+use crate::kinds::{
+    admissionregistration, apiextensions, apiregistration, apps, authentication, authorization, autoscaling, batch, certificates, coordination, core,
+    discovery, events, flowcontrol, networking, node, policy, rbac, resource, scheduling, storage,
+};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// An immutable set of kinds. Joining a CRD makes a new one.

@@ -128,6 +128,7 @@ pub trait Hooks: Send + Sync {
     fn to_stored(&self, _version: &str, _object: &mut Value) {}
     /// Turns a stored object into the form of `version`, `apiVersion` included. Called only where the two forms differ:
     /// `version` is not the first one or the kind has [`Kind::stored_as`].
+    #[allow(clippy::wrong_self_convention)]
     fn from_stored(&self, _version: &str, _object: &mut Value) {}
     /// Warnings for the client (deprecated fields and the like), sent as `Warning` headers.
     fn warnings(&self, _object: &Value) -> Vec<String> {

@@ -92,9 +92,12 @@ fn difference(got: &Value, want: &Value, path: &str) -> Option<String> {
             let mut keys: Vec<&String> = got.keys().chain(want.keys()).collect();
             keys.sort();
             keys.dedup();
-            keys.into_iter().find_map(|key| difference(got.get(key).unwrap_or(&Value::Null), want.get(key).unwrap_or(&Value::Null), &format!("{path}.{key}")))
+            keys.into_iter()
+                .find_map(|key| difference(got.get(key).unwrap_or(&Value::Null), want.get(key).unwrap_or(&Value::Null), &format!("{path}.{key}")))
         }
-        (Value::Array(got), Value::Array(want)) if got.len() == want.len() => (0..got.len()).find_map(|i| difference(&got[i], &want[i], &format!("{path}[{i}]"))),
+        (Value::Array(got), Value::Array(want)) if got.len() == want.len() => {
+            (0..got.len()).find_map(|i| difference(&got[i], &want[i], &format!("{path}[{i}]")))
+        }
         _ if got == want => None,
         _ => Some(format!("{path}: got {got}, want {want}")),
     }
@@ -119,7 +122,8 @@ fn causes(errors: &Errors) -> Vec<String> {
 }
 fn wanted_causes(case: &Value) -> Vec<String> {
     let text = |cause: &Value, i: usize| cause[i].as_str().unwrap_or_default().to_string();
-    let mut all: Vec<String> = case["causes"].as_array().into_iter().flatten().map(|c| ordered(&format!("{} | {}", text(c, 1), first_line(&text(c, 2))))).collect();
+    let mut all: Vec<String> =
+        case["causes"].as_array().into_iter().flatten().map(|c| ordered(&format!("{} | {}", text(c, 1), first_line(&text(c, 2))))).collect();
     all.sort();
     all.dedup();
     all
@@ -151,7 +155,8 @@ fn check(catalogue: &Catalogue, case: &Value) -> Result<(), String> {
     {
         object.set("metadata.name", format!("{prefix}abcde"));
     }
-    let (object, _) = structure::check_object(object, kind, text("version"), FieldValidation::Ignore).map_err(|status| format!("not decoded: {status}"))?;
+    let (object, _) =
+        structure::check_object(object, kind, text("version"), FieldValidation::Ignore).map_err(|status| format!("not decoded: {status}"))?;
     let (mut stored, errors) = create(kind, text("version"), object);
     if let Some(schema) = kind.schema(text("version")) {
         structure::complete(&mut stored, &schema);
@@ -177,10 +182,22 @@ fn update(kind: &Kind, case: &Value) -> Result<(Value, Errors), String> {
     let mut new = old.clone();
     match text("type") {
         "merge" => api::merge::merge_patch(&mut new, &case["body"]),
-        "strategic" => new = api::merge::strategic_merge(&new, &case["body"], &*kind.schema(version).ok_or("no schema")?).map_err(|s| s.to_string())?,
+        "strategic" => {
+            new = api::merge::strategic_merge(&new, &case["body"], &*kind.schema(version).ok_or("no schema")?).map_err(|s| s.to_string())?
+        }
         _ => {
             new = case["body"].clone();
-            for key in ["apiVersion", "kind", "metadata.namespace", "metadata.uid", "metadata.creationTimestamp", "metadata.generation", "metadata.resourceVersion", "metadata.deletionTimestamp", "metadata.deletionGracePeriodSeconds"] {
+            for key in [
+                "apiVersion",
+                "kind",
+                "metadata.namespace",
+                "metadata.uid",
+                "metadata.creationTimestamp",
+                "metadata.generation",
+                "metadata.resourceVersion",
+                "metadata.deletionTimestamp",
+                "metadata.deletionGracePeriodSeconds",
+            ] {
                 if let Some(value) = old.at(key) {
                     new.set(key, value.clone());
                 }
@@ -279,7 +296,14 @@ fn check_cells(catalogue: &Catalogue, case: &Value) -> Result<(), String> {
     kind.hooks.to_stored(text("version"), &mut object);
     let got = api::table::cells(kind, &object, 1_767_323_045);
     let want = case["cells"].as_array().cloned().unwrap_or_default();
-    let is_age = |cell: &Value| cell.as_str().is_some_and(|c| c == "<unknown>" || c == "<invalid>" || c == "<time>" || c.ends_with(['s', 'm', 'h', 'd', 'y']) && c.starts_with(|c: char| c.is_ascii_digit()));
+    let is_age = |cell: &Value| {
+        cell.as_str().is_some_and(|c| {
+            c == "<unknown>"
+                || c == "<invalid>"
+                || c == "<time>"
+                || c.ends_with(['s', 'm', 'h', 'd', 'y']) && c.starts_with(|c: char| c.is_ascii_digit())
+        })
+    };
     let same = got.len() == want.len() && got.iter().zip(&want).all(|(g, w)| g == w || is_age(w) && (is_age(g) || g.is_null()));
     if same { Ok(()) } else { Err(format!("got {}, want {}", Value::from(got), Value::from(want))) }
 }
@@ -328,9 +352,21 @@ fn ports_and_addresses_of_services_have_rows() {
         assert_eq!(cells[1..5].iter().map(|c| c.as_str().unwrap_or_default()).collect::<Vec<_>>(), want);
     };
     let port = |node: i64| json!([{"port": 8000, "protocol": "TCP", "nodePort": node}]);
-    check(json!({"type": "NodePort", "clusterIP": "10.96.0.9", "ports": port(31000)}), json!({}), ["NodePort", "10.96.0.9", "<none>", "8000:31000/TCP"]);
-    check(json!({"type": "LoadBalancer", "clusterIP": "10.96.0.9", "ports": port(31000)}), json!({}), ["LoadBalancer", "10.96.0.9", "<pending>", "8000:31000/TCP"]);
-    check(json!({"type": "LoadBalancer", "clusterIP": "10.96.0.9", "externalIPs": ["192.0.2.1"]}), json!({"loadBalancer": {"ingress": [{"hostname": "lb"}]}}), ["LoadBalancer", "10.96.0.9", "lb,192.0.2.1", "<none>"]);
+    check(
+        json!({"type": "NodePort", "clusterIP": "10.96.0.9", "ports": port(31000)}),
+        json!({}),
+        ["NodePort", "10.96.0.9", "<none>", "8000:31000/TCP"],
+    );
+    check(
+        json!({"type": "LoadBalancer", "clusterIP": "10.96.0.9", "ports": port(31000)}),
+        json!({}),
+        ["LoadBalancer", "10.96.0.9", "<pending>", "8000:31000/TCP"],
+    );
+    check(
+        json!({"type": "LoadBalancer", "clusterIP": "10.96.0.9", "externalIPs": ["192.0.2.1"]}),
+        json!({"loadBalancer": {"ingress": [{"hostname": "lb"}]}}),
+        ["LoadBalancer", "10.96.0.9", "lb,192.0.2.1", "<none>"],
+    );
 }
 
 #[test]
@@ -352,7 +388,8 @@ fn what_a_new_cluster_holds_is_valid() {
                 continue;
             }
             let (_, errors) = create(kind, version, object.clone());
-            let wrong: Vec<String> = errors.0.iter().filter(|e| !e.field.to_string().starts_with("metadata.namespace")).map(ToString::to_string).collect();
+            let wrong: Vec<String> =
+                errors.0.iter().filter(|e| !e.field.to_string().starts_with("metadata.namespace")).map(ToString::to_string).collect();
             assert!(wrong.is_empty(), "{path} {}: {wrong:?}", object.name());
             count += 1;
         }

@@ -5,15 +5,85 @@ use serde_json::json;
 
 /// Values that no schema would let through.
 fn odd() -> Vec<Value> {
-    vec![json!(null), json!(true), json!(-1), json!(i64::MAX), json!(1.5), json!(""), json!("x"), json!("é%/[]="), json!([]), json!([null, 1, "x", {}, []]), json!({}), json!({"": null, "a/b": {"c": []}})]
+    vec![
+        json!(null),
+        json!(true),
+        json!(-1),
+        json!(i64::MAX),
+        json!(1.5),
+        json!(""),
+        json!("x"),
+        json!("é%/[]="),
+        json!([]),
+        json!([null, 1, "x", {}, []]),
+        json!({}),
+        json!({"": null, "a/b": {"c": []}}),
+    ]
 }
 
 /// Names of members that hooks look at.
 const MEMBERS: &[&str] = &[
-    "metadata", "spec", "status", "template", "jobTemplate", "containers", "initContainers", "volumes", "ports", "selector", "resources", "limits", "requests", "rules", "subjects", "roleRef", "data",
-    "stringData", "subsets", "endpoints", "addresses", "conditions", "taints", "strategy", "updateStrategy", "rollingUpdate", "metrics", "behavior", "policyTypes", "ingress", "egress", "tls", "schedule",
-    "timeZone", "affinity", "tolerations", "securityContext", "env", "lifecycle", "livenessProbe", "dnsConfig", "webhooks", "versions", "names", "podCIDR", "podCIDRs", "clusterIP", "clusterIPs",
-    "labels", "annotations", "involvedObject", "series", "capacity", "hard", "limited", "volumeClaimTemplates", "podFailurePolicy", "successPolicy", "parameters", "service", "devices",
+    "metadata",
+    "spec",
+    "status",
+    "template",
+    "jobTemplate",
+    "containers",
+    "initContainers",
+    "volumes",
+    "ports",
+    "selector",
+    "resources",
+    "limits",
+    "requests",
+    "rules",
+    "subjects",
+    "roleRef",
+    "data",
+    "stringData",
+    "subsets",
+    "endpoints",
+    "addresses",
+    "conditions",
+    "taints",
+    "strategy",
+    "updateStrategy",
+    "rollingUpdate",
+    "metrics",
+    "behavior",
+    "policyTypes",
+    "ingress",
+    "egress",
+    "tls",
+    "schedule",
+    "timeZone",
+    "affinity",
+    "tolerations",
+    "securityContext",
+    "env",
+    "lifecycle",
+    "livenessProbe",
+    "dnsConfig",
+    "webhooks",
+    "versions",
+    "names",
+    "podCIDR",
+    "podCIDRs",
+    "clusterIP",
+    "clusterIPs",
+    "labels",
+    "annotations",
+    "involvedObject",
+    "series",
+    "capacity",
+    "hard",
+    "limited",
+    "volumeClaimTemplates",
+    "podFailurePolicy",
+    "successPolicy",
+    "parameters",
+    "service",
+    "devices",
 ];
 
 fn run(kind: &Kind, object: &Value) {
@@ -64,7 +134,10 @@ fn no_hook_panics_on_odd_objects() {
             for member in MEMBERS {
                 run(kind, &json!({*member: value}));
                 run(kind, &json!({"spec": {*member: value}, "status": {*member: value}, "metadata": {*member: value}}));
-                run(kind, &json!({"spec": {"template": {"spec": {"containers": [{*member: value}], "volumes": [{*member: value}], *member: value}}}, "rules": [{*member: value}], "webhooks": [{*member: value}]}));
+                run(
+                    kind,
+                    &json!({"spec": {"template": {"spec": {"containers": [{*member: value}], "volumes": [{*member: value}], *member: value}}}, "rules": [{*member: value}], "webhooks": [{*member: value}]}),
+                );
                 run(kind, &json!({"spec": {*member: [{*member: value}], "containers": [{*member: [{*member: value}]}]}}));
             }
         }

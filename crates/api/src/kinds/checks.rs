@@ -14,7 +14,8 @@ pub const NOT_NEGATIVE: &str = "must be greater than or equal to 0";
 pub const PORT_RANGE: &str = "must be between 1 and 65535, inclusive";
 const IP_FORM: &str = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
 const CIDR_FORM: &str = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
-const PERCENT_FORM: &str = "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')";
+const PERCENT_FORM: &str =
+    "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')";
 
 /// A number that is there must not be negative.
 pub fn not_negative(parent: &Value, key: &str, path: &Path, errors: &mut Errors) {
@@ -148,7 +149,10 @@ pub fn http_header(name: &str) -> Vec<String> {
     if !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
         vec![]
     } else {
-        vec!["a valid HTTP header must consist of alphanumeric characters or '-' (e.g. 'X-Header-Name', regex used for validation is '[-A-Za-z0-9]+')".into()]
+        vec![
+            "a valid HTTP header must consist of alphanumeric characters or '-' (e.g. 'X-Header-Name', regex used for validation is '[-A-Za-z0-9]+')"
+                .into(),
+        ]
     }
 }
 /// A label: what is before and after a `*.`.
@@ -197,7 +201,8 @@ fn sloppy_ip(text: &str) -> Option<IpAddr> {
         return Some(ip);
     }
     let parts: Vec<&str> = text.split('.').collect();
-    let octets = parts.iter().map(|p| if p.bytes().all(|b| b.is_ascii_digit()) { p.parse::<u8>().ok() } else { None }).collect::<Option<Vec<u8>>>()?;
+    let octets =
+        parts.iter().map(|p| if p.bytes().all(|b| b.is_ascii_digit()) { p.parse::<u8>().ok() } else { None }).collect::<Option<Vec<u8>>>()?;
     <[u8; 4]>::try_from(octets).ok().map(|o| IpAddr::V4(Ipv4Addr::from(o)))
 }
 /// What is wrong with an IP address.

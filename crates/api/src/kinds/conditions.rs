@@ -29,7 +29,11 @@ pub fn validate(status: &Value, path: &Path, errors: &mut Errors) {
             errors.not_supported(path.child("status"), text(condition, "status"), STATUSES);
         }
         if int(condition, "observedGeneration").is_some_and(|g| g < 0) {
-            errors.invalid(path.child("observedGeneration"), int(condition, "observedGeneration").unwrap_or(0), "must be greater than or equal to zero");
+            errors.invalid(
+                path.child("observedGeneration"),
+                int(condition, "observedGeneration").unwrap_or(0),
+                "must be greater than or equal to zero",
+            );
         }
         if !has(condition, "lastTransitionTime") {
             errors.required(path.child("lastTransitionTime"), "");

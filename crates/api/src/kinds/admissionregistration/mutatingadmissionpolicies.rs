@@ -14,7 +14,11 @@ use crate::{
 use serde_json::{Value, json};
 
 pub fn kind() -> Kind {
-    Kind::cluster("admissionregistration.k8s.io", "v1", "MutatingAdmissionPolicy", "mutatingadmissionpolicies").categories(&["api-extensions"]).generation().conditional_update().hooks(MutatingAdmissionPolicies)
+    Kind::cluster("admissionregistration.k8s.io", "v1", "MutatingAdmissionPolicy", "mutatingadmissionpolicies")
+        .categories(&["api-extensions"])
+        .generation()
+        .conditional_update()
+        .hooks(MutatingAdmissionPolicies)
 }
 
 struct MutatingAdmissionPolicies;

@@ -10,7 +10,11 @@ use crate::{
 use serde_json::{Value, json};
 
 pub fn kind() -> Kind {
-    Kind::cluster("admissionregistration.k8s.io", "v1", "MutatingAdmissionPolicyBinding", "mutatingadmissionpolicybindings").categories(&["api-extensions"]).generation().conditional_update().hooks(MutatingAdmissionPolicyBindings)
+    Kind::cluster("admissionregistration.k8s.io", "v1", "MutatingAdmissionPolicyBinding", "mutatingadmissionpolicybindings")
+        .categories(&["api-extensions"])
+        .generation()
+        .conditional_update()
+        .hooks(MutatingAdmissionPolicyBindings)
 }
 
 struct MutatingAdmissionPolicyBindings;

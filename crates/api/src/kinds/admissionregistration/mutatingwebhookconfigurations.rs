@@ -10,7 +10,11 @@ use crate::{
 use serde_json::{Value, json};
 
 pub fn kind() -> Kind {
-    Kind::cluster("admissionregistration.k8s.io", "v1", "MutatingWebhookConfiguration", "mutatingwebhookconfigurations").categories(&["api-extensions"]).generation().conditional_update().hooks(MutatingWebhookConfigurations)
+    Kind::cluster("admissionregistration.k8s.io", "v1", "MutatingWebhookConfiguration", "mutatingwebhookconfigurations")
+        .categories(&["api-extensions"])
+        .generation()
+        .conditional_update()
+        .hooks(MutatingWebhookConfigurations)
 }
 
 struct MutatingWebhookConfigurations;

@@ -211,7 +211,11 @@ fn web_address(url: &str, path: &Path, errors: &mut Errors) {
     if host.is_empty() {
         errors.invalid(path.clone(), host, &format!("host must be specified{form}"));
     }
-    for (value, detail) in [(user, "user information is not permitted in the URL"), (fragment, "fragments are not permitted in the URL"), (query, "query parameters are not permitted in the URL")] {
+    for (value, detail) in [
+        (user, "user information is not permitted in the URL"),
+        (fragment, "fragments are not permitted in the URL"),
+        (query, "query parameters are not permitted in the URL"),
+    ] {
         if !value.is_empty() {
             errors.invalid(path.clone(), value, detail);
         }
@@ -253,7 +257,14 @@ fn go_selector(selector: &Value) -> String {
     let labels: String = checks::text_entries(selector, "matchLabels").map(|(key, value)| format!("{key}: {value},")).collect();
     let expressions: String = list(selector, "matchExpressions")
         .iter()
-        .map(|e| format!("LabelSelectorRequirement{{Key:{},Operator:{},Values:[{}],}},", text(e, "key"), text(e, "operator"), strings(e, "values").collect::<Vec<_>>().join(" ")))
+        .map(|e| {
+            format!(
+                "LabelSelectorRequirement{{Key:{},Operator:{},Values:[{}],}},",
+                text(e, "key"),
+                text(e, "operator"),
+                strings(e, "values").collect::<Vec<_>>().join(" ")
+            )
+        })
         .collect();
     format!("&LabelSelector{{MatchLabels:map[string]string{{{labels}}},MatchExpressions:[]LabelSelectorRequirement{{{expressions}}},}}")
 }

@@ -4,13 +4,20 @@ use super::rules;
 use crate::{
     field::{Errors, Path},
     kind::{Hooks, Kind},
-    kinds::{values::{strings, text}, workload},
+    kinds::{
+        values::{strings, text},
+        workload,
+    },
     table,
 };
 use serde_json::{Value, json};
 
 pub fn kind() -> Kind {
-    Kind::cluster("admissionregistration.k8s.io", "v1", "ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings").categories(&["api-extensions"]).generation().conditional_update().hooks(ValidatingAdmissionPolicyBindings)
+    Kind::cluster("admissionregistration.k8s.io", "v1", "ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings")
+        .categories(&["api-extensions"])
+        .generation()
+        .conditional_update()
+        .hooks(ValidatingAdmissionPolicyBindings)
 }
 
 struct ValidatingAdmissionPolicyBindings;

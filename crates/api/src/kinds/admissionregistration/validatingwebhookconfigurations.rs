@@ -10,7 +10,11 @@ use crate::{
 use serde_json::{Value, json};
 
 pub fn kind() -> Kind {
-    Kind::cluster("admissionregistration.k8s.io", "v1", "ValidatingWebhookConfiguration", "validatingwebhookconfigurations").categories(&["api-extensions"]).generation().conditional_update().hooks(ValidatingWebhookConfigurations)
+    Kind::cluster("admissionregistration.k8s.io", "v1", "ValidatingWebhookConfiguration", "validatingwebhookconfigurations")
+        .categories(&["api-extensions"])
+        .generation()
+        .conditional_update()
+        .hooks(ValidatingWebhookConfigurations)
 }
 
 struct ValidatingWebhookConfigurations;

@@ -32,10 +32,13 @@ impl Hooks for CustomResourceDefinitions {
         }
         let conversion = made(spec, "conversion");
         fill(conversion, "strategy", "None");
-        within(conversion, "webhook", |webhook| within(webhook, "clientConfig", |client| within(client, "service", |service| fill(service, "port", 443))));
+        within(conversion, "webhook", |webhook| {
+            within(webhook, "clientConfig", |client| within(client, "service", |service| fill(service, "port", 443)))
+        });
     }
     fn prepare_create(&self, definition: &mut Value) {
-        let stored: Vec<Value> = list(workload::spec(definition), "versions").iter().filter(|v| flag(v, "storage")).map(|v| json!(text(v, "name"))).collect();
+        let stored: Vec<Value> =
+            list(workload::spec(definition), "versions").iter().filter(|v| flag(v, "storage")).map(|v| json!(text(v, "name"))).collect();
         put(definition, "status", json!({"conditions": null, "acceptedNames": {"plural": "", "kind": ""}, "storedVersions": stored}));
     }
 }

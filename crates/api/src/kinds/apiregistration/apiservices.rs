@@ -55,7 +55,11 @@ impl Hooks for ApiServices {
         let insecure = flag(spec, "insecureSkipTLSVerify");
         let Some(target) = spec.get("service").filter(|s| s.is_object()) else {
             if !text(spec, "caBundle").is_empty() {
-                errors.invalid(path.child("caBundle"), format!("{} bytes", text(spec, "caBundle").len()), "local APIServices may not have a caBundle");
+                errors.invalid(
+                    path.child("caBundle"),
+                    format!("{} bytes", text(spec, "caBundle").len()),
+                    "local APIServices may not have a caBundle",
+                );
             }
             if insecure {
                 errors.invalid(path.child("insecureSkipTLSVerify"), true, "local APIServices may not have insecureSkipTLSVerify");

@@ -67,7 +67,12 @@ impl Hooks for DaemonSets {
     fn validate_status(&self, set: &Value, old: &Value, errors: &mut Errors) {
         let (status, path) = (workload::status(set), Path::new("status"));
         checks::not_negatives(status, COUNTERS, &path, errors);
-        checks::not_negatives(status, &["observedGeneration", "updatedNumberScheduled", "numberAvailable", "numberUnavailable", "collisionCount"], &path, errors);
+        checks::not_negatives(
+            status,
+            &["observedGeneration", "updatedNumberScheduled", "numberAvailable", "numberUnavailable", "collisionCount"],
+            &path,
+            errors,
+        );
         workload::collision_count(status, workload::status(old), &path, errors);
     }
     fn warnings(&self, set: &Value) -> Vec<String> {

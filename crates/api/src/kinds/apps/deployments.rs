@@ -101,7 +101,9 @@ fn strategy(spec: &Value, path: &Path, errors: &mut Errors) {
     let strategy = spec.get("strategy").unwrap_or(&nothing);
     let path = path.child("strategy");
     match text(strategy, "type") {
-        "Recreate" if has(strategy, "rollingUpdate") => errors.forbidden(path.child("rollingUpdate"), "may not be specified when strategy `type` is 'Recreate'"),
+        "Recreate" if has(strategy, "rollingUpdate") => {
+            errors.forbidden(path.child("rollingUpdate"), "may not be specified when strategy `type` is 'Recreate'")
+        }
         "Recreate" => {}
         "RollingUpdate" => {
             let Some(rolling) = member(strategy, "rollingUpdate") else {

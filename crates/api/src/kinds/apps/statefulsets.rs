@@ -85,7 +85,15 @@ impl Hooks for StatefulSets {
             }
         }
         if let Some(old) = old {
-            const MAY_CHANGE: &[&str] = &["replicas", "template", "updateStrategy", "persistentVolumeClaimRetentionPolicy", "minReadySeconds", "ordinals", "revisionHistoryLimit"];
+            const MAY_CHANGE: &[&str] = &[
+                "replicas",
+                "template",
+                "updateStrategy",
+                "persistentVolumeClaimRetentionPolicy",
+                "minReadySeconds",
+                "ordinals",
+                "revisionHistoryLimit",
+            ];
             let fixed = |spec: &Value| {
                 let mut spec = spec.as_object().cloned().unwrap_or_default();
                 spec.retain(|key, value| !MAY_CHANGE.contains(&key.as_str()) && !crate::kinds::values::is_empty(value));
@@ -122,9 +130,16 @@ fn validate_template(spec: &Value, path: &Path, errors: &mut Errors) {
     };
     template::matches(spec.get("selector").unwrap_or(&Value::Null), &with_claims, path, errors);
     let name = |claim: &Value| claim.get("metadata").map(|m| text(m, "name").to_string()).unwrap_or_default();
-    let mut volumes: Vec<Value> = list(spec, "volumeClaimTemplates").iter().map(|claim| json!({"name": name(claim), "persistentVolumeClaim": {"claimName": name(claim)}})).collect();
+    let mut volumes: Vec<Value> = list(spec, "volumeClaimTemplates")
+        .iter()
+        .map(|claim| json!({"name": name(claim), "persistentVolumeClaim": {"claimName": name(claim)}}))
+        .collect();
     let pod = made(&mut with_claims, "spec");
-    let own = list(pod, "volumes").iter().filter(|volume| !volumes.iter().any(|claim| text(claim, "name") == text(volume, "name"))).cloned().collect::<Vec<_>>();
+    let own = list(pod, "volumes")
+        .iter()
+        .filter(|volume| !volumes.iter().any(|claim| text(claim, "name") == text(volume, "name")))
+        .cloned()
+        .collect::<Vec<_>>();
     volumes.extend(own);
     if !volumes.is_empty() {
         put(pod, "volumes", volumes);

@@ -3,6 +3,5 @@
 use crate::kind::Kind;
 
 pub fn kind() -> Kind {
-    Kind::cluster("authentication.k8s.io", "v1", "SelfSubjectReview", "selfsubjectreviews")
-        .verbs(&["create"])
+    Kind::cluster("authentication.k8s.io", "v1", "SelfSubjectReview", "selfsubjectreviews").verbs(&["create"])
 }

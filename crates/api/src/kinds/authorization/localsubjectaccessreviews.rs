@@ -3,6 +3,5 @@
 use crate::kind::Kind;
 
 pub fn kind() -> Kind {
-    Kind::namespaced("authorization.k8s.io", "v1", "LocalSubjectAccessReview", "localsubjectaccessreviews")
-        .verbs(&["create"])
+    Kind::namespaced("authorization.k8s.io", "v1", "LocalSubjectAccessReview", "localsubjectaccessreviews").verbs(&["create"])
 }

@@ -3,6 +3,5 @@
 use crate::kind::Kind;
 
 pub fn kind() -> Kind {
-    Kind::cluster("authorization.k8s.io", "v1", "SelfSubjectRulesReview", "selfsubjectrulesreviews")
-        .verbs(&["create"])
+    Kind::cluster("authorization.k8s.io", "v1", "SelfSubjectRulesReview", "selfsubjectrulesreviews").verbs(&["create"])
 }

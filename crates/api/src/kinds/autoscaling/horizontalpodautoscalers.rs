@@ -8,7 +8,6 @@ use crate::{
         values::{fill, has, int, list, made, member, put, take, text, within},
         workload,
     },
-
     object::ObjectExt,
     quantity::Quantity,
     table,
@@ -41,7 +40,9 @@ fn cpu_metric(utilization: i64) -> Value {
     json!({"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": utilization}}})
 }
 fn is_cpu_utilization(metric: &Value, field: &str) -> bool {
-    metric.str_at("type") == Some("Resource") && metric.str_at("resource.name") == Some("cpu") && metric.at(field).and_then(|t| int(t, "averageUtilization")).is_some()
+    metric.str_at("type") == Some("Resource")
+        && metric.str_at("resource.name") == Some("cpu")
+        && metric.at(field).and_then(|t| int(t, "averageUtilization")).is_some()
 }
 
 impl Hooks for HorizontalPodAutoscalers {
@@ -50,7 +51,8 @@ impl Hooks for HorizontalPodAutoscalers {
             return;
         }
         put(scaler, "apiVersion", "autoscaling/v2");
-        let mut parts = [METRICS, BEHAVIOR, CONDITIONS, CURRENT_METRICS].map(|key| scaler.annotation(key).and_then(|text| serde_json::from_str::<Value>(text).ok()));
+        let mut parts = [METRICS, BEHAVIOR, CONDITIONS, CURRENT_METRICS]
+            .map(|key| scaler.annotation(key).and_then(|text| serde_json::from_str::<Value>(text).ok()));
         for key in [METRICS, BEHAVIOR, CONDITIONS, CURRENT_METRICS] {
             scaler.remove_annotation(key);
         }
@@ -131,7 +133,11 @@ impl Hooks for HorizontalPodAutoscalers {
             fill(up, "stabilizationWindowSeconds", 0);
             fill(up, "selectPolicy", "Max");
             if up.get("policies").is_none_or(Value::is_null) {
-                put(up, "policies", json!([{"type": "Pods", "value": 4, "periodSeconds": 15}, {"type": "Percent", "value": 100, "periodSeconds": 15}]));
+                put(
+                    up,
+                    "policies",
+                    json!([{"type": "Pods", "value": 4, "periodSeconds": 15}, {"type": "Percent", "value": 100, "periodSeconds": 15}]),
+                );
             }
             let down = made(behavior, "scaleDown");
             fill(down, "selectPolicy", "Max");
@@ -204,7 +210,8 @@ fn reference(reference: &Value, path: &Path, errors: &mut Errors) {
 }
 
 /// Members of a metric by its type.
-const SOURCES: &[(&str, &str)] = &[("ContainerResource", "containerResource"), ("External", "external"), ("Object", "object"), ("Pods", "pods"), ("Resource", "resource")];
+const SOURCES: &[(&str, &str)] =
+    &[("ContainerResource", "containerResource"), ("External", "external"), ("Object", "object"), ("Pods", "pods"), ("Resource", "resource")];
 
 fn validate_metric(metric: &Value, path: &Path, errors: &mut Errors) {
     let kind = text(metric, "type");
@@ -288,9 +295,15 @@ fn validate_source(name: &str, source: &Value, path: &Path, errors: &mut Errors)
             }
         }
         "pods" if !has(target, "averageValue") => errors.required(at.child("averageValue"), "must specify a positive target averageValue"),
-        "object" if !has(target, "value") && !has(target, "averageValue") => errors.required(at.child("averageValue"), "must set either a target value or averageValue"),
-        "external" if !has(target, "value") && !has(target, "averageValue") => errors.required(at.child("averageValue"), "must set either a target value for metric or a per-pod target"),
-        "external" if has(target, "value") && has(target, "averageValue") => errors.forbidden(at.child("value"), "may not set both a target value for metric and a per-pod target"),
+        "object" if !has(target, "value") && !has(target, "averageValue") => {
+            errors.required(at.child("averageValue"), "must set either a target value or averageValue")
+        }
+        "external" if !has(target, "value") && !has(target, "averageValue") => {
+            errors.required(at.child("averageValue"), "must set either a target value for metric or a per-pod target")
+        }
+        "external" if has(target, "value") && has(target, "averageValue") => {
+            errors.forbidden(at.child("value"), "may not set both a target value for metric and a per-pod target")
+        }
         _ => {}
     }
 }
@@ -332,7 +345,8 @@ fn targets(metrics: &[Value], current: &[Value]) -> String {
     if metrics.is_empty() {
         return "<none>".into();
     }
-    let quantity = |parent: Option<&Value>, key: &str| parent.and_then(|p| member(p, key)).and_then(|q| Quantity::from_value(q).ok()).map(|q| q.to_string());
+    let quantity =
+        |parent: Option<&Value>, key: &str| parent.and_then(|p| member(p, key)).and_then(|q| Quantity::from_value(q).ok()).map(|q| q.to_string());
     let unknown = || "<unknown>".to_string();
     let mut all = vec![];
     for (i, metric) in metrics.iter().enumerate() {

@@ -42,7 +42,9 @@ impl Hooks for Jobs {
         fill(spec, "manualSelector", false);
         let replacement = if has(spec, "podFailurePolicy") { "Failed" } else { "TerminatingOrFailed" };
         fill(spec, "podReplacementPolicy", replacement);
-        within(spec, "podFailurePolicy", |policy| each(policy, "rules", |rule| each(rule, "onPodConditions", |condition| fill(condition, "status", "True"))));
+        within(spec, "podFailurePolicy", |policy| {
+            each(policy, "rules", |rule| each(rule, "onPodConditions", |condition| fill(condition, "status", "True")))
+        });
         template::default(spec);
         labels_from_template(job);
     }
@@ -157,7 +159,12 @@ fn generated_selector(job: &Value, path: &Path, errors: &mut Errors) {
 
 /// Rules for the spec of a Job, in a Job or in a CronJob's template.
 pub fn validate_spec(spec: &Value, path: &Path, errors: &mut Errors) {
-    checks::not_negatives(spec, &["parallelism", "completions", "activeDeadlineSeconds", "backoffLimit", "ttlSecondsAfterFinished", "backoffLimitPerIndex"], path, errors);
+    checks::not_negatives(
+        spec,
+        &["parallelism", "completions", "activeDeadlineSeconds", "backoffLimit", "ttlSecondsAfterFinished", "backoffLimitPerIndex"],
+        path,
+        errors,
+    );
     let indexed = text(spec, "completionMode") == "Indexed";
     if let Some(failed) = int(spec, "maxFailedIndexes") {
         checks::not_negative(spec, "maxFailedIndexes", path, errors);
@@ -173,13 +180,21 @@ pub fn validate_spec(spec: &Value, path: &Path, errors: &mut Errors) {
         if indexed {
             match int(spec, "completions") {
                 None => errors.required(path.child("completions"), "when completion mode is Indexed"),
-                Some(completions) if completions > INDEXED_COMPLETIONS_WITHOUT_LIMITS_MAX && has(spec, "backoffLimitPerIndex") && !has(spec, "maxFailedIndexes") => {
+                Some(completions)
+                    if completions > INDEXED_COMPLETIONS_WITHOUT_LIMITS_MAX
+                        && has(spec, "backoffLimitPerIndex")
+                        && !has(spec, "maxFailedIndexes") =>
+                {
                     errors.required(path.child("maxFailedIndexes"), "must be specified when completions is above 100000")
                 }
                 Some(_) => {}
             }
             if let Some(parallelism) = int(spec, "parallelism").filter(|p| *p > INDEXED_PARALLELISM_MAX) {
-                errors.invalid(path.child("parallelism"), parallelism, &format!("must be less than or equal to {INDEXED_PARALLELISM_MAX} when completion mode is Indexed"));
+                errors.invalid(
+                    path.child("parallelism"),
+                    parallelism,
+                    &format!("must be less than or equal to {INDEXED_PARALLELISM_MAX} when completion mode is Indexed"),
+                );
             }
         }
     }
@@ -205,7 +220,9 @@ pub fn validate_spec(spec: &Value, path: &Path, errors: &mut Errors) {
             let restart = text(workload::spec(pod), "restartPolicy");
             let at = at.child("spec").child("restartPolicy");
             match restart {
-                "OnFailure" if has(spec, "podFailurePolicy") => errors.invalid(at, restart, "only \"Never\" is supported when podFailurePolicy is specified"),
+                "OnFailure" if has(spec, "podFailurePolicy") => {
+                    errors.invalid(at, restart, "only \"Never\" is supported when podFailurePolicy is specified")
+                }
                 "OnFailure" | "Never" => {}
                 "Always" => errors.required(at, "valid values: \"OnFailure\", \"Never\""),
                 other => errors.not_supported(at, other, &["OnFailure", "Never"]),
@@ -223,7 +240,11 @@ fn failure_policy(spec: &Value, path: &Path, errors: &mut Errors) {
     if rules.len() > RULES_MAX {
         errors.too_many(path.clone(), rules.len(), RULES_MAX);
     }
-    let containers: Vec<&str> = ["containers", "initContainers"].into_iter().flat_map(|key| spec.at("template.spec").map(|s| list(s, key)).unwrap_or_default()).map(|c| text(c, "name")).collect();
+    let containers: Vec<&str> = ["containers", "initContainers"]
+        .into_iter()
+        .flat_map(|key| spec.at("template.spec").map(|s| list(s, key)).unwrap_or_default())
+        .map(|c| text(c, "name"))
+        .collect();
     for (i, rule) in rules.iter().enumerate() {
         let path = path.index(i);
         let at = path.child("action");
@@ -298,7 +319,11 @@ fn success_policy(spec: &Value, path: &Path, errors: &mut Errors) {
         if let (Some(count), Some(completions)) = (count, int(spec, "completions"))
             && count > completions
         {
-            errors.invalid(path.child("succeededCount"), count, &format!("must be less than or equal to {completions} (the number of specified completions)"));
+            errors.invalid(
+                path.child("succeededCount"),
+                count,
+                &format!("must be less than or equal to {completions} (the number of specified completions)"),
+            );
         }
     }
 }

@@ -8,7 +8,15 @@ use jiff::{ToSpan, civil::DateTime};
 /// A set of minutes, hours and days.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Schedule {
-    Fields { minutes: u64, hours: u64, days: u64, months: u64, weekdays: u64, any_day: bool, any_weekday: bool },
+    Fields {
+        minutes: u64,
+        hours: u64,
+        days: u64,
+        months: u64,
+        weekdays: u64,
+        any_day: bool,
+        any_weekday: bool,
+    },
     /// `@every 1h30m`, in seconds.
     Every(i64),
 }
@@ -107,7 +115,9 @@ fn duration_s(text: &str) -> Option<i64> {
             rest = &rest[1..];
             continue;
         }
-        let (unit, seconds) = [("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9), ("h", 3600.0), ("m", 60.0), ("s", 1.0)].into_iter().find(|(unit, _)| rest.starts_with(unit))?;
+        let (unit, seconds) = [("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9), ("h", 3600.0), ("m", 60.0), ("s", 1.0)]
+            .into_iter()
+            .find(|(unit, _)| rest.starts_with(unit))?;
         total += digits.parse::<f64>().ok()? * seconds;
         digits.clear();
         rest = &rest[unit.len()..];
@@ -129,7 +139,9 @@ impl Schedule {
             "@hourly" => "0 * * * *",
             _ if text.starts_with("@every ") => {
                 let period = &text["@every ".len()..];
-                return duration_s(period).map(Schedule::Every).ok_or_else(|| format!("failed to parse duration {text}: time: invalid duration {period:?}"));
+                return duration_s(period)
+                    .map(Schedule::Every)
+                    .ok_or_else(|| format!("failed to parse duration {text}: time: invalid duration {period:?}"));
             }
             _ if text.starts_with('@') => return Err(format!("unrecognized descriptor: {text}")),
             _ => text,

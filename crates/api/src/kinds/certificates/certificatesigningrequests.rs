@@ -67,11 +67,18 @@ impl Hooks for CertificateSigningRequests {
     fn prepare_status(&self, request: &mut Value, old: &Value) {
         stamp(request, old);
         // Approval and denial are not the signer's to change.
-        let decided = |object: &Value| list(workload::status(object), "conditions").iter().filter(|c| matches!(text(c, "type"), "Approved" | "Denied")).cloned().collect::<Vec<_>>();
+        let decided = |object: &Value| {
+            list(workload::status(object), "conditions")
+                .iter()
+                .filter(|c| matches!(text(c, "type"), "Approved" | "Denied"))
+                .cloned()
+                .collect::<Vec<_>>()
+        };
         let before = decided(old);
         within(request, "status", |status| {
             let kept: Vec<Value> = list(status, "conditions").to_vec();
-            let all: Vec<Value> = kept.into_iter().map(|c| before.iter().find(|b| text(b, "type") == text(&c, "type")).cloned().unwrap_or(c)).collect();
+            let all: Vec<Value> =
+                kept.into_iter().map(|c| before.iter().find(|b| text(b, "type") == text(&c, "type")).cloned().unwrap_or(c)).collect();
             if !all.is_empty() {
                 put(status, "conditions", all);
             }

@@ -3,9 +3,7 @@
 use crate::{
     field::{Errors, Path},
     kind::{Hooks, Kind, NameRule},
-    kinds::{
-        values::{has, int, made, member, put, text},
-    },
+    kinds::values::{has, int, made, member, put, text},
     names,
     object::ObjectExt,
     table,

@@ -64,7 +64,9 @@ fn validate_limit(limit: &Value, duplicate: bool, path: &Path, errors: &mut Erro
     if duplicate {
         errors.duplicate(at, kind);
     }
-    let read = |key: &str| -> BTreeMap<String, Quantity> { entries(limit, key).filter_map(|(name, value)| Some((name.clone(), Quantity::from_value(value).ok()?))).collect() };
+    let read = |key: &str| -> BTreeMap<String, Quantity> {
+        entries(limit, key).filter_map(|(name, value)| Some((name.clone(), Quantity::from_value(value).ok()?))).collect()
+    };
     let (max, min, default, request, ratio) = (read("max"), read("min"), read("default"), read("defaultRequest"), read("maxLimitRequestRatio"));
     if kind == "Pod" {
         for key in ["default", "defaultRequest"] {

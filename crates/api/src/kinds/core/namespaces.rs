@@ -115,7 +115,9 @@ fn pod_security(namespace: &Value, errors: &mut Errors) {
         }
         let key = format!("{key}-version");
         if let Some(version) = namespace.label(&key) {
-            let minor = version.strip_prefix("v1.").is_some_and(|minor| !minor.is_empty() && minor.bytes().all(|b| b.is_ascii_digit()) && (minor == "0" || !minor.starts_with('0')));
+            let minor = version
+                .strip_prefix("v1.")
+                .is_some_and(|minor| !minor.is_empty() && minor.bytes().all(|b| b.is_ascii_digit()) && (minor == "0" || !minor.starts_with('0')));
             if version != "latest" && !minor {
                 errors.invalid(path(&key), version, "must be \"latest\" or \"v1.x\"");
             }

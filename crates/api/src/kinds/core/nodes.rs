@@ -172,7 +172,10 @@ fn pod_cidrs(node: &Value, errors: &mut Errors) {
         return;
     }
     if let Some((i, bad)) = cidrs.iter().enumerate().find(|(_, cidr)| checks::parse_cidr(cidr).is_none()) {
-        errors.internal(path.clone(), &format!("invalid PodCIDRs. failed to check with dual stack with error:invalid CIDR[{i}]: <nil> (invalid CIDR address: {bad})"));
+        errors.internal(
+            path.clone(),
+            &format!("invalid PodCIDRs. failed to check with dual stack with error:invalid CIDR[{i}]: <nil> (invalid CIDR address: {bad})"),
+        );
     }
     let families: Vec<bool> = cidrs.iter().filter_map(|cidr| checks::parse_cidr(cidr)).map(|(ip, _)| ip.is_ipv4()).collect();
     if cidrs.len() > 2 || families.len() != 2 || families[0] == families[1] {

@@ -29,7 +29,11 @@ pub fn class(object: &Value) -> &str {
 /// `RWO,ROX`: access modes in short.
 pub fn short_modes(parent: &Value, key: &str) -> String {
     let modes: Vec<&str> = strings(parent, key).collect();
-    let short: Vec<&str> = [("ReadWriteOnce", "RWO"), ("ReadOnlyMany", "ROX"), ("ReadWriteMany", "RWX"), ("ReadWriteOncePod", "RWOP")].iter().filter(|(mode, _)| modes.contains(mode)).map(|(_, short)| *short).collect();
+    let short: Vec<&str> = [("ReadWriteOnce", "RWO"), ("ReadOnlyMany", "ROX"), ("ReadWriteMany", "RWX"), ("ReadWriteOncePod", "RWOP")]
+        .iter()
+        .filter(|(mode, _)| modes.contains(mode))
+        .map(|(_, short)| *short)
+        .collect();
     short.join(",")
 }
 
@@ -86,7 +90,8 @@ impl Hooks for PersistentVolumeClaims {
         let (spec, status) = (workload::spec(claim), workload::status(claim));
         let phase = if claim.deletion_timestamp().is_some() { "Terminating" } else { text(status, "phase") };
         let bound = !text(spec, "volumeName").is_empty();
-        let capacity = status.at("capacity.storage").filter(|_| bound).and_then(|q| Quantity::from_value(q).ok()).map(|q| q.to_string()).unwrap_or_default();
+        let capacity =
+            status.at("capacity.storage").filter(|_| bound).and_then(|q| Quantity::from_value(q).ok()).map(|q| q.to_string()).unwrap_or_default();
         vec![
             table::name(claim),
             json!(phase),
@@ -130,7 +135,9 @@ fn validate_update(spec: &Value, old: &Value, path: &Path, errors: &mut Errors) 
     if fixed(spec) != fixed(before) {
         errors.forbidden(path.clone(), "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims");
     }
-    let storage = |spec: &Value| spec.get("resources").and_then(|r| map(r, "requests")).and_then(|r| r.get("storage")).and_then(|q| Quantity::from_value(q).ok());
+    let storage = |spec: &Value| {
+        spec.get("resources").and_then(|r| map(r, "requests")).and_then(|r| r.get("storage")).and_then(|q| Quantity::from_value(q).ok())
+    };
     let capacity = old.at("status.capacity.storage").and_then(|q| Quantity::from_value(q).ok());
     if let (Some(new), Some(then)) = (storage(spec), storage(before))
         && new < then

@@ -83,7 +83,8 @@ impl Hooks for PersistentVolumes {
     fn cells(&self, volume: &Value, now_unix_s: i64) -> Vec<Value> {
         let (spec, status) = (workload::spec(volume), workload::status(volume));
         let phase = if volume.deletion_timestamp().is_some() { "Terminating" } else { text(status, "phase") };
-        let claim = spec.get("claimRef").filter(|c| c.is_object()).map(|c| format!("{}/{}", text(c, "namespace"), text(c, "name"))).unwrap_or_default();
+        let claim =
+            spec.get("claimRef").filter(|c| c.is_object()).map(|c| format!("{}/{}", text(c, "namespace"), text(c, "name"))).unwrap_or_default();
         let capacity = spec.at("capacity.storage").and_then(|q| Quantity::from_value(q).ok()).map(|q| q.to_string()).unwrap_or_default();
         vec![
             table::name(volume),
@@ -174,7 +175,8 @@ fn validate_update(spec: &Value, old: &Value, errors: &mut Errors) {
 }
 fn affinity_shown(spec: &Value) -> Value {
     let requirement = |r: &Value| json!({"Key": text(r, "key"), "Operator": text(r, "operator"), "Values": r.get("values")});
-    let requirements = |term: &Value, key: &str| if list(term, key).is_empty() { Value::Null } else { list(term, key).iter().map(requirement).collect() };
+    let requirements =
+        |term: &Value, key: &str| if list(term, key).is_empty() { Value::Null } else { list(term, key).iter().map(requirement).collect() };
     let terms: Vec<Value> = spec
         .at("nodeAffinity.required")
         .map(|r| list(r, "nodeSelectorTerms"))

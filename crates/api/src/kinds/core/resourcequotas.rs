@@ -9,7 +9,6 @@ use crate::{
         workload,
     },
     names,
-
     quantity::Quantity,
     table,
 };
@@ -19,10 +18,31 @@ pub fn kind() -> Kind {
     Kind::namespaced("", "v1", "ResourceQuota", "resourcequotas").short(&["quota"]).status().hooks(ResourceQuotas)
 }
 
-const COMPUTE: &[&str] = &["cpu", "memory", "ephemeral-storage", "requests.cpu", "requests.memory", "requests.storage", "requests.ephemeral-storage", "limits.cpu", "limits.memory", "limits.ephemeral-storage"];
-const COUNTED: &[&str] =
-    &["pods", "resourcequotas", "services", "replicationcontrollers", "secrets", "persistentvolumeclaims", "configmaps", "services.nodeports", "services.loadbalancers"];
-const SCOPES: &[&str] = &["Terminating", "NotTerminating", "BestEffort", "NotBestEffort", "PriorityClass", "CrossNamespacePodAffinity", "VolumeAttributesClass"];
+const COMPUTE: &[&str] = &[
+    "cpu",
+    "memory",
+    "ephemeral-storage",
+    "requests.cpu",
+    "requests.memory",
+    "requests.storage",
+    "requests.ephemeral-storage",
+    "limits.cpu",
+    "limits.memory",
+    "limits.ephemeral-storage",
+];
+const COUNTED: &[&str] = &[
+    "pods",
+    "resourcequotas",
+    "services",
+    "replicationcontrollers",
+    "secrets",
+    "persistentvolumeclaims",
+    "configmaps",
+    "services.nodeports",
+    "services.loadbalancers",
+];
+const SCOPES: &[&str] =
+    &["Terminating", "NotTerminating", "BestEffort", "NotBestEffort", "PriorityClass", "CrossNamespacePodAffinity", "VolumeAttributesClass"];
 /// Scopes that only ask whether a pod is in them.
 const PLAIN_SCOPES: &[&str] = &["Terminating", "NotTerminating", "BestEffort", "NotBestEffort", "CrossNamespacePodAffinity"];
 const POD_COMPUTE: &[&str] = &["pods", "cpu", "memory", "requests.cpu", "requests.memory", "limits.cpu", "limits.memory"];
@@ -55,7 +75,8 @@ impl Hooks for ResourceQuotas {
             let parts: Vec<String> = entries(status, "hard")
                 .filter(|(name, _)| name.starts_with("limits") == limits)
                 .map(|(name, hard)| {
-                    let quantity = |value: Option<&Value>| value.and_then(|v| Quantity::from_value(v).ok()).map_or("0".to_string(), |q| q.to_string());
+                    let quantity =
+                        |value: Option<&Value>| value.and_then(|v| Quantity::from_value(v).ok()).map_or("0".to_string(), |q| q.to_string());
                     format!("{name}: {}/{}", quantity(status.get("used").and_then(|used| used.get(name))), quantity(Some(hard)))
                 })
                 .collect();
@@ -122,8 +143,14 @@ fn scopes(spec: &Value, path: &Path, errors: &mut Errors) {
             errors.invalid(at.child("operator"), operator, "must be 'Exists' when scope is any of ResourceQuotaScopeTerminating, ResourceQuotaScopeNotTerminating, ResourceQuotaScopeBestEffort, ResourceQuotaScopeNotBestEffort or ResourceQuotaScopeCrossNamespacePodAffinity");
         }
         match operator {
-            "In" | "NotIn" if values.is_empty() => errors.required(at.child("values"), "must be at least one value when `operator` is 'In' or 'NotIn' for scope selector"),
-            "Exists" | "DoesNotExist" if !values.is_empty() => errors.invalid(at.child("values"), Value::from(values.to_vec()), "must be no value when `operator` is 'Exist' or 'DoesNotExist' for scope selector"),
+            "In" | "NotIn" if values.is_empty() => {
+                errors.required(at.child("values"), "must be at least one value when `operator` is 'In' or 'NotIn' for scope selector")
+            }
+            "Exists" | "DoesNotExist" if !values.is_empty() => errors.invalid(
+                at.child("values"),
+                Value::from(values.to_vec()),
+                "must be no value when `operator` is 'Exist' or 'DoesNotExist' for scope selector",
+            ),
             "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
             other => errors.invalid(at.child("operator"), other, "not a valid selector operator"),
         }

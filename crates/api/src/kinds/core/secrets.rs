@@ -58,10 +58,8 @@ fn by_type(secret: &Value, errors: &mut Errors) {
     let has = |key: &str| data.is_some_and(|data| data.contains_key(key));
     let path = |key: &str| Path::new("data").key(key);
     match text(secret, "type") {
-        "kubernetes.io/service-account-token" => {
-            if secret.annotation(ACCOUNT_NAME).unwrap_or_default().is_empty() {
-                errors.required(Path::new("metadata").child("annotations").key(ACCOUNT_NAME), "");
-            }
+        "kubernetes.io/service-account-token" if secret.annotation(ACCOUNT_NAME).unwrap_or_default().is_empty() => {
+            errors.required(Path::new("metadata").child("annotations").key(ACCOUNT_NAME), "");
         }
         "kubernetes.io/dockercfg" => docker(secret, ".dockercfg", errors),
         "kubernetes.io/dockerconfigjson" => docker(secret, ".dockerconfigjson", errors),

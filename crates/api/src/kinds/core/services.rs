@@ -111,14 +111,20 @@ impl Hooks for Services {
             "LoadBalancer" => {
                 for (i, port) in list(spec, "ports").iter().enumerate() {
                     if int(port, "port") == Some(KUBELET_PORT) {
-                        errors.invalid(path.child("ports").index(i), KUBELET_PORT, "may not expose port 10250 externally since it is used by kubelet");
+                        errors.invalid(
+                            path.child("ports").index(i),
+                            KUBELET_PORT,
+                            "may not expose port 10250 externally since it is used by kubelet",
+                        );
                     }
                 }
                 if text(spec, "clusterIP") == "None" {
                     errors.invalid(path.child("clusterIPs").index(0), "None", "may not be set to 'None' for LoadBalancer services");
                 }
             }
-            "NodePort" if text(spec, "clusterIP") == "None" => errors.invalid(path.child("clusterIPs").index(0), "None", "may not be set to 'None' for NodePort services"),
+            "NodePort" if text(spec, "clusterIP") == "None" => {
+                errors.invalid(path.child("clusterIPs").index(0), "None", "may not be set to 'None' for NodePort services")
+            }
             "ExternalName" => external_name(spec, &path, errors),
             _ => {}
         }
@@ -249,7 +255,8 @@ fn keep_allocated(spec: &mut Value, old: &Value) {
         }
     }
     if needs_node_port(spec) && needs_node_port(old) {
-        let mut taken: Vec<(String, i64)> = list(spec, "ports").iter().filter_map(|p| Some((text(p, "protocol").to_string(), int(p, "nodePort").filter(|n| *n != 0)?))).collect();
+        let mut taken: Vec<(String, i64)> =
+            list(spec, "ports").iter().filter_map(|p| Some((text(p, "protocol").to_string(), int(p, "nodePort").filter(|n| *n != 0)?))).collect();
         let before = list(old, "ports");
         each(spec, "ports", |port| {
             let key = |p: &Value| (text(p, "protocol").to_string(), int(p, "port").unwrap_or(0));
@@ -264,7 +271,9 @@ fn keep_allocated(spec: &mut Value, old: &Value) {
             }
         });
     }
-    if needs_health_check(spec) && needs_health_check(old) && int(spec, "healthCheckNodePort").unwrap_or(0) == 0
+    if needs_health_check(spec)
+        && needs_health_check(old)
+        && int(spec, "healthCheckNodePort").unwrap_or(0) == 0
         && let Some(port) = old.get("healthCheckNodePort")
     {
         put(spec, "healthCheckNodePort", port.clone());
@@ -358,7 +367,11 @@ fn session_affinity(spec: &Value, path: &Path, errors: &mut Errors) {
     if text(spec, "sessionAffinity") == "ClientIP" {
         let timeout = spec.pointer("/sessionAffinityConfig/clientIP/timeoutSeconds").and_then(Value::as_i64).unwrap_or(0);
         if timeout <= 0 || timeout > AFFINITY_TIMEOUT_MAX_S {
-            errors.invalid(path.child("clientIP").child("timeoutSeconds"), timeout, &format!("must be greater than 0 and less than {AFFINITY_TIMEOUT_MAX_S}"));
+            errors.invalid(
+                path.child("clientIP").child("timeoutSeconds"),
+                timeout,
+                &format!("must be greater than 0 and less than {AFFINITY_TIMEOUT_MAX_S}"),
+            );
         }
     } else if text(spec, "sessionAffinity") == "None" && has(spec, "sessionAffinityConfig") {
         errors.forbidden(path, "must not be set when session affinity is None");
@@ -399,7 +412,11 @@ fn addresses(spec: &Value, path: &Path, errors: &mut Errors) {
         if policy == "SingleStack" {
             for (count, what) in [(ips.len(), "cluster IPs"), (families.len(), "IP families")] {
                 if count > 1 {
-                    errors.invalid(path.child("ipFamilyPolicy"), policy, &format!("must be 'RequireDualStack' or 'PreferDualStack' when multiple {what} are specified"));
+                    errors.invalid(
+                        path.child("ipFamilyPolicy"),
+                        policy,
+                        &format!("must be 'RequireDualStack' or 'PreferDualStack' when multiple {what} are specified"),
+                    );
                 }
             }
         }
@@ -490,7 +507,11 @@ fn traffic(spec: &Value, path: &Path, errors: &mut Errors) {
     }
     if let Some(port) = int(spec, "healthCheckNodePort").filter(|port| *port != 0) {
         if !needs_health_check(spec) {
-            errors.invalid(path.child("healthCheckNodePort"), port, "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'");
+            errors.invalid(
+                path.child("healthCheckNodePort"),
+                port,
+                "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'",
+            );
         } else {
             checks::port_number(port, &path.child("healthCheckNodePort"), errors);
         }

@@ -74,7 +74,21 @@ impl Hooks for Events {
     fn validate(&self, event: &Value, old: Option<&Value>, errors: &mut Errors) {
         core::validate(event, "reportingController", errors);
         if let Some(old) = old {
-            for key in ["involvedObject", "reason", "message", "source", "firstTimestamp", "lastTimestamp", "count", "reportingComponent", "reportingInstance", "action", "related", "type", "eventTime"] {
+            for key in [
+                "involvedObject",
+                "reason",
+                "message",
+                "source",
+                "firstTimestamp",
+                "lastTimestamp",
+                "count",
+                "reportingComponent",
+                "reportingInstance",
+                "action",
+                "related",
+                "type",
+                "eventTime",
+            ] {
                 checks::immutable(event.get(key), old.get(key), &Path::new(key), errors);
             }
             return;

@@ -1,3 +1,4 @@
 //! The kinds of group `events.k8s.io`.
 
+#[allow(clippy::module_inception)]
 pub mod events;

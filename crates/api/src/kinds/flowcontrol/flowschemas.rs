@@ -105,7 +105,9 @@ fn validate_rule(rule: &Value, path: &Path, errors: &mut Errors) {
     }
     for (i, other) in list(rule, "nonResourceRules").iter().enumerate() {
         let path = path.child("nonResourceRules").index(i);
-        for (key, detail) in [("verbs", "verbs must contain at least one value"), ("nonResourceURLs", "nonResourceURLs must contain at least one value")] {
+        for (key, detail) in
+            [("verbs", "verbs must contain at least one value"), ("nonResourceURLs", "nonResourceURLs must contain at least one value")]
+        {
             if list(other, key).is_empty() {
                 errors.required(path.child(key), detail);
             }

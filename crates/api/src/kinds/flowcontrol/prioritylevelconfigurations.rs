@@ -13,7 +13,10 @@ use crate::{
 use serde_json::{Value, json};
 
 pub fn kind() -> Kind {
-    Kind::cluster("flowcontrol.apiserver.k8s.io", "v1", "PriorityLevelConfiguration", "prioritylevelconfigurations").generation().status().hooks(PriorityLevelConfigurations)
+    Kind::cluster("flowcontrol.apiserver.k8s.io", "v1", "PriorityLevelConfiguration", "prioritylevelconfigurations")
+        .generation()
+        .status()
+        .hooks(PriorityLevelConfigurations)
 }
 
 const EXEMPT: &str = "exempt";

@@ -42,7 +42,9 @@ impl Hooks for IngressClasses {
                 "Namespace" => {
                     checks::required(parameters, "namespace", &path, errors);
                 }
-                "Cluster" if !text(parameters, "namespace").is_empty() => errors.forbidden(path.child("namespace"), "parameters.scope is set to 'Cluster'"),
+                "Cluster" if !text(parameters, "namespace").is_empty() => {
+                    errors.forbidden(path.child("namespace"), "parameters.scope is set to 'Cluster'")
+                }
                 _ => checks::required_one_of(parameters, "scope", &["Cluster", "Namespace"], &path, errors),
             }
         }

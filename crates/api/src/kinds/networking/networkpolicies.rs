@@ -115,7 +115,8 @@ fn validate_block(block: &Value, path: &Path, errors: &mut Errors) {
         let at = path.child("except").index(i);
         errors.invalid_all(&at, except, checks::cidr(except));
         if let Some((inner, inner_length)) = checks::parse_cidr(except) {
-            let within = inner.is_ipv4() == outer.is_ipv4() && checks::network_of(inner, length) == checks::network_of(outer, length) && inner_length > length;
+            let within =
+                inner.is_ipv4() == outer.is_ipv4() && checks::network_of(inner, length) == checks::network_of(outer, length) && inner_length > length;
             if !within {
                 errors.invalid(at, except, "must be a strict subset of `cidr`");
             }

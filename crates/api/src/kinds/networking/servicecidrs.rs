@@ -41,7 +41,11 @@ impl Hooks for ServiceCidrs {
         if cidrs.len() > 2 {
             errors.invalid(path.clone(), json!({"CIDRs": cidrs}), "may only hold up to 2 values");
         } else if families.len() == 2 && families[0] == families[1] {
-            errors.invalid(path.clone(), Value::from(list(spec, "cidrs").to_vec()), "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64");
+            errors.invalid(
+                path.clone(),
+                Value::from(list(spec, "cidrs").to_vec()),
+                "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64",
+            );
         }
         for (i, cidr) in cidrs.iter().enumerate() {
             let problems = checks::cidr(cidr);

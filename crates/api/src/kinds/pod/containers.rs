@@ -156,7 +156,9 @@ fn ephemeral(spec: &Value, volumes: &[&str], path: &Path, errors: &mut Errors) {
         let path = path.child("ephemeralContainers").index(i);
         common(container, spec, volumes, &path, errors);
         let name = text(container, "name");
-        if !name.is_empty() && (containers[..i].iter().any(|other| text(other, "name") == name) || names_of(spec, &["initContainers", "containers"]).contains(&name)) {
+        if !name.is_empty()
+            && (containers[..i].iter().any(|other| text(other, "name") == name) || names_of(spec, &["initContainers", "containers"]).contains(&name))
+        {
             errors.duplicate(path.child("name"), name);
         }
         let target = text(container, "targetContainerName");

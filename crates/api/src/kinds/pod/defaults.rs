@@ -58,7 +58,8 @@ fn pod_level_resources(spec: &mut Value) {
     }
     let limits = spec["resources"].get("limits").and_then(Value::as_object).cloned().unwrap_or_default();
     let said = spec["resources"].get("requests").and_then(Value::as_object).cloned().unwrap_or_default();
-    let mut sums: Map<String, Value> = super::resources::aggregate_requests(spec).into_iter().map(|(name, quantity)| (name, json!(quantity.to_string()))).collect();
+    let mut sums: Map<String, Value> =
+        super::resources::aggregate_requests(spec).into_iter().map(|(name, quantity)| (name, json!(quantity.to_string()))).collect();
     sums.retain(|name, _| super::resources::is_pod_level(name));
     for (name, quantity) in limits.iter().filter(|(name, _)| super::resources::is_pod_level(name)) {
         if name.starts_with("hugepages-") || !sums.contains_key(name) {
@@ -152,9 +153,36 @@ fn field_and_resource(source: &mut Value) {
 }
 
 const SOURCES: &[&str] = &[
-    "hostPath", "emptyDir", "gcePersistentDisk", "awsElasticBlockStore", "gitRepo", "secret", "nfs", "iscsi", "glusterfs", "persistentVolumeClaim", "rbd", "flexVolume", "cinder",
-    "cephfs", "flocker", "downwardAPI", "fc", "azureFile", "configMap", "vsphereVolume", "quobyte", "azureDisk", "photonPersistentDisk", "projected", "portworxVolume", "scaleIO",
-    "storageos", "csi", "ephemeral", "image",
+    "hostPath",
+    "emptyDir",
+    "gcePersistentDisk",
+    "awsElasticBlockStore",
+    "gitRepo",
+    "secret",
+    "nfs",
+    "iscsi",
+    "glusterfs",
+    "persistentVolumeClaim",
+    "rbd",
+    "flexVolume",
+    "cinder",
+    "cephfs",
+    "flocker",
+    "downwardAPI",
+    "fc",
+    "azureFile",
+    "configMap",
+    "vsphereVolume",
+    "quobyte",
+    "azureDisk",
+    "photonPersistentDisk",
+    "projected",
+    "portworxVolume",
+    "scaleIO",
+    "storageos",
+    "csi",
+    "ephemeral",
+    "image",
 ];
 const FILE_MODE: i64 = 0o644;
 
@@ -214,7 +242,9 @@ pub fn claim_spec(spec: &mut Value) {
 
 /// Whether quantities are all that differs between two resource lists (`1` and `1000m`).
 pub fn same_quantities(a: Option<&Value>, b: Option<&Value>) -> bool {
-    let read = |v: Option<&Value>| -> Vec<(String, Quantity)> { v.and_then(Value::as_object).into_iter().flatten().filter_map(|(k, v)| Some((k.clone(), Quantity::from_value(v).ok()?))).collect() };
+    let read = |v: Option<&Value>| -> Vec<(String, Quantity)> {
+        v.and_then(Value::as_object).into_iter().flatten().filter_map(|(k, v)| Some((k.clone(), Quantity::from_value(v).ok()?))).collect()
+    };
     read(a) == read(b)
 }
 

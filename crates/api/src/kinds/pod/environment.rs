@@ -11,12 +11,30 @@ use crate::{
 };
 use serde_json::Value;
 
-const VARIABLE_FIELDS: &[&str] =
-    &["metadata.name", "metadata.namespace", "metadata.uid", "spec.nodeName", "spec.serviceAccountName", "status.hostIP", "status.hostIPs", "status.podIP", "status.podIPs"];
+const VARIABLE_FIELDS: &[&str] = &[
+    "metadata.name",
+    "metadata.namespace",
+    "metadata.uid",
+    "spec.nodeName",
+    "spec.serviceAccountName",
+    "status.hostIP",
+    "status.hostIPs",
+    "status.podIP",
+    "status.podIPs",
+];
 const FILE_FIELDS: &[&str] = &["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
 /// Labels that Kubernetes knows as fields of a pod at all.
-const KNOWN_FIELDS: &[&str] = &["spec.restartPolicy", "spec.schedulerName", "spec.hostNetwork", "status.phase", "status.nominatedNodeName", "metadata.labels", "metadata.annotations"];
-const CONTAINER_RESOURCES: &[&str] = &["limits.cpu", "limits.ephemeral-storage", "limits.memory", "requests.cpu", "requests.ephemeral-storage", "requests.memory"];
+const KNOWN_FIELDS: &[&str] = &[
+    "spec.restartPolicy",
+    "spec.schedulerName",
+    "spec.hostNetwork",
+    "status.phase",
+    "status.nominatedNodeName",
+    "metadata.labels",
+    "metadata.annotations",
+];
+const CONTAINER_RESOURCES: &[&str] =
+    &["limits.cpu", "limits.ephemeral-storage", "limits.memory", "requests.cpu", "requests.ephemeral-storage", "requests.memory"];
 
 /// A field of the pod that a variable (or with `file`, a file of a volume) shows.
 pub fn field_ref(field: &Value, file: bool, path: &Path, errors: &mut Errors) {
@@ -67,7 +85,9 @@ fn divisor(reference: &Value, path: &Path, errors: &mut Errors) {
     let (allowed, name): (&[&str], _) = match resource {
         "limits.cpu" | "requests.cpu" => (&["1m", "1"], "cpu"),
         "limits.memory" | "requests.memory" => (&["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"], "memory"),
-        "limits.ephemeral-storage" | "requests.ephemeral-storage" => (&["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"], "local ephemeral storage"),
+        "limits.ephemeral-storage" | "requests.ephemeral-storage" => {
+            (&["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"], "local ephemeral storage")
+        }
         _ => return,
     };
     if !allowed.iter().any(|a| Quantity::parse(a).is_ok_and(|a| a == divisor)) {
@@ -98,7 +118,8 @@ pub fn validate(container: &Value, volumes: &[&str], path: &Path, errors: &mut E
         }
         let Some(source) = member(variable, "valueFrom") else { continue };
         let path = path.child("valueFrom");
-        let said = ["fieldRef", "resourceFieldRef", "configMapKeyRef", "secretKeyRef", "fileKeyRef"].into_iter().filter(|key| has(source, key)).count();
+        let said =
+            ["fieldRef", "resourceFieldRef", "configMapKeyRef", "secretKeyRef", "fileKeyRef"].into_iter().filter(|key| has(source, key)).count();
         if let Some(field) = member(source, "fieldRef") {
             field_ref(field, false, &path.child("fieldRef"), errors);
         }
@@ -121,7 +142,11 @@ pub fn validate(container: &Value, volumes: &[&str], path: &Path, errors: &mut E
             }
         }
         if said == 0 {
-            errors.invalid(path.clone(), "", "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`");
+            errors.invalid(
+                path.clone(),
+                "",
+                "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`",
+            );
         } else if !text(variable, "value").is_empty() {
             errors.invalid(path.clone(), "", "may not be specified when `value` is not empty");
         } else if said > 1 {

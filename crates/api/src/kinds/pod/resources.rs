@@ -67,11 +67,15 @@ pub fn is_pod_level(name: &str) -> bool {
 
 /// `Guaranteed`, `Burstable` or `BestEffort`.
 pub fn quality_of_service(spec: &Value) -> &'static str {
-    let compute = |resources: &Value, key: &str| -> Resources { read(resources, key).into_iter().filter(|(name, quantity)| matches!(name.as_str(), "cpu" | "memory") && quantity.sign() > 0).collect() };
+    let compute = |resources: &Value, key: &str| -> Resources {
+        read(resources, key).into_iter().filter(|(name, quantity)| matches!(name.as_str(), "cpu" | "memory") && quantity.sign() > 0).collect()
+    };
     let pod_level = member(spec, "resources").filter(|r| has(r, "requests") || has(r, "limits"));
     let all: Vec<&Value> = match pod_level {
         Some(resources) => vec![resources],
-        None => ["containers", "initContainers"].into_iter().flat_map(|key| list(spec, key)).map(|c| c.get("resources").unwrap_or(&Value::Null)).collect(),
+        None => {
+            ["containers", "initContainers"].into_iter().flat_map(|key| list(spec, key)).map(|c| c.get("resources").unwrap_or(&Value::Null)).collect()
+        }
     };
     let (mut requests, mut limits, mut guaranteed) = (Resources::new(), Resources::new(), true);
     for resources in all {
@@ -131,8 +135,12 @@ pub fn validate(resources: &Value, path: &Path, claims: &[&str], errors: &mut Er
     let requests = quantities("requests");
     for (name, request) in &requests {
         match limits.get(name) {
-            Some(limit) if request != limit && !overcommits(name) => errors.invalid(path.child("requests"), request.to_string(), &format!("must be equal to {name} limit of {limit}")),
-            Some(limit) if request > limit => errors.invalid(path.child("requests"), request.to_string(), &format!("must be less than or equal to {name} limit of {limit}")),
+            Some(limit) if request != limit && !overcommits(name) => {
+                errors.invalid(path.child("requests"), request.to_string(), &format!("must be equal to {name} limit of {limit}"))
+            }
+            Some(limit) if request > limit => {
+                errors.invalid(path.child("requests"), request.to_string(), &format!("must be less than or equal to {name} limit of {limit}"))
+            }
             None if !overcommits(name) => errors.required(path.child("limits"), "Limit must be set for non overcommitable resources"),
             _ => {}
         }
@@ -150,7 +158,11 @@ pub fn validate(resources: &Value, path: &Path, claims: &[&str], errors: &mut Er
         } else if list(resources, "claims")[..i].iter().any(|c| text(c, "name") == name && text(c, "request") == text(claim, "request")) {
             errors.duplicate(path, name);
         } else if !claims.contains(&name) {
-            let detail = if claims.is_empty() { "must be one of the names in pod.spec.resourceClaims which is empty".to_string() } else { "must be one of the names in pod.spec.resourceClaims".to_string() };
+            let detail = if claims.is_empty() {
+                "must be one of the names in pod.spec.resourceClaims which is empty".to_string()
+            } else {
+                "must be one of the names in pod.spec.resourceClaims".to_string()
+            };
             checks::not_found(path, name, &detail, errors);
         }
     }
@@ -179,7 +191,11 @@ pub fn validate_pod_level(spec: &Value, path: &Path, errors: &mut Errors) {
     }
     for (name, sum) in aggregate_requests(spec) {
         if let Some(request) = requests.get(&name).filter(|request| **request < sum) {
-            errors.invalid(path.child("requests").key(&name), request.to_string(), &format!("must be greater than or equal to aggregate container requests of {sum}"));
+            errors.invalid(
+                path.child("requests").key(&name),
+                request.to_string(),
+                &format!("must be greater than or equal to aggregate container requests of {sum}"),
+            );
         }
     }
     for containers in ["initContainers", "containers"] {

@@ -18,9 +18,13 @@ pub fn node_selector_term(term: &Value, path: &Path, errors: &mut Errors) {
         match text(requirement, "operator") {
             "In" | "NotIn" if values.is_empty() => errors.required(path.child("values"), "must be specified when `operator` is 'In' or 'NotIn'"),
             "In" | "NotIn" => {}
-            "Exists" | "DoesNotExist" if !values.is_empty() => errors.forbidden(path.child("values"), "may not be specified when `operator` is 'Exists' or 'DoesNotExist'"),
+            "Exists" | "DoesNotExist" if !values.is_empty() => {
+                errors.forbidden(path.child("values"), "may not be specified when `operator` is 'Exists' or 'DoesNotExist'")
+            }
             "Exists" | "DoesNotExist" => {}
-            "Gt" | "Lt" if values.len() != 1 => errors.required(path.child("values"), "must be specified single value when `operator` is 'Lt' or 'Gt'"),
+            "Gt" | "Lt" if values.len() != 1 => {
+                errors.required(path.child("values"), "must be specified single value when `operator` is 'Lt' or 'Gt'")
+            }
             "Gt" | "Lt" => {}
             other => errors.invalid(path.child("operator"), other, "not a valid selector operator"),
         }
@@ -34,7 +38,9 @@ pub fn node_selector_term(term: &Value, path: &Path, errors: &mut Errors) {
         let path = path.child("matchFields").index(i);
         let values = list(requirement, "values");
         match text(requirement, "operator") {
-            "In" | "NotIn" if values.len() != 1 => errors.required(path.child("values"), "must be only one value when `operator` is 'In' or 'NotIn' for node field selector"),
+            "In" | "NotIn" if values.len() != 1 => {
+                errors.required(path.child("values"), "must be only one value when `operator` is 'In' or 'NotIn' for node field selector")
+            }
             "In" | "NotIn" => {}
             other => errors.invalid(path.child("operator"), other, "not a valid selector operator"),
         }
@@ -129,12 +135,17 @@ pub const TAINT_EFFECTS: &[&str] = &["NoSchedule", "PreferNoSchedule", "NoExecut
 pub fn tolerations(list: &[Value], path: &Path, errors: &mut Errors) {
     for (i, toleration) in list.iter().enumerate() {
         let path = path.index(i);
-        let (key, operator, value, effect) = (text(toleration, "key"), text(toleration, "operator"), text(toleration, "value"), text(toleration, "effect"));
+        let (key, operator, value, effect) =
+            (text(toleration, "key"), text(toleration, "operator"), text(toleration, "value"), text(toleration, "effect"));
         if !key.is_empty() {
             errors.invalid_all(&path.child("key"), key, names::qualified_name(key));
         }
         if key.is_empty() && operator != "Exists" {
-            errors.invalid(path.child("operator"), operator, "operator must be Exists when `key` is empty, which means \"match all values and all keys\"");
+            errors.invalid(
+                path.child("operator"),
+                operator,
+                "operator must be Exists when `key` is empty, which means \"match all values and all keys\"",
+            );
         }
         if has(toleration, "tolerationSeconds") && effect != "NoExecute" {
             errors.invalid(path.child("effect"), effect, "effect must be 'NoExecute' when `tolerationSeconds` is set");
@@ -186,7 +197,11 @@ fn topology_spread(spec: &Value, path: &Path, errors: &mut Errors) {
                 errors.invalid(path.child("minDomains"), minimum, "must be greater than zero");
             }
             if action != "DoNotSchedule" {
-                errors.invalid(path.child("minDomains"), minimum, &format!("can only use minDomains if whenUnsatisfiable=DoNotSchedule, not {action}"));
+                errors.invalid(
+                    path.child("minDomains"),
+                    minimum,
+                    &format!("can only use minDomains if whenUnsatisfiable=DoNotSchedule, not {action}"),
+                );
             }
         }
         checks::one_of(constraint, "nodeAffinityPolicy", &["Honor", "Ignore"], &path, errors);

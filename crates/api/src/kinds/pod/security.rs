@@ -24,13 +24,23 @@ fn profile(parent: &Value, key: &str, path: &Path, errors: &mut Errors) {
     let path = path.child(key);
     let (kind, local) = (text(profile, "type"), text(profile, "localhostProfile"));
     match kind {
-        "" => errors.required(path.child("type"), if key == "seccompProfile" { "type is required when seccompProfile is set" } else { "type is required when appArmorProfile is set" }),
-        "Localhost" if local.is_empty() => errors.required(path.child("localhostProfile"), if key == "seccompProfile" { "must be set when seccomp type is Localhost" } else { "must be set when AppArmor type is Localhost" }),
+        "" => errors.required(
+            path.child("type"),
+            if key == "seccompProfile" { "type is required when seccompProfile is set" } else { "type is required when appArmorProfile is set" },
+        ),
+        "Localhost" if local.is_empty() => errors.required(
+            path.child("localhostProfile"),
+            if key == "seccompProfile" { "must be set when seccomp type is Localhost" } else { "must be set when AppArmor type is Localhost" },
+        ),
         "Localhost" if key == "seccompProfile" => super::volumes::relative_path(local, &path.child("localhostProfile"), errors),
         "Localhost" => {}
         "RuntimeDefault" | "Unconfined" => {
             if has(profile, "localhostProfile") {
-                let detail = if key == "seccompProfile" { "can only be set when seccomp type is Localhost" } else { "can only be set when AppArmor type is Localhost" };
+                let detail = if key == "seccompProfile" {
+                    "can only be set when seccomp type is Localhost"
+                } else {
+                    "can only be set when AppArmor type is Localhost"
+                };
                 errors.invalid(path.child("localhostProfile"), local, detail);
             }
         }
@@ -88,7 +98,12 @@ pub fn validate_container(container: &Value, spec: &Value, path: &Path, errors: 
 }
 
 fn sysctl_name(name: &str) -> bool {
-    let segment = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_') && s.as_bytes()[0].is_ascii_alphanumeric() && s.as_bytes()[s.len() - 1].is_ascii_alphanumeric();
+    let segment = |s: &str| {
+        !s.is_empty()
+            && s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
+            && s.as_bytes()[0].is_ascii_alphanumeric()
+            && s.as_bytes()[s.len() - 1].is_ascii_alphanumeric()
+    };
     name.len() <= 253 && name.split(['.', '/']).all(segment)
 }
 
@@ -131,7 +146,9 @@ pub fn validate_pod(spec: &Value, path: &Path, errors: &mut Errors) {
         if flag(spec, "hostNetwork") && name.starts_with("net.") {
             errors.invalid(path.child("name"), name, "may not be specified when 'hostNetwork' is true");
         }
-        if flag(spec, "hostIPC") && (name.starts_with("kernel.shm") || name.starts_with("kernel.msg") || name == "kernel.sem" || name.starts_with("fs.mqueue.")) {
+        if flag(spec, "hostIPC")
+            && (name.starts_with("kernel.shm") || name.starts_with("kernel.msg") || name == "kernel.sem" || name.starts_with("fs.mqueue."))
+        {
             errors.invalid(path.child("name"), name, "may not be specified when 'hostIPC' is true");
         }
         names.push(name);
@@ -143,7 +160,9 @@ pub fn validate_pod(spec: &Value, path: &Path, errors: &mut Errors) {
     profile(context, "appArmorProfile", &path, errors);
     windows_options(context, &path, errors);
     let host_process = |c: &Value| c.get("windowsOptions").is_some_and(|w| flag(w, "hostProcess"));
-    if (host_process(context) || super::defaults::containers(spec).any(|c| c.get("securityContext").is_some_and(host_process))) && !flag(spec, "hostNetwork") {
+    if (host_process(context) || super::defaults::containers(spec).any(|c| c.get("securityContext").is_some_and(host_process)))
+        && !flag(spec, "hostNetwork")
+    {
         errors.invalid(at.child("hostNetwork"), false, "hostNetwork must be true if pod contains any hostProcess containers");
     }
 }
@@ -162,8 +181,32 @@ pub fn validate_os(spec: &Value, path: &Path, errors: &mut Errors) {
             }
         }
         "windows" => {
-            const POD: &[&str] = &["appArmorProfile", "seLinuxOptions", "seccompProfile", "fsGroup", "fsGroupChangePolicy", "seLinuxChangePolicy", "sysctls", "shareProcessNamespace", "runAsUser", "runAsGroup", "supplementalGroups", "supplementalGroupsPolicy"];
-            const CONTAINER: &[&str] = &["appArmorProfile", "seLinuxOptions", "seccompProfile", "capabilities", "readOnlyRootFilesystem", "privileged", "allowPrivilegeEscalation", "procMount", "runAsUser", "runAsGroup"];
+            const POD: &[&str] = &[
+                "appArmorProfile",
+                "seLinuxOptions",
+                "seccompProfile",
+                "fsGroup",
+                "fsGroupChangePolicy",
+                "seLinuxChangePolicy",
+                "sysctls",
+                "shareProcessNamespace",
+                "runAsUser",
+                "runAsGroup",
+                "supplementalGroups",
+                "supplementalGroupsPolicy",
+            ];
+            const CONTAINER: &[&str] = &[
+                "appArmorProfile",
+                "seLinuxOptions",
+                "seccompProfile",
+                "capabilities",
+                "readOnlyRootFilesystem",
+                "privileged",
+                "allowPrivilegeEscalation",
+                "procMount",
+                "runAsUser",
+                "runAsGroup",
+            ];
             for (i, (at, context)) in contexts(spec, path).into_iter().enumerate() {
                 let fields = if i == 0 && has(spec, "securityContext") { POD } else { CONTAINER };
                 for key in fields.iter().filter(|key| has(context, key)) {

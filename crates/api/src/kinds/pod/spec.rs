@@ -46,7 +46,11 @@ fn dns(spec: &Value, path: &Path, errors: &mut Errors) {
         errors.invalid(at.child("searches"), searches.clone(), &format!("must not have more than {DNS_SEARCH_PATHS_MAX} search paths"));
     }
     if searches.join(" ").len() > DNS_SEARCH_CHARS_MAX {
-        errors.invalid(at.child("searches"), searches.clone(), &format!("must not have more than {DNS_SEARCH_CHARS_MAX} characters (including spaces) in the search list"));
+        errors.invalid(
+            at.child("searches"),
+            searches.clone(),
+            &format!("must not have more than {DNS_SEARCH_CHARS_MAX} characters (including spaces) in the search list"),
+        );
     }
     for (i, search) in searches.iter().enumerate() {
         if *search == "." {

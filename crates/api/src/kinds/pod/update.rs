@@ -3,10 +3,7 @@
 use super::resources::quality_of_service;
 use crate::{
     field::{Errors, Path},
-    kinds::{
-
-        values::{has, int, list, map, member, put, shown, take, text},
-    },
+    kinds::values::{has, int, list, map, member, put, shown, take, text},
     object::ObjectExt,
 };
 use serde_json::Value;
@@ -52,7 +49,10 @@ pub fn validate(pod: &Value, old: &Value, errors: &mut Errors) {
     active_deadline(spec, old_spec, &path, errors);
     for (i, gate) in list(spec, "schedulingGates").iter().enumerate() {
         if !list(old_spec, "schedulingGates").contains(gate) {
-            errors.forbidden(path.child("schedulingGates").index(i).child("name"), &format!("only deletion is allowed, but found new scheduling gate '{}'", text(gate, "name")));
+            errors.forbidden(
+                path.child("schedulingGates").index(i).child("name"),
+                &format!("only deletion is allowed, but found new scheduling gate '{}'", text(gate, "name")),
+            );
         }
     }
     tolerations(spec, old_spec, &path, errors);
@@ -113,7 +113,11 @@ fn tolerations(spec: &Value, old: &Value, path: &Path, errors: &mut Errors) {
 fn node_selector_additions(spec: &Value, old: &Value, path: &Path, errors: &mut Errors) {
     let new = map(spec, "nodeSelector");
     if map(old, "nodeSelector").into_iter().flatten().any(|(key, value)| new.and_then(|n| n.get(key)) != Some(value)) {
-        errors.invalid(path.child("nodeSelector"), shown(spec, "nodeSelector"), "only additions to spec.nodeSelector are allowed (no mutations or deletions)");
+        errors.invalid(
+            path.child("nodeSelector"),
+            shown(spec, "nodeSelector"),
+            "only additions to spec.nodeSelector are allowed (no mutations or deletions)",
+        );
     }
 }
 fn node_affinity_additions(spec: &Value, old: &Value, path: &Path, errors: &mut Errors) {
@@ -126,7 +130,8 @@ fn node_affinity_additions(spec: &Value, old: &Value, path: &Path, errors: &mut 
         return;
     };
     for (i, (new, old)) in after.iter().zip(&before).enumerate() {
-        let kept = ["matchExpressions", "matchFields"].iter().all(|key| list(old, key).iter().all(|requirement| list(new, key).contains(requirement)));
+        let kept =
+            ["matchExpressions", "matchFields"].iter().all(|key| list(old, key).iter().all(|requirement| list(new, key).contains(requirement)));
         if !kept {
             errors.invalid(path.child("nodeSelectorTerms").index(i), new.clone(), "only additions are allowed (no mutations or deletions)");
         }
@@ -152,7 +157,9 @@ pub fn validate_ephemeral_containers(pod: &Value, old: &Value, errors: &mut Erro
         let name = text(container, "name");
         match new.iter().find(|c| text(c, "name") == name) {
             None => errors.forbidden(path.clone(), &format!("existing ephemeral containers {name:?} may not be removed\n")),
-            Some(same) if same != container => errors.forbidden(path.clone(), &format!("existing ephemeral containers {name:?} may not be changed\n")),
+            Some(same) if same != container => {
+                errors.forbidden(path.clone(), &format!("existing ephemeral containers {name:?} may not be changed\n"))
+            }
             _ => {}
         }
     }
@@ -180,7 +187,7 @@ pub fn prepare_resize(pod: &mut Value, old: &Value) {
 pub fn validate_resize(pod: &Value, old: &Value, errors: &mut Errors) {
     let path = Path::new("spec");
     let spec = spec_of(pod);
-    let before = old.str_at("status.qosClass").map_or_else(|| quality_of_service(spec_of(old)), |class| class);
+    let before = old.str_at("status.qosClass").unwrap_or_else(|| quality_of_service(spec_of(old)));
     if text(spec.get("os").unwrap_or(&Value::Null), "name") == "windows" {
         errors.forbidden(Path::new("[]"), "windows pods cannot be resized");
     }
@@ -204,7 +211,8 @@ pub fn validate_resize(pod: &Value, old: &Value, errors: &mut Errors) {
                 errors.forbidden(path.clone(), "only cpu and memory resources are mutable");
             }
             for part in ["limits", "requests"] {
-                let names = |c: &Value| c.get("resources").and_then(|r| map(r, part)).map(|m| m.keys().cloned().collect::<Vec<_>>()).unwrap_or_default();
+                let names =
+                    |c: &Value| c.get("resources").and_then(|r| map(r, part)).map(|m| m.keys().cloned().collect::<Vec<_>>()).unwrap_or_default();
                 let left = names(new);
                 if names(old).iter().any(|name| !left.contains(name)) {
                     errors.forbidden(path.child(key).index(i).child("resources").child(part), &format!("resource {part} cannot be removed"));
@@ -231,7 +239,8 @@ pub fn validate_status(pod: &Value, old: &Value, errors: &mut Errors) {
         let has_rules = list(spec_of(pod), "containers").iter().any(|c| text(c, "name") == name && has(c, "restartPolicy"));
         let now = list(status, "containerStatuses").iter().find(|s| text(s, "name") == name);
         if !has_rules && now.is_some_and(|s| s.at("state.terminated").is_none_or(Value::is_null)) {
-            errors.forbidden(Path::new("status").child("containerStatuses").index(i).child("state"), "may not be transitioned to non-terminated state");
+            errors
+                .forbidden(Path::new("status").child("containerStatuses").index(i).child("state"), "may not be transitioned to non-terminated state");
         }
     }
 }

@@ -59,7 +59,13 @@ pub fn source(name: &str, source: &Value, path: &Path, errors: &mut Errors) -> b
             if checks::required(source, "path", path, errors) {
                 no_backsteps(text(source, "path"), &path.child("path"), errors);
             }
-            checks::one_of(source, "type", &["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"], path, errors);
+            checks::one_of(
+                source,
+                "type",
+                &["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"],
+                path,
+                errors,
+            );
         }
         "gcePersistentDisk" => {
             checks::required(source, "pdName", path, errors);
@@ -365,7 +371,27 @@ fn typed_reference(reference: &Value, path: &Path, errors: &mut Errors) {
 }
 
 /// In which order the sources of a volume are looked at; others come after.
-const ORDER: &[&str] = &["emptyDir", "hostPath", "gitRepo", "gcePersistentDisk", "awsElasticBlockStore", "secret", "nfs", "iscsi", "glusterfs", "flocker", "persistentVolumeClaim", "rbd", "cinder", "cephfs", "quobyte", "downwardAPI", "fc", "flexVolume", "configMap"];
+const ORDER: &[&str] = &[
+    "emptyDir",
+    "hostPath",
+    "gitRepo",
+    "gcePersistentDisk",
+    "awsElasticBlockStore",
+    "secret",
+    "nfs",
+    "iscsi",
+    "glusterfs",
+    "flocker",
+    "persistentVolumeClaim",
+    "rbd",
+    "cinder",
+    "cephfs",
+    "quobyte",
+    "downwardAPI",
+    "fc",
+    "flexVolume",
+    "configMap",
+];
 
 /// `volumes` of a pod spec. Gives the names of those that are good.
 pub fn validate<'a>(spec: &'a Value, path: &Path, errors: &mut Errors) -> Vec<&'a str> {

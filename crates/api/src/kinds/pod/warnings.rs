@@ -74,7 +74,10 @@ fn container(container: &Value, path: &Path, warnings: &mut Vec<String>) {
             let fraction = Quantity::from_value(value).is_ok_and(|q| q.milli() % 1000 != 0);
             if fraction && (matches!(name.as_str(), "memory" | "ephemeral-storage") || name.starts_with("hugepages-")) {
                 let shown = value.as_str().map_or_else(|| value.to_string(), |v| v.to_string());
-                warnings.push(format!("{}: fractional byte value {shown:?} is invalid, must be an integer", path.child("resources").child(part).key(name)));
+                warnings.push(format!(
+                    "{}: fractional byte value {shown:?} is invalid, must be an integer",
+                    path.child("resources").child(part).key(name)
+                ));
             }
         }
     }
@@ -86,7 +89,12 @@ fn container(container: &Value, path: &Path, warnings: &mut Vec<String>) {
         }
     }
     let ports = list(container, "ports");
-    let same = |a: &Value, b: &Value| int(a, "containerPort") == int(b, "containerPort") && text(a, "protocol") == text(b, "protocol") && int(a, "hostPort") == int(b, "hostPort") && text(a, "hostIP") == text(b, "hostIP");
+    let same = |a: &Value, b: &Value| {
+        int(a, "containerPort") == int(b, "containerPort")
+            && text(a, "protocol") == text(b, "protocol")
+            && int(a, "hostPort") == int(b, "hostPort")
+            && text(a, "hostIP") == text(b, "hostIP")
+    };
     for (i, port) in ports.iter().enumerate() {
         if let Some(first) = ports[..i].iter().position(|other| same(other, port)) {
             warnings.push(format!("{}: duplicate port definition with {}", path.child("ports").index(i), path.child("ports").index(first)));
@@ -97,7 +105,12 @@ fn container(container: &Value, path: &Path, warnings: &mut Vec<String>) {
 /// A name that ends up in hostnames should be a DNS label. `place` says where it ends up.
 pub fn host_name(name: &str, place: &str) -> Option<String> {
     let problems = names::dns1123_label(name);
-    (!problems.is_empty() && !name.is_empty()).then(|| format!("metadata.name: this is used in {place}, which can result in surprising behavior; a DNS label is recommended: [{}]", problems.join(" ")))
+    (!problems.is_empty() && !name.is_empty()).then(|| {
+        format!(
+            "metadata.name: this is used in {place}, which can result in surprising behavior; a DNS label is recommended: [{}]",
+            problems.join(" ")
+        )
+    })
 }
 
 /// Warnings about a workload with a template at `spec.template`.

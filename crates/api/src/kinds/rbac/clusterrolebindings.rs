@@ -8,7 +8,10 @@ use crate::{
 use serde_json::Value;
 
 pub fn kind() -> Kind {
-    Kind::cluster("rbac.authorization.k8s.io", "v1", "ClusterRoleBinding", "clusterrolebindings").names(NameRule::PathSegment).create_on_update().hooks(ClusterRoleBindings)
+    Kind::cluster("rbac.authorization.k8s.io", "v1", "ClusterRoleBinding", "clusterrolebindings")
+        .names(NameRule::PathSegment)
+        .create_on_update()
+        .hooks(ClusterRoleBindings)
 }
 
 struct ClusterRoleBindings;

@@ -10,7 +10,10 @@ use crate::{
 use serde_json::Value;
 
 pub fn kind() -> Kind {
-    Kind::cluster("rbac.authorization.k8s.io", "v1", "ClusterRole", "clusterroles").names(NameRule::PathSegment).create_on_update().hooks(ClusterRoles)
+    Kind::cluster("rbac.authorization.k8s.io", "v1", "ClusterRole", "clusterroles")
+        .names(NameRule::PathSegment)
+        .create_on_update()
+        .hooks(ClusterRoles)
 }
 
 struct ClusterRoles;

@@ -10,7 +10,10 @@ use crate::{
 use serde_json::{Value, json};
 
 pub fn kind() -> Kind {
-    Kind::cluster("resource.k8s.io", "v1", "ResourceSlice", "resourceslices").generation().selectable(&["spec.nodeName", "spec.driver"]).hooks(ResourceSlices)
+    Kind::cluster("resource.k8s.io", "v1", "ResourceSlice", "resourceslices")
+        .generation()
+        .selectable(&["spec.nodeName", "spec.driver"])
+        .hooks(ResourceSlices)
 }
 
 struct ResourceSlices;
@@ -25,6 +28,12 @@ impl Hooks for ResourceSlices {
     }
     fn cells(&self, slice: &Value, now_unix_s: i64) -> Vec<Value> {
         let spec = workload::spec(slice);
-        vec![table::name(slice), json!(text(spec, "nodeName")), json!(text(spec, "driver")), json!(spec.str_at("pool.name").unwrap_or_default()), table::age(slice, now_unix_s)]
+        vec![
+            table::name(slice),
+            json!(text(spec, "nodeName")),
+            json!(text(spec, "driver")),
+            json!(spec.str_at("pool.name").unwrap_or_default()),
+            table::age(slice, now_unix_s),
+        ]
     }
 }

@@ -53,6 +53,12 @@ impl Hooks for PriorityClasses {
         checks::one_of(class, "preemptionPolicy", &["PreemptLowerPriority", "Never"], &Path::root(), errors);
     }
     fn cells(&self, class: &Value, now_unix_s: i64) -> Vec<Value> {
-        vec![table::name(class), json!(int(class, "value").unwrap_or(0)), json!(flag(class, "globalDefault")), table::age(class, now_unix_s), json!(text(class, "preemptionPolicy"))]
+        vec![
+            table::name(class),
+            json!(int(class, "value").unwrap_or(0)),
+            json!(flag(class, "globalDefault")),
+            table::age(class, now_unix_s),
+            json!(text(class, "preemptionPolicy")),
+        ]
     }
 }

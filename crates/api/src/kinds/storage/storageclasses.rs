@@ -24,7 +24,9 @@ struct StorageClasses;
 
 /// Whether a class is the one for claims that name none.
 pub fn is_default(class: &Value) -> bool {
-    ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"].iter().any(|key| class.annotation(key) == Some("true"))
+    ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"]
+        .iter()
+        .any(|key| class.annotation(key) == Some("true"))
 }
 
 impl Hooks for StorageClasses {
