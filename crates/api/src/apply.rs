@@ -38,6 +38,8 @@ const STRIPPED: [&str; 11] = [
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// What old updates are kept under when there are too many.
 const ANCIENT: &str = "ancient-changes";
+/// Who had set what was there before anybody kept books.
+const BEFORE_FIRST_APPLY: &str = "before-first-apply";
 
 /// Who writes what.
 #[derive(Clone, Copy)]
@@ -64,7 +66,11 @@ impl Writer<'_> {
     fn ignored(&self) -> Set {
         match self.subresource {
             "" if self.kind.has_status() => Set::of(&["status"]),
-            "status" => Set::of(&["spec"]),
+            "status" => match (self.kind.group.as_str(), self.kind.kind.as_str()) {
+                ("apps", "Deployment") => Set::of(&["spec", "metadata.labels"]),
+                ("", "Pod") => Set::of(&["spec", "metadata.deletionTimestamp", "metadata.ownerReferences"]),
+                _ => Set::of(&["spec"]),
+            },
             _ => Set::default(),
         }
     }
@@ -180,13 +186,24 @@ pub fn update(old: Option<&Value>, new: &mut Value, writer: &Writer<'_>) {
         Some(entries) if !entries.is_empty() && writer.subresource.is_empty() => entries,
         _ => live(),
     };
+    if entries.is_empty() && old.is_some_and(|old| !old.uid().is_empty()) {
+        // Nobody keeps books of this object until somebody applies it.
+        new.remove("metadata.managedFields");
+        return;
+    }
     let before = old.map_or_else(|| blank(&schema), without_managed_fields);
-    let difference = View::of(&schema).compare(&before, &without_managed_fields(new));
+    record(&mut entries, &before, new, writer, &schema);
+    encode(new, capped(entries));
+}
+
+/// What a write changed leaves all others' sets and joins the writer's.
+fn record(entries: &mut Vec<Entry>, before: &Value, after: &Value, writer: &Writer<'_>, schema: &Schema) {
+    let difference = View::of(schema).compare(before, &without_managed_fields(after)).without(&writer.ignored());
     let taken = difference.set();
-    for entry in &mut entries {
+    for entry in entries.iter_mut() {
         entry.set = entry.set.difference(&taken).difference(&difference.removed);
     }
-    let own = taken.without(&writer.ignored()).difference(&Set::of(&STRIPPED));
+    let own = taken.difference(&Set::of(&STRIPPED));
     if !own.is_empty() {
         let fresh = Entry::of(writer, false);
         if !entries.iter().any(|entry| entry.is(&fresh)) {
@@ -197,7 +214,6 @@ pub fn update(old: Option<&Value>, new: &mut Value, writer: &Writer<'_>) {
             entry.time = Some(writer.now.into());
         }
     }
-    encode(new, capped(entries));
 }
 
 /// Merges the oldest updates of one version into one entry while there are too many.
@@ -232,6 +248,16 @@ fn gvk_text(object: &Value) -> String {
 /// Server-side apply of `config` to the live object (`None` makes a new one). Gives the object to be checked, defaulted and
 /// stored. The result equals the live object but for `managedFields` if nothing changes.
 pub fn apply(live: Option<&Value>, config: &Value, writer: &Writer<'_>, force: bool) -> Result<Value> {
+    let odd = match config {
+        Value::Array(_) => Some("array"),
+        Value::String(_) => Some("string"),
+        Value::Number(_) => Some("number"),
+        Value::Bool(_) => Some("bool"),
+        Value::Object(_) | Value::Null => None,
+    };
+    if let Some(found) = odd {
+        return Err(Status::bad_request(format!("error decoding YAML: error unmarshaling JSON: while decoding JSON: json: cannot unmarshal {found} into Go value of type map[string]interface {{}}")));
+    }
     if (config.kind(), config.api_version()) != (writer.kind.kind.as_str(), writer.api_version().as_str()) {
         let shown = if config.api_version().is_empty() && config.kind().is_empty() { "/, Kind=".to_string() } else { gvk_text(config) };
         return Err(Status::bad_request(format!("invalid object type: {shown}")));
@@ -261,9 +287,15 @@ pub fn apply(live: Option<&Value>, config: &Value, writer: &Writer<'_>, force: b
 type Conflicts = Vec<Entry>;
 
 fn run(live: Option<&Value>, config: &Value, writer: &Writer<'_>, view: &View<'_>, schema: &Schema, force: bool) -> Result<Value, Conflicts> {
-    let blank = || json!({"apiVersion": writer.api_version(), "kind": writer.kind.kind});
-    let before = live.map_or_else(blank, without_managed_fields);
+    let empty = || json!({"apiVersion": writer.api_version(), "kind": writer.kind.kind});
+    let before = live.map_or_else(empty, without_managed_fields);
     let mut entries = live.and_then(decode).unwrap_or_default();
+    if let Some(live) = live
+        && entries.is_empty()
+    {
+        let unknown = Writer { manager: BEFORE_FIRST_APPLY, ..*writer };
+        record(&mut entries, &blank(schema), live, &unknown, schema);
+    }
     let fresh = Entry::of(writer, true);
     let previous = entries.iter().position(|entry| entry.is(&fresh)).map(|i| entries.remove(i));
     let own = view.fields(config).without(&writer.ignored()).difference(&Set::of(&STRIPPED));
@@ -274,12 +306,12 @@ fn run(live: Option<&Value>, config: &Value, writer: &Writer<'_>, view: &View<'_
     let after = match &previous {
         Some(previous) => {
             let gone = previous.set.with_structs(Some(schema)).difference(&owned);
-            view.remove(&merged, &gone).unwrap_or_else(blank)
+            view.remove(&merged, &gone).unwrap_or_else(empty)
         }
         None => merged,
     };
 
-    let difference = view.compare(&before, &after);
+    let difference = view.compare(&before, &after).without(&writer.ignored());
     let taken = difference.set();
     let conflicts: Conflicts = (entries.iter())
         .map(|entry| Entry { set: entry.set.intersection(&taken), ..entry.clone() })

@@ -193,12 +193,12 @@ fn key_element<'a>(keys: impl Iterator<Item = (&'a str, &'a Value)>) -> String {
     format!("k:{{{}}}", keys.join(","))
 }
 
-/// Keys of list items that may be left out, and what they are then. Kubernetes has just the one.
-const KEY_DEFAULTS: [(&str, &str); 1] = [("protocol", "TCP")];
+/// Keys of list items that may be left out, by the type of the item, and what they are then.
+const KEY_DEFAULTS: [(&str, &str, &str); 4] = [("ContainerPort", "protocol", "TCP"), ("ServicePort", "protocol", "TCP"), ("LocalObjectReference", "name", ""), ("SecretReference", "name", "")];
 
-/// How a list names one of its items. The error is what is wrong with the item.
-pub fn item_element(list: &ListType, item: &Value, index: usize) -> Result<String, String> {
-    match list {
+/// How a list of a schema names one of its items. The error is what is wrong with the item.
+pub fn item_element(schema: &Schema, item: &Value, index: usize) -> Result<String, String> {
+    match &schema.list {
         ListType::Atomic => Ok(format!("i:{index}")),
         ListType::Set => match item {
             Value::Object(_) | Value::Array(_) | Value::Null => Err("associative list without keys has an element that's a map type".into()),
@@ -206,9 +206,10 @@ pub fn item_element(list: &ListType, item: &Value, index: usize) -> Result<Strin
         },
         ListType::Map(keys) => {
             let Value::Object(map) = item else { return Err("associative list with keys may not have non-map elements".into()) };
+            let of = schema.items.as_deref().map_or("", Schema::short_name);
             let mut found = BTreeMap::new();
             for key in keys {
-                let default = || KEY_DEFAULTS.iter().find(|(name, _)| *name == key).map(|(_, value)| Value::from(*value));
+                let default = || KEY_DEFAULTS.iter().find(|(type_, name, _)| *type_ == of && *name == key).map(|(_, _, value)| Value::from(*value));
                 if let Some(value) = map.get(key.as_ref()).filter(|value| !value.is_null()).cloned().or_else(default) {
                     found.insert(key.as_ref(), value);
                 }

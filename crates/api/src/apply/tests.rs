@@ -112,3 +112,27 @@ fn many_updaters_become_one() {
     assert_eq!(object.list_at("metadata.managedFields").len(), limits::MANAGED_FIELDS_UPDATERS_MAX);
     assert!(!owned(&object, ANCIENT).is_null());
 }
+
+#[test]
+fn books_begin_with_the_first_apply() {
+    let kind = config_map();
+    let mut old = data(json!({"a": "1"}));
+    old.set("metadata.uid", "u");
+    let mut new = old.clone();
+    new.set("data.a", "2");
+    update(Some(&old), &mut new, &writer(&kind, "u1"));
+    assert_eq!(new.at("metadata.managedFields"), None);
+    let applied = apply(Some(&new), &data(json!({"b": "1"})), &writer(&kind, "m1"), false).unwrap();
+    assert_eq!(owned(&applied, BEFORE_FIRST_APPLY), json!({"f:data": {".": {}, "f:a": {}}}));
+    assert_eq!(owned(&applied, "m1"), json!({"f:data": {"f:b": {}}}));
+}
+
+#[test]
+fn status_is_not_the_main_resources_to_change() {
+    let kind = deployment();
+    let status = |replicas: i64| json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "status": {"replicas": replicas}});
+    let controller = Writer { subresource: "status", ..writer(&kind, "controller") };
+    let live = apply(None, &status(3), &controller, false).unwrap();
+    let other = apply(Some(&live), &status(8), &writer(&kind, "m1"), false).unwrap();
+    assert_eq!((owned(&other, "m1"), owned(&other, "controller")), (Value::Null, json!({"f:status": {"f:replicas": {}}})));
+}

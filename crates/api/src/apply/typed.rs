@@ -24,6 +24,10 @@ pub struct Difference {
 }
 
 impl Difference {
+    /// The same but for some fields and everything below them.
+    pub fn without(self, ignored: &Set) -> Difference {
+        Difference { added: self.added.without(ignored), modified: self.modified.without(ignored), removed: self.removed.without(ignored) }
+    }
     /// What the new object says differently.
     pub fn set(&self) -> Set {
         self.added.union(&self.modified)
@@ -54,7 +58,7 @@ fn map_of(value: Option<&Value>) -> Option<&Map<String, Value>> {
 }
 
 /// The items of a list by their elements, in order. Items without keys are left out.
-fn elements<'v>(list: &ListType, value: Option<&'v Value>) -> Vec<(String, &'v Value)> {
+fn elements<'v>(list: &Schema, value: Option<&'v Value>) -> Vec<(String, &'v Value)> {
     let items = value.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     items.iter().enumerate().filter_map(|(i, item)| item_element(list, item, i).ok().map(|element| (element, item))).collect()
 }
@@ -63,7 +67,7 @@ fn elements<'v>(list: &ListType, value: Option<&'v Value>) -> Vec<(String, &'v V
 enum Shape<'a> {
     Leaf,
     Map,
-    List(&'a ListType),
+    List(&'a Schema),
 }
 
 impl<'a> View<'a> {
@@ -84,7 +88,7 @@ impl<'a> View<'a> {
         match schema.type_ {
             _ if self.atomic => Shape::Leaf,
             Type::Object | Type::Map => Shape::Map,
-            Type::Array if schema.list != ListType::Atomic => Shape::List(&schema.list),
+            Type::Array if schema.list != ListType::Atomic => Shape::List(schema),
             Type::Any if schema.name.is_empty() && value.is_some_and(Value::is_object) => Shape::Map,
             _ => Shape::Leaf,
         }
@@ -211,7 +215,7 @@ impl<'a> View<'a> {
     }
 
     /// Items of both in one order: that of the applied list, with the others where the live list has them.
-    fn merge_list(&self, list: &ListType, live: Option<&Value>, applied: &Value) -> Value {
+    fn merge_list(&self, list: &Schema, live: Option<&Value>, applied: &Value) -> Value {
         let (left, right) = (elements(list, live), elements(list, Some(applied)));
         let in_left: BTreeMap<&str, &Value> = left.iter().rev().map(|(element, item)| (element.as_str(), *item)).collect();
         let in_right: BTreeMap<&str, &Value> = right.iter().map(|(element, item)| (element.as_str(), *item)).collect();
@@ -323,7 +327,7 @@ impl<'a> View<'a> {
             (Type::Array, Value::Array(items)) => {
                 let mut seen = std::collections::BTreeSet::new();
                 for (i, item) in items.iter().enumerate() {
-                    match item_element(&schema.list, item, i) {
+                    match item_element(schema, item, i) {
                         Err(why) => errors.push(format!("{path}: element {i}: {why}")),
                         Ok(element) => {
                             let text = element_text(&element);
