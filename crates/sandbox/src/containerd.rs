@@ -20,7 +20,7 @@ pub fn configure(node: &Node, regent: &Path) -> Result<()> {
     let plugins = cni_bin_dir(node);
     fs::create_dir_all(&plugins).doing(|| format!("making {}", plugins.display()))?;
     let mut links = vec![("regent-ipam", regent.to_path_buf())];
-    links.extend(["bridge", "loopback", "host-local"].map(|name| (name, Path::new(DEBIAN_CNI).join(name))));
+    links.extend(["ptp", "loopback"].map(|name| (name, Path::new(DEBIAN_CNI).join(name))));
     for (name, target) in links {
         let link = plugins.join(name);
         let _ = fs::remove_file(&link);
