@@ -56,6 +56,9 @@ pub enum Deleted {
 pub async fn delete(mut call: Call) -> Answer {
     let options = options(&mut call).await?;
     let writer = Writer::of(&call, options.dry_run, "");
+    if call.kind.resource_pair() == ("batch", "jobs") && options.propagation.is_none() && options.orphan_dependents.is_none() {
+        call.warnings.add("child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning");
+    }
     let answered_with_object = ANSWERED_WITH_THE_OBJECT.contains(&call.resource());
     Ok(match delete_object(&writer, &options).await? {
         Deleted::Gone(last) if !answered_with_object => call.output.status(&Status::success(call.resource(), &call.info.name, last.uid())),
@@ -113,7 +116,8 @@ pub async fn delete_object(writer: &Writer<'_>, options: &DeleteOptions) -> Resu
     Err(Status::modified(writer.kind.resource_pair(), writer.name))
 }
 
-fn check_preconditions(kind: &Kind, old: &Value, options: &DeleteOptions) -> Result<(), Status> {
+/// 409 if the options ask for another object than this.
+pub fn check_preconditions(kind: &Kind, old: &Value, options: &DeleteOptions) -> Result<(), Status> {
     if let Some(uid) = options.uid.as_deref().filter(|uid| *uid != old.uid() && namespaces::is_namespace(kind)) {
         let detail = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", old.uid());
         return Err(Status::conflict(kind.resource_pair(), old.name(), &detail));

@@ -6,7 +6,8 @@
 use crate::{
     cache::Entry,
     connect::{Answer, Call},
-    delete::{self},
+    delete,
+    subresource::set_condition,
     write::{Changed, Part, Writer, now},
 };
 use api::{
@@ -38,6 +39,7 @@ pub async fn evict(mut call: Call) -> Answer {
     for _ in 0..limits::UPDATE_ATTEMPTS_MAX {
         let entry = writer.standing(writer.name).await?.ok_or_else(|| Status::not_found(call.resource(), writer.name))?;
         let pod = entry.value();
+        delete::check_preconditions(&call.kind, &pod, &options)?;
         if !ignores_budgets(&pod) {
             match charge(&call, &entry, &pod, options.dry_run).await {
                 Err(status) if status.is_conflict() => continue,
@@ -46,10 +48,28 @@ pub async fn evict(mut call: Call) -> Answer {
             // What was decided about is what is deleted.
             options.uid.get_or_insert_with(|| pod.uid().to_string());
         }
+        say_why(&writer, &options).await?;
         delete::delete_object(&writer, &options).await?;
         return Ok(call.done(StatusCode::CREATED));
     }
     Err(Status::too_many_requests("The eviction request conflicts with other writes, please try again.", RETRY_AFTER_S))
+}
+
+/// Tells whoever looks at the pod, and the controllers that count its failures, why it ends.
+async fn say_why(writer: &Writer<'_>, options: &DeleteOptions) -> Result<(), Status> {
+    if options.dry_run {
+        return Ok(());
+    }
+    let condition = json!({"type": "DisruptionTarget", "status": "True", "lastProbeTime": null, "lastTransitionTime": now(),
+        "reason": "EvictionByEvictionAPI", "message": "Eviction API: evicting"});
+    let marked = writer.modify(Part::Trusted, |old| {
+        delete::check_preconditions(writer.kind, old, options)?;
+        let mut new = old.clone();
+        set_condition(&mut new, condition.clone());
+        Ok(Changed::newest(new))
+    });
+    marked.await?;
+    Ok(())
 }
 
 /// Pods that do not count as available anyway: done, not begun, or on their way out.

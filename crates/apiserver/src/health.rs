@@ -123,7 +123,6 @@ pub fn version() -> Response<Body> {
 
 /// `componentstatuses`: deprecated, but `kubectl get cs` still asks.
 pub async fn component_statuses(call: Call) -> Answer {
-    call.warnings.add("v1 ComponentStatus is deprecated in v1.19+");
     let component = |name: &str| {
         json!({"apiVersion": "v1", "kind": "ComponentStatus", "metadata": {"name": name}, "conditions": [{"type": "Healthy", "status": "True", "message": "ok"}]})
     };
@@ -138,9 +137,4 @@ pub async fn component_statuses(call: Call) -> Answer {
     let found = all.into_iter().find(|component| component["metadata"]["name"] == call.info.name.as_str());
     let found = found.ok_or_else(|| Status::not_found(call.resource(), &call.info.name))?;
     Ok(call.output.object(StatusCode::OK, &call.view(), found))
-}
-
-/// For [`crate::connect`]: whether anything is known to be wrong.
-pub fn is_ready(server: &Arc<Server>) -> bool {
-    CHECKS.iter().filter(|(endpoint, _)| *endpoint == "/readyz").flat_map(|(_, checks)| checks.iter()).all(|name| check(server, name).is_ok())
 }

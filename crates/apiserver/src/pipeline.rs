@@ -103,6 +103,12 @@ async fn other(server: &Arc<Server>, info: &RequestInfo, query: &Query, request:
     }
 }
 
+/// Resources whose every use is answered with a warning.
+const DEPRECATED: &[(&str, &str, &str)] = &[
+    ("", "componentstatuses", "v1 ComponentStatus is deprecated in v1.19+"),
+    ("", "endpoints", "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
+];
+
 /// Paths that are about objects.
 async fn resource(server: &Arc<Server>, user: User, info: RequestInfo, query: Query, warnings: Warnings, request: Request<Body>) -> Answer {
     let catalogue = server.catalogue.load_full();
@@ -112,6 +118,9 @@ async fn resource(server: &Arc<Server>, user: User, info: RequestInfo, query: Qu
     let served = catalogue.resource(&info.group, &info.resource).filter(|kind| kind.versions.contains(&info.version));
     let kind = served.ok_or_else(Status::path_not_found)?.clone();
     check_path(&kind, &info)?;
+    if let Some((.., advice)) = DEPRECATED.iter().find(|(group, resource, _)| *group == kind.group && *resource == kind.resource) {
+        warnings.add(*advice);
+    }
     let shapes = info.subresource.is_empty() || matches!(kind.subresource(&info.subresource), Some(Subresource::Status | Subresource::Scale { .. }));
     let output = Output::negotiate(request.headers(), &query, shapes)?;
     let call = Call { server: server.clone(), user, info, kind, query, output, warnings, request };

@@ -105,7 +105,9 @@ pub fn selection(call: &Call, options: &ListOptions) -> Result<Selection, Status
 }
 
 fn check_fields(kind: &Kind, options: &ListOptions) -> Result<(), Status> {
-    let known = |field: &str| matches!(field, "metadata.name" | "metadata.namespace") || kind.selectable_fields.iter().any(|known| known == field);
+    // Kinds with fields of their own name all they know, and cluster-wide ones among them know no namespace.
+    let namespace = kind.namespaced_scope() || kind.selectable_fields.is_empty();
+    let known = |field: &str| field == "metadata.name" || (namespace && field == "metadata.namespace") || kind.selectable_fields.iter().any(|known| known == field);
     match options.field_selector.terms.iter().find(|(field, _, _)| !known(field)) {
         None => Ok(()),
         Some((field, _, _)) if kind.selectable_fields.is_empty() => {

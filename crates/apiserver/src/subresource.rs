@@ -142,7 +142,9 @@ pub async fn part(mut call: Call) -> Answer {
     };
     let writer = Writer::of(&call, options.dry_run, &options.field_manager);
     let view = call.view();
-    let written = writer.modify(Part::Piece, |old| {
+    // A piece of the status is bound by the rules of the status.
+    let part = if paths.iter().all(|path| path.starts_with("status.")) { Part::Status } else { Part::Piece };
+    let written = writer.modify(part, |old| {
         let mut given = match (&put, kind) {
             (Some(object), _) => object.clone(),
             (None, kind) => {

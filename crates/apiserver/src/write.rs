@@ -255,19 +255,20 @@ impl<'a> Writer<'a> {
     pub async fn create(&self, object: Value) -> Result<Written, Status> {
         let prefix = object.str_at("metadata.generateName").unwrap_or_default().to_string();
         if prefix.is_empty() {
-            return self.create_named(object).await;
+            let name = object.name().to_string();
+            return self.create_named(object, &name).await;
         }
         if !object.name().is_empty() {
             let name = object.name().to_string();
             let exhausted = |status: Status| if status.is_already_exists() { Status::generate_name_exhausted(self.kind.resource_pair(), &name) } else { status };
-            return self.create_named(object).await.map_err(exhausted);
+            return self.create_named(object, &name).await.map_err(exhausted);
         }
         let mut name = String::new();
         for _ in 0..limits::GENERATE_NAME_ATTEMPTS_MAX {
             name = generated_name(&prefix);
             let mut object = object.clone();
             object.set("metadata.name", name.as_str());
-            match self.create_named(object).await {
+            match self.create_named(object, &prefix).await {
                 Err(status) if status.is_already_exists() => {}
                 other => return other,
             }
@@ -275,14 +276,15 @@ impl<'a> Writer<'a> {
         Err(Status::generate_name_exhausted(self.kind.resource_pair(), &name))
     }
 
-    async fn create_named(&self, mut object: Value) -> Result<Written, Status> {
+    /// `known_as` is the name by which admission speaks of the object: a generated one is nobody's word yet.
+    async fn create_named(&self, mut object: Value, known_as: &str) -> Result<Written, Status> {
         let insists = object.resource_version().parse::<u64>().is_ok_and(|version| version > 0);
         self.begin(&mut object);
         let hooks = &self.kind.hooks;
         hooks.default(&mut object);
         hooks.prepare_create(&mut object);
         let name = object.name().to_string();
-        let cx = self.admission(Operation::Create, &name, None);
+        let cx = self.admission(Operation::Create, known_as, None);
         self.server.admission.admit(&cx, &mut object).await?;
         let reservation = allocation::reserve(self.server, self.kind, &mut object, None, self.dry_run)?;
         let mut errors = field::Errors::default();
@@ -321,7 +323,7 @@ impl<'a> Writer<'a> {
     /// The metadata that only the server sets.
     fn begin(&self, object: &mut Value) {
         let metadata = object.metadata_mut();
-        for key in ["resourceVersion", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "managedFields"] {
+        for key in ["resourceVersion", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "managedFields"] {
             metadata.remove(key);
         }
         metadata.retain(|_, value| !value.is_null());

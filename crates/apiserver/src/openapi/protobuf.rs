@@ -195,6 +195,6 @@ mod tests {
     #[test]
     fn a_definition_is_written_field_by_field() {
         let bytes = encode(&json!({"swagger": "2.0", "definitions": {"A": {"type": "object", "required": ["b"]}}}));
-        assert_eq!(bytes, b"\x0a\x032.0\x42\x00\x4a\x15\x0a\x13\x0a\x01A\x12\x0e\x9a\x01\x01b\xb2\x01\x08\x0a\x06object");
+        assert_eq!(bytes, b"\x0a\x032.0\x42\x00\x4a\x16\x0a\x14\x0a\x01A\x12\x0f\x9a\x01\x01b\xb2\x01\x08\x0a\x06object");
     }
 }
