@@ -161,7 +161,7 @@ impl Output {
             Shape::Metadata { version } => metadata_value(&object, version),
             Shape::Table { version } => {
                 let metadata = json!({"resourceVersion": object.resource_version()});
-                self.table(view, &[object], metadata, true, version)
+                self.table(view, [object], metadata, true, version)
             }
         };
         self.value(code, &shown)
@@ -187,8 +187,9 @@ impl Output {
         let list_metadata = metadata.to_value();
         match self.shape {
             Shape::Table { version } => {
-                let objects: Vec<Value> = entries.iter().map(|entry| entry.value()).collect();
-                self.value(StatusCode::OK, &self.table(view, &objects, list_metadata, true, version))
+                // One object at a time: parsed, a large list would be many times its bytes.
+                let objects = entries.iter().map(|entry| entry.value());
+                self.value(StatusCode::OK, &self.table(view, objects, list_metadata, true, version))
             }
             Shape::Metadata { version } if entries.is_empty() => {
                 // Go shows a list that was never begun as null.
@@ -241,16 +242,15 @@ impl Output {
     }
 
     /// A Table of objects in stored form.
-    pub fn table(&self, view: &View, objects: &[Value], list_metadata: Value, headers: bool, version: &str) -> Value {
+    pub fn table(&self, view: &View, objects: impl IntoIterator<Item = Value>, list_metadata: Value, headers: bool, version: &str) -> Value {
         let now_unix_s = jiff::Timestamp::now().as_second();
         let rows = objects
-            .iter()
-            .map(|object| {
-                let mut row = table::row(&view.kind, object, self.include, now_unix_s);
+            .into_iter()
+            .map(|mut object| {
+                let mut row = table::row(&view.kind, &object, self.include, now_unix_s);
                 if self.include == IncludeObject::Object && !view.is_stored_form() {
-                    let mut shown = object.clone();
-                    view.show(&mut shown);
-                    row["object"] = shown;
+                    view.show(&mut object);
+                    row["object"] = object;
                 }
                 if version != "v1" {
                     relabel(row.get_mut("object"), version);

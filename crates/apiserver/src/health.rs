@@ -9,10 +9,7 @@ use crate::{
 use api::{Status, request::Query};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering::Relaxed},
-};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// The version that Regent speaks, with its own behind it.
 pub const GIT_VERSION: &str = concat!("v1.36.2+regent", env!("CARGO_PKG_VERSION"));
@@ -129,7 +126,7 @@ pub async fn component_statuses(call: Call) -> Answer {
     let all: Vec<Value> = ["scheduler", "controller-manager", "etcd-0"].map(component).into();
     if call.info.name.is_empty() {
         let list = match call.output.shape {
-            crate::encode::Shape::Table { version } => call.output.table(&call.view(), &all, json!({}), true, version),
+            crate::encode::Shape::Table { version } => call.output.table(&call.view(), all.iter().cloned(), json!({}), true, version),
             _ => json!({"apiVersion": "v1", "kind": "ComponentStatusList", "metadata": {}, "items": all}),
         };
         return Ok(call.answer(StatusCode::OK, &list));

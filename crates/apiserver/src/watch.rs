@@ -183,7 +183,7 @@ impl Framer {
             Shape::Metadata { version } => metadata_value(&object, version),
             Shape::Table { version } => {
                 let headers = !std::mem::replace(&mut self.headers_sent, true);
-                self.output.table(&self.view, &[object], json!({"resourceVersion": resource_version}), headers, version)
+                self.output.table(&self.view, [object], json!({"resourceVersion": resource_version}), headers, version)
             }
         }
     }

@@ -404,3 +404,92 @@ impl ResourceCache {
         *inner = Inner { map, changed: revision, complete_after: revision, ..Inner::default() };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::encode_stored;
+    use serde_json::json;
+
+    fn stored(name: &str, app: &str) -> Bytes {
+        encode_stored(&json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "n", "labels": {"app": app}}})).into()
+    }
+    /// `a` is made at 11, changed at 12 and deleted at 14; `b` is made at 13.
+    fn cache() -> ResourceCache {
+        let cache = ResourceCache::new(None, Revision(10));
+        cache.apply("n/a", Revision(11), Some(&stored("a", "x")));
+        cache.apply("n/a", Revision(12), Some(&stored("a", "y")));
+        cache.apply("n/b", Revision(13), Some(&stored("b", "x")));
+        cache.apply("n/a", Revision(14), None);
+        cache
+    }
+    fn with_label(app: &str) -> Selection {
+        Selection { labels: LabelSelector::parse(&format!("app={app}")).unwrap(), ..Selection::default() }
+    }
+    fn told(messages: impl IntoIterator<Item = Message>) -> Vec<String> {
+        let line = |message: Message| format!("{} {} {}", message.kind().name(), message.entry().name(), message.entry().revision);
+        messages.into_iter().map(line).collect()
+    }
+
+    #[test]
+    fn a_watch_from_a_version_sees_every_later_change_once() {
+        let cache = cache();
+        let mut watch = cache.watch(Selection::default(), From::After(Revision(11)), Revision(14)).ok().unwrap();
+        cache.apply("n/c", Revision(15), Some(&stored("c", "x")));
+        assert_eq!(told(watch.past.drain(..)), ["MODIFIED a 12", "ADDED b 13", "DELETED a 14"]);
+        assert_eq!(told(watch.live.try_recv()), ["ADDED c 15"]);
+        let mut ahead = cache.watch(Selection::default(), From::After(Revision(16)), Revision(15)).ok().unwrap();
+        cache.apply("n/c", Revision(16), None);
+        cache.apply("n/d", Revision(17), Some(&stored("d", "x")));
+        assert_eq!(told(std::iter::from_fn(|| ahead.live.try_recv().ok())), ["ADDED d 17"]);
+    }
+
+    #[test]
+    fn what_enters_and_leaves_a_selection_is_added_and_deleted() {
+        let watch = cache().watch(with_label("x"), From::After(Revision(10)), Revision(14)).ok().unwrap();
+        assert_eq!(told(watch.past), ["ADDED a 11", "DELETED a 12", "ADDED b 13"]);
+        let watch = cache().watch(with_label("y"), From::After(Revision(10)), Revision(14)).ok().unwrap();
+        assert_eq!(told(watch.past), ["ADDED a 12", "DELETED a 14"]);
+        let watch = cache().watch(with_label("x"), From::Now, Revision(14)).ok().unwrap();
+        assert_eq!(told(watch.past), ["ADDED b 13"]);
+    }
+
+    #[test]
+    fn the_past_is_known_as_far_as_the_history_goes() {
+        let cache = cache();
+        let names = |revision| cache.past(Revision(revision)).map(|past| past.entries(Some("n")).map(|entry| format!("{}@{}", entry.name(), entry.revision)).collect::<Vec<_>>());
+        assert_eq!(names(10), Some(vec![]));
+        assert_eq!(names(12), Some(vec!["a@12".to_string()]));
+        assert_eq!(names(13), Some(vec!["a@12".to_string(), "b@13".to_string()]));
+        assert_eq!(names(14), Some(vec!["b@13".to_string()]));
+        assert_eq!(names(9), None);
+        let too_old = cache.watch(Selection::default(), From::After(Revision(9)), Revision(14));
+        assert_eq!(too_old.err(), Some(TooOld { oldest: Revision(10) }));
+    }
+
+    #[test]
+    fn a_slow_watcher_is_dropped_and_the_others_go_on() {
+        let cache = ResourceCache::new(None, Revision(1));
+        let mut slow = cache.watch(Selection::default(), From::Now, Revision(1)).ok().unwrap();
+        for i in 0..=limits::WATCH_BUFFER_EVENTS_MAX as u64 {
+            cache.apply("n/a", Revision(2 + i), Some(&stored("a", "x")));
+        }
+        let received = std::iter::from_fn(|| slow.live.try_recv().ok()).count();
+        assert_eq!(received, limits::WATCH_BUFFER_EVENTS_MAX);
+        assert!(slow.live.is_closed());
+        assert_eq!(cache.watchers(), 0);
+    }
+
+    #[test]
+    fn namespaces_are_ranges_of_the_order_of_keys() {
+        let cache = ResourceCache::new(None, Revision(1));
+        for (i, place) in ["a-b/x", "a/x", "a/y", "a0/x"].iter().enumerate() {
+            cache.apply(place, Revision(2 + i as u64), Some(&stored("x", "x")));
+        }
+        let places = |namespace, start| cache.snapshot().entries_from(namespace, start).map(|entry| entry.place.to_string()).collect::<Vec<_>>();
+        assert_eq!(places(Some("a"), None), ["a/x", "a/y"]);
+        assert_eq!(places(None, Some("a/x\0")), ["a/y", "a0/x"]);
+        assert_eq!(places(Some("a"), Some("a/x\0")), ["a/y"]);
+        assert_eq!(places(Some("a"), Some("b")), [] as [&str; 0]);
+    }
+}
