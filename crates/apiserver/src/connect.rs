@@ -179,13 +179,6 @@ pub fn handler(group: &str, resource: &str, subresource: &str) -> Option<Handler
     })
 }
 
-/// The handler of a path that is not about objects and that no other room serves (`/.well-known/...`).
-pub fn page(path: &str) -> Option<fn(&Arc<Server>) -> Answer> {
-    match path {
-        _ => None,
-    }
-}
-
 /// Whether requests to it may last: they have no deadline and are not cut at shutdown's first moment.
 pub fn is_long(info: &RequestInfo) -> bool {
     info.verb == "watch" || matches!(info.subresource.as_str(), "exec" | "attach" | "portforward" | "proxy" | "log")

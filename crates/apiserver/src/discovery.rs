@@ -1,7 +1,12 @@
 //! Discovery: what is served, made from the catalogue. The old documents (`/api`, `/apis`, one per group and version) and
 //! the aggregated ones (`APIGroupDiscoveryList`), which newer clients ask for by `Accept`.
 
-use crate::{Body, Server, body::full, encode::{Output, respond}};
+use crate::{
+    Body, Server,
+    body::full,
+    encode::{Output, respond},
+    keys,
+};
 use api::{Catalogue, Kind, Status, kind::Subresource, request::Query};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
@@ -161,7 +166,12 @@ fn resource_list(groups: &[Group<'_>], name: &str, version: &str) -> Result<Valu
             resources.push(resource);
         }
     }
-    Ok(json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version(name, version), "resources": resources}))
+    let mut list = json!({"kind": "APIResourceList", "groupVersion": group_version(name, version), "resources": resources});
+    // The core group's list is older than the convention.
+    if !name.is_empty() {
+        list["apiVersion"] = json!("v1");
+    }
+    Ok(list)
 }
 
 fn add_names(resource: &mut Value, kind: &Kind) {
@@ -185,7 +195,8 @@ fn describe<'a>(kind: &'a Kind, subresource: &'a Subresource) -> ((&'a str, &'a 
 
 /// How clients tell that the stored version of a kind has changed.
 fn storage_version_hash(kind: &Kind) -> String {
-    let digest = Sha256::digest(format!("{}/{}/{}", kind.group, kind.version(), kind.kind));
+    let (group, _) = keys::stored(kind);
+    let digest = Sha256::digest(format!("{group}/{}/{}", kind.version(), kind.kind));
     STANDARD.encode(&digest[..8])
 }
 

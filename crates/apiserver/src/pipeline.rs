@@ -98,7 +98,7 @@ async fn other(server: &Arc<Server>, info: &RequestInfo, query: &Query, request:
     match answer {
         Ok(Some(_)) if !read_only && !health::serves(&info.path) => Err(Status::method_not_allowed()),
         Ok(Some(response)) => Ok(response),
-        Ok(None) => connect::page(&info.path).map_or_else(|| Ok(page_not_found()), |page| page(server)),
+        Ok(None) => Ok(authentication::serve(server, info, &request).unwrap_or_else(page_not_found)),
         Err(status) => Err(status),
     }
 }
