@@ -114,7 +114,7 @@ async fn start(arguments: Server, shutdown: tokio_util::sync::CancellationToken)
     }
     let join = token::standing(&server, &directory, &authority.fingerprint()).await?;
     tracing::info!(
-        "the cluster is up: export KUBECONFIG={} ; join a node with `regent agent --server {url} --token {}`",
+        "the cluster is up: export KUBECONFIG={} ; join a node with `regent agent --server {url} --token $(cat {})`",
         kubeconfig.display(),
         join.display()
     );
