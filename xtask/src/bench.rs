@@ -1,6 +1,6 @@
 //! `make bench`: the figures in the README, measured on this machine: start, memory at rest, time to serve.
 
-use crate::shell::{self, sh};
+use crate::shell::{self, sh, wait};
 use anyhow::{Context, Result, bail};
 use std::{
     fs,
@@ -59,10 +59,7 @@ fn in_sandbox(sandbox: &dyn Fn(&[&str]) -> Result<String>, binary: &str) -> Resu
         all.extend(arguments);
         sh("kubectl", &all)
     };
-    wait(60, || {
-        let nodes = kubectl(&["get", "nodes", "--no-headers"])?;
-        if nodes.matches(" Ready").count() == 4 { Ok(()) } else { bail!("{nodes}") }
-    })?;
+    shell::nodes_ready(&kubeconfig)?;
     println!("| a sandbox of four nodes up and Ready (images in its registry included) | {:.1} s |", begun.elapsed().as_secs_f64());
     // The first time brings the image to the nodes.
     let mut served = Vec::new();
@@ -128,17 +125,6 @@ fn start(regent: &Path) -> Result<(Running, f64)> {
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok((running, begun.elapsed().as_secs_f64()))
-}
-
-fn wait(seconds: u64, mut look: impl FnMut() -> Result<()>) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(seconds);
-    loop {
-        match look() {
-            Ok(()) => return Ok(()),
-            Err(error) if Instant::now() > deadline => return Err(error),
-            Err(_) => std::thread::sleep(Duration::from_millis(100)),
-        }
-    }
 }
 
 fn rss_mib(pid: u32) -> Result<u64> {

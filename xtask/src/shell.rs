@@ -1,7 +1,11 @@
 //! Running other programs, with errors that say which and why.
 
 use anyhow::{Context, Result, bail};
-use std::{path::Path, process::{Command, Stdio}};
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
 
 /// Runs a command to its end; its output only shows if it fails.
 pub fn sh(program: &str, arguments: &[&str]) -> Result<String> {
@@ -43,4 +47,25 @@ pub fn show(program: &str, arguments: &[&str], environment: &[(&str, &str)]) -> 
 pub fn has(program: &str) -> bool {
     let path = std::env::var("PATH").unwrap_or_default();
     path.split(':').chain(["/usr/sbin", "/sbin"]).any(|directory| Path::new(directory).join(program).exists())
+}
+
+/// Looks again and again until it holds, at most `seconds`; the last error is the answer then.
+pub fn wait(seconds: u64, mut look: impl FnMut() -> Result<()>) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(seconds);
+    loop {
+        match look() {
+            Ok(()) => return Ok(()),
+            Err(error) if Instant::now() > deadline => return Err(error),
+            Err(_) => std::thread::sleep(Duration::from_millis(100)),
+        }
+    }
+}
+
+/// Waits until all four nodes of a sandbox are Ready.
+pub fn nodes_ready(kubeconfig: &str) -> Result<()> {
+    wait(60, || {
+        let nodes = sh("kubectl", &["--kubeconfig", kubeconfig, "get", "nodes", "--no-headers"])?;
+        if nodes.matches(" Ready").count() == 4 { Ok(()) } else { bail!("these nodes are there:\n{nodes}") }
+    })
+    .context("the nodes did not become Ready; see `regent sandbox logs NODE kubelet`")
 }

@@ -17,7 +17,7 @@ pub fn run(regent: &Path) -> Result<()> {
         eprintln!("$ kubectl {}", arguments.join(" "));
         show("kubectl", arguments, &environment)
     };
-    kubectl(&["wait", "--for=condition=Ready", "node", "--all", "--timeout=60s"]).context("the nodes did not become Ready; see `regent sandbox logs NODE kubelet`")?;
+    shell::nodes_ready(&kubeconfig)?;
     kubectl(&["apply", "-f", "examples/nginx-deploy.yaml", "-f", "examples/nginx-svc.yaml"])?;
     kubectl(&["rollout", "status", "deployment/nginx-deploy", "--timeout=60s"])?;
     kubectl(&["get", "all", "-o", "wide"])?;
