@@ -26,7 +26,8 @@ impl Drop for Running {
 }
 
 pub fn run(regent: &Path) -> Result<()> {
-    let binary = regent.display().to_string();
+    // Absolute: a command inside a node starts at its root.
+    let binary = std::path::absolute(regent)?.display().to_string();
     println!("| what | figure |\n|---|---|");
     println!("| size of the binary | {:.0} MB |", fs::metadata(regent)?.len() as f64 / 1e6);
     let mut starts = Vec::new();
@@ -81,7 +82,8 @@ fn in_sandbox(sandbox: &dyn Fn(&[&str]) -> Result<String>, binary: &str) -> Resu
     let token = sh(binary, &["token", "--kubeconfig", &kubeconfig, "create"])?.trim().to_string();
     let directory = sandbox(&["kubeconfig"])?.trim().trim_end_matches("/admin.kubeconfig").to_string();
     let cni = format!("--cni-bin-dir={directory}/nodes/worker-3/cni-bin");
-    let flags = ["--server=https://172.30.0.11:6443", "--node-name=worker-3", "--node-ip=172.30.0.23", "--cgroup-root=/regent-sandbox/worker-3", &cni];
+    let flags =
+        ["--server=https://172.30.0.11:6443", "--node-name=worker-3", "--node-ip=172.30.0.23", "--cgroup-root=/regent-sandbox/worker-3", &cni];
     let log = fs::File::create(format!("{directory}/agent.log"))?;
     let mut command = Command::new(binary);
     command.args(["sandbox", "--dir", &directory, "exec", "worker-3", "--", binary, "agent"]).args(flags);

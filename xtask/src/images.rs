@@ -26,8 +26,18 @@ struct Image {
 
 const IMAGES: &[Image] = &[
     Image { name: "pause", names: &["pause:3.10"], fill: pause, config: || json!({"Entrypoint": ["/pause"], "User": "65535:65535"}) },
-    Image { name: "busybox", names: &["library/busybox:latest", "library/busybox:1.35"], fill: busybox, config: || json!({"Cmd": ["sh"], "Env": [PATH]}) },
-    Image { name: "nginx", names: &["library/nginx:latest", "library/nginx:1.22", "private/nginx:1.22"], fill: nginx, config: || nginx_config("mainline") },
+    Image {
+        name: "busybox",
+        names: &["library/busybox:latest", "library/busybox:1.35"],
+        fill: busybox,
+        config: || json!({"Cmd": ["sh"], "Env": [PATH]}),
+    },
+    Image {
+        name: "nginx",
+        names: &["library/nginx:latest", "library/nginx:1.22", "private/nginx:1.22"],
+        fill: nginx,
+        config: || nginx_config("mainline"),
+    },
     // The same program under other labels and another digest: something to roll out to.
     Image { name: "nginx-stable", names: &["library/nginx:stable", "library/nginx:1.22.1"], fill: nginx, config: || nginx_config("stable") },
 ];
@@ -120,7 +130,10 @@ fn furnish(root: &Path) -> Result<()> {
         fs::create_dir_all(root.join(open))?;
         fs::set_permissions(root.join(open), fs::Permissions::from_mode(0o1777))?;
     }
-    fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33:www-data:/var/www:/bin/false\nnobody:x:65534:65534:nobody:/home:/bin/false\n")?;
+    fs::write(
+        root.join("etc/passwd"),
+        "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33:www-data:/var/www:/bin/false\nnobody:x:65534:65534:nobody:/home:/bin/false\n",
+    )?;
     fs::write(root.join("etc/group"), "root:x:0:\nadm:x:4:\nwww-data:x:33:\nnogroup:x:65534:\n")?;
     Ok(())
 }

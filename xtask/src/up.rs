@@ -39,4 +39,3 @@ pub fn run(regent: &Path) -> Result<()> {
     );
     Ok(())
 }
-

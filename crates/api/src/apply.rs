@@ -89,7 +89,14 @@ struct Entry {
 
 impl Entry {
     fn of(writer: &Writer<'_>, applies: bool) -> Entry {
-        Entry { manager: writer.manager().into(), applies, api_version: writer.api_version(), subresource: writer.subresource.into(), time: None, set: Set::default() }
+        Entry {
+            manager: writer.manager().into(),
+            applies,
+            api_version: writer.api_version(),
+            subresource: writer.subresource.into(),
+            time: None,
+            set: Set::default(),
+        }
     }
     fn is(&self, other: &Entry) -> bool {
         (&self.manager, self.applies, &self.api_version, &self.subresource) == (&other.manager, other.applies, &other.api_version, &other.subresource)
@@ -101,7 +108,14 @@ impl Entry {
         }
         let set = entry.get("fieldsV1").map(Set::from_value).unwrap_or_default();
         let time = entry.get("time").and_then(Value::as_str).map(String::from);
-        Some(Entry { manager: text("manager"), applies: text("operation") == "Apply", api_version: text("apiVersion"), subresource: text("subresource"), time, set })
+        Some(Entry {
+            manager: text("manager"),
+            applies: text("operation") == "Apply",
+            api_version: text("apiVersion"),
+            subresource: text("subresource"),
+            time,
+            set,
+        })
     }
     fn to_value(&self) -> Value {
         let mut entry = Map::new();
@@ -142,7 +156,9 @@ fn encode(object: &mut Value, mut entries: Vec<Entry>) {
         object.remove("metadata.managedFields");
         return;
     }
-    entries.sort_by(|a, b| (!a.applies, &a.time, &a.manager, &a.api_version, &a.subresource).cmp(&(!b.applies, &b.time, &b.manager, &b.api_version, &b.subresource)));
+    entries.sort_by(|a, b| {
+        (!a.applies, &a.time, &a.manager, &a.api_version, &a.subresource).cmp(&(!b.applies, &b.time, &b.manager, &b.api_version, &b.subresource))
+    });
     object.set("metadata.managedFields", entries.iter().map(Entry::to_value).collect::<Vec<_>>());
 }
 
@@ -220,7 +236,8 @@ fn record(entries: &mut Vec<Entry>, before: &Value, after: &Value, writer: &Writ
 fn capped(mut entries: Vec<Entry>) -> Vec<Entry> {
     entries.retain(|entry| !entry.set.is_empty());
     while entries.iter().filter(|entry| !entry.applies).count() > limits::MANAGED_FIELDS_UPDATERS_MAX {
-        let oldest = entries.iter().enumerate().filter(|(_, entry)| !entry.applies && entry.manager != ANCIENT).min_by(|(_, a), (_, b)| a.time.cmp(&b.time));
+        let oldest =
+            entries.iter().enumerate().filter(|(_, entry)| !entry.applies && entry.manager != ANCIENT).min_by(|(_, a), (_, b)| a.time.cmp(&b.time));
         let Some(oldest) = oldest.map(|(i, _)| i) else { break };
         let old = entries.remove(oldest);
         let bucket = Entry { manager: ANCIENT.into(), subresource: String::new(), ..old };
@@ -256,7 +273,9 @@ pub fn apply(live: Option<&Value>, config: &Value, writer: &Writer<'_>, force: b
         Value::Object(_) | Value::Null => None,
     };
     if let Some(found) = odd {
-        return Err(Status::bad_request(format!("error decoding YAML: error unmarshaling JSON: while decoding JSON: json: cannot unmarshal {found} into Go value of type map[string]interface {{}}")));
+        return Err(Status::bad_request(format!(
+            "error decoding YAML: error unmarshaling JSON: while decoding JSON: json: cannot unmarshal {found} into Go value of type map[string]interface {{}}"
+        )));
     }
     if (config.kind(), config.api_version()) != (writer.kind.kind.as_str(), writer.api_version().as_str()) {
         let shown = if config.api_version().is_empty() && config.kind().is_empty() { "/, Kind=".to_string() } else { gvk_text(config) };
@@ -270,7 +289,12 @@ pub fn apply(live: Option<&Value>, config: &Value, writer: &Writer<'_>, force: b
     let errors = view.check(config);
     if let [first, rest @ ..] = errors.as_slice() {
         let all = if rest.is_empty() { first.clone() } else { format!("errors:\n  {}\n", errors.join("\n  ")) };
-        return Err(Status::unknown(format!("failed to create typed patch object ({}/{}; {}): {all}", config.namespace(), config.name(), gvk_text(config))));
+        return Err(Status::unknown(format!(
+            "failed to create typed patch object ({}/{}; {}): {all}",
+            config.namespace(),
+            config.name(),
+            gvk_text(config)
+        )));
     }
     match run(live, config, writer, &view, &schema, force) {
         Err(conflicts) if allowed(live, writer, &view, &conflicts) => run(live, config, writer, &view, &schema, true),
@@ -336,7 +360,9 @@ fn allowed(live: Option<&Value>, writer: &Writer<'_>, view: &View<'_>, conflicts
     if writer.manager != "kubectl" || !writer.subresource.is_empty() {
         return false;
     }
-    let Some(applied) = live.and_then(|live| live.annotation(LAST_APPLIED)).and_then(|text| serde_json::from_str::<Value>(text).ok()) else { return false };
+    let Some(applied) = live.and_then(|live| live.annotation(LAST_APPLIED)).and_then(|text| serde_json::from_str::<Value>(text).ok()) else {
+        return false;
+    };
     let allowed = view.fields(&applied).union(&Set::of(&["metadata.annotations"]));
     let mut annotation = Set::default();
     annotation.insert(&["f:metadata".into(), "f:annotations".into(), format!("f:{LAST_APPLIED}")]);
@@ -346,7 +372,11 @@ fn allowed(live: Option<&Value>, writer: &Writer<'_>, view: &View<'_>, conflicts
 
 /// kubectl's own record of the last apply is kept up, so that its users can go back to applying from the client.
 fn remember_for_client_side(live: Option<&Value>, config: &Value, writer: &Writer<'_>, object: &mut Value) {
-    if writer.manager == "kubectl" && writer.subresource.is_empty() && live.is_some_and(|live| live.annotation(LAST_APPLIED).is_some()) && object.annotation(LAST_APPLIED).is_some() {
+    if writer.manager == "kubectl"
+        && writer.subresource.is_empty()
+        && live.is_some_and(|live| live.annotation(LAST_APPLIED).is_some())
+        && object.annotation(LAST_APPLIED).is_some()
+    {
         let mut record = config.clone();
         record.remove_annotation(LAST_APPLIED);
         object.set_annotation(LAST_APPLIED, &format!("{record}\n"));
@@ -356,11 +386,17 @@ fn remember_for_client_side(live: Option<&Value>, config: &Value, writer: &Write
 fn conflict_status(conflicts: &Conflicts) -> Status {
     let mut by_manager: Vec<(String, Vec<String>)> = conflicts.iter().map(|conflict| (conflict.shown(), conflict.set.paths())).collect();
     by_manager.sort();
-    let causes: Vec<(String, String)> = by_manager.iter().flat_map(|(manager, paths)| paths.iter().map(move |path| (format!("conflict with {manager}"), path.clone()))).collect();
+    let causes: Vec<(String, String)> =
+        by_manager.iter().flat_map(|(manager, paths)| paths.iter().map(move |path| (format!("conflict with {manager}"), path.clone()))).collect();
     let message = match causes.as_slice() {
         [(message, path)] => format!("Apply failed with 1 conflict: {message}: {path}"),
         _ => {
-            let all: Vec<String> = by_manager.iter().map(|(manager, paths)| format!("conflicts with {manager}:\n{}", paths.iter().map(|path| format!("- {path}")).collect::<Vec<_>>().join("\n"))).collect();
+            let all: Vec<String> = by_manager
+                .iter()
+                .map(|(manager, paths)| {
+                    format!("conflicts with {manager}:\n{}", paths.iter().map(|path| format!("- {path}")).collect::<Vec<_>>().join("\n"))
+                })
+                .collect();
             format!("Apply failed with {} conflicts: {}", causes.len(), all.join("\n"))
         }
     };

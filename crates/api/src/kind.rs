@@ -198,7 +198,12 @@ impl Kind {
         self.subresources.push(Subresource::Scale { replicas, status_replicas, selector });
         self
     }
-    pub fn connect(mut self, name: &'static str, group_version_kind: (&'static str, &'static str, &'static str), verbs: &'static [&'static str]) -> Kind {
+    pub fn connect(
+        mut self,
+        name: &'static str,
+        group_version_kind: (&'static str, &'static str, &'static str),
+        verbs: &'static [&'static str],
+    ) -> Kind {
         self.subresources.push(Subresource::Connect { name, group_version_kind, verbs });
         self
     }

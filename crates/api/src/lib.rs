@@ -31,5 +31,5 @@ pub mod table;
 
 pub use catalogue::Catalogue;
 pub use kind::Kind;
-pub use status::Status;
 pub use serde_json::Value;
+pub use status::Status;

@@ -82,7 +82,10 @@ fn owners(object: &Value, path: &Path, errors: &mut Errors) {
     let mut controllers = owners.iter().filter(|owner| owner.controller);
     if let Some(first) = controllers.next() {
         for other in controllers {
-            let why = format!("Only one reference can have Controller set to true. Found \"true\" in references for {}/{} and {}/{}", first.kind, first.name, other.kind, other.name);
+            let why = format!(
+                "Only one reference can have Controller set to true. Found \"true\" in references for {}/{} and {}/{}",
+                first.kind, first.name, other.kind, other.name
+            );
             errors.invalid(path.clone(), object.list_at("metadata.ownerReferences").to_vec(), &why);
         }
     }
@@ -158,12 +161,27 @@ mod tests {
     fn creates() {
         assert_eq!(create(json!({"name": "a", "namespace": "d", "labels": {"x/y": "z"}, "finalizers": ["a.b/c", "orphan"]})), "");
         assert_eq!(create(json!({"namespace": "d"})), "metadata.name: Required value: name or generateName is required");
-        assert_eq!(create(json!({"name": "a", "namespace": "d", "finalizers": ["bad"]})), "metadata.finalizers[0]: Invalid value: \"bad\": name is neither a standard finalizer name nor is it fully qualified");
-        assert!(create(json!({"name": "a", "namespace": "d", "labels": {"a b": "c/d"}})).starts_with("metadata.labels: Invalid value: \"a b\": name part must consist"));
-        assert_eq!(create(json!({"name": "a", "namespace": "d", "annotations": {"a": "x".repeat(300_000)}})), "metadata.annotations: Too long: may not be more than 262144 bytes");
+        assert_eq!(
+            create(json!({"name": "a", "namespace": "d", "finalizers": ["bad"]})),
+            "metadata.finalizers[0]: Invalid value: \"bad\": name is neither a standard finalizer name nor is it fully qualified"
+        );
+        assert!(
+            create(json!({"name": "a", "namespace": "d", "labels": {"a b": "c/d"}}))
+                .starts_with("metadata.labels: Invalid value: \"a b\": name part must consist")
+        );
+        assert_eq!(
+            create(json!({"name": "a", "namespace": "d", "annotations": {"a": "x".repeat(300_000)}})),
+            "metadata.annotations: Too long: may not be more than 262144 bytes"
+        );
         let owner = |uid: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "name": "o", "uid": uid, "controller": true});
-        assert_eq!(create(json!({"name": "a", "namespace": "d", "ownerReferences": [owner("")]})), "metadata.ownerReferences.uid: Invalid value: \"\": must not be empty");
-        assert!(create(json!({"name": "a", "namespace": "d", "ownerReferences": [owner("1"), owner("2")]})).ends_with("Found \"true\" in references for ConfigMap/o and ConfigMap/o"));
+        assert_eq!(
+            create(json!({"name": "a", "namespace": "d", "ownerReferences": [owner("")]})),
+            "metadata.ownerReferences.uid: Invalid value: \"\": must not be empty"
+        );
+        assert!(
+            create(json!({"name": "a", "namespace": "d", "ownerReferences": [owner("1"), owner("2")]}))
+                .ends_with("Found \"true\" in references for ConfigMap/o and ConfigMap/o")
+        );
     }
 
     #[test]

@@ -127,7 +127,11 @@ pub fn label_value(text: &str) -> Vec<String> {
 pub fn config_key(text: &str) -> Vec<String> {
     let mut problems = too_long(text, SUBDOMAIN_CHARS_MAX, "characters");
     if text.is_empty() || !text.bytes().all(|b| alphanumeric(b) || b"-_.".contains(&b)) {
-        problems.push(explain("a valid config key must consist of alphanumeric characters, '-', '_' or '.'", &["key.name", "KEY_NAME", "key-name"], "[-._a-zA-Z0-9]+"));
+        problems.push(explain(
+            "a valid config key must consist of alphanumeric characters, '-', '_' or '.'",
+            &["key.name", "KEY_NAME", "key-name"],
+            "[-._a-zA-Z0-9]+",
+        ));
     } else if text == "." {
         problems.push("must not be '.'".into());
     } else if text == ".." {

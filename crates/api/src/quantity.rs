@@ -74,7 +74,9 @@ impl Quantity {
         let (whole, fraction) = (whole.trim_start_matches('0'), fraction.trim_end_matches('0'));
         let magnitude = match scale {
             Scale::Ten(power) => decimal(whole, fraction, power),
-            Scale::Two(power) => decimal(whole, fraction, 9).checked_shl(power).filter(|n| n >> power == decimal(whole, fraction, 9)).unwrap_or(MAX_NANO),
+            Scale::Two(power) => {
+                decimal(whole, fraction, 9).checked_shl(power).filter(|n| n >> power == decimal(whole, fraction, 9)).unwrap_or(MAX_NANO)
+            }
         };
         // A fraction of a binary unit may have digits below nano that matter once multiplied.
         let magnitude = match scale {
@@ -251,10 +253,35 @@ mod tests {
     #[test]
     fn canonical_forms() {
         for (text, canonical) in [
-            ("0", "0"), ("1024Mi", "1Gi"), ("1000m", "1"), ("0.1", "100m"), ("1024Ki", "1Mi"), ("1.5Gi", "1536Mi"), ("1000000", "1M"), ("1.5", "1500m"),
-            ("1.1Gi", "1181116006400m"), ("1000M", "1G"), ("1.5e9", "1500e6"), ("1e3", "1e3"), ("1048576", "1048576"), ("1Ki", "1Ki"), ("512", "512"), ("0.5Ki", "512"),
-            ("-1.5", "-1500m"), ("-2048", "-2048"), ("1e-9", "1e-9"), ("1e-12", "1e-9"), ("0.0000000001", "1n"), ("12E", "12E"), (".5", "500m"), ("5.", "5"), ("1E3", "1e3"),
-            ("100000000000000000000000000000000000000000", "9223372036854775807"), ("1e400", "9223372036854775807"), ("000", "0"), ("1e-400", "1e-9"),
+            ("0", "0"),
+            ("1024Mi", "1Gi"),
+            ("1000m", "1"),
+            ("0.1", "100m"),
+            ("1024Ki", "1Mi"),
+            ("1.5Gi", "1536Mi"),
+            ("1000000", "1M"),
+            ("1.5", "1500m"),
+            ("1.1Gi", "1181116006400m"),
+            ("1000M", "1G"),
+            ("1.5e9", "1500e6"),
+            ("1e3", "1e3"),
+            ("1048576", "1048576"),
+            ("1Ki", "1Ki"),
+            ("512", "512"),
+            ("0.5Ki", "512"),
+            ("-1.5", "-1500m"),
+            ("-2048", "-2048"),
+            ("1e-9", "1e-9"),
+            ("1e-12", "1e-9"),
+            ("0.0000000001", "1n"),
+            ("12E", "12E"),
+            (".5", "500m"),
+            ("5.", "5"),
+            ("1E3", "1e3"),
+            ("100000000000000000000000000000000000000000", "9223372036854775807"),
+            ("1e400", "9223372036854775807"),
+            ("000", "0"),
+            ("1e-400", "1e-9"),
         ] {
             assert_eq!(Quantity::parse(text).unwrap().to_string(), canonical, "{text}");
         }

@@ -208,7 +208,15 @@ impl Schema {
     pub fn custom() -> Arc<Schema> {
         static CUSTOM: LazyLock<Arc<Schema>> = LazyLock::new(|| {
             let text = || Link::Inline(Arc::new(Schema { type_: Type::String, ..Schema::default() }));
-            let field = |name: &'static str, schema| Field { name: name.into(), schema, required: false, omit_zero: false, always: None, patch: PatchStrategy::default(), atomic: None };
+            let field = |name: &'static str, schema| Field {
+                name: name.into(),
+                schema,
+                required: false,
+                omit_zero: false,
+                always: None,
+                patch: PatchStrategy::default(),
+                atomic: None,
+            };
             let mut fields = vec![field("apiVersion", text()), field("kind", text())];
             if let Some(index) = DEFINITIONS.index("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta") {
                 fields.push(field("metadata", Link::Definition(index)));
@@ -282,7 +290,7 @@ static DEFINITIONS: LazyLock<Definitions> = LazyLock::new(|| {
     let names: Vec<_> = all.keys().copied().collect();
     let texts: Vec<_> = all.values().map(|raw| raw.get()).collect();
     #[derive(Deserialize)]
-        struct Kinds<'a> {
+    struct Kinds<'a> {
         #[serde(rename = "x-kubernetes-group-version-kind", borrow, default)]
         kinds: Vec<RawKind<'a>>,
     }

@@ -126,7 +126,8 @@ impl LabelSelector {
                 "Lt" => Operator::LessThan,
                 other => return Err(format!("{other:?} is not a valid label selector operator")),
             };
-            let values = expression.get("values").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).map(String::from).collect();
+            let values =
+                expression.get("values").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).map(String::from).collect();
             requirements.push(Requirement::new(key, operator, values));
         }
         requirements.sort_by(|a, b| a.key.cmp(&b.key));
@@ -137,7 +138,8 @@ impl LabelSelector {
     pub fn from_map(labels: Option<&Map<String, Value>>) -> LabelSelector {
         match labels {
             Some(labels) if !labels.is_empty() => {
-                let equals = |(key, value): (&String, &Value)| Requirement::new(key, Operator::Equals, vec![value.as_str().unwrap_or_default().into()]);
+                let equals =
+                    |(key, value): (&String, &Value)| Requirement::new(key, Operator::Equals, vec![value.as_str().unwrap_or_default().into()]);
                 LabelSelector { requirements: labels.iter().map(equals).collect(), nothing: false }
             }
             _ => LabelSelector::nothing(),
@@ -402,7 +404,9 @@ pub fn validate(selector: &Value, path: &field::Path, errors: &mut field::Errors
         let values = expression.get("values").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         match expression.get("operator").and_then(Value::as_str).unwrap_or_default() {
             "In" | "NotIn" if values.is_empty() => errors.required(path.child("values"), "must be specified when `operator` is 'In' or 'NotIn'"),
-            "Exists" | "DoesNotExist" if !values.is_empty() => errors.forbidden(path.child("values"), "may not be specified when `operator` is 'Exists' or 'DoesNotExist'"),
+            "Exists" | "DoesNotExist" if !values.is_empty() => {
+                errors.forbidden(path.child("values"), "may not be specified when `operator` is 'Exists' or 'DoesNotExist'")
+            }
             "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
             other => errors.invalid(path.child("operator"), other, "not a valid selector operator"),
         }
@@ -427,7 +431,23 @@ mod tests {
     #[test]
     fn label_selectors_select() {
         let labels = json!({"app": "web", "tier": "front", "n": "5", "e": ""});
-        for yes in ["", "app=web", "app==web", "app!=db", "x!=y", "app in (web, db)", "x notin (y)", "app", "!x", " app in ( web ) , tier notin (back)", "n>4", "n<6", "e=", "e in ()", "app in (,web)"] {
+        for yes in [
+            "",
+            "app=web",
+            "app==web",
+            "app!=db",
+            "x!=y",
+            "app in (web, db)",
+            "x notin (y)",
+            "app",
+            "!x",
+            " app in ( web ) , tier notin (back)",
+            "n>4",
+            "n<6",
+            "e=",
+            "e in ()",
+            "app in (,web)",
+        ] {
             assert!(selects(yes, labels.clone()), "{yes}");
         }
         for no in ["app=db", "app!=web", "x", "!app", "n>5", "app>1", "x in (y)", "app in ()"] {
@@ -436,7 +456,9 @@ mod tests {
         assert!(!LabelSelector::from_map(None).matches(|_| Some("")));
         assert!(LabelSelector::from_value(&json!({})).unwrap().is_everything());
         assert!(!LabelSelector::from_value(&Value::Null).unwrap().matches(|_| None));
-        let expression = LabelSelector::from_value(&json!({"matchLabels": {"app": "web"}, "matchExpressions": [{"key": "x", "operator": "DoesNotExist"}]})).unwrap();
+        let expression =
+            LabelSelector::from_value(&json!({"matchLabels": {"app": "web"}, "matchExpressions": [{"key": "x", "operator": "DoesNotExist"}]}))
+                .unwrap();
         assert!(expression.matches_map(labels.as_object()));
         assert_eq!(expression.to_string(), "app=web,!x");
     }

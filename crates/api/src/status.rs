@@ -133,7 +133,10 @@ impl Status {
     }
     /// 409 after `generateName` found no free name.
     pub fn generate_name_exhausted(resource: GroupResource<'_>, name: &str) -> Status {
-        let message = format!("{} {name:?} already exists, the server was not able to generate a unique name for the object", qualified(resource.0, resource.1));
+        let message = format!(
+            "{} {name:?} already exists, the server was not able to generate a unique name for the object",
+            qualified(resource.0, resource.1)
+        );
         Status::new(409, "AlreadyExists", message).about(Details::of(resource, name)).retry(1)
     }
     /// 409: the write was based on something that is no longer so.
@@ -152,7 +155,8 @@ impl Status {
     }
     /// 422: the object says what may not be. `kind` is the kind, not the resource.
     pub fn invalid(group: &str, kind: &str, name: &str, errors: &field::Errors) -> Status {
-        let causes = errors.0.iter().map(|e| Cause { reason: Cow::Borrowed(e.reason.cause()), message: e.body(), field: e.field.to_string() }).collect();
+        let causes =
+            errors.0.iter().map(|e| Cause { reason: Cow::Borrowed(e.reason.cause()), message: e.body(), field: e.field.to_string() }).collect();
         let details = Details { name: name.into(), group: group.into(), kind: kind.into(), causes, ..Details::default() };
         let mut message = format!("{} {name:?} is invalid", qualified(group, kind));
         if !errors.is_empty() {
@@ -204,11 +208,16 @@ impl Status {
     }
     /// 504 of the cache that did not catch up to `wanted`.
     pub fn too_large_resource_version(wanted: u64, current: u64, retry_after_s: u32) -> Status {
-        Status::timeout(format!("Too large resource version: {wanted}, current: {current}"), retry_after_s).with_cause("ResourceVersionTooLarge", "Too large resource version", "")
+        Status::timeout(format!("Too large resource version: {wanted}, current: {current}"), retry_after_s).with_cause(
+            "ResourceVersionTooLarge",
+            "Too large resource version",
+            "",
+        )
     }
     /// 500: the operation took too long, try again.
     pub fn server_timeout(resource: GroupResource<'_>, operation: &str, retry_after_s: u32) -> Status {
-        let message = format!("The {operation} operation against {} could not be completed at this time, please try again.", qualified(resource.0, resource.1));
+        let message =
+            format!("The {operation} operation against {} could not be completed at this time, please try again.", qualified(resource.0, resource.1));
         let mut details = Details::of(resource, "");
         details.name = operation.into();
         Status::new(500, "ServerTimeout", message).about(details).retry(retry_after_s)
@@ -245,7 +254,11 @@ impl Status {
     }
     /// 415; `accepted` are the media types that could be read.
     pub fn unsupported_media_type(accepted: &[&str]) -> Status {
-        Status::new(415, "UnsupportedMediaType", format!("the body of the request was in an unknown format - accepted media types include: {}", accepted.join(", ")))
+        Status::new(
+            415,
+            "UnsupportedMediaType",
+            format!("the body of the request was in an unknown format - accepted media types include: {}", accepted.join(", ")),
+        )
     }
     /// 413.
     pub fn request_entity_too_large(message: impl fmt::Display) -> Status {
@@ -332,7 +345,13 @@ impl Status {
             retry_after_s: d.get("retryAfterSeconds").and_then(Value::as_u64).and_then(|s| u32::try_from(s).ok()).unwrap_or_default(),
         });
         let metadata = value.get("metadata").and_then(Value::as_object).cloned().unwrap_or_default();
-        Some(Status { code: code.unwrap_or(if failed { 500 } else { 200 }), reason: text(value, "reason").into(), message: text(value, "message"), details, metadata })
+        Some(Status {
+            code: code.unwrap_or(if failed { 500 } else { 200 }),
+            reason: text(value, "reason").into(),
+            message: text(value, "message"),
+            details,
+            metadata,
+        })
     }
 }
 
@@ -370,7 +389,10 @@ mod tests {
         assert_eq!(Status::path_not_found().to_value()["details"], json!({}));
         assert_eq!(Status::forbidden(("", "services"), "web", "no").message, "services \"web\" is forbidden: no");
         assert_eq!(Status::forbidden(("", "services"), "", "no").message, "services is forbidden: no");
-        assert_eq!(Status::forbidden(("", ""), "", "User \"bob\" cannot get path \"/api\"").message, "forbidden: User \"bob\" cannot get path \"/api\"");
+        assert_eq!(
+            Status::forbidden(("", ""), "", "User \"bob\" cannot get path \"/api\"").message,
+            "forbidden: User \"bob\" cannot get path \"/api\""
+        );
         assert_eq!(Status::too_many_requests("later", 3).retry_after_s(), Some(3));
     }
 
@@ -380,7 +402,10 @@ mod tests {
         errors.invalid(Path::new("spec").child("replicas"), -1, "must be greater than or equal to 0");
         errors.required(Path::new("spec").child("selector"), "");
         let status = Status::invalid("apps", "Deployment", "x", &errors);
-        assert_eq!(status.message, "Deployment.apps \"x\" is invalid: [spec.replicas: Invalid value: -1: must be greater than or equal to 0, spec.selector: Required value]");
+        assert_eq!(
+            status.message,
+            "Deployment.apps \"x\" is invalid: [spec.replicas: Invalid value: -1: must be greater than or equal to 0, spec.selector: Required value]"
+        );
         assert_eq!(
             status.to_value()["details"],
             json!({"name": "x", "group": "apps", "kind": "Deployment", "causes": [

@@ -79,7 +79,11 @@ pub fn parse_object(bytes: &[u8], encoding: Encoding) -> Result<Value, String> {
     let next = reader.peek()?;
     let value = reader.value()?;
     reader.end()?;
-    if matches!(next, Next::Object | Next::Null) { Ok(value) } else { Err(format!("json: cannot unmarshal {} into Go value of type {GO_TYPE_META}", next.word())) }
+    if matches!(next, Next::Object | Next::Null) {
+        Ok(value)
+    } else {
+        Err(format!("json: cannot unmarshal {} into Go value of type {GO_TYPE_META}", next.word()))
+    }
 }
 
 /// Names the keys that an untyped document (a patch) says twice: `duplicate field "data.k"`.
@@ -120,7 +124,9 @@ pub fn check(value: Value, schema: &Schema) -> Result<Decoded, String> {
 /// The body of a create or update of `kind` in `version`: sets apiVersion and kind, refuses other kinds, and treats strict
 /// problems as asked. Gives the object and the warnings for the client.
 pub fn decode_object(bytes: &[u8], encoding: Encoding, kind: &Kind, version: &str, validation: FieldValidation) -> Result<(Value, Vec<String>)> {
-    let unrecognized = |why: String| Status::bad_request(format!("the object provided is unrecognized (must be of type {}): {why} ({})", kind.kind, shown_body(bytes)));
+    let unrecognized = |why: String| {
+        Status::bad_request(format!("the object provided is unrecognized (must be of type {}): {why} ({})", kind.kind, shown_body(bytes)))
+    };
     let text = text_of(bytes, encoding).map_err(unrecognized)?;
     let unreadable = |why: String| unrecognized(format!("couldn't get version/kind; json parse error: {why}"));
     let schema = kind.schema(version).unwrap_or_else(Schema::custom);
@@ -165,7 +171,14 @@ pub fn check_object(value: Value, kind: &Kind, version: &str, validation: FieldV
 /// The same. `shown` is what an error shows as the offending value (by default the object's JSON): a strategic merge patch
 /// shows itself ([`crate::merge::go_text`]), and what it says of kind and version does not count. `problems` are what was
 /// already wrong with the patch's own text ([`duplicates`]).
-pub fn check_patched(value: Value, kind: &Kind, version: &str, validation: FieldValidation, shown: Option<String>, mut problems: Vec<String>) -> Result<(Value, Vec<String>)> {
+pub fn check_patched(
+    value: Value,
+    kind: &Kind,
+    version: &str,
+    validation: FieldValidation,
+    shown: Option<String>,
+    mut problems: Vec<String>,
+) -> Result<(Value, Vec<String>)> {
     let schema = kind.schema(version).unwrap_or_else(Schema::custom);
     let text = value.to_string();
     let refuse = |why: String| {
@@ -227,7 +240,9 @@ fn check_kind(kind: &Kind, version: &str, expected: &str, given_kind: &str, give
         // Kubernetes still knows the old versions of its groups, though it no longer serves them.
         let was_served = !group.is_empty() && (given.contains("alpha") || given.contains("beta"));
         if was_served || kind.versions.iter().any(|v| v == given) {
-            return Err(WrongKind::Version(format!("the API version in the data ({given_version}) does not match the expected API version ({expected})")));
+            return Err(WrongKind::Version(format!(
+                "the API version in the data ({given_version}) does not match the expected API version ({expected})"
+            )));
         }
     }
     let known = schema::is_known(group, given, given_kind) || (group.is_empty() && given == "v1" && matches!(given_kind, "List" | "Status"));
@@ -245,7 +260,8 @@ fn shown_body(bytes: &[u8]) -> String {
         return "<empty>".into();
     }
     let start = bytes.iter().position(|b| !b.is_ascii_whitespace()).unwrap_or(0);
-    let printable = bytes.get(start) == Some(&b'{') && bytes.iter().take(MAX).all(|&b| (0x20..0x7f).contains(&b) || b == b'\n' || b == b'\t' || b == b'\r');
+    let printable =
+        bytes.get(start) == Some(&b'{') && bytes.iter().take(MAX).all(|&b| (0x20..0x7f).contains(&b) || b == b'\n' || b == b'\t' || b == b'\r');
     let cut = &bytes[..bytes.len().min(MAX)];
     let shown = if printable { String::from_utf8_lossy(cut).into_owned() } else { cut.iter().map(|b| format!("{b:02x}")).collect() };
     if bytes.len() > MAX { format!("{shown} ...") } else { shown }
@@ -259,7 +275,13 @@ fn with_yaml_lines(bytes: &[u8], problems: &[String]) -> String {
     for problem in problems {
         let key = problem.strip_prefix("duplicate field \"").and_then(|p| p.strip_suffix('"')).and_then(|p| p.rsplit('.').next());
         let line = key.and_then(|key| {
-            let is_key = |line: &str| line.trim_start().trim_start_matches("- ").trim_matches('"').strip_prefix(key).is_some_and(|rest| rest.trim_start_matches('"').starts_with(':'));
+            let is_key = |line: &str| {
+                line.trim_start()
+                    .trim_start_matches("- ")
+                    .trim_matches('"')
+                    .strip_prefix(key)
+                    .is_some_and(|rest| rest.trim_start_matches('"').starts_with(':'))
+            };
             text.lines().enumerate().filter(|(_, line)| is_key(line)).nth(1).map(|(i, _)| (i + 1, key))
         });
         match line {
@@ -538,11 +560,20 @@ fn is_zero(value: &Value) -> bool {
 
 /// Leaves out of one object what Go would not show, and adds what it always shows.
 fn finish(map: &mut Map<String, Value>, schema: &Schema) {
-    if schema.fields.iter().all(|field| field.schema.type_ != Type::Map && field.schema.type_ != Type::Array && !field.omit_zero && field.always.is_none()) {
+    if schema
+        .fields
+        .iter()
+        .all(|field| field.schema.type_ != Type::Map && field.schema.type_ != Type::Array && !field.omit_zero && field.always.is_none())
+    {
         return;
     }
     map.retain(|key, value| {
-        !is_zero(value) || schema.field(key).is_none_or(|field| !field.omit_zero && (field.required || !matches!(field.schema.type_, Type::Map | Type::Array | Type::Bytes)) && field.always != Some(schema::Zero::Null))
+        !is_zero(value)
+            || schema.field(key).is_none_or(|field| {
+                !field.omit_zero
+                    && (field.required || !matches!(field.schema.type_, Type::Map | Type::Array | Type::Bytes))
+                    && field.always != Some(schema::Zero::Null)
+            })
     });
     for field in &schema.fields {
         if let Some(always) = field.always

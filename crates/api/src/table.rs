@@ -54,7 +54,9 @@ impl IncludeObject {
             "" | "Metadata" => Ok(IncludeObject::Metadata),
             "None" => Ok(IncludeObject::None),
             "Object" => Ok(IncludeObject::Object),
-            other => Err(format!("Unable to convert to Table as requested: includeObject: Invalid value: {other:?}: must be 'Metadata', 'Object', 'None', or empty")),
+            other => Err(format!(
+                "Unable to convert to Table as requested: includeObject: Invalid value: {other:?}: must be 'Metadata', 'Object', 'None', or empty"
+            )),
         }
     }
 }
@@ -62,7 +64,8 @@ impl IncludeObject {
 type ColumnFacts = BTreeMap<String, Vec<(String, String, String, i32)>>;
 
 /// Part of the program, read by a test: what cannot be read is a programmer's error.
-static COLUMNS: LazyLock<ColumnFacts> = LazyLock::new(|| serde_json::from_str(include_str!("../facts/table-columns.json")).expect("facts/table-columns.json is JSON"));
+static COLUMNS: LazyLock<ColumnFacts> =
+    LazyLock::new(|| serde_json::from_str(include_str!("../facts/table-columns.json")).expect("facts/table-columns.json is JSON"));
 
 /// The columns that Kubernetes gives a built-in resource; `Name` and `Created At` where it has no own ones.
 pub fn golden_columns(group: &str, version: &str, resource: &str) -> Vec<Column> {
@@ -75,7 +78,9 @@ pub fn golden_columns(group: &str, version: &str, resource: &str) -> Vec<Column>
 
 /// `3d4h`, `5m10s`, `47h`: a duration as kubectl prints it. The longer, the coarser.
 pub fn human_duration(seconds: i64) -> String {
-    let pair = |whole: i64, unit: &str, rest: i64, rest_unit: &str| if rest == 0 { format!("{whole}{unit}") } else { format!("{whole}{unit}{rest}{rest_unit}") };
+    let pair = |whole: i64, unit: &str, rest: i64, rest_unit: &str| {
+        if rest == 0 { format!("{whole}{unit}") } else { format!("{whole}{unit}{rest}{rest_unit}") }
+    };
     let (minutes, hours) = (seconds / 60, seconds / 3600);
     let (days, years) = (hours / 24, hours / 24 / 365);
     match seconds {
@@ -201,8 +206,26 @@ mod tests {
     #[test]
     fn durations_as_kubectl_prints_them() {
         for (seconds, text) in [
-            (-5, "<invalid>"), (-1, "0s"), (0, "0s"), (119, "119s"), (120, "2m"), (125, "2m5s"), (599, "9m59s"), (600, "10m"), (10_799, "179m"), (10_800, "3h"), (11_100, "3h5m"),
-            (28_800, "8h"), (172_799, "47h"), (172_800, "2d"), (176_400, "2d1h"), (691_200, "8d"), (63_072_000, "2y"), (63_158_400, "2y1d"), (252_288_000, "8y"), (i64::MAX, "292471208677y"),
+            (-5, "<invalid>"),
+            (-1, "0s"),
+            (0, "0s"),
+            (119, "119s"),
+            (120, "2m"),
+            (125, "2m5s"),
+            (599, "9m59s"),
+            (600, "10m"),
+            (10_799, "179m"),
+            (10_800, "3h"),
+            (11_100, "3h5m"),
+            (28_800, "8h"),
+            (172_799, "47h"),
+            (172_800, "2d"),
+            (176_400, "2d1h"),
+            (691_200, "8d"),
+            (63_072_000, "2y"),
+            (63_158_400, "2y1d"),
+            (252_288_000, "8y"),
+            (i64::MAX, "292471208677y"),
         ] {
             assert_eq!(human_duration(seconds), text, "{seconds}");
         }
@@ -226,6 +249,9 @@ mod tests {
     fn texts() {
         assert_eq!(labels_text(Some(&json!({"a": "b", "c": "d"}))), "a=b,c=d");
         assert_eq!((labels_text(None), join(["x", "y"]), selector_text(Some(&json!({})))), ("<none>".into(), "x,y".into(), "<none>".into()));
-        assert_eq!(selector_text(Some(&json!({"matchLabels": {"app": "web"}, "matchExpressions": [{"key": "t", "operator": "In", "values": ["b", "a"]}]}))), "app=web,t in (a,b)");
+        assert_eq!(
+            selector_text(Some(&json!({"matchLabels": {"app": "web"}, "matchExpressions": [{"key": "t", "operator": "In", "values": ["b", "a"]}]}))),
+            "app=web,t in (a,b)"
+        );
     }
 }

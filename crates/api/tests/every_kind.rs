@@ -1,6 +1,14 @@
 //! Every kind with every odd object that its schema allows: no hook may panic, and what is once decoded stays as it is.
 
-use api::{Catalogue, Kind, Value, field::Errors, metadata, object::ObjectExt, request::FieldValidation, schema::{Schema, Type}, structure, table};
+use api::{
+    Catalogue, Kind, Value,
+    field::Errors,
+    metadata,
+    object::ObjectExt,
+    request::FieldValidation,
+    schema::{Schema, Type},
+    structure, table,
+};
 use serde_json::{Map, json};
 
 /// How the values of an object are chosen.
@@ -95,7 +103,8 @@ fn no_object_that_fits_its_schema_breaks_a_kind() {
                 whole.set("kind", kind.kind.as_str());
                 let less_and_less = if choice == Choice::Zero { variants(&whole) } else { vec![whole.clone()] };
                 for variant in less_and_less {
-                    let decoded = structure::decode_object(variant.to_string().as_bytes(), structure::Encoding::Json, kind, version, FieldValidation::Strict);
+                    let decoded =
+                        structure::decode_object(variant.to_string().as_bytes(), structure::Encoding::Json, kind, version, FieldValidation::Strict);
                     let (object, _) = decoded.unwrap_or_else(|status| panic!("{}/{version}: {status}", kind.group_resource()));
                     let mut completed = object.clone();
                     structure::complete(&mut completed, &schema);

@@ -19,11 +19,8 @@ const LABEL: &str = "node-role.kubernetes.io/control-plane";
 
 /// Makes the controller.
 pub fn new(context: &Context) -> Arc<dyn Controller> {
-    let servers = Selection {
-        namespace: Some("default".to_owned()),
-        labels: Some("kubernetes.io/service-name=kubernetes".to_owned()),
-        ..Selection::default()
-    };
+    let servers =
+        Selection { namespace: Some("default".to_owned()), labels: Some("kubernetes.io/service-name=kubernetes".to_owned()), ..Selection::default() };
     Arc::new(ControlPlane { nodes: context.informers.all(), servers: context.informers.selected(servers) })
 }
 
@@ -37,7 +34,9 @@ struct ControlPlane {
 fn lacks_label(node: &Node, servers: &[Arc<EndpointSlice>]) -> bool {
     let labelled = node.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(LABEL));
     let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten()).filter(|address| address.type_ == "InternalIP");
-    let serves = |address: &str| servers.iter().flat_map(|slice| slice.endpoints.iter().flatten()).any(|endpoint| endpoint.addresses.iter().any(|a| a == address));
+    let serves = |address: &str| {
+        servers.iter().flat_map(|slice| slice.endpoints.iter().flatten()).any(|endpoint| endpoint.addresses.iter().any(|a| a == address))
+    };
     !labelled && addresses.into_iter().any(|address| serves(&address.address))
 }
 

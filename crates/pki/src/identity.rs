@@ -48,13 +48,7 @@ impl Identity {
 
     /// A server reachable under these host names and addresses.
     pub fn server(common_name: &str, names: Vec<String>) -> Identity {
-        Identity {
-            common_name: common_name.into(),
-            organizations: vec![],
-            names,
-            usages: vec![Usage::Server],
-            validity: CERTIFICATE_VALIDITY,
-        }
+        Identity { common_name: common_name.into(), organizations: vec![], names, usages: vec![Usage::Server], validity: CERTIFICATE_VALIDITY }
     }
 
     /// The API server's serving certificate: the `kubernetes` Service's names and address, localhost, and `extra`

@@ -69,8 +69,11 @@ impl ServiceAccountKeys {
             files::create(&path, &KeyPair::generate()?.serialize_pem(), Access::Private)?;
         }
         let key_pem = files::read(&path)?.ok_or_else(|| malformed("service account key", "it vanished"))?;
-        let keys = ServiceAccountKeys::from_pem(&key_pem)
-            .map_err(|error| Error::Damaged { path: path.clone(), what: "ECDSA P-256 key", detail: error.to_string() })?;
+        let keys = ServiceAccountKeys::from_pem(&key_pem).map_err(|error| Error::Damaged {
+            path: path.clone(),
+            what: "ECDSA P-256 key",
+            detail: error.to_string(),
+        })?;
         let public_pem = KeyPair::from_pem(&key_pem)?.public_key_pem();
         if files::read(&directory.join("sa.pub"))?.as_deref() != Some(public_pem.as_str()) {
             files::replace(&directory.join("sa.pub"), &public_pem, Access::Public)?;

@@ -1,8 +1,8 @@
 //! Kubeconfig files: where the API server is, which authority to trust, and who to be.
 
+use crate::Error;
 use crate::authority::Issued;
 use crate::files::{self, Access};
-use crate::Error;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};

@@ -23,13 +23,11 @@ pub struct Request {
 impl Request {
     /// Reads a request and checks that it is signed by the key that it is for.
     pub fn parse(request_pem: &str) -> Result<Request, Error> {
-        let der = CertificateSigningRequestDer::from_pem_slice(request_pem.as_bytes())
-            .map_err(|error| malformed("certificate signing request", error))?;
-        let (_, parsed) =
-            X509CertificationRequest::from_der(&der).map_err(|error| malformed("certificate signing request", error))?;
+        let der =
+            CertificateSigningRequestDer::from_pem_slice(request_pem.as_bytes()).map_err(|error| malformed("certificate signing request", error))?;
+        let (_, parsed) = X509CertificationRequest::from_der(&der).map_err(|error| malformed("certificate signing request", error))?;
         parsed.verify_signature().map_err(|error| malformed("certificate signing request", error))?;
-        let mut request =
-            Request { subject: Subject::from_name(&parsed.certification_request_info.subject)?, ..Request::default() };
+        let mut request = Request { subject: Subject::from_name(&parsed.certification_request_info.subject)?, ..Request::default() };
         for extension in parsed.requested_extensions().into_iter().flatten() {
             let ParsedExtension::SubjectAlternativeName(names) = extension else { continue };
             for name in &names.general_names {

@@ -7,11 +7,24 @@
 //! What is there already is used: a node that has joined needs neither token nor server to start again.
 
 use anyhow::{Context, Result, bail};
-use k8s_openapi::{ByteString, api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec}};
-use kube::{Api, ResourceExt, api::{ObjectMeta, PostParams}};
-use pki::{Identity, Issued, JoinToken, Kubeconfig, files::{self, Access}};
+use k8s_openapi::{
+    ByteString,
+    api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec},
+};
+use kube::{
+    Api, ResourceExt,
+    api::{ObjectMeta, PostParams},
+};
 use node::Serving;
-use std::{net::IpAddr, path::{Path, PathBuf}, time::Duration};
+use pki::{
+    Identity, Issued, JoinToken, Kubeconfig,
+    files::{self, Access},
+};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 use tokio::sync::watch;
 
 /// Pause between two attempts to reach a server or to read an answer.
@@ -59,7 +72,7 @@ pub fn serving(kubeconfig: PathBuf, directory: PathBuf, name: String, address: I
                 Err(error) => tracing::warn!("the node's API has no certificate yet: {error:#}"),
             }
             tokio::time::sleep(RETRY_EVERY).await;
-        };
+        }
     });
     receiver
 }
@@ -98,7 +111,10 @@ async fn ask_authority(uri: &http::Uri, fingerprint: &str) -> Result<String> {
     let mut tls = pki::tls::pinned_client(fingerprint)?;
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
     let server_name = rustls::pki_types::ServerName::try_from(host.to_string())?;
-    let stream = tokio_rustls::TlsConnector::from(std::sync::Arc::new(tls)).connect(server_name, stream).await.context("the server is not of the token's cluster")?;
+    let stream = tokio_rustls::TlsConnector::from(std::sync::Arc::new(tls))
+        .connect(server_name, stream)
+        .await
+        .context("the server is not of the token's cluster")?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let request = http::Request::get("/api/v1/namespaces/kube-public/configmaps/cluster-info")
@@ -111,7 +127,8 @@ async fn ask_authority(uri: &http::Uri, fingerprint: &str) -> Result<String> {
     let map: serde_json::Value = serde_json::from_slice(&response.into_body().collect().await?.to_bytes())?;
     let text = map.pointer("/data/kubeconfig").and_then(|v| v.as_str()).context("cluster-info holds no kubeconfig")?;
     let config: serde_json::Value = serde_saphyr::from_str(text).context("cluster-info's kubeconfig")?;
-    let data = config.pointer("/clusters/0/cluster/certificate-authority-data").and_then(|v| v.as_str()).context("cluster-info holds no authority")?;
+    let data =
+        config.pointer("/clusters/0/cluster/certificate-authority-data").and_then(|v| v.as_str()).context("cluster-info holds no authority")?;
     use base64::Engine;
     let pem = String::from_utf8(base64::engine::general_purpose::STANDARD.decode(data)?)?;
     let told = Issued { certificate_pem: pem.clone(), key_pem: String::new(), authority_pem: String::new() };
@@ -122,7 +139,14 @@ async fn ask_authority(uri: &http::Uri, fingerprint: &str) -> Result<String> {
 }
 
 /// Asks for a certificate with a key that is made here (or was, by an attempt before), and waits until it is signed.
-async fn certificate(client: &kube::Client, directory: &Path, stem: &str, identity: &Identity, signer: &str, usage: &str) -> Result<(String, String)> {
+async fn certificate(
+    client: &kube::Client,
+    directory: &Path,
+    stem: &str,
+    identity: &Identity,
+    signer: &str,
+    usage: &str,
+) -> Result<(String, String)> {
     let key_file = directory.join(format!("{stem}.key"));
     let (request_pem, key_pem) = match files::read(&key_file)? {
         Some(key) => (pki::request::create_for(&key, identity)?, key),

@@ -1,7 +1,14 @@
 //! The configuration of a node's containerd: its own state, the registry as mirror, the cluster's CNI plugins.
 
-use crate::{Doing, Result, plan::{Node, REGISTRY}};
-use std::{fs, os::unix::fs::symlink, path::{Path, PathBuf}};
+use crate::{
+    Doing, Result,
+    plan::{Node, REGISTRY},
+};
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+};
 
 /// The image of a pod's sandbox, under the name that Kubernetes gives it.
 pub const PAUSE_IMAGE: &str = "registry.k8s.io/pause:3.10";

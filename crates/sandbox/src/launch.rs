@@ -3,7 +3,11 @@
 //! `launch` (a process of its own) unshares and starts the init, which is PID 1 of the new PID namespace; then it ends.
 //! The init outlives it and waits for the machine to plug in its link ([`crate::links`]) before it boots.
 
-use crate::{Doing, Error, Result, plan::{Node, Role}, run};
+use crate::{
+    Doing, Error, Result,
+    plan::{Node, Role},
+    run,
+};
 use rustix::{
     mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change},
     process::{Pid, Signal, kill_process},
@@ -69,7 +73,11 @@ pub fn power_on(node: &Node, regent: &Path) -> Result<i32> {
     while !node.control_socket().exists() {
         if started_ticks(pid).is_none() || Instant::now() > deadline {
             let log = fs::read_to_string(node.log("init")).unwrap_or_default();
-            return Err(Error::Refused(format!("{}: its init did not come up; its log ends: {}", node.name, log.lines().last().unwrap_or("(empty)"))));
+            return Err(Error::Refused(format!(
+                "{}: its init did not come up; its log ends: {}",
+                node.name,
+                log.lines().last().unwrap_or("(empty)")
+            )));
         }
         std::thread::sleep(Duration::from_millis(5));
     }

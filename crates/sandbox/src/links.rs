@@ -3,7 +3,11 @@
 //! A cut is a rule of the bridge, not a change of the node: frames between two links are dropped in the direction asked,
 //! as if the cable were broken. The pairs that are cut live in an nft set, so that cutting and healing are one element.
 
-use crate::{Result, plan::{NETWORK_PREFIX, Node}, run, run_with_input};
+use crate::{
+    Result,
+    plan::{NETWORK_PREFIX, Node},
+    run, run_with_input,
+};
 
 pub const BRIDGE: &str = "rgsb0";
 /// The nft tables of a sandbox on the machine, by family.

@@ -4,7 +4,11 @@
 //! and a password, so that `imagePullSecrets` have something to open. Images come from a directory of OCI archives with
 //! an `images.json` beside them (made by `make images`).
 
-use crate::{Doing, Error, Result, plan::{Node, PRIVATE_REGISTRY, REGISTRY}, run};
+use crate::{
+    Doing, Error, Result,
+    plan::{Node, PRIVATE_REGISTRY, REGISTRY},
+    run,
+};
 use std::{
     fs,
     net::{SocketAddr, TcpStream},
@@ -89,7 +93,9 @@ pub fn fill(node: &Node, images: &Path, mut progress: impl FnMut(&str)) -> Resul
             let source = format!("oci-archive:{}", archive.display());
             let target = format!("docker://{REGISTRY}/{name}");
             run("skopeo", &["copy", "--quiet", "--insecure-policy", "--dest-tls-verify=false", &source, &target])?;
-            fs::create_dir_all(node.directory.join("pushed")).and_then(|()| fs::write(&marker, known)).doing(|| "noting a pushed image".to_string())?;
+            fs::create_dir_all(node.directory.join("pushed"))
+                .and_then(|()| fs::write(&marker, known))
+                .doing(|| "noting a pushed image".to_string())?;
         }
     }
     Ok(())

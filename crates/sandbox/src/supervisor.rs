@@ -4,7 +4,10 @@
 //! One thread waits for children; each connection to the socket is one order, one line of JSON each way. The state is
 //! behind one lock, held while a component is spawned, so that its end cannot be seen before its PID is known.
 
-use crate::{Doing, Error, Result, launch, plan::{Component, Node}};
+use crate::{
+    Doing, Error, Result, launch,
+    plan::{Component, Node},
+};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -30,9 +33,14 @@ const ORDER_TIMEOUT_S: u64 = 30;
 pub enum Order {
     /// Start every component (once the link is plugged in).
     Boot,
-    Start { component: String },
+    Start {
+        component: String,
+    },
     /// Ends a component and keeps it down. `kill`: by SIGKILL, at once.
-    Stop { component: String, kill: bool },
+    Stop {
+        component: String,
+        kill: bool,
+    },
     Status,
 }
 
@@ -143,8 +151,11 @@ impl Init {
         let mut processes = self.processes();
         loop {
             let now = Instant::now();
-            let due: Vec<String> =
-                processes.iter().filter(|(_, p)| p.state.wanted && p.state.pid.is_none() && p.restart_at.is_some_and(|at| at <= now)).map(|(n, _)| n.clone()).collect();
+            let due: Vec<String> = processes
+                .iter()
+                .filter(|(_, p)| p.state.wanted && p.state.pid.is_none() && p.restart_at.is_some_and(|at| at <= now))
+                .map(|(n, _)| n.clone())
+                .collect();
             for name in due {
                 if let Some(process) = processes.get_mut(&name) {
                     self.spawn(process);

@@ -89,7 +89,9 @@ impl Sqlite {
         }
         connection.execute_batch(SCHEMA).map_err(damaged)?;
         let newest: u64 = connection
-            .query_row("SELECT max(1, (SELECT value FROM meta WHERE name = 'compacted'), ifnull((SELECT max(revision) FROM log), 1))", [], |row| row.get(0))
+            .query_row("SELECT max(1, (SELECT value FROM meta WHERE name = 'compacted'), ifnull((SELECT max(revision) FROM log), 1))", [], |row| {
+                row.get(0)
+            })
             .map_err(damaged)?;
         let (requests, queue) = mpsc::channel(QUEUE_WRITES_MAX);
         let hub = Arc::new(Hub::new(Revision(newest)));
@@ -132,7 +134,8 @@ fn damaged(error: rusqlite::Error) -> Error {
 }
 
 fn prepare(connection: &Connection) -> Result<()> {
-    let pragmas = "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA temp_store=MEMORY; PRAGMA journal_size_limit=16777216; PRAGMA cache_size=-1024;";
+    let pragmas =
+        "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA temp_store=MEMORY; PRAGMA journal_size_limit=16777216; PRAGMA cache_size=-1024;";
     connection.busy_timeout(std::time::Duration::from_millis(BUSY_TIMEOUT_MS)).map_err(damaged)?;
     connection.execute_batch(pragmas).map_err(damaged)
 }
@@ -200,9 +203,13 @@ fn apply(transaction: &Transaction<'_>, write: Write, revision: &mut Revision, e
     revision.0 += 1;
     let created = standing.as_ref().map_or(*revision, |kv| kv.created);
     let previous = standing.as_ref().map(|kv| kv.modified.0);
-    transaction
-        .prepare_cached("INSERT INTO log (revision, key, value, created, previous) VALUES (?1, ?2, ?3, ?4, ?5)")?
-        .execute(params![revision.0, key, value.as_deref(), created.0, previous])?;
+    transaction.prepare_cached("INSERT INTO log (revision, key, value, created, previous) VALUES (?1, ?2, ?3, ?4, ?5)")?.execute(params![
+        revision.0,
+        key,
+        value.as_deref(),
+        created.0,
+        previous
+    ])?;
     match &value {
         Some(_) => transaction
             .prepare_cached("INSERT OR REPLACE INTO current (key, revision, created) VALUES (?1, ?2, ?3)")?

@@ -158,7 +158,11 @@ async fn compaction_forgets_the_past_and_says_so(store: Arc<dyn Store>) {
     store.compact(a2).await.unwrap();
     assert!(matches!(store.list("/c/", None, 0, Some(a)).await, Err(Error::Compacted { .. })), "a compacted past must be refused");
     let kept = store.list("/c/", None, 0, Some(a2)).await.unwrap();
-    assert_eq!(kept.items.iter().map(|kv| kv.value.clone()).collect::<Vec<_>>(), [text("2"), text("1")], "the compacted revision itself stays readable");
+    assert_eq!(
+        kept.items.iter().map(|kv| kv.value.clone()).collect::<Vec<_>>(),
+        [text("2"), text("1")],
+        "the compacted revision itself stays readable"
+    );
     assert!(matches!(store.watch("/c/", a).await.map(|_| ()), Err(Error::Compacted { .. })), "a watch from a compacted past must be refused");
     let mut watch = store.watch("/c/", a2).await.unwrap();
     assert_eq!(next_events(&mut watch, 2).await[1].revision, a3);

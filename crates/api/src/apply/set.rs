@@ -3,7 +3,10 @@
 //! A path is a list of elements in their written form: `f:NAME` a field or key of a map, `k:{...}` an item of a list by its
 //! keys, `v:VALUE` an item by its value, `i:N` one by its index. A set is a tree of elements; a node may be a member itself.
 
-use crate::{Value, schema::{ListType, Schema, Type}};
+use crate::{
+    Value,
+    schema::{ListType, Schema, Type},
+};
 use serde_json::Map;
 use std::collections::BTreeMap;
 
@@ -194,7 +197,8 @@ fn key_element<'a>(keys: impl Iterator<Item = (&'a str, &'a Value)>) -> String {
 }
 
 /// Keys of list items that may be left out, by the type of the item, and what they are then.
-const KEY_DEFAULTS: [(&str, &str, &str); 4] = [("ContainerPort", "protocol", "TCP"), ("ServicePort", "protocol", "TCP"), ("LocalObjectReference", "name", ""), ("SecretReference", "name", "")];
+const KEY_DEFAULTS: [(&str, &str, &str); 4] =
+    [("ContainerPort", "protocol", "TCP"), ("ServicePort", "protocol", "TCP"), ("LocalObjectReference", "name", ""), ("SecretReference", "name", "")];
 
 /// How a list of a schema names one of its items. The error is what is wrong with the item.
 pub fn item_element(schema: &Schema, item: &Value, index: usize) -> Result<String, String> {
@@ -215,7 +219,10 @@ pub fn item_element(schema: &Schema, item: &Value, index: usize) -> Result<Strin
                 }
             }
             if found.is_empty() {
-                return Err(format!("associative list with keys has an element that omits key field {:?} (and doesn't have default value)", keys.first().map_or("", |key| key.as_ref())));
+                return Err(format!(
+                    "associative list with keys has an element that omits key field {:?} (and doesn't have default value)",
+                    keys.first().map_or("", |key| key.as_ref())
+                ));
             }
             Ok(key_element(found.iter().map(|(key, value)| (*key, value))))
         }
@@ -232,7 +239,16 @@ mod tests {
         let fields = json!({"f:data": {".": {}, "f:k": {}}, "f:spec": {"f:ports": {"k:{\"containerPort\":80,\"protocol\":\"TCP\"}": {".": {}, "f:name": {}}}, "f:finalizers": {"v:\"a/b\"": {}}}});
         let set = Set::from_value(&fields);
         assert_eq!(set.to_value(), fields);
-        assert_eq!(set.paths(), [".data", ".data.k", ".spec.finalizers[=\"a/b\"]", ".spec.ports[containerPort=80,protocol=\"TCP\"]", ".spec.ports[containerPort=80,protocol=\"TCP\"].name"]);
+        assert_eq!(
+            set.paths(),
+            [
+                ".data",
+                ".data.k",
+                ".spec.finalizers[=\"a/b\"]",
+                ".spec.ports[containerPort=80,protocol=\"TCP\"]",
+                ".spec.ports[containerPort=80,protocol=\"TCP\"].name"
+            ]
+        );
         assert!(Set::from_value(&json!([1, "x"])).is_empty());
     }
 

@@ -15,7 +15,12 @@ fn data(data: Value) -> Value {
     json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "cm"}, "data": data})
 }
 fn owned(object: &Value, manager: &str) -> Value {
-    object.list_at("metadata.managedFields").iter().find(|entry| entry["manager"] == manager).map(|entry| entry["fieldsV1"].clone()).unwrap_or_default()
+    object
+        .list_at("metadata.managedFields")
+        .iter()
+        .find(|entry| entry["manager"] == manager)
+        .map(|entry| entry["fieldsV1"].clone())
+        .unwrap_or_default()
 }
 
 #[test]
@@ -41,7 +46,8 @@ fn what_is_no_longer_said_goes_unless_another_says_it() {
     let two = apply(Some(&one), &data(json!({"b": "1"})), &writer(&kind, "m2"), false).unwrap();
     let less = apply(Some(&two), &data(json!({"a": "1"})), &writer(&kind, "m1"), false).unwrap();
     assert_eq!(less["data"], json!({"a": "1", "b": "1"}));
-    let none = apply(Some(&less), &json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "cm"}}), &writer(&kind, "m1"), false).unwrap();
+    let none =
+        apply(Some(&less), &json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "cm"}}), &writer(&kind, "m1"), false).unwrap();
     assert_eq!((&none["data"], owned(&none, "m1")), (&json!({"b": "1"}), Value::Null));
 }
 
@@ -72,7 +78,13 @@ fn updates_take_what_they_change() {
 fn lists_are_owned_by_item() {
     let kind = deployment();
     let make = |containers: Value| json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "spec": {"template": {"spec": {"containers": containers}}}});
-    let one = apply(None, &make(json!([{"name": "a", "image": "1", "ports": [{"containerPort": 80}]}, {"name": "b", "image": "1"}])), &writer(&kind, "m1"), false).unwrap();
+    let one = apply(
+        None,
+        &make(json!([{"name": "a", "image": "1", "ports": [{"containerPort": 80}]}, {"name": "b", "image": "1"}])),
+        &writer(&kind, "m1"),
+        false,
+    )
+    .unwrap();
     assert_eq!(
         owned(&one, "m1")["f:spec"]["f:template"]["f:spec"]["f:containers"]["k:{\"name\":\"a\"}"],
         json!({".": {}, "f:name": {}, "f:image": {}, "f:ports": {"k:{\"containerPort\":80,\"protocol\":\"TCP\"}": {".": {}, "f:containerPort": {}}}})
@@ -84,7 +96,13 @@ fn lists_are_owned_by_item() {
     let names: Vec<_> = less.list_at("spec.template.spec.containers").iter().map(|c| c["name"].clone()).collect();
     assert_eq!(names, ["c", "b"]);
     let twice = apply(None, &make(json!([{"name": "a"}, {"name": "a"}])), &writer(&kind, "m1"), false).unwrap_err();
-    assert_eq!((twice.code, twice.message.as_str()), (500, "failed to create typed patch object (/web; apps/v1, Kind=Deployment): .spec.template.spec.containers: duplicate entries for key [name=\"a\"]"));
+    assert_eq!(
+        (twice.code, twice.message.as_str()),
+        (
+            500,
+            "failed to create typed patch object (/web; apps/v1, Kind=Deployment): .spec.template.spec.containers: duplicate entries for key [name=\"a\"]"
+        )
+    );
 }
 
 #[test]
@@ -130,7 +148,8 @@ fn books_begin_with_the_first_apply() {
 #[test]
 fn status_is_not_the_main_resources_to_change() {
     let kind = deployment();
-    let status = |replicas: i64| json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "status": {"replicas": replicas}});
+    let status =
+        |replicas: i64| json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "status": {"replicas": replicas}});
     let controller = Writer { subresource: "status", ..writer(&kind, "controller") };
     let live = apply(None, &status(3), &controller, false).unwrap();
     let other = apply(Some(&live), &status(8), &writer(&kind, "m1"), false).unwrap();

@@ -4,7 +4,10 @@
 //! walked as maps, with lists as leaves, as Kubernetes deduces it.
 
 use super::set::{Set, element_text, item_element};
-use crate::{Value, schema::{Field, ListType, Schema, Type}};
+use crate::{
+    Value,
+    schema::{Field, ListType, Schema, Type},
+};
 use serde_json::Map;
 use std::collections::BTreeMap;
 
@@ -165,7 +168,10 @@ impl<'a> View<'a> {
         match shape {
             Shape::Map => {
                 let (old, new) = (map_of(old), map_of(new));
-                let keys = old.into_iter().flat_map(Map::keys).chain(new.into_iter().flat_map(Map::keys).filter(|key| old.is_none_or(|old| !old.contains_key(*key))));
+                let keys = old
+                    .into_iter()
+                    .flat_map(Map::keys)
+                    .chain(new.into_iter().flat_map(Map::keys).filter(|key| old.is_none_or(|old| !old.contains_key(*key))));
                 for key in keys {
                     path.push(format!("f:{key}"));
                     self.member(key).differ(old.and_then(|old| old.get(key)), new.and_then(|new| new.get(key)), path, difference);
@@ -344,7 +350,9 @@ impl<'a> View<'a> {
             }
             (Type::Array, _) => errors.push(format!("{path}: expected list, got {}", shown())),
             (Type::String | Type::Bytes, Value::String(_)) => {}
-            (Type::String | Type::Bytes, _) => errors.push(format!("{path}: expected string, got &value.valueUnstructured{{Value:{}}}", crate::merge::go_text(value))),
+            (Type::String | Type::Bytes, _) => {
+                errors.push(format!("{path}: expected string, got &value.valueUnstructured{{Value:{}}}", crate::merge::go_text(value)))
+            }
             (Type::Integer { .. } | Type::Number, Value::Number(_)) => {}
             (Type::Integer { .. } | Type::Number, other) => {
                 let found = match other {

@@ -37,7 +37,8 @@ pub fn json_patch(target: &Value, patch: &[u8]) -> Result<Value> {
     let mut object = target.clone();
     let mut copied_bytes = 0;
     for operation in operations {
-        apply(&mut object, operation, &mut copied_bytes).map_err(|Refused| Status::unprocessable("the server rejected our request due to an error in our request"))?;
+        apply(&mut object, operation, &mut copied_bytes)
+            .map_err(|Refused| Status::unprocessable("the server rejected our request due to an error in our request"))?;
         if copied_bytes > limits::JSON_PATCH_COPY_BYTES_MAX {
             return Err(Status::request_entity_too_large("the copies of the JSON patch are too large"));
         }
@@ -165,13 +166,30 @@ mod tests {
         check(r#"[{"op":"add","path":"/data/l","value":"2"}]"#, r#"{"data":{"a/b":"s","k":"1","l":"2"},"list":["a","b"]}"#);
         check(r#"[{"op":"add","path":"/data/k"}]"#, r#"{"data":{"a/b":"s","k":null},"list":["a","b"]}"#);
         check(r#"[{"op":"remove","path":"/data/a~1b"}]"#, r#"{"data":{"k":"1"},"list":["a","b"]}"#);
-        check(r#"[{"op":"add","path":"/list/0","value":"z"},{"op":"add","path":"/list/-","value":"y"}]"#, r#"{"data":{"a/b":"s","k":"1"},"list":["z","a","b","y"]}"#);
+        check(
+            r#"[{"op":"add","path":"/list/0","value":"z"},{"op":"add","path":"/list/-","value":"y"}]"#,
+            r#"{"data":{"a/b":"s","k":"1"},"list":["z","a","b","y"]}"#,
+        );
         check(r#"[{"op":"remove","path":"/list/-1"}]"#, r#"{"data":{"a/b":"s","k":"1"},"list":["a"]}"#);
-        check(r#"[{"op":"move","from":"/data/k","path":"/data/m"},{"op":"copy","from":"/list","path":"/data/c"}]"#, r#"{"data":{"a/b":"s","c":["a","b"],"m":"1"},"list":["a","b"]}"#);
-        check(r#"[{"op":"test","path":"/data/k","value":"1"},{"op":"replace","path":"/list","value":[]}]"#, r#"{"data":{"a/b":"s","k":"1"},"list":[]}"#);
+        check(
+            r#"[{"op":"move","from":"/data/k","path":"/data/m"},{"op":"copy","from":"/list","path":"/data/c"}]"#,
+            r#"{"data":{"a/b":"s","c":["a","b"],"m":"1"},"list":["a","b"]}"#,
+        );
+        check(
+            r#"[{"op":"test","path":"/data/k","value":"1"},{"op":"replace","path":"/list","value":[]}]"#,
+            r#"{"data":{"a/b":"s","k":"1"},"list":[]}"#,
+        );
         for bad in [
-            r#"[{"op":"frob","path":"/data/k"}]"#, r#"[{"path":"/data/k"}]"#, r#"[{"op":"remove"}]"#, r#"[{"op":"remove","path":"data/k"}]"#, r#"[{"op":"add","path":"/list/9","value":1}]"#,
-            r#"[{"op":"add","path":"/list/x","value":1}]"#, r#"[{"op":"replace","path":"/data/z","value":1}]"#, r#"[{"op":"test","path":"/data/k","value":"2"}]"#, r#"[{"op":"add","path":"/no/where","value":1}]"#, "[1]",
+            r#"[{"op":"frob","path":"/data/k"}]"#,
+            r#"[{"path":"/data/k"}]"#,
+            r#"[{"op":"remove"}]"#,
+            r#"[{"op":"remove","path":"data/k"}]"#,
+            r#"[{"op":"add","path":"/list/9","value":1}]"#,
+            r#"[{"op":"add","path":"/list/x","value":1}]"#,
+            r#"[{"op":"replace","path":"/data/z","value":1}]"#,
+            r#"[{"op":"test","path":"/data/k","value":"2"}]"#,
+            r#"[{"op":"add","path":"/no/where","value":1}]"#,
+            "[1]",
             r#"[{"op":"move","from":"/data","path":"/data/k/x"}]"#,
         ] {
             check(bad, refused);
@@ -184,7 +202,8 @@ mod tests {
     #[test]
     fn copies_cannot_explode() {
         let operations: Vec<_> = (0..64).map(|i| json!({"op": "copy", "from": "/a", "path": format!("/a/{i}")})).collect();
-        let code = json_patch(&json!({"a": {"x": "y".repeat(1000)}}), Value::from(operations).to_string().as_bytes()).map_err(|status| status.code).err();
+        let code =
+            json_patch(&json!({"a": {"x": "y".repeat(1000)}}), Value::from(operations).to_string().as_bytes()).map_err(|status| status.code).err();
         assert_eq!(code, Some(413));
     }
 }

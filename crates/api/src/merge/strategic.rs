@@ -56,7 +56,8 @@ fn without_directives(value: Value) -> Value {
             Value::Object(kept.map(|(key, value)| (key, without_directives(value))).collect())
         }
         Value::Array(list) => {
-            let deleted = |item: &Value| item.get(PATCH).is_some_and(|directive| directive == "delete" || item.as_object().is_some_and(|map| map.len() == 1));
+            let deleted =
+                |item: &Value| item.get(PATCH).is_some_and(|directive| directive == "delete" || item.as_object().is_some_and(|map| map.len() == 1));
             Value::Array(list.into_iter().filter(|item| !deleted(item)).map(without_directives).collect())
         }
         other => other,
@@ -189,7 +190,9 @@ fn check_order(patch: &[Value], order: &[Value], merge_key: &str) -> Result<()> 
 /// What identifies an item: the value of its merge key, or the whole value where there is none.
 fn key_of<'a>(item: &'a Value, merge_key: &str) -> Result<&'a Value> {
     match item {
-        Value::Object(map) if !merge_key.is_empty() => map.get(merge_key).ok_or_else(|| Status::unknown(format!("map: {} does not contain declared merge key: {merge_key}", go_text(item)))),
+        Value::Object(map) if !merge_key.is_empty() => {
+            map.get(merge_key).ok_or_else(|| Status::unknown(format!("map: {} does not contain declared merge key: {merge_key}", go_text(item))))
+        }
         _ => Ok(item),
     }
 }
@@ -278,7 +281,9 @@ mod tests {
 
     fn pod(original: Value, patch: Value) -> Value {
         let schema = schema::of("", "v1", "Pod").unwrap();
-        strategic_merge(&json!({"spec": original}), &json!({"spec": patch}), &schema).map(|v| v["spec"].clone()).unwrap_or_else(|s| json!(format!("{} {}", s.code, s.message)))
+        strategic_merge(&json!({"spec": original}), &json!({"spec": patch}), &schema)
+            .map(|v| v["spec"].clone())
+            .unwrap_or_else(|s| json!(format!("{} {}", s.code, s.message)))
     }
     fn check(original: Value, patch: Value, expected: Value) {
         assert_eq!(pod(original.clone(), patch.clone()), expected, "{original} + {patch}");
@@ -287,11 +292,23 @@ mod tests {
     #[test]
     fn lists_merge_by_key() {
         let two = json!({"containers": [{"name": "a", "image": "1", "args": ["x"]}, {"name": "b", "image": "1"}]});
-        check(two.clone(), json!({"containers": [{"name": "b", "image": "2"}]}), json!({"containers": [{"name": "a", "image": "1", "args": ["x"]}, {"name": "b", "image": "2"}]}));
-        check(two.clone(), json!({"containers": [{"name": "c", "image": "3"}]}), json!({"containers": [{"name": "c", "image": "3"}, {"name": "a", "image": "1", "args": ["x"]}, {"name": "b", "image": "1"}]}));
+        check(
+            two.clone(),
+            json!({"containers": [{"name": "b", "image": "2"}]}),
+            json!({"containers": [{"name": "a", "image": "1", "args": ["x"]}, {"name": "b", "image": "2"}]}),
+        );
+        check(
+            two.clone(),
+            json!({"containers": [{"name": "c", "image": "3"}]}),
+            json!({"containers": [{"name": "c", "image": "3"}, {"name": "a", "image": "1", "args": ["x"]}, {"name": "b", "image": "1"}]}),
+        );
         check(two.clone(), json!({"containers": [{"name": "a", "$patch": "delete"}]}), json!({"containers": [{"name": "b", "image": "1"}]}));
         check(two.clone(), json!({"containers": [{"name": "c"}, {"$patch": "replace"}]}), json!({"containers": [{"name": "c"}]}));
-        check(two.clone(), json!({"containers": [{"name": "a", "args": ["y"]}]}), json!({"containers": [{"name": "a", "image": "1", "args": ["y"]}, {"name": "b", "image": "1"}]}));
+        check(
+            two.clone(),
+            json!({"containers": [{"name": "a", "args": ["y"]}]}),
+            json!({"containers": [{"name": "a", "image": "1", "args": ["y"]}, {"name": "b", "image": "1"}]}),
+        );
         check(two.clone(), json!({"containers": [{"image": "x"}]}), json!("500 map: map[image:x] does not contain declared merge key: name"));
         check(two.clone(), json!({"containers": null}), json!({}));
         check(two, json!({"containers": []}), json!({"containers": [{"name": "a", "image": "1", "args": ["x"]}, {"name": "b", "image": "1"}]}));
@@ -300,12 +317,32 @@ mod tests {
     #[test]
     fn orders_and_retained_keys() {
         let three = json!({"containers": [{"name": "a"}, {"name": "s"}, {"name": "b"}]});
-        check(three.clone(), json!({"$setElementOrder/containers": [{"name": "b"}, {"name": "a"}]}), json!({"containers": [{"name": "s"}, {"name": "b"}, {"name": "a"}]}));
-        check(three.clone(), json!({"$setElementOrder/containers": [{"name": "n"}, {"name": "a"}, {"name": "b"}], "containers": [{"name": "n", "image": "i"}]}), json!({"containers": [{"name": "n", "image": "i"}, {"name": "a"}, {"name": "s"}, {"name": "b"}]}));
-        check(three.clone(), json!({"$setElementOrder/containers": [{"name": "a"}], "containers": [{"name": "b", "image": "i"}]}), json!("500 The order in patch list:\n[map[image:i name:b]]\n doesn't match $setElementOrder list:\n[map[name:a]]\n"));
-        check(three, json!({"$setElementOrder/containers": "x", "containers": [{"name": "a"}]}), json!("500 expected a []interface {}, but received a string"));
+        check(
+            three.clone(),
+            json!({"$setElementOrder/containers": [{"name": "b"}, {"name": "a"}]}),
+            json!({"containers": [{"name": "s"}, {"name": "b"}, {"name": "a"}]}),
+        );
+        check(
+            three.clone(),
+            json!({"$setElementOrder/containers": [{"name": "n"}, {"name": "a"}, {"name": "b"}], "containers": [{"name": "n", "image": "i"}]}),
+            json!({"containers": [{"name": "n", "image": "i"}, {"name": "a"}, {"name": "s"}, {"name": "b"}]}),
+        );
+        check(
+            three.clone(),
+            json!({"$setElementOrder/containers": [{"name": "a"}], "containers": [{"name": "b", "image": "i"}]}),
+            json!("500 The order in patch list:\n[map[image:i name:b]]\n doesn't match $setElementOrder list:\n[map[name:a]]\n"),
+        );
+        check(
+            three,
+            json!({"$setElementOrder/containers": "x", "containers": [{"name": "a"}]}),
+            json!("500 expected a []interface {}, but received a string"),
+        );
         let volume = json!({"volumes": [{"name": "v", "emptyDir": {}}]});
-        check(volume.clone(), json!({"volumes": [{"name": "v", "$retainKeys": ["name", "configMap"], "configMap": {"name": "c"}}]}), json!({"volumes": [{"name": "v", "configMap": {"name": "c"}}]}));
+        check(
+            volume.clone(),
+            json!({"volumes": [{"name": "v", "$retainKeys": ["name", "configMap"], "configMap": {"name": "c"}}]}),
+            json!({"volumes": [{"name": "v", "configMap": {"name": "c"}}]}),
+        );
         check(volume, json!({"volumes": [{"name": "v", "$retainKeys": ["name"], "configMap": {}}]}), json!("400 invalid patch format of retainKeys"));
     }
 
@@ -314,12 +351,25 @@ mod tests {
         check(json!({"nodeSelector": {"a": "b"}}), json!({"nodeSelector": {"a": null, "c": "d", "e": null}}), json!({"nodeSelector": {"c": "d"}}));
         check(json!({"nodeSelector": {"a": "b"}}), json!({"nodeSelector": {"$patch": "replace", "c": "d"}}), json!({"nodeSelector": {"c": "d"}}));
         check(json!({"tolerations": [{"key": "a"}]}), json!({"tolerations": [{"key": "b"}]}), json!({"tolerations": [{"key": "b"}]}));
-        check(json!({}), json!({"containers": [{"name": "a", "$retainKeys": ["name"], "env": null}, {"name": "b", "$patch": "delete"}]}), json!({"containers": [{"name": "a"}]}));
+        check(
+            json!({}),
+            json!({"containers": [{"name": "a", "$retainKeys": ["name"], "env": null}, {"name": "b", "$patch": "delete"}]}),
+            json!({"containers": [{"name": "a"}]}),
+        );
         let schema = schema::of("", "v1", "ConfigMap").unwrap();
-        let finalizers = |old: Value, patch: Value| strategic_merge(&json!({"metadata": {"finalizers": old}}), &json!({"metadata": patch}), &schema).unwrap()["metadata"]["finalizers"].clone();
+        let finalizers = |old: Value, patch: Value| {
+            strategic_merge(&json!({"metadata": {"finalizers": old}}), &json!({"metadata": patch}), &schema).unwrap()["metadata"]["finalizers"]
+                .clone()
+        };
         assert_eq!(finalizers(json!(["a", "b"]), json!({"finalizers": ["c", "a"]})), json!(["c", "a", "b"]));
         assert_eq!(finalizers(json!(["a", "b"]), json!({"$deleteFromPrimitiveList/finalizers": ["a"]})), json!(["b"]));
-        assert_eq!(finalizers(json!(["a", "b"]), json!({"$setElementOrder/finalizers": ["b", "c"], "finalizers": ["c"], "$deleteFromPrimitiveList/finalizers": ["a"]})), json!(["b", "c"]));
+        assert_eq!(
+            finalizers(
+                json!(["a", "b"]),
+                json!({"$setElementOrder/finalizers": ["b", "c"], "finalizers": ["c"], "$deleteFromPrimitiveList/finalizers": ["a"]})
+            ),
+            json!(["b", "c"])
+        );
     }
 
     proptest::proptest! {

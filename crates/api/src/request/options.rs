@@ -99,7 +99,10 @@ impl GetOptions {
 fn version(text: &str) -> Result<Option<u64>, String> {
     match text {
         "" => Ok(None),
-        _ => text.parse().map(Some).map_err(|_| format!("resourceVersion: Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax")),
+        _ => text
+            .parse()
+            .map(Some)
+            .map_err(|_| format!("resourceVersion: Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax")),
     }
 }
 
@@ -195,7 +198,8 @@ impl ListOptions {
 
     /// The version as a number: `None` where none is given.
     pub fn version(&self) -> Result<Option<u64>> {
-        version(&self.resource_version).map_err(|why| if self.watch { Status::unknown(why) } else { Status::bad_request(format!("invalid resource version: {why}")) })
+        version(&self.resource_version)
+            .map_err(|why| if self.watch { Status::unknown(why) } else { Status::bad_request(format!("invalid resource version: {why}")) })
     }
 }
 
@@ -208,7 +212,11 @@ struct Write<'a> {
 
 impl<'a> Write<'a> {
     fn of(query: &'a Query) -> Write<'a> {
-        Write { dry_run: query.all("dryRun").collect(), manager: query.get("fieldManager").unwrap_or_default(), validation: query.get("fieldValidation").unwrap_or_default() }
+        Write {
+            dry_run: query.all("dryRun").collect(),
+            manager: query.get("fieldManager").unwrap_or_default(),
+            validation: query.get("fieldValidation").unwrap_or_default(),
+        }
     }
     fn problems(&self, errors: &mut field::Errors) {
         let field = || field::Path::new("fieldManager");
@@ -291,7 +299,11 @@ impl CreateOptions {
         let mut errors = field::Errors::default();
         write.problems(&mut errors);
         refuse("CreateOptions", errors)?;
-        Ok(CreateOptions { dry_run: !write.dry_run.is_empty(), field_manager: manager(write.manager, user_agent), field_validation: write.field_validation() })
+        Ok(CreateOptions {
+            dry_run: !write.dry_run.is_empty(),
+            field_manager: manager(write.manager, user_agent),
+            field_validation: write.field_validation(),
+        })
     }
 }
 
@@ -302,7 +314,11 @@ impl UpdateOptions {
         let mut errors = field::Errors::default();
         write.problems(&mut errors);
         refuse("UpdateOptions", errors)?;
-        Ok(UpdateOptions { dry_run: !write.dry_run.is_empty(), field_manager: manager(write.manager, user_agent), field_validation: write.field_validation() })
+        Ok(UpdateOptions {
+            dry_run: !write.dry_run.is_empty(),
+            field_manager: manager(write.manager, user_agent),
+            field_validation: write.field_validation(),
+        })
     }
 }
 
@@ -320,7 +336,12 @@ impl PatchOptions {
         }
         write.problems(&mut errors);
         refuse("PatchOptions", errors)?;
-        Ok(PatchOptions { dry_run: !write.dry_run.is_empty(), field_manager: manager(write.manager, user_agent), field_validation: write.field_validation(), force })
+        Ok(PatchOptions {
+            dry_run: !write.dry_run.is_empty(),
+            field_manager: manager(write.manager, user_agent),
+            field_validation: write.field_validation(),
+            force,
+        })
     }
 }
 
@@ -343,7 +364,8 @@ impl DeleteOptions {
     pub fn parse(query: &Query, body: &[u8], content_type: &str) -> Result<DeleteOptions> {
         if !body.is_empty() {
             let encoding = Encoding::of(content_type).ok_or_else(|| Status::unsupported_media_type(structure::READABLE_MEDIA_TYPES))?;
-            let value = structure::parse_object(body, encoding).map_err(|why| Status::bad_request(format!("couldn't get version/kind; json parse error: {why}")))?;
+            let value = structure::parse_object(body, encoding)
+                .map_err(|why| Status::bad_request(format!("couldn't get version/kind; json parse error: {why}")))?;
             return DeleteOptions::from_value(&value);
         }
         let dry_run: Vec<&str> = query.all("dryRun").collect();
@@ -366,7 +388,11 @@ impl DeleteOptions {
             )));
         }
         let decoded = match crate::schema::definition("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions") {
-            Some(schema) => structure::check(body.clone(), &schema).map_err(|why| Status::bad_request(format!("DeleteOptions in version \"v1\" cannot be handled as a DeleteOptions: {why}")))?.value,
+            Some(schema) => {
+                structure::check(body.clone(), &schema)
+                    .map_err(|why| Status::bad_request(format!("DeleteOptions in version \"v1\" cannot be handled as a DeleteOptions: {why}")))?
+                    .value
+            }
             None => body.clone(),
         };
         let dry_run: Vec<&str> = decoded.list_at("dryRun").iter().filter_map(Value::as_str).collect();
@@ -411,19 +437,35 @@ mod tests {
     use super::*;
 
     fn list(query: &str) -> String {
-        ListOptions::parse(&Query::parse(query)).and_then(|o| o.version().map(|_| "ok".to_string())).unwrap_or_else(|e| format!("{} {}", e.code, e.message))
+        ListOptions::parse(&Query::parse(query))
+            .and_then(|o| o.version().map(|_| "ok".to_string()))
+            .unwrap_or_else(|e| format!("{} {}", e.code, e.message))
     }
     fn delete(query: &str, body: &str) -> String {
-        DeleteOptions::parse(&Query::parse(query), body.as_bytes(), "").map(|o| format!("{:?} {:?}", o.grace_period_s, o.propagation)).unwrap_or_else(|e| format!("{} {}", e.code, e.message))
+        DeleteOptions::parse(&Query::parse(query), body.as_bytes(), "")
+            .map(|o| format!("{:?} {:?}", o.grace_period_s, o.propagation))
+            .unwrap_or_else(|e| format!("{} {}", e.code, e.message))
     }
 
     #[test]
     fn lists_and_watches() {
         assert_eq!(list("limit=5&labelSelector=a%3Db&resourceVersion=0"), "ok");
-        assert_eq!(list("resourceVersion=0&resourceVersionMatch=Exact"), "422 ListOptions.meta.k8s.io \"\" is invalid: resourceVersionMatch: Forbidden: resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"");
-        assert_eq!(list("resourceVersion=1&resourceVersionMatch=Foo"), "422 ListOptions.meta.k8s.io \"\" is invalid: resourceVersionMatch: Unsupported value: \"Foo\": supported values: \"Exact\", \"NotOlderThan\", \"\"");
-        assert_eq!(list("resourceVersion=abc"), "400 invalid resource version: resourceVersion: Invalid value: \"abc\": strconv.ParseUint: parsing \"abc\": invalid syntax");
-        assert_eq!(list("watch=1&resourceVersion=-1"), "500 resourceVersion: Invalid value: \"-1\": strconv.ParseUint: parsing \"-1\": invalid syntax");
+        assert_eq!(
+            list("resourceVersion=0&resourceVersionMatch=Exact"),
+            "422 ListOptions.meta.k8s.io \"\" is invalid: resourceVersionMatch: Forbidden: resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\""
+        );
+        assert_eq!(
+            list("resourceVersion=1&resourceVersionMatch=Foo"),
+            "422 ListOptions.meta.k8s.io \"\" is invalid: resourceVersionMatch: Unsupported value: \"Foo\": supported values: \"Exact\", \"NotOlderThan\", \"\""
+        );
+        assert_eq!(
+            list("resourceVersion=abc"),
+            "400 invalid resource version: resourceVersion: Invalid value: \"abc\": strconv.ParseUint: parsing \"abc\": invalid syntax"
+        );
+        assert_eq!(
+            list("watch=1&resourceVersion=-1"),
+            "500 resourceVersion: Invalid value: \"-1\": strconv.ParseUint: parsing \"-1\": invalid syntax"
+        );
         assert_eq!(list("timeoutSeconds=abc"), "400 strconv.ParseInt: parsing \"abc\": invalid syntax");
         assert_eq!(
             list("watch=true&sendInitialEvents=true&resourceVersionMatch=Foo"),
@@ -435,22 +477,42 @@ mod tests {
     fn deletes() {
         assert_eq!(delete("gracePeriodSeconds=5&propagationPolicy=Foreground", ""), "Some(5) Some(Foreground)");
         assert_eq!(delete("gracePeriodSeconds=5", "{\"gracePeriodSeconds\":0,\"propagationPolicy\":\"Background\"}"), "Some(0) Some(Background)");
-        assert_eq!(delete("propagationPolicy=Foo", ""), "422 DeleteOptions.meta.k8s.io \"\" is invalid: propagationPolicy: Unsupported value: \"Foo\": supported values: \"Foreground\", \"Background\", \"Orphan\", \"nil\"");
+        assert_eq!(
+            delete("propagationPolicy=Foo", ""),
+            "422 DeleteOptions.meta.k8s.io \"\" is invalid: propagationPolicy: Unsupported value: \"Foo\": supported values: \"Foreground\", \"Background\", \"Orphan\", \"nil\""
+        );
         assert_eq!(delete("gracePeriodSeconds=x", ""), "400 strconv.ParseInt: parsing \"x\": invalid syntax");
         assert_eq!(delete("", "hello"), "400 couldn't get version/kind; json parse error: invalid character 'h' looking for beginning of value");
-        assert_eq!(delete("", "{\"kind\":\"Pod\",\"apiVersion\":\"v1\"}"), "400 no kind \"Pod\" is registered for version \"v1\" in scheme \"k8s.io/apimachinery/pkg/apis/meta/internalversion/scheme/register.go:27\"");
-        assert_eq!(delete("", "{\"dryRun\":[\"x\"]}"), "422 DeleteOptions.meta.k8s.io \"\" is invalid: dryRun: Unsupported value: [\"x\"]: supported values: \"All\"");
+        assert_eq!(
+            delete("", "{\"kind\":\"Pod\",\"apiVersion\":\"v1\"}"),
+            "400 no kind \"Pod\" is registered for version \"v1\" in scheme \"k8s.io/apimachinery/pkg/apis/meta/internalversion/scheme/register.go:27\""
+        );
+        assert_eq!(
+            delete("", "{\"dryRun\":[\"x\"]}"),
+            "422 DeleteOptions.meta.k8s.io \"\" is invalid: dryRun: Unsupported value: [\"x\"]: supported values: \"All\""
+        );
         assert_eq!(delete("", "{\"kind\":\"DeleteOptions\",\"apiVersion\":\"apps/v9\",\"foo\":1}"), "None None");
     }
 
     #[test]
     fn writes() {
-        let create = |query: &str| CreateOptions::parse(&Query::parse(query), "my-tool/v1.2 (linux) foo").map(|o| o.field_manager).unwrap_or_else(|e| e.message);
+        let create = |query: &str| {
+            CreateOptions::parse(&Query::parse(query), "my-tool/v1.2 (linux) foo").map(|o| o.field_manager).unwrap_or_else(|e| e.message)
+        };
         assert_eq!(create(""), "my-tool");
-        assert_eq!(create("fieldManager=a%09b"), "CreateOptions.meta.k8s.io \"\" is invalid: fieldManager: Invalid value: \"a\\tb\": invalid character U+0009 (at position 1)");
-        assert_eq!(create("dryRun=All&dryRun=None"), "CreateOptions.meta.k8s.io \"\" is invalid: dryRun: Unsupported value: [\"All\",\"None\"]: supported values: \"All\"");
+        assert_eq!(
+            create("fieldManager=a%09b"),
+            "CreateOptions.meta.k8s.io \"\" is invalid: fieldManager: Invalid value: \"a\\tb\": invalid character U+0009 (at position 1)"
+        );
+        assert_eq!(
+            create("dryRun=All&dryRun=None"),
+            "CreateOptions.meta.k8s.io \"\" is invalid: dryRun: Unsupported value: [\"All\",\"None\"]: supported values: \"All\""
+        );
         let patch = |query: &str, apply| PatchOptions::parse(&Query::parse(query), "x", apply).map(|_| String::new()).unwrap_or_else(|e| e.message);
         assert_eq!(patch("", true), "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch");
-        assert_eq!(patch("force=true", false), "PatchOptions.meta.k8s.io \"\" is invalid: force: Forbidden: may not be specified for non-apply patch");
+        assert_eq!(
+            patch("force=true", false),
+            "PatchOptions.meta.k8s.io \"\" is invalid: force: Forbidden: may not be specified for non-apply patch"
+        );
     }
 }

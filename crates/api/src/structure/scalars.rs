@@ -186,12 +186,22 @@ mod tests {
         let seconds = |text| canonical_time(text, Precision::Seconds);
         assert_eq!(seconds("2024-02-29T12:00:00Z").unwrap(), "2024-02-29T12:00:00Z");
         assert_eq!(seconds("2024-02-29T12:00:00.123+02:00").unwrap(), "2024-02-29T10:00:00Z");
-        for text in ["9999-12-31T23:59:59Z", "0000-01-01T00:00:00Z", "1970-01-01T00:00:00Z", "1969-12-31T23:59:59Z", "2000-02-29T00:00:00Z", "2100-03-01T00:00:00Z"] {
+        for text in [
+            "9999-12-31T23:59:59Z",
+            "0000-01-01T00:00:00Z",
+            "1970-01-01T00:00:00Z",
+            "1969-12-31T23:59:59Z",
+            "2000-02-29T00:00:00Z",
+            "2100-03-01T00:00:00Z",
+        ] {
             assert_eq!(seconds(text).as_deref(), Ok(text));
         }
         assert_eq!(time("2024-03-01T00:00:00Z", Precision::Seconds), Ok((1_709_251_200, 0)));
         assert!(seconds("9999-12-31T23:59:59-01:00").is_err());
-        assert_eq!(seconds("yesterday").unwrap_err(), "parsing time \"yesterday\" as \"2006-01-02T15:04:05Z07:00\": cannot parse \"yesterday\" as \"2006\"");
+        assert_eq!(
+            seconds("yesterday").unwrap_err(),
+            "parsing time \"yesterday\" as \"2006-01-02T15:04:05Z07:00\": cannot parse \"yesterday\" as \"2006\""
+        );
         assert_eq!(seconds("2024-13-01T00:00:00Z").unwrap_err(), "parsing time \"2024-13-01T00:00:00Z\": month out of range");
         assert_eq!(seconds("2023-02-29T00:00:00Z").unwrap_err(), "parsing time \"2023-02-29T00:00:00Z\": day out of range");
         let micros = |text| canonical_time(text, Precision::Micros);

@@ -25,11 +25,20 @@ fn bodies_that_are_no_objects() {
     for (body, error) in [
         ("", "unexpected end of JSON input (<empty>)"),
         ("hello", "invalid character 'h' looking for beginning of value (68656c6c6f)"),
-        ("42", "json: cannot unmarshal number into Go value of type struct { APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" } (3432)"),
+        (
+            "42",
+            "json: cannot unmarshal number into Go value of type struct { APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" } (3432)",
+        ),
         ("{\"metadata\":{\"name\":\"a\"", "unexpected end of JSON input ({\"metadata\":{\"name\":\"a\")"),
         ("{\"metadata\":{\"name\":\"a\"}} xyz", "invalid character 'x' after top-level value ({\"metadata\":{\"name\":\"a\"}} xyz)"),
-        ("{'apiVersion':'v1','kind':'ConfigMap'}", "invalid character '\\'' looking for beginning of object key string ({'apiVersion':'v1','kind':'Con ...)"),
-        ("\u{feff}{\"apiVersion\":\"v1\",\"kind\":\"ConfigMap\",\"metadata\":{\"name\":\"d\"}}", "invalid character 'ï' looking for beginning of value (efbbbf7b2261706956657273696f6e223a227631222c226b696e64223a22 ...)"),
+        (
+            "{'apiVersion':'v1','kind':'ConfigMap'}",
+            "invalid character '\\'' looking for beginning of object key string ({'apiVersion':'v1','kind':'Con ...)",
+        ),
+        (
+            "\u{feff}{\"apiVersion\":\"v1\",\"kind\":\"ConfigMap\",\"metadata\":{\"name\":\"d\"}}",
+            "invalid character 'ï' looking for beginning of value (efbbbf7b2261706956657273696f6e223a227631222c226b696e64223a22 ...)",
+        ),
     ] {
         assert_eq!(config_map(body), format!("{unrecognized}{error}"), "{body}");
     }
@@ -45,11 +54,26 @@ fn bodies_that_are_no_objects() {
 #[test]
 fn other_kinds() {
     for (body, error) in [
-        (r#"{"apiVersion":"v1","kind":"Secret"}"#, r#"Secret in version "v1" cannot be handled as a ConfigMap: converting (v1.Secret) to (core.ConfigMap): unknown conversion"#),
-        (r#"{"apiVersion":"apps/v1","kind":"Deployment"}"#, r#"Deployment in version "v1" cannot be handled as a ConfigMap: converting (v1.Deployment) to (core.ConfigMap): unknown conversion"#),
-        (r#"{"apiVersion":"v2","kind":"ConfigMap"}"#, r#"ConfigMap in version "v2" cannot be handled as a ConfigMap: no kind "ConfigMap" is registered for version "v2" in scheme "pkg/api/legacyscheme/scheme.go:30""#),
-        (r#"{"apiVersion":"v1","kind":"Foo"}"#, r#"Foo in version "v1" cannot be handled as a ConfigMap: no kind "Foo" is registered for version "v1" in scheme "pkg/api/legacyscheme/scheme.go:30""#),
-        (r#"{"apiVersion":"v1","kind":"List","items":[]}"#, r#"List in version "v1" cannot be handled as a ConfigMap: converting (v1.List) to (core.ConfigMap): unknown conversion"#),
+        (
+            r#"{"apiVersion":"v1","kind":"Secret"}"#,
+            r#"Secret in version "v1" cannot be handled as a ConfigMap: converting (v1.Secret) to (core.ConfigMap): unknown conversion"#,
+        ),
+        (
+            r#"{"apiVersion":"apps/v1","kind":"Deployment"}"#,
+            r#"Deployment in version "v1" cannot be handled as a ConfigMap: converting (v1.Deployment) to (core.ConfigMap): unknown conversion"#,
+        ),
+        (
+            r#"{"apiVersion":"v2","kind":"ConfigMap"}"#,
+            r#"ConfigMap in version "v2" cannot be handled as a ConfigMap: no kind "ConfigMap" is registered for version "v2" in scheme "pkg/api/legacyscheme/scheme.go:30""#,
+        ),
+        (
+            r#"{"apiVersion":"v1","kind":"Foo"}"#,
+            r#"Foo in version "v1" cannot be handled as a ConfigMap: no kind "Foo" is registered for version "v1" in scheme "pkg/api/legacyscheme/scheme.go:30""#,
+        ),
+        (
+            r#"{"apiVersion":"v1","kind":"List","items":[]}"#,
+            r#"List in version "v1" cannot be handled as a ConfigMap: converting (v1.List) to (core.ConfigMap): unknown conversion"#,
+        ),
     ] {
         assert_eq!(config_map(body), error);
     }
@@ -59,18 +83,63 @@ fn other_kinds() {
 #[test]
 fn wrong_types() {
     for (group, kind, body, error) in [
-        ("apps", "Deployment", r#"{"spec":{"replicas":"x"}}"#, "json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32"),
-        ("apps", "Deployment", r#"{"spec":{"replicas":2.0}}"#, "json: cannot unmarshal number 2.0 into Go struct field DeploymentSpec.spec.replicas of type int32"),
-        ("apps", "Deployment", r#"{"spec":{"replicas":99999999999}}"#, "json: cannot unmarshal number 99999999999 into Go struct field DeploymentSpec.spec.replicas of type int32"),
-        ("apps", "Deployment", r#"{"spec":{"strategy":{"rollingUpdate":{"maxSurge":1.5}}}}"#, "json: cannot unmarshal number 1.5 into Go struct field RollingUpdateDeployment.spec.strategy.rollingUpdate.maxSurge of type int32"),
+        (
+            "apps",
+            "Deployment",
+            r#"{"spec":{"replicas":"x"}}"#,
+            "json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32",
+        ),
+        (
+            "apps",
+            "Deployment",
+            r#"{"spec":{"replicas":2.0}}"#,
+            "json: cannot unmarshal number 2.0 into Go struct field DeploymentSpec.spec.replicas of type int32",
+        ),
+        (
+            "apps",
+            "Deployment",
+            r#"{"spec":{"replicas":99999999999}}"#,
+            "json: cannot unmarshal number 99999999999 into Go struct field DeploymentSpec.spec.replicas of type int32",
+        ),
+        (
+            "apps",
+            "Deployment",
+            r#"{"spec":{"strategy":{"rollingUpdate":{"maxSurge":1.5}}}}"#,
+            "json: cannot unmarshal number 1.5 into Go struct field RollingUpdateDeployment.spec.strategy.rollingUpdate.maxSurge of type int32",
+        ),
         ("", "ConfigMap", r#"{"data":{"k":1}}"#, "json: cannot unmarshal number into Go struct field ConfigMap.data of type string"),
         ("", "ConfigMap", r#"{"data":"x"}"#, "json: cannot unmarshal string into Go struct field ConfigMap.data of type map[string]string"),
-        ("", "ConfigMap", r#"{"metadata":{"labels":{"x":true}}}"#, "json: cannot unmarshal bool into Go struct field ObjectMeta.metadata.labels of type string"),
+        (
+            "",
+            "ConfigMap",
+            r#"{"metadata":{"labels":{"x":true}}}"#,
+            "json: cannot unmarshal bool into Go struct field ObjectMeta.metadata.labels of type string",
+        ),
         ("", "Pod", r#"{"spec":[]}"#, "json: cannot unmarshal array into Go struct field Pod.spec of type v1.PodSpec"),
-        ("", "Pod", r#"{"spec":{"containers":{}}}"#, "json: cannot unmarshal object into Go struct field PodSpec.spec.containers of type []v1.Container"),
-        ("", "Pod", r#"{"spec":{"containers":[{"env":[{"value":1}]}]}}"#, "json: cannot unmarshal number into Go struct field EnvVar.spec.containers.env.value of type string"),
-        ("", "Pod", r#"{"spec":{"containers":[{"resources":{"limits":{"cpu":"abc"}}}]}}"#, "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"),
-        ("", "Service", r#"{"spec":{"ports":[{"targetPort":true}]}}"#, "json: cannot unmarshal bool into Go struct field ServicePort.spec.ports.targetPort of type int32"),
+        (
+            "",
+            "Pod",
+            r#"{"spec":{"containers":{}}}"#,
+            "json: cannot unmarshal object into Go struct field PodSpec.spec.containers of type []v1.Container",
+        ),
+        (
+            "",
+            "Pod",
+            r#"{"spec":{"containers":[{"env":[{"value":1}]}]}}"#,
+            "json: cannot unmarshal number into Go struct field EnvVar.spec.containers.env.value of type string",
+        ),
+        (
+            "",
+            "Pod",
+            r#"{"spec":{"containers":[{"resources":{"limits":{"cpu":"abc"}}}]}}"#,
+            "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'",
+        ),
+        (
+            "",
+            "Service",
+            r#"{"spec":{"ports":[{"targetPort":true}]}}"#,
+            "json: cannot unmarshal bool into Go struct field ServicePort.spec.ports.targetPort of type int32",
+        ),
         ("", "Secret", r#"{"data":{"k":"***"}}"#, "illegal base64 data at input byte 0"),
         ("", "Secret", r#"{"data":{"k":1}}"#, "json: cannot unmarshal number into Go struct field Secret.data of type []uint8"),
     ] {
@@ -89,13 +158,18 @@ fn unknown_and_double_fields() {
     let deployment = kind("apps", "v1", "Deployment");
     let (object, warnings) = decode_object(body.as_bytes(), Encoding::Json, &deployment, "v1", FieldValidation::Warn).unwrap();
     assert_eq!((warnings.len(), object.i64_at("spec.replicas"), object.at("spec.bar")), (5, Some(2), None));
-    assert_eq!(config_map(r#"{"data":{"k":"1","k":"2"}}"#), "ConfigMap in version \"v1\" cannot be handled as a ConfigMap: strict decoding error: duplicate field \"data.k\"");
+    assert_eq!(
+        config_map(r#"{"data":{"k":"1","k":"2"}}"#),
+        "ConfigMap in version \"v1\" cannot be handled as a ConfigMap: strict decoding error: duplicate field \"data.k\""
+    );
     assert_eq!(
         config_map("yaml\nmetadata: {name: c2}\ndata:\n  k: one\n  k: two\n"),
         "ConfigMap in version \"v1\" cannot be handled as a ConfigMap: strict decoding error: yaml: unmarshal errors:\n  line 4: key \"k\" already set in map"
     );
     let thing = kind("example.com", "v1", "Thing");
-    let (object, _) = decode_object(br#"{"spec":{"x":[1,null]},"metadata":{"name":"a","labels":null}}"#, Encoding::Json, &thing, "v1", FieldValidation::Strict).unwrap();
+    let (object, _) =
+        decode_object(br#"{"spec":{"x":[1,null]},"metadata":{"name":"a","labels":null}}"#, Encoding::Json, &thing, "v1", FieldValidation::Strict)
+            .unwrap();
     assert_eq!(object, json!({"apiVersion": "example.com/v1", "kind": "Thing", "metadata": {"name": "a"}, "spec": {"x": [1, null]}}));
     assert_eq!(duplicates(br#"[{"op":"add","op":"add"}]"#), ["duplicate field \"[0].op\""]);
 }
@@ -122,7 +196,13 @@ fn objects_are_as_go_would_show_them() {
 #[test]
 fn patched_objects_are_refused_as_a_whole() {
     let error = check_object(json!({"spec": {"replicas": "x"}}), &kind("apps", "v1", "Deployment"), "v1", FieldValidation::Warn).unwrap_err();
-    assert_eq!((error.code, error.message.as_str()), (422, " \"\" is invalid: patch: Invalid value: \"{\\\"spec\\\":{\\\"replicas\\\":\\\"x\\\"}}\": json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32"));
+    assert_eq!(
+        (error.code, error.message.as_str()),
+        (
+            422,
+            " \"\" is invalid: patch: Invalid value: \"{\\\"spec\\\":{\\\"replicas\\\":\\\"x\\\"}}\": json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32"
+        )
+    );
 }
 
 proptest::proptest! {

@@ -119,9 +119,7 @@ impl<'a> Port<'a> {
         let number = port_number(port.port)?;
         let namespace = plain_name(service.metadata.namespace.as_deref()?)?;
         let name = plain_name(service.metadata.name.as_deref()?)?;
-        let ips = |list: &Option<Vec<String>>| -> Vec<Ipv4Addr> {
-            list.iter().flatten().filter_map(|ip| ip.parse().ok()).filter(usable).collect()
-        };
+        let ips = |list: &Option<Vec<String>>| -> Vec<Ipv4Addr> { list.iter().flatten().filter_map(|ip| ip.parse().ok()).filter(usable).collect() };
         let balanced = spec.type_.as_deref() == Some("LoadBalancer");
         let load_balancer_ips: Vec<Ipv4Addr> = service
             .status

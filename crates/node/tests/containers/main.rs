@@ -76,7 +76,13 @@ fn start_agent(api: &Api, machine: &Machine, authority: &pki::Authority) -> (Can
         bind_address: ip,
         port: PORT,
         cgroup_root: machine.cgroup(),
-        ..node::Config::new("n1", ip, informers, node::Serving::known(serving.chain_pem(), serving.key_pem.clone()), authority.certificate_pem().to_owned())
+        ..node::Config::new(
+            "n1",
+            ip,
+            informers,
+            node::Serving::known(serving.chain_pem(), serving.key_pem.clone()),
+            authority.certificate_pem().to_owned(),
+        )
     };
     let shutdown = CancellationToken::new();
     (shutdown.clone(), tokio::spawn(node::run(config, shutdown)))

@@ -59,7 +59,13 @@ pub fn run(arguments: Agent) -> Result<()> {
 }
 
 /// Runs all that a node is, until the shutdown or until one part of it fails.
-pub async fn run_node(client: kube::Client, node: Node, flags: KubeletFlags, service_cidr: ipnet::Ipv4Net, shutdown: CancellationToken) -> Result<()> {
+pub async fn run_node(
+    client: kube::Client,
+    node: Node,
+    flags: KubeletFlags,
+    service_cidr: ipnet::Ipv4Net,
+    shutdown: CancellationToken,
+) -> Result<()> {
     let informers = Informers::new(client);
     let routing = Routing {
         node_name: node.name.clone(),

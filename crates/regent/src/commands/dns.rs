@@ -3,7 +3,10 @@
 use anyhow::Result;
 use clap::Args;
 use client::Informers;
-use std::{net::{Ipv4Addr, SocketAddr}, path::PathBuf};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+};
 use tokio_util::sync::CancellationToken;
 
 #[derive(Args)]

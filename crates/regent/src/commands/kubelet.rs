@@ -1,10 +1,10 @@
 //! `regent kubelet`: the pods of one node, and the pod network, alone.
 
 use super::apiserver::read;
+use ::node::Serving;
 use anyhow::{Context, Result};
 use clap::Args;
 use client::Informers;
-use ::node::Serving;
 use network::pods::Mode;
 use std::{
     net::{Ipv4Addr, UdpSocket},

@@ -4,7 +4,10 @@ use anyhow::Result;
 use clap::Args;
 use client::Informers;
 use network::services::Config;
-use std::{net::{Ipv4Addr, SocketAddr}, path::PathBuf};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+};
 use tokio_util::sync::CancellationToken;
 
 /// What the proxy is told, alone or in `regent agent`.

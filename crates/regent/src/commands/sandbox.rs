@@ -3,7 +3,10 @@
 use crate::progress::Progress;
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
-use sandbox::{cluster::{DEFAULT_DIRECTORY, Sandbox}, plan::Options};
+use sandbox::{
+    cluster::{DEFAULT_DIRECTORY, Sandbox},
+    plan::Options,
+};
 use std::{os::unix::process::CommandExt, path::PathBuf};
 
 #[derive(Args)]

@@ -23,6 +23,7 @@ pub fn run(arguments: Scheduler) -> Result<()> {
 
 /// Schedules until the shutdown. A lost lease is an error: the process ends, and its supervisor starts it as a candidate.
 pub async fn schedule(client: kube::Client, election: &Election, shutdown: CancellationToken) -> Result<()> {
-    let config = scheduler::Config { election: election.config("kube-scheduler"), host: crate::runtime::host_name(), ..scheduler::Config::new(client) };
+    let config =
+        scheduler::Config { election: election.config("kube-scheduler"), host: crate::runtime::host_name(), ..scheduler::Config::new(client) };
     Ok(scheduler::run(config, shutdown).await?)
 }

@@ -16,7 +16,11 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use controllers::ClusterCa;
 use pki::{Authority, Identity, Kubeconfig, ServiceAccountKeys};
-use std::{net::IpAddr, path::{Path, PathBuf}, sync::Arc};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 use tokio::task::JoinSet;
 
 /// The parts of a server that `--disable` can leave out.

@@ -3,9 +3,16 @@
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use k8s_openapi::api::core::v1::Secret;
-use kube::{Api, ResourceExt, api::{DeleteParams, ListParams, PostParams}};
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, ListParams, PostParams},
+};
 use pki::{Issued, JoinToken};
-use std::{path::{Path, PathBuf}, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 #[derive(Args)]
 pub struct Token {

@@ -63,7 +63,13 @@ impl Cluster {
             return Ok(());
         }
         self.sandbox(&["down"])?;
-        let left = run("sh", &["-c", "ip link show rgsb0; nft list tables | grep regent; grep rgsb /proc/net/dev; ls -d /sys/fs/cgroup/regent-sandbox /sys/fs/cgroup/*/regent-sandbox; grep '[e]2e-sandbox' /proc/self/mounts; pgrep -fa '[e]2e-sandbox/nodes'; true"])?;
+        let left = run(
+            "sh",
+            &[
+                "-c",
+                "ip link show rgsb0; nft list tables | grep regent; grep rgsb /proc/net/dev; ls -d /sys/fs/cgroup/regent-sandbox /sys/fs/cgroup/*/regent-sandbox; grep '[e]2e-sandbox' /proc/self/mounts; pgrep -fa '[e]2e-sandbox/nodes'; true",
+            ],
+        )?;
         expect(left.trim().is_empty(), &format!("`down` left something behind:\n{left}"))
     }
 

@@ -37,7 +37,8 @@ struct Report {
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    let chosen: Vec<&Scenario> = scenarios::ALL.iter().copied().flatten().filter(|s| words.is_empty() || words.iter().any(|w| s.name.contains(w.as_str()))).collect();
+    let chosen: Vec<&Scenario> =
+        scenarios::ALL.iter().copied().flatten().filter(|s| words.is_empty() || words.iter().any(|w| s.name.contains(w.as_str()))).collect();
     let started = Instant::now();
     let cluster = match Cluster::up() {
         Ok(cluster) => cluster,

@@ -23,7 +23,10 @@ fn strangers(cluster: &Cluster, namespace: &str) -> Outcome {
         all.extend(arguments);
         run("curl", &all)
     };
-    has_all(&ask(&[])?, &[" 403", "pods is forbidden: User \\\"system:anonymous\\\" cannot list resource \\\"pods\\\" in API group \\\"\\\" in the namespace"])?;
+    has_all(
+        &ask(&[])?,
+        &[" 403", "pods is forbidden: User \\\"system:anonymous\\\" cannot list resource \\\"pods\\\" in API group \\\"\\\" in the namespace"],
+    )?;
     has_all(&ask(&["-H", "Authorization: Bearer made-up"])?, &[" 401", "Unauthorized"])?;
     let make = format!(
         "cd {path} && openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout k.pem -out c.pem -days 1 -subj '/O=system:masters/CN=mallory' 2>&1"
@@ -43,7 +46,9 @@ fn rights(cluster: &Cluster, namespace: &str) -> Outcome {
     let who = format!("--as=system:serviceaccount:{namespace}:reader -n {namespace}");
     cluster.wait_for("the right to read", &format!("get pods {who}"), |_| true)?;
     let error = cluster.kubectl_fails(&format!("create configmap c {who}"), "")?;
-    let words = format!("configmaps is forbidden: User \"system:serviceaccount:{namespace}:reader\" cannot create resource \"configmaps\" in API group \"\" in the namespace \"{namespace}\"");
+    let words = format!(
+        "configmaps is forbidden: User \"system:serviceaccount:{namespace}:reader\" cannot create resource \"configmaps\" in API group \"\" in the namespace \"{namespace}\""
+    );
     has_all(&error, &[&words])?;
     let error = cluster.kubectl_fails(&format!("get secrets {who}"), "")?;
     has_all(&error, &["cannot list resource \"secrets\""])?;

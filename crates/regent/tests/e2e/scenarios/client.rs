@@ -17,7 +17,10 @@ pub const SCENARIOS: &[Scenario] = &[
 
 fn shows(cluster: &Cluster, namespace: &str) -> Outcome {
     has_all(&cluster.kubectl("get nodes -o wide")?, &["server-1", "worker-3", "control-plane", "172.30.0.21", "containerd://1", "v1.36", "Ready"])?;
-    has_all(&cluster.kubectl("describe node worker-1")?, &["Capacity:", "PodCIDR:", "10.244.", "Allocated resources:", "KubeletReady", "Conditions:"])?;
+    has_all(
+        &cluster.kubectl("describe node worker-1")?,
+        &["Capacity:", "PodCIDR:", "10.244.", "Allocated resources:", "KubeletReady", "Conditions:"],
+    )?;
     has_all(&cluster.kubectl("describe node server-1")?, &["node-role.kubernetes.io/control-plane:NoSchedule"])?;
     has_all(&cluster.kubectl("api-resources")?, &["deployments", "deploy", "apps/v1", "statefulsets", "cronjobs", "poddisruptionbudgets"])?;
     has_all(&cluster.kubectl("api-versions")?, &["apps/v1", "batch/v1", "rbac.authorization.k8s.io/v1"])?;
@@ -92,7 +95,8 @@ fn reaches(cluster: &Cluster, namespace: &str) -> Outcome {
     has_all(&code, &["exit code 7"])?;
     let echoed = cluster.kubectl_with(&["-n", namespace, "exec", "-i", "talker", "--", "cat"], "through standard input")?;
     expect(echoed == "through standard input", &echoed)?;
-    let terminal = format!("KUBECONFIG={} script -qec 'kubectl -n {namespace} exec -it talker -- sh -c \"tty; stty size\"' /dev/null", cluster.kubeconfig());
+    let terminal =
+        format!("KUBECONFIG={} script -qec 'kubectl -n {namespace} exec -it talker -- sh -c \"tty; stty size\"' /dev/null", cluster.kubeconfig());
     has_all(&run("sh", &["-c", &terminal])?, &["/dev/pts/0"])?;
     let scratch = cluster.scratch(namespace)?;
     let here = scratch.join("here.txt");

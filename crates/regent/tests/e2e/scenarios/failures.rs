@@ -30,7 +30,9 @@ fn joins(cluster: &Cluster, _namespace: &str) -> Outcome {
     let steps = || -> Outcome {
         let pid = cluster.on_node("worker-3", &command)?.trim().to_string();
         let seen = cluster.wait("the new node to be Ready", 60, || {
-            let nodes = cluster.kubectl("get node joined --no-headers").map_err(|e| format!("{e}\n{}", cluster.on_node("worker-3", &format!("tail -n 5 {home}/log")).unwrap_or_default()))?;
+            let nodes = cluster
+                .kubectl("get node joined --no-headers")
+                .map_err(|e| format!("{e}\n{}", cluster.on_node("worker-3", &format!("tail -n 5 {home}/log")).unwrap_or_default()))?;
             expect(nodes.contains(" Ready"), nodes)
         });
         let _ = cluster.on_node("worker-3", &format!("kill {pid}; while kill -0 {pid} 2>/dev/null; do sleep 0.1; done"));
@@ -96,7 +98,10 @@ fn power_cut(cluster: &Cluster, namespace: &str) -> Outcome {
             let node = cluster.kubectl("get node worker-2 --no-headers")?;
             expect(node.contains("NotReady"), node)
         })?;
-        has_all(&cluster.kubectl("describe node worker-2")?, &["NodeStatusUnknown", "Kubelet stopped posting node status.", "node.kubernetes.io/unreachable:NoExecute"])?;
+        has_all(
+            &cluster.kubectl("describe node worker-2")?,
+            &["NodeStatusUnknown", "Kubelet stopped posting node status.", "node.kubernetes.io/unreachable:NoExecute"],
+        )?;
         cluster.wait("three ready pods elsewhere", 60, || {
             let seen = pods()?;
             let well = seen.lines().filter(|l| l.contains("1/1") && l.contains("Running") && !l.contains("worker-2")).count();

@@ -35,7 +35,10 @@ fn restarted(cluster: &Cluster, namespace: &str) -> Outcome {
         o.split_whitespace().nth(3).and_then(|n| n.parse::<u32>().ok()).is_some_and(|n| n >= 2)
     })?;
     cluster.wait_for("the back-off", &format!("get pod crash -n {namespace} --no-headers"), |o| o.contains("CrashLoopBackOff"))?;
-    has_all(&cluster.kubectl(&format!("describe pod crash -n {namespace}"))?, &["Exit Code:    3", "Back-off restarting failed container", "BackOff"])?;
+    has_all(
+        &cluster.kubectl(&format!("describe pod crash -n {namespace}"))?,
+        &["Exit Code:    3", "Back-off restarting failed container", "BackOff"],
+    )?;
     has_all(&cluster.kubectl(&format!("logs -n {namespace} crash --previous"))?, &["about to fail"])?;
     // A container that is killed from outside is restarted at once and counted.
     cluster.apply(namespace, &busybox("steady", "trap exit TERM; sleep 3600 & wait", "Always"))?;
@@ -51,7 +54,10 @@ fn readiness(cluster: &Cluster, namespace: &str) -> Outcome {
     cluster.kubectl(&format!("expose -n {namespace} deployment/web --port=80"))?;
     cluster.kubectl(&format!("rollout status -n {namespace} deployment/web --timeout=60s"))?;
     let ready = "{range .items[*].endpoints[*]}{.conditions.ready} {end}";
-    let slices = || cluster.kubectl_with(&["get", "endpointslices", "-n", namespace, "-l", "kubernetes.io/service-name=web", "-o", &format!("jsonpath={ready}")], "");
+    let slices = || {
+        cluster
+            .kubectl_with(&["get", "endpointslices", "-n", namespace, "-l", "kubernetes.io/service-name=web", "-o", &format!("jsonpath={ready}")], "")
+    };
     let count = |n: usize| {
         cluster.wait(&format!("{n} ready endpoints"), 20, || {
             let seen = slices()?;
@@ -86,7 +92,11 @@ spec:
     cluster.kubectl(&format!("wait -n {namespace} --for=condition=Ready pod/sick --timeout=60s"))?;
     cluster.kubectl(&format!("exec -n {namespace} sick -- rm /tmp/well"))?;
     cluster.wait_for("the restart", &format!("get pod sick -n {namespace} -o jsonpath={{..restartCount}}"), |o| o == "1")?;
-    cluster.wait_for("the events", &format!("describe pod -n {namespace} sick"), |o| o.contains("Liveness probe failed") && o.contains("will be restarted")).map(|_| ())
+    cluster
+        .wait_for("the events", &format!("describe pod -n {namespace} sick"), |o| {
+            o.contains("Liveness probe failed") && o.contains("will be restarted")
+        })
+        .map(|_| ())
 }
 
 fn rolling(cluster: &Cluster, namespace: &str) -> Outcome {

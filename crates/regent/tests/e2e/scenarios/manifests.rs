@@ -20,9 +20,17 @@ fn refused(cluster: &Cluster, namespace: &str) -> Outcome {
         ("a missing field", good.replace("image: nginx:1.22", "tty: false"), &["spec.template.spec.containers[0].image: Required value"]),
         ("a bad name", good.replace("name: web, ", "name: Web_1, "), &["metadata.name: Invalid value: \"Web_1\"", "RFC 1123"]),
         ("negative replicas", good.replace("replicas: 1", "replicas: -1"), &["spec.replicas: Invalid value: -1: must be greater than or equal to 0"]),
-        ("a selector that matches nothing", good.replace("matchLabels: {app: web}", "matchLabels: {app: other}"), &["`selector` does not match template `labels`"]),
+        (
+            "a selector that matches nothing",
+            good.replace("matchLabels: {app: web}", "matchLabels: {app: other}"),
+            &["`selector` does not match template `labels`"],
+        ),
         ("an unknown kind", good.replace("kind: Deployment", "kind: Deploymint"), &["no matches for kind \"Deploymint\" in version \"apps/v1\""]),
-        ("a missing namespace", good.replace("labels: {app: web}}\nspec:\n  replicas", "namespace: nowhere}\nspec:\n  replicas"), &["does not match the namespace"]),
+        (
+            "a missing namespace",
+            good.replace("labels: {app: web}}\nspec:\n  replicas", "namespace: nowhere}\nspec:\n  replicas"),
+            &["does not match the namespace"],
+        ),
     ];
     for (what, manifest, parts) in cases {
         let error = apply(&manifest)?;
@@ -40,7 +48,8 @@ fn refused(cluster: &Cluster, namespace: &str) -> Outcome {
 }
 
 fn unschedulable(cluster: &Cluster, namespace: &str) -> Outcome {
-    let pod = "{apiVersion: v1, kind: Pod, metadata: {name: huge}, spec: {containers: [{name: main, image: nginx, resources: {requests: {cpu: \"64\"}}}]}}";
+    let pod =
+        "{apiVersion: v1, kind: Pod, metadata: {name: huge}, spec: {containers: [{name: main, image: nginx, resources: {requests: {cpu: \"64\"}}}]}}";
     cluster.apply(namespace, pod)?;
     let parts = ["FailedScheduling", "0/4 nodes are available", "3 Insufficient cpu", "untolerated taint {node-role.kubernetes.io/control-plane: }"];
     cluster.wait("the event", 20, || has_all(&cluster.kubectl(&format!("describe pod huge -n {namespace}"))?, &parts))?;

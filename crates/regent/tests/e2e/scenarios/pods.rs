@@ -64,13 +64,24 @@ spec:
     let shell = |command: &str| cluster.kubectl_with(&["exec", "-n", namespace, "full", "--", "sh", "-c", command], "");
     let environment = shell("env")?;
     let node = cluster.kubectl(&format!("get pod full -n {namespace} -o jsonpath={{.spec.nodeName}}"))?;
-    let parts = ["CFG_color=blue", "CFG_size=big", "PASSWORD=hush", "JOINED=blue-hush-$(COLOR)", "POD_IP=10.244.", "MEMORY=33554432", "KUBERNETES_SERVICE_HOST=10.96.0.1"];
+    let parts = [
+        "CFG_color=blue",
+        "CFG_size=big",
+        "PASSWORD=hush",
+        "JOINED=blue-hush-$(COLOR)",
+        "POD_IP=10.244.",
+        "MEMORY=33554432",
+        "KUBERNETES_SERVICE_HOST=10.96.0.1",
+    ];
     has_all(&environment, &parts)?;
     has_all(&environment, &[&format!("NODE={node}")])?;
-    let files = shell("cat /scratch/file /settings/size /one/color /keys/password /about/labels /about/memory /all/deep/size; ls -la /keys/..data/; df -m /memory | tail -1; wc -c < /all/token; head -c 20 /host/hostname")?;
+    let files = shell(
+        "cat /scratch/file /settings/size /one/color /keys/password /about/labels /about/memory /all/deep/size; ls -la /keys/..data/; df -m /memory | tail -1; wc -c < /all/token; head -c 20 /host/hostname",
+    )?;
     has_all(&files, &["made", "big", "blue", "hush", "tier=\"front\"", "32", "-r--------", "tmpfs"])?;
     expect(shell("echo x > /keys/new").is_err(), "a read-only mount could be written")?;
-    cluster.kubectl(&format!("create configmap settings -n {namespace} --from-literal=color=green --from-literal=size=big -o yaml --dry-run=client"))
+    cluster
+        .kubectl(&format!("create configmap settings -n {namespace} --from-literal=color=green --from-literal=size=big -o yaml --dry-run=client"))
         .and_then(|manifest| cluster.apply(namespace, &manifest))?;
     cluster.wait("the changed ConfigMap in the volume", 100, || {
         let color = shell("cat /settings/color")?;
@@ -116,11 +127,16 @@ spec:
 
 fn images(cluster: &Cluster, namespace: &str) -> Outcome {
     let pod = |name: &str, image: &str, more: &str| {
-        format!("{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}, spec: {{terminationGracePeriodSeconds: 1, containers: [{{name: main, image: \"{image}\"}}]{more}}}}}")
+        format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}, spec: {{terminationGracePeriodSeconds: 1, containers: [{{name: main, image: \"{image}\"}}]{more}}}}}"
+        )
     };
     cluster.apply(namespace, &pod("always", "nginx", ""))?;
     cluster.kubectl(&format!("wait -n {namespace} --for=condition=Ready pod/always --timeout=60s"))?;
-    has_all(&cluster.kubectl(&format!("describe pod always -n {namespace}"))?, &["Pulling image \"nginx\"", "Successfully pulled image", "nginx@sha256:"])?;
+    has_all(
+        &cluster.kubectl(&format!("describe pod always -n {namespace}"))?,
+        &["Pulling image \"nginx\"", "Successfully pulled image", "nginx@sha256:"],
+    )?;
     cluster.apply(namespace, &pod("missing", "nginx:no-such-tag", ""))?;
     cluster.wait_for("ImagePullBackOff", &format!("get pod missing -n {namespace}"), |o| o.contains("ImagePullBackOff"))?;
     has_all(&cluster.kubectl(&format!("describe pod missing -n {namespace}"))?, &["Failed to pull image", "ErrImagePull"])?;
@@ -162,7 +178,8 @@ fn token(cluster: &Cluster, namespace: &str) -> Outcome {
     cluster.apply(namespace, &super::nginx("asker", 1, "nginx:1.22"))?;
     cluster.kubectl(&format!("rollout status -n {namespace} deployment/asker --timeout=60s"))?;
     // busybox' wget neither checks nor presents certificates well; the node's curl does, with the pod's own files.
-    let read = |file: &str| cluster.kubectl(&format!("exec -n {namespace} deployment/asker -- cat /var/run/secrets/kubernetes.io/serviceaccount/{file}"));
+    let read =
+        |file: &str| cluster.kubectl(&format!("exec -n {namespace} deployment/asker -- cat /var/run/secrets/kubernetes.io/serviceaccount/{file}"));
     let (token, authority) = (read("token")?, read("ca.crt")?);
     expect(read("namespace")? == namespace, "the pod's namespace file")?;
     let file = cluster.scratch(namespace)?.join("ca.crt");
@@ -172,5 +189,8 @@ fn token(cluster: &Cluster, namespace: &str) -> Outcome {
         cluster.on_node("worker-1", &command)
     };
     has_all(&ask(&format!("/api/v1/namespaces/{namespace}/pods"))?, &["PodList", "asker-"])?;
-    has_all(&ask(&format!("/api/v1/namespaces/{namespace}/secrets"))?, &["403", &format!("system:serviceaccount:{namespace}:default"), "cannot list resource"])
+    has_all(
+        &ask(&format!("/api/v1/namespaces/{namespace}/secrets"))?,
+        &["403", &format!("system:serviceaccount:{namespace}:default"), "cannot list resource"],
+    )
 }

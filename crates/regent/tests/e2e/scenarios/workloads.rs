@@ -115,7 +115,8 @@ spec:
 "#;
     cluster.apply(namespace, manifest)?;
     cluster.kubectl(&format!("rollout status -n {namespace} statefulset/db --timeout=90s"))?;
-    let started = cluster.kubectl_with(&["get", "pods", "-n", namespace, "-o", "jsonpath={range .items[*]}{.metadata.name}={.status.startTime} {end}"], "")?;
+    let started =
+        cluster.kubectl_with(&["get", "pods", "-n", namespace, "-o", "jsonpath={range .items[*]}{.metadata.name}={.status.startTime} {end}"], "")?;
     let times: Vec<&str> = started.split_whitespace().filter_map(|s| s.split_once('=').map(|(_, t)| t)).collect();
     expect(times.len() == 3 && times.is_sorted(), &started)?;
     for i in 0..3 {
@@ -132,5 +133,9 @@ spec:
         expect(now != before && ready.contains("1/1"), ready)
     })?;
     cluster.kubectl(&format!("scale -n {namespace} statefulset/db --replicas=1"))?;
-    cluster.wait_for("the highest to go first", &format!("get pods -n {namespace} -l app=db --no-headers"), |o| o.lines().count() == 1 && o.starts_with("db-0")).map(|_| ())
+    cluster
+        .wait_for("the highest to go first", &format!("get pods -n {namespace} -l app=db --no-headers"), |o| {
+            o.lines().count() == 1 && o.starts_with("db-0")
+        })
+        .map(|_| ())
 }
