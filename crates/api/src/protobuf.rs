@@ -305,7 +305,7 @@ fn special(name: &str, mut members: Map<String, Value>) -> Result<Value, Error> 
         },
         "JSONSchemaPropsOrBool" => match members.remove("schema") {
             Some(schema) => schema,
-            None => members.remove("allows").unwrap_or_else(|| json!(false)),
+            None => members.remove("allows").unwrap_or(Value::Bool(false)),
         },
         "JSONSchemaPropsOrStringArray" => match members.remove("property") {
             Some(names) => names,

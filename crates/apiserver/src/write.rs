@@ -15,7 +15,7 @@ use crate::{
     connect::{Answer, Call, Warnings},
     keys, namespaces,
 };
-use api::{Kind, Status, Value, field, limits, metadata, object::ObjectExt, request::RequestInfo, structure};
+use api::{Kind, Status, Value, field, limits, metadata, object::ObjectExt, request::RequestInfo, schema, structure};
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use rand::Rng;
@@ -296,6 +296,7 @@ impl<'a> Writer<'a> {
         if insists {
             return Err(Status::unknown("resourceVersion should not be set on objects to be created"));
         }
+        complete(&mut object);
         if self.dry_run {
             return match self.standing(&name).await? {
                 Some(standing) => Err(self.exists(&name, standing.deleting)),
@@ -413,6 +414,7 @@ impl<'a> Writer<'a> {
             self.warnings.extend(hooks.warnings(&new));
         }
         self.server.admission.validate(&cx, &new).await?;
+        complete(&mut new);
         if part != Part::Trusted {
             self.count_generation(&mut new, old);
         }
@@ -539,6 +541,14 @@ impl<'a> Writer<'a> {
         let place = keys::place(self.namespace, name);
         let entry = Entry::of(&place, stored, object, revision, cache.kind.as_deref());
         Ok(Written::Stored(Arc::new(entry.ok_or_else(|| Status::internal("the stored object cannot be read"))?)))
+    }
+}
+
+/// Shows or hides zero values in an object in stored form, as they are shown ever after.
+fn complete(object: &mut Value) {
+    let (group, version) = object.api_version().rsplit_once('/').unwrap_or(("", object.api_version()));
+    if let Some(schema) = schema::of(group, version, object.kind()) {
+        structure::complete(object, &schema);
     }
 }
 

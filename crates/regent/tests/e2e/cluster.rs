@@ -70,7 +70,7 @@ impl Cluster {
                 "ip link show rgsb0; nft list tables | grep regent; grep rgsb /proc/net/dev; ls -d /sys/fs/cgroup/regent-sandbox /sys/fs/cgroup/*/regent-sandbox; grep '[e]2e-sandbox' /proc/self/mounts; pgrep -fa '[e]2e-sandbox/nodes'; true",
             ],
         )?;
-        expect(left.trim().is_empty(), &format!("`down` left something behind:\n{left}"))
+        expect(left.trim().is_empty(), format!("`down` left something behind:\n{left}"))
     }
 
     /// `regent sandbox ARGUMENTS`.
