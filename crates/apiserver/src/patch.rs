@@ -1,13 +1,15 @@
 //! patch: the three patches that change what is there, and server-side apply.
 
 use crate::{
+    authorization::{self, Decision},
     connect::{Answer, Call},
-    write::{self, Changed, Part, Writer},
+    write::{self, Books, Changed, Part, Writer},
 };
 use api::{
-    Kind, Status, Value, merge,
+    Kind, Status, Value, apply, limits, merge,
     object::ObjectExt,
-    request::{FieldValidation, PatchOptions},
+    request::{FieldValidation, PatchOptions, RequestInfo},
+    schema::Schema,
     structure::{self, Encoding},
 };
 use bytes::Bytes;
@@ -42,7 +44,7 @@ pub fn unsupported() -> Status {
 }
 
 /// Applies a patch to an object in the form in which the client sees it.
-pub fn apply(call: &Call, patch_kind: PatchKind, old: &Value, patch: &Bytes) -> Result<Value, Status> {
+pub fn patched(call: &Call, patch_kind: PatchKind, old: &Value, patch: &Bytes) -> Result<Value, Status> {
     apply_to(&call.kind, &call.info.version, patch_kind, old, patch)
 }
 
@@ -77,8 +79,11 @@ fn doubled_fields(call: &Call, patch: &Bytes) -> Vec<String> {
 
 /// PATCH of an object or of its status.
 pub async fn patch(mut call: Call) -> Answer {
-    let kind = PatchKind::of(call.header(header::CONTENT_TYPE)).filter(|kind| *kind != PatchKind::Apply).ok_or_else(unsupported)?;
-    let options = PatchOptions::parse(&call.query, call.header(header::USER_AGENT), kind == PatchKind::Apply)?;
+    let kind = PatchKind::of(call.header(header::CONTENT_TYPE)).ok_or_else(unsupported)?;
+    if kind == PatchKind::Apply {
+        return server_side_apply(call).await;
+    }
+    let options = PatchOptions::parse(&call.query, call.header(header::USER_AGENT), false)?;
     let bytes = call.body().await?;
     let part = if call.info.subresource.is_empty() { Part::Object } else { Part::Status };
     if matches!(kind, PatchKind::Merge | PatchKind::Strategic) && options.field_validation == FieldValidation::Warn {
@@ -89,7 +94,7 @@ pub async fn patch(mut call: Call) -> Answer {
     let written = writer.modify(part, |old| {
         let mut shown = old.clone();
         view.show(&mut shown);
-        let mut patched = apply(&call, kind, &shown, &bytes)?;
+        let mut patched = patched(&call, kind, &shown, &bytes)?;
         // A version that the patch itself names is a condition; the one that was there is not.
         if matches!(patched.resource_version(), "" | "0") {
             patched.set("metadata.resourceVersion", old.resource_version());
@@ -103,4 +108,60 @@ pub async fn patch(mut call: Call) -> Answer {
     });
     let written = written.await?;
     Ok(write::respond(&call, StatusCode::OK, &written))
+}
+
+/// Server-side apply: PATCH that says all that its manager wants, of an object that need not exist yet.
+async fn server_side_apply(mut call: Call) -> Answer {
+    let options = PatchOptions::parse(&call.query, call.header(header::USER_AGENT), true)?;
+    let bytes = call.body().await?;
+    let config = structure::parse(&bytes, Encoding::Yaml).map_err(|why| Status::bad_request(format!("error decoding YAML: {why}")))?;
+    let (part, force) = (if call.info.subresource.is_empty() { Part::Object } else { Part::Status }, options.force.unwrap_or(false));
+    let writer = Writer { books: Books::Kept, ..Writer::of(&call, options.dry_run, &options.field_manager) };
+    for _ in 0..limits::UPDATE_ATTEMPTS_MAX {
+        let modified = writer.modify(part, |old| {
+            let object = applied(&call, Some(old), &config, &options.field_manager, force)?;
+            let pinned = object.resource_version() != old.resource_version();
+            Ok(Changed { object, pinned })
+        });
+        match modified.await {
+            Err(status) if status.is_not_found() && part == Part::Object && writer.standing(writer.name).await?.is_none() => {}
+            other => return Ok(write::respond(&call, StatusCode::OK, &other?)),
+        }
+        let mut object = applied(&call, None, &config, &options.field_manager, force)?;
+        object.remove("metadata.resourceVersion");
+        let asked = RequestInfo { verb: "create".into(), ..call.info.clone() };
+        match authorization::authorize(&call.server, &call.user, &asked) {
+            Decision::Allow(_) => {}
+            Decision::Deny(reason) | Decision::NoOpinion(reason) => return Err(authorization::forbidden(&call.user, &asked, &reason)),
+        }
+        match (Writer { name: "", ..writer }).create(object).await {
+            // Somebody else was faster: what stands there now is to be changed.
+            Err(status) if status.is_already_exists() => {}
+            other => return Ok(write::respond(&call, StatusCode::CREATED, &other?)),
+        }
+    }
+    Err(Status::modified(call.resource(), &call.info.name))
+}
+
+/// What an apply makes of the stored object, in stored form.
+fn applied(call: &Call, live: Option<&Value>, config: &Value, manager: &str, force: bool) -> Result<Value, Status> {
+    let shown = live.map(|live| {
+        let mut shown = live.clone();
+        call.view().show(&mut shown);
+        shown
+    });
+    let writer = apply::Writer { kind: &call.kind, version: &call.info.version, manager, subresource: &call.info.subresource, now: &write::now() };
+    let mut object = apply::apply(shown.as_ref(), config, &writer, force)?;
+    if let (Some(live), "" | "0") = (live, object.resource_version()) {
+        object.set("metadata.resourceVersion", live.resource_version());
+    }
+    let schema = call.kind.schema(&call.info.version).unwrap_or_else(Schema::custom);
+    let of = format!("{}{}, Kind={}", if call.kind.group.is_empty() { "/" } else { "" }, call.view().api_version(), call.kind.kind);
+    let (namespace, name) = (config.namespace().to_string(), config.name().to_string());
+    let converted = structure::check(object, &schema);
+    let mut object = converted.map_err(|why| Status::unknown(format!("failed to convert new object ({namespace}/{name}; {of}) to proper version: unable to convert unstructured object to {of}: {why}")))?.value;
+    write::check_name(call, &object)?;
+    write::check_namespace(call, &object)?;
+    call.kind.hooks.to_stored(&call.info.version, &mut object);
+    Ok(object)
 }

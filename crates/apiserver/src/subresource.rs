@@ -150,7 +150,7 @@ pub async fn part(mut call: Call) -> Answer {
             (None, kind) => {
                 let mut shown = old.clone();
                 view.show(&mut shown);
-                let patched = patch::apply(&call, kind.unwrap_or(PatchKind::Merge), &shown, &bytes)?;
+                let patched = patch::patched(&call, kind.unwrap_or(PatchKind::Merge), &shown, &bytes)?;
                 let (object, warnings) = structure::check_object(patched, &call.kind, &call.info.version, options.field_validation)?;
                 call.warnings.extend(warnings);
                 object

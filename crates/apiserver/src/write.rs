@@ -15,7 +15,7 @@ use crate::{
     connect::{Answer, Call, Warnings},
     keys, namespaces,
 };
-use api::{Kind, Status, Value, field, limits, metadata, object::ObjectExt, request::RequestInfo, schema, structure};
+use api::{Kind, Status, Value, apply, field, limits, metadata, object::ObjectExt, request::RequestInfo, schema, structure};
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use rand::Rng;
@@ -36,7 +36,19 @@ pub struct Writer<'a> {
     pub dry_run: bool,
     /// The field manager's name.
     pub manager: &'a str,
+    pub books: Books,
     pub warnings: &'a Warnings,
+}
+
+/// Who keeps `metadata.managedFields` in a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Books {
+    /// Nobody: they stay as they were.
+    Closed,
+    /// The writer owns what it changes.
+    Changes,
+    /// They are right as they are given: server-side apply has kept them.
+    Kept,
 }
 
 /// What came of a write.
@@ -137,7 +149,7 @@ pub fn check_name(call: &Call, object: &Value) -> Result<(), Status> {
     }
 }
 
-fn check_namespace(call: &Call, object: &Value) -> Result<(), Status> {
+pub fn check_namespace(call: &Call, object: &Value) -> Result<(), Status> {
     match object.namespace() {
         "" => Ok(()),
         namespace if namespace == call.namespace() || !call.kind.namespaced_scope() => Ok(()),
@@ -214,6 +226,7 @@ impl<'a> Writer<'a> {
             name: &call.info.name,
             dry_run,
             manager,
+            books: Books::Changes,
             warnings: &call.warnings,
         }
     }
@@ -282,6 +295,7 @@ impl<'a> Writer<'a> {
         self.begin(&mut object);
         let hooks = &self.kind.hooks;
         hooks.default(&mut object);
+        self.keep_books(None, &mut object);
         hooks.prepare_create(&mut object);
         let name = object.name().to_string();
         let cx = self.admission(Operation::Create, known_as, None);
@@ -324,8 +338,11 @@ impl<'a> Writer<'a> {
     /// The metadata that only the server sets.
     fn begin(&self, object: &mut Value) {
         let metadata = object.metadata_mut();
-        for key in ["resourceVersion", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "managedFields"] {
+        for key in ["resourceVersion", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds"] {
             metadata.remove(key);
+        }
+        if self.books == Books::Closed {
+            metadata.remove("managedFields");
         }
         metadata.retain(|_, value| !value.is_null());
         match self.namespace {
@@ -377,26 +394,29 @@ impl<'a> Writer<'a> {
             }
         }
         self.carry_over(&mut new, old);
+        if part == Part::Trusted || self.books == Books::Closed {
+            put_books(&mut new, books_of(old));
+        }
         without_double_owners(&mut new, self.warnings);
         let hooks = &self.kind.hooks;
-        match part {
-            Part::Object => {
-                if self.kind.has_status() {
-                    match old.get("status") {
-                        Some(status) => new.set("status", status.clone()),
-                        None => drop(new.remove("status")),
-                    }
-                }
-                hooks.default(&mut new);
-                hooks.prepare_update(&mut new, old);
+        if part == Part::Object && self.kind.has_status() {
+            match old.get("status") {
+                Some(status) => new.set("status", status.clone()),
+                None => drop(new.remove("status")),
             }
-            Part::Status => {
-                hooks.default(&mut new);
-                hooks.prepare_status(&mut new, old);
-            }
-            Part::Piece => hooks.default(&mut new),
-            Part::Trusted => {}
         }
+        if part != Part::Trusted {
+            hooks.default(&mut new);
+            self.keep_books(Some(old), &mut new);
+        }
+        // A hook that begins with the old object would take the old books too.
+        let books = books_of(&new);
+        match part {
+            Part::Object => hooks.prepare_update(&mut new, old),
+            Part::Status => hooks.prepare_status(&mut new, old),
+            Part::Piece | Part::Trusted => {}
+        }
+        put_books(&mut new, books);
         let cx = self.admission(Operation::Update, self.name, Some(old));
         self.server.admission.admit(&cx, &mut new).await?;
         let reservation = allocation::reserve(self.server, self.kind, &mut new, Some(old), self.dry_run)?;
@@ -471,7 +491,7 @@ impl<'a> Writer<'a> {
         let metadata = new.metadata_mut();
         metadata.retain(|_, value| !value.is_null());
         metadata.remove("selfLink");
-        for key in ["resourceVersion", "generation", "deletionTimestamp", "managedFields"] {
+        for key in ["resourceVersion", "generation", "deletionTimestamp"] {
             match old.metadata().and_then(|old| old.get(key)) {
                 Some(value) => drop(metadata.insert(key.into(), value.clone())),
                 None => drop(metadata.remove(key)),
@@ -483,6 +503,17 @@ impl<'a> Writer<'a> {
                 metadata.insert(key.into(), value.clone());
             }
         }
+    }
+
+    /// Keeps the books of a change, after defaults and before anything else: what hooks and admission set is nobody's.
+    fn keep_books(&self, old: Option<&Value>, new: &mut Value) {
+        if self.books != Books::Changes {
+            return;
+        }
+        let (group, resource) = keys::stored(self.kind);
+        let Ok(kind) = self.server.kind(group, resource) else { return };
+        let subresource = self.info.subresource.as_str();
+        apply::update(old, new, &apply::Writer { kind: &kind, version: kind.version(), manager: self.manager, subresource, now: &now() });
     }
 
     fn count_generation(&self, new: &mut Value, old: &Value) {
@@ -552,12 +583,28 @@ fn complete(object: &mut Value) {
     }
 }
 
-/// Whether two states of an object differ in nothing but their version.
+fn books_of(object: &Value) -> Option<Value> {
+    object.at("metadata.managedFields").cloned()
+}
+
+fn put_books(object: &mut Value, books: Option<Value>) {
+    match books {
+        Some(books) => object.set("metadata.managedFields", books),
+        None => drop(object.remove("metadata.managedFields")),
+    }
+}
+
+/// Whether two states of an object differ in nothing but their version and the times at which somebody said the same.
 fn same(new: &Value, old: &Value) -> bool {
     let (Some(new), Some(old)) = (new.as_object(), old.as_object()) else { return false };
     let metadata_of = |object: &serde_json::Map<String, Value>| {
         let mut metadata = object.get("metadata").and_then(Value::as_object).cloned().unwrap_or_default();
         metadata.remove("resourceVersion");
+        for entry in metadata.get_mut("managedFields").and_then(Value::as_array_mut).into_iter().flatten() {
+            if let Some(entry) = entry.as_object_mut() {
+                entry.remove("time");
+            }
+        }
         metadata
     };
     new.len() == old.len() && new.iter().all(|(key, value)| key == "metadata" || old.get(key) == Some(value)) && metadata_of(new) == metadata_of(old)
@@ -593,7 +640,7 @@ pub async fn create_internal(server: &Arc<Server>, group: &str, resource: &str, 
     object.set("apiVersion", kind.api_version());
     object.set("kind", kind.kind.as_str());
     let (info, user, warnings) = (internal_request("create", &kind, namespace, object.name(), ""), User::system(), Warnings::default());
-    let writer = Writer { server, user: &user, info: &info, kind: &kind, namespace, name: "", dry_run: false, manager: "kube-apiserver", warnings: &warnings };
+    let writer = Writer { server, user: &user, info: &info, kind: &kind, namespace, name: "", dry_run: false, manager: "kube-apiserver", books: Books::Closed, warnings: &warnings };
     Ok(writer.create(object).await?.value())
 }
 
@@ -609,7 +656,7 @@ pub async fn update_internal(
 ) -> Result<Value, Status> {
     let kind = server.kind(group, resource)?;
     let (info, user, warnings) = (internal_request("update", &kind, namespace, name, subresource), User::system(), Warnings::default());
-    let writer = Writer { server, user: &user, info: &info, kind: &kind, namespace, name, dry_run: false, manager: "kube-apiserver", warnings: &warnings };
+    let writer = Writer { server, user: &user, info: &info, kind: &kind, namespace, name, dry_run: false, manager: "kube-apiserver", books: Books::Closed, warnings: &warnings };
     let part = if subresource == "status" { Part::Status } else { Part::Object };
     let written = writer.modify(part, |old| {
         let mut object = old.clone();
@@ -622,7 +669,7 @@ pub async fn update_internal(
 pub async fn delete_internal(server: &Arc<Server>, group: &str, resource: &str, namespace: &str, name: &str) -> Result<(), Status> {
     let kind = server.kind(group, resource)?;
     let (info, user, warnings) = (internal_request("delete", &kind, namespace, name, ""), User::system(), Warnings::default());
-    let writer = Writer { server, user: &user, info: &info, kind: &kind, namespace, name, dry_run: false, manager: "kube-apiserver", warnings: &warnings };
+    let writer = Writer { server, user: &user, info: &info, kind: &kind, namespace, name, dry_run: false, manager: "kube-apiserver", books: Books::Closed, warnings: &warnings };
     crate::delete::delete_object(&writer, &Default::default()).await.map(drop)
 }
 
