@@ -7,11 +7,23 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::{Request, Response};
-use kube::client::Body;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use kube::client::{Body, ConfigExt};
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use tower::ServiceBuilder;
 
 /// A connection that is not made within this time counts as failed.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What was sent and is not acknowledged for this long ends its connection.
+const SILENCE_MAX: Duration = Duration::from_secs(8);
+/// A connection on which nothing moves is probed after this time,
+const PROBE_AFTER: Duration = Duration::from_secs(5);
+/// and again at this pace, until an answer comes or [`SILENCE_MAX`] is over.
+const PROBE_EVERY: Duration = Duration::from_secs(2);
+/// An unused connection is kept this long.
+const IDLE_MAX: Duration = Duration::from_secs(30);
 
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +57,23 @@ pub async fn from_kubeconfig(path: &Path) -> Result<kube::Client, Error> {
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     // Retries are decided by those who know what they are asking for.
     config.default_retry = false;
-    kube::Client::try_from(config).map_err(|source| Error::Client { path: path.into(), source })
+    over_tls(&config).map_err(|source| Error::Client { path: path.into(), source })
+}
+
+/// A client whose connections notice a server that is gone without a word (a power cut, a cut cable): what is sent must be
+/// acknowledged in time, and a quiet connection (a watch) is probed.
+fn over_tls(config: &kube::Config) -> Result<kube::Client, kube::Error> {
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_connect_timeout(config.connect_timeout);
+    connector.set_tcp_user_timeout(Some(SILENCE_MAX));
+    connector.set_keepalive(Some(PROBE_AFTER));
+    connector.set_keepalive_interval(Some(PROBE_EVERY));
+    let connector = config.rustls_https_connector_with_connector(connector)?;
+    let connections: hyper_util::client::legacy::Client<_, Body> =
+        hyper_util::client::legacy::Client::builder(TokioExecutor::new()).pool_idle_timeout(IDLE_MAX).pool_timer(TokioTimer::new()).build(connector);
+    let service = ServiceBuilder::new().layer(config.base_uri_layer()).option_layer(config.auth_layer()?).map_err(tower::BoxError::from).service(connections);
+    Ok(kube::client::ClientBuilder::new(service, config.default_namespace.clone()).build())
 }
 
 /// A client that talks to a service in this process. Request URIs are paths, without scheme or host.
