@@ -71,10 +71,10 @@ pub fn apply_to(kind: &Kind, version: &str, patch_kind: PatchKind, old: &Value, 
     }
 }
 
-/// What is given twice in a patch, which its effect does not show.
-fn doubled_fields(call: &Call, patch: &Bytes) -> Vec<String> {
-    let decoded = call.kind.schema(&call.info.version).and_then(|schema| structure::decode(patch, Encoding::Json, &schema).ok());
-    decoded.map(|decoded| decoded.problems).unwrap_or_default().into_iter().filter(|problem| problem.starts_with("duplicate field")).collect()
+/// What a patch's own text says twice, which its effect does not show.
+fn doubled_fields(kind: PatchKind, patch: &Bytes) -> Vec<String> {
+    let prefix = if kind == PatchKind::Json { "json patch " } else { "" };
+    structure::duplicates(patch).into_iter().map(|problem| format!("{prefix}{problem}")).collect()
 }
 
 /// PATCH of an object or of its status.
@@ -86,9 +86,9 @@ pub async fn patch(mut call: Call) -> Answer {
     let options = PatchOptions::parse(&call.query, call.header(header::USER_AGENT), false)?;
     let bytes = call.body().await?;
     let part = if call.info.subresource.is_empty() { Part::Object } else { Part::Status };
-    if matches!(kind, PatchKind::Merge | PatchKind::Strategic) && options.field_validation == FieldValidation::Warn {
-        call.warnings.extend(doubled_fields(&call, &bytes));
-    }
+    let problems = if options.field_validation == FieldValidation::Ignore { vec![] } else { doubled_fields(kind, &bytes) };
+    // Refusals show a strategic merge patch itself, and of the others what they have made.
+    let given = (kind == PatchKind::Strategic).then(|| structure::parse(&bytes, Encoding::Json).ok()).flatten().map(|patch| merge::go_text(&patch));
     let writer = Writer::of(&call, options.dry_run, &options.field_manager);
     let view = call.view();
     let written = writer.modify(part, |old| {
@@ -99,7 +99,7 @@ pub async fn patch(mut call: Call) -> Answer {
         if matches!(patched.resource_version(), "" | "0") {
             patched.set("metadata.resourceVersion", old.resource_version());
         }
-        let (mut object, warnings) = structure::check_object(patched, &call.kind, &call.info.version, options.field_validation)?;
+        let (mut object, warnings) = structure::check_patched(patched, &call.kind, &call.info.version, options.field_validation, given.clone(), problems.clone())?;
         call.warnings.extend(warnings);
         write::check_name(&call, &object)?;
         call.kind.hooks.to_stored(&call.info.version, &mut object);
@@ -114,7 +114,8 @@ pub async fn patch(mut call: Call) -> Answer {
 async fn server_side_apply(mut call: Call) -> Answer {
     let options = PatchOptions::parse(&call.query, call.header(header::USER_AGENT), true)?;
     let bytes = call.body().await?;
-    let config = structure::parse(&bytes, Encoding::Yaml).map_err(|why| Status::bad_request(format!("error decoding YAML: {why}")))?;
+    let unreadable = |why| Status::bad_request(format!("error decoding YAML: error converting YAML to JSON: {why}"));
+    let config = structure::parse(&bytes, Encoding::Yaml).map_err(unreadable)?;
     let (part, force) = (if call.info.subresource.is_empty() { Part::Object } else { Part::Status }, options.force.unwrap_or(false));
     let writer = Writer { books: Books::Kept, ..Writer::of(&call, options.dry_run, &options.field_manager) };
     for _ in 0..limits::UPDATE_ATTEMPTS_MAX {
@@ -162,6 +163,9 @@ fn applied(call: &Call, live: Option<&Value>, config: &Value, manager: &str, for
     let mut object = converted.map_err(|why| Status::unknown(format!("failed to convert new object ({namespace}/{name}; {of}) to proper version: unable to convert unstructured object to {of}: {why}")))?.value;
     write::check_name(call, &object)?;
     write::check_namespace(call, &object)?;
+    if let Some(created) = live.and_then(|live| live.at("metadata.creationTimestamp")) {
+        object.set("metadata.creationTimestamp", created.clone());
+    }
     call.kind.hooks.to_stored(&call.info.version, &mut object);
     Ok(object)
 }

@@ -1,4 +1,4 @@
-//! Subresources that change a part of an object: `binding`, and the parts named in [`own_paths`].
+//! Subresources that change a part of an object: `binding`, and those that are views of the object itself.
 
 use crate::{
     connect::{Answer, Call},
@@ -89,41 +89,11 @@ pub fn set_condition(object: &mut Value, mut condition: Value) {
     }
 }
 
-/// What a write to a subresource may change, as paths of the object; lists are taken over item by item where `[]` stands.
-fn own_paths(subresource: &str) -> Option<&'static [&'static str]> {
-    Some(match subresource {
-        "ephemeralcontainers" => &["spec.ephemeralContainers"],
-        "resize" => &["spec.containers[].resources", "spec.containers[].resizePolicy", "spec.initContainers[].resources"],
-        "approval" => &["status.conditions"],
-        _ => return None,
-    })
-}
-
-/// Takes over what a subresource owns from `from` into `into`.
-fn take_over(into: &mut Value, from: &Value, paths: &[&str]) {
-    for path in paths {
-        match path.split_once("[].") {
-            None => match from.at(path) {
-                Some(value) => into.set(path, value.clone()),
-                None => drop(into.remove(path)),
-            },
-            Some((list, field)) => {
-                let theirs = from.list_at(list);
-                for item in into.at_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
-                    let Some(other) = theirs.iter().find(|other| other.get("name") == item.get("name")) else { continue };
-                    match other.at(field) {
-                        Some(value) => item.set(field, value.clone()),
-                        None => drop(item.remove(field)),
-                    }
-                }
-            }
-        }
-    }
-}
-
 /// get, update and patch of a part of an object.
 pub async fn part(mut call: Call) -> Answer {
-    let Some(paths) = own_paths(&call.info.subresource) else { return Err(Status::path_not_found()) };
+    if !matches!(call.info.subresource.as_str(), "ephemeralcontainers" | "resize" | "approval") {
+        return Err(Status::path_not_found());
+    }
     let kind = match call.info.verb.as_str() {
         "get" => return read::get(call).await,
         "update" => None,
@@ -142,9 +112,7 @@ pub async fn part(mut call: Call) -> Answer {
     };
     let writer = Writer::of(&call, options.dry_run, &options.field_manager);
     let view = call.view();
-    // A piece of the status is bound by the rules of the status.
-    let part = if paths.iter().all(|path| path.starts_with("status.")) { Part::Status } else { Part::Piece };
-    let written = writer.modify(part, |old| {
+    let written = writer.modify(Part::Piece, |old| {
         let mut given = match (&put, kind) {
             (Some(object), _) => object.clone(),
             (None, kind) => {
@@ -158,12 +126,7 @@ pub async fn part(mut call: Call) -> Answer {
         };
         call.kind.hooks.to_stored(&call.info.version, &mut given);
         let pinned = !matches!(given.resource_version(), "" | "0") && given.resource_version() != old.resource_version();
-        let mut new = old.clone();
-        take_over(&mut new, &given, paths);
-        if pinned {
-            new.set("metadata.resourceVersion", given.resource_version());
-        }
-        Ok(Changed { object: new, pinned })
+        Ok(Changed { object: given, pinned })
     });
     let written = written.await?;
     Ok(write::respond(&call, StatusCode::OK, &written))
@@ -172,19 +135,6 @@ pub async fn part(mut call: Call) -> Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_part_takes_over_only_what_is_its_own() {
-        let old = json!({"spec": {"containers": [{"name": "a", "image": "i", "resources": {}}], "nodeName": "n"}});
-        let given = json!({"spec": {"containers": [{"name": "a", "image": "other", "resources": {"limits": {"cpu": "1"}}}], "ephemeralContainers": [{"name": "d"}]}});
-        let mut resized = old.clone();
-        take_over(&mut resized, &given, own_paths("resize").unwrap());
-        assert_eq!(resized, json!({"spec": {"containers": [{"name": "a", "image": "i", "resources": {"limits": {"cpu": "1"}}}], "nodeName": "n"}}));
-        let mut debugged = old.clone();
-        take_over(&mut debugged, &given, own_paths("ephemeralcontainers").unwrap());
-        assert_eq!(debugged["spec"]["ephemeralContainers"], json!([{"name": "d"}]));
-        assert_eq!(debugged["spec"]["containers"], old["spec"]["containers"]);
-    }
 
     #[test]
     fn a_pod_is_bound_once() {

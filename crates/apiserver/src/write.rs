@@ -76,7 +76,7 @@ pub enum Part {
     Object,
     /// The status alone.
     Status,
-    /// A piece of the object with a path of its own, already cut out: the kind's rules about changes do not bind it.
+    /// What a subresource shows of the object itself: the kind says what that may change.
     Piece,
     /// What code of the server itself has changed. Neither bound by the kind's rules nor counted as a new generation.
     Trusted,
@@ -414,7 +414,8 @@ impl<'a> Writer<'a> {
         match part {
             Part::Object => hooks.prepare_update(&mut new, old),
             Part::Status => hooks.prepare_status(&mut new, old),
-            Part::Piece | Part::Trusted => {}
+            Part::Piece => hooks.prepare_view(&self.info.subresource, &mut new, old),
+            Part::Trusted => {}
         }
         put_books(&mut new, books);
         let cx = self.admission(Operation::Update, self.name, Some(old));
@@ -427,7 +428,8 @@ impl<'a> Writer<'a> {
         match part {
             Part::Object => hooks.validate(&new, Some(old), &mut errors),
             Part::Status => hooks.validate_status(&new, old, &mut errors),
-            Part::Piece | Part::Trusted => {}
+            Part::Piece => hooks.validate_view(&self.info.subresource, &new, old, &mut errors),
+            Part::Trusted => {}
         }
         self.invalid(self.name, &errors)?;
         if part == Part::Object {
