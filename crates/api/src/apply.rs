@@ -322,11 +322,12 @@ fn run(live: Option<&Value>, config: &Value, writer: &Writer<'_>, view: &View<'_
     }
     let fresh = Entry::of(writer, true);
     let previous = entries.iter().position(|entry| entry.is(&fresh)).map(|i| entries.remove(i));
-    let own = view.fields(config).without(&writer.ignored()).difference(&Set::of(&STRIPPED));
+    let said = view.fields(config).without(&writer.ignored());
+    let own = said.difference(&Set::of(&STRIPPED));
 
     let merged = view.merge(Some(&before), Some(config));
     // What the manager said last time, and nobody says now, goes.
-    let owned = entries.iter().fold(own.clone(), |all, entry| all.union(&entry.set)).with_structs(Some(schema));
+    let owned = entries.iter().fold(said, |all, entry| all.union(&entry.set)).with_structs(Some(schema));
     let after = match &previous {
         Some(previous) => {
             let gone = previous.set.with_structs(Some(schema)).difference(&owned);
