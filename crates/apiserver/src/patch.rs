@@ -111,12 +111,17 @@ pub async fn patch(mut call: Call) -> Answer {
 }
 
 /// Server-side apply: PATCH that says all that its manager wants, of an object that need not exist yet.
-async fn server_side_apply(mut call: Call) -> Answer {
+pub async fn server_side_apply(mut call: Call) -> Answer {
     let options = PatchOptions::parse(&call.query, call.header(header::USER_AGENT), true)?;
     let bytes = call.body().await?;
     let unreadable = |why| Status::bad_request(format!("error decoding YAML: error converting YAML to JSON: {why}"));
     let config = structure::parse(&bytes, Encoding::Yaml).map_err(unreadable)?;
-    let (part, force) = (if call.info.subresource.is_empty() { Part::Object } else { Part::Status }, options.force.unwrap_or(false));
+    let part = match call.info.subresource.as_str() {
+        "" => Part::Object,
+        "status" => Part::Status,
+        _ => Part::Piece,
+    };
+    let force = options.force.unwrap_or(false);
     let writer = Writer { books: Books::Kept, ..Writer::of(&call, options.dry_run, &options.field_manager) };
     for _ in 0..limits::UPDATE_ATTEMPTS_MAX {
         let modified = writer.modify(part, |old| {
@@ -165,6 +170,9 @@ fn applied(call: &Call, live: Option<&Value>, config: &Value, manager: &str, for
     write::check_namespace(call, &object)?;
     if let Some(created) = live.and_then(|live| live.at("metadata.creationTimestamp")) {
         object.set("metadata.creationTimestamp", created.clone());
+    }
+    if !call.kind.namespaced_scope() {
+        object.remove("metadata.namespace");
     }
     call.kind.hooks.to_stored(&call.info.version, &mut object);
     Ok(object)

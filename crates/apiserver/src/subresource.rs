@@ -99,6 +99,9 @@ pub async fn part(mut call: Call) -> Answer {
         "update" => None,
         _ => Some(PatchKind::of(call.header(header::CONTENT_TYPE)).ok_or_else(patch::unsupported)?),
     };
+    if kind == Some(PatchKind::Apply) {
+        return patch::server_side_apply(call).await;
+    }
     let options = PatchOptions::parse(&call.query, call.header(header::USER_AGENT), false)?;
     let (encoding, bytes) = if call.info.verb == "update" { call.input().await? } else { (Encoding::Json, call.body().await?) };
     let put = match kind {
