@@ -202,6 +202,36 @@ async fn patches_of_every_kind_apply() {
 }
 
 #[tokio::test]
+async fn appliers_own_what_they_say() {
+    let (server, client) = server().await;
+    let path = "/api/v1/namespaces/test/configmaps/shared";
+    let apply = [("content-type", "application/apply-patch+yaml")];
+    let config = |value: &str| format!("apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: shared\ndata:\n  k: {value}\n");
+    let (code, _) = raw_json(&server, "PATCH", path, &apply, config("a")).await;
+    assert_eq!(code, StatusCode::UNPROCESSABLE_ENTITY, "an apply names its manager");
+    let (code, made) = raw_json(&server, "PATCH", &format!("{path}?fieldManager=one"), &apply, config("a")).await;
+    assert_eq!((code, &made["metadata"]["managedFields"][0]["manager"]), (StatusCode::CREATED, &json!("one")), "{made}");
+    let (code, again) = raw_json(&server, "PATCH", &format!("{path}?fieldManager=one"), &apply, config("a")).await;
+    assert_eq!((code, &again["metadata"]["resourceVersion"]), (StatusCode::OK, &made["metadata"]["resourceVersion"]), "the same again is no new version");
+    let (code, refused) = raw_json(&server, "PATCH", &format!("{path}?fieldManager=two"), &apply, config("b")).await;
+    assert_eq!((code, &refused["details"]["causes"][0]["field"]), (StatusCode::CONFLICT, &json!(".data.k")), "{refused}");
+    let (code, forced) = raw_json(&server, "PATCH", &format!("{path}?fieldManager=two&force=true"), &apply, config("b")).await;
+    assert_eq!((code, &forced["data"]["k"]), (StatusCode::OK, &json!("b")));
+
+    // Others own what they change, and a write that says nothing new is no new version.
+    let maps: Api<ConfigMap> = Api::namespaced(client, "test");
+    let mut map = maps.get("shared").await.unwrap();
+    map.data.get_or_insert_default().insert("k".into(), "c".into());
+    let manager = PostParams { field_manager: Some("three".into()), ..Default::default() };
+    let changed = maps.replace("shared", &manager, &map).await.unwrap();
+    assert!(changed.managed_fields().iter().all(|entry| entry.manager.as_deref() != Some("two")), "{changed:?}");
+    let mut bare = changed.clone();
+    bare.metadata.managed_fields = None;
+    let same = maps.replace("shared", &manager, &bare).await.unwrap();
+    assert_eq!((same.resource_version(), same.managed_fields()), (changed.resource_version(), changed.managed_fields()));
+}
+
+#[tokio::test]
 async fn a_dry_run_leaves_no_trace() {
     let (_server, client) = server().await;
     let maps: Api<ConfigMap> = Api::namespaced(client, "test");
