@@ -471,8 +471,16 @@ mod tests {
         let explicit = |address: &str| json!({"type": "ClusterIP", "clusterIP": address, "clusterIPs": [address]});
         assert!(reserve(&mut pools, explicit("10.96.0.10")).is_ok());
         let check = |pools: &mut Pools, address: &str, expected: &str| assert_eq!(reserve(pools, explicit(address)).unwrap_err(), expected);
-        check(&mut pools, "10.96.0.10", r#"spec.clusterIPs: Invalid value: ["10.96.0.10"]: failed to allocate IP 10.96.0.10: provided IP is already allocated"#);
-        check(&mut pools, "1.2.3.4", r#"spec.clusterIPs: Invalid value: ["1.2.3.4"]: failed to allocate IP 1.2.3.4: the provided network does not match the current range"#);
+        check(
+            &mut pools,
+            "10.96.0.10",
+            r#"spec.clusterIPs: Invalid value: ["10.96.0.10"]: failed to allocate IP 10.96.0.10: provided IP is already allocated"#,
+        );
+        check(
+            &mut pools,
+            "1.2.3.4",
+            r#"spec.clusterIPs: Invalid value: ["1.2.3.4"]: failed to allocate IP 1.2.3.4: the provided network does not match the current range"#,
+        );
         check(&mut pools, "fd00::1", r#"spec.clusterIPs[0]: Invalid value: ["fd00::1"]: IPv6 is not configured on this cluster"#);
         pools.free(Item::Address("10.96.0.10".parse().unwrap()));
         assert!(reserve(&mut pools, explicit("10.96.0.10")).is_ok(), "free again");
@@ -494,11 +502,29 @@ mod tests {
         let spec = reserve(&mut pools, json!({"type": "NodePort", "ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}, {"port": 80, "protocol": "TCP", "nodePort": 31000}]})).unwrap();
         let port = |i: usize| spec["ports"][i]["nodePort"].as_i64().unwrap();
         assert!((30000..=32767).contains(&port(0)) && port(0) == port(1) && port(2) == 31000);
-        let check = |pools: &mut Pools, ports: Value, expected: &str| assert_eq!(reserve(pools, json!({"type": "NodePort", "ports": ports})).unwrap_err(), expected);
-        check(&mut pools, json!([{"port": 80, "nodePort": 31000}]), "spec.ports[0].nodePort: Invalid value: 31000: provided port is already allocated");
-        check(&mut pools, json!([{"port": 1, "nodePort": 80}]), "spec.ports[0].nodePort: Invalid value: 80: provided port is not in the valid range. The range of valid ports is 30000-32767");
-        check(&mut pools, json!([{"port": 1, "nodePort": 32111}, {"port": 2, "nodePort": 32111}]), "spec.ports[1].nodePort: Invalid value: 32111: provided port is already allocated");
-        let spec = reserve(&mut pools, json!({"type": "LoadBalancer", "allocateLoadBalancerNodePorts": false, "externalTrafficPolicy": "Local", "ports": [{"port": 80}]})).unwrap();
+        let check = |pools: &mut Pools, ports: Value, expected: &str| {
+            assert_eq!(reserve(pools, json!({"type": "NodePort", "ports": ports})).unwrap_err(), expected)
+        };
+        check(
+            &mut pools,
+            json!([{"port": 80, "nodePort": 31000}]),
+            "spec.ports[0].nodePort: Invalid value: 31000: provided port is already allocated",
+        );
+        check(
+            &mut pools,
+            json!([{"port": 1, "nodePort": 80}]),
+            "spec.ports[0].nodePort: Invalid value: 80: provided port is not in the valid range. The range of valid ports is 30000-32767",
+        );
+        check(
+            &mut pools,
+            json!([{"port": 1, "nodePort": 32111}, {"port": 2, "nodePort": 32111}]),
+            "spec.ports[1].nodePort: Invalid value: 32111: provided port is already allocated",
+        );
+        let spec = reserve(
+            &mut pools,
+            json!({"type": "LoadBalancer", "allocateLoadBalancerNodePorts": false, "externalTrafficPolicy": "Local", "ports": [{"port": 80}]}),
+        )
+        .unwrap();
         assert_eq!(spec["ports"][0].get("nodePort"), None);
         assert!(spec["healthCheckNodePort"].as_i64().is_some());
     }

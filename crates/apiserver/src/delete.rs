@@ -124,12 +124,17 @@ pub fn check_preconditions(kind: &Kind, old: &Value, options: &DeleteOptions) ->
     }
     let subject = (kind.group.as_str(), kind.kind.as_str());
     if let Some(uid) = options.uid.as_deref().filter(|uid| *uid != old.uid()) {
-        let detail = format!("the UID in the precondition ({uid}) does not match the UID in record ({}). The object might have been deleted and then recreated", old.uid());
+        let detail = format!(
+            "the UID in the precondition ({uid}) does not match the UID in record ({}). The object might have been deleted and then recreated",
+            old.uid()
+        );
         return Err(Status::conflict(subject, old.name(), &detail));
     }
     if let Some(version) = options.resource_version.as_deref().filter(|version| *version != old.resource_version()) {
-        let detail =
-            format!("the ResourceVersion in the precondition ({version}) does not match the ResourceVersion in record ({}). The object might have been modified", old.resource_version());
+        let detail = format!(
+            "the ResourceVersion in the precondition ({version}) does not match the ResourceVersion in record ({}). The object might have been modified",
+            old.resource_version()
+        );
         return Err(Status::conflict(subject, old.name(), &detail));
     }
     Ok(())
@@ -212,7 +217,9 @@ fn propagate(kind: &Kind, object: &mut Value, options: &DeleteOptions) {
         (Some(propagation), _) => propagation,
         (None, Some(true)) => Propagation::Orphan,
         (None, Some(false)) => Propagation::Background,
-        (None, None) if !ORPHANED_BY_DEFAULT.contains(&kind.resource_pair()) || object.has_finalizer(ORPHAN) || object.has_finalizer(FOREGROUND) => return,
+        (None, None) if !ORPHANED_BY_DEFAULT.contains(&kind.resource_pair()) || object.has_finalizer(ORPHAN) || object.has_finalizer(FOREGROUND) => {
+            return;
+        }
         (None, None) => Propagation::Orphan,
     };
     let (add, drop): (Option<&str>, &[&str]) = match wanted {

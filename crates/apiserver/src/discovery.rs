@@ -120,9 +120,22 @@ fn not_acceptable() -> Status {
 }
 
 fn paths(groups: &[Group<'_>]) -> Vec<String> {
-    let mut paths: Vec<String> = ["/.well-known/openid-configuration", "/api", "/apis", "/apis/", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/openid/v1/jwks", "/readyz", "/version"]
-        .map(String::from)
-        .into();
+    let mut paths: Vec<String> = [
+        "/.well-known/openid-configuration",
+        "/api",
+        "/apis",
+        "/apis/",
+        "/healthz",
+        "/livez",
+        "/metrics",
+        "/openapi/v2",
+        "/openapi/v3",
+        "/openid/v1/jwks",
+        "/readyz",
+        "/version",
+    ]
+    .map(String::from)
+    .into();
     for group in groups {
         if group.name.is_empty() {
             paths.extend(group.versions.iter().map(|version| format!("/api/{version}")));
@@ -209,7 +222,9 @@ fn aggregated_version(headers: &HeaderMap) -> Option<&'static str> {
             continue;
         }
         let parameters: Map<String, Value> = parts.filter_map(|part| part.split_once('=')).map(|(k, v)| (k.to_string(), json!(v))).collect();
-        if parameters.get("g").is_some_and(|group| group == "apidiscovery.k8s.io") && parameters.get("as").is_some_and(|kind| kind == "APIGroupDiscoveryList") {
+        if parameters.get("g").is_some_and(|group| group == "apidiscovery.k8s.io")
+            && parameters.get("as").is_some_and(|kind| kind == "APIGroupDiscoveryList")
+        {
             match parameters.get("v").and_then(Value::as_str) {
                 Some("v2") => return Some("v2"),
                 Some("v2beta1") => return Some("v2beta1"),
@@ -266,7 +281,8 @@ fn aggregated_response(document: &Value, version: &str, headers: &HeaderMap) -> 
         "v2" => "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
         _ => "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList",
     };
-    let mut response = if known { respond(StatusCode::NOT_MODIFIED, content_type, full("")) } else { respond(StatusCode::OK, content_type, full(text)) };
+    let mut response =
+        if known { respond(StatusCode::NOT_MODIFIED, content_type, full("")) } else { respond(StatusCode::OK, content_type, full(text)) };
     if let Ok(tag) = HeaderValue::from_str(&tag) {
         response.headers_mut().insert(header::ETAG, tag);
     }

@@ -136,8 +136,12 @@ impl Output {
     /// 406 if the metadata of a list was asked for where there is one object, or the other way round.
     pub fn check_list(&self, is_list: bool, kind: &str) -> Result<(), Status> {
         match (self.metadata_list, is_list) {
-            (Some(true), false) => Err(Status::not_acceptable_because(format!("you requested PartialObjectMetadataList, but the requested object is not a list (*core.{kind})"))),
-            (Some(false), true) => Err(Status::not_acceptable_because(format!("you requested PartialObjectMetadata, but the requested object is a list (*core.{kind})"))),
+            (Some(true), false) => Err(Status::not_acceptable_because(format!(
+                "you requested PartialObjectMetadataList, but the requested object is not a list (*core.{kind})"
+            ))),
+            (Some(false), true) => {
+                Err(Status::not_acceptable_because(format!("you requested PartialObjectMetadata, but the requested object is a list (*core.{kind})")))
+            }
             _ => Ok(()),
         }
     }
@@ -196,7 +200,8 @@ impl Output {
                 self.value(StatusCode::OK, &json!({"kind": "PartialObjectMetadataList", "apiVersion": format!("meta.k8s.io/{version}"), "metadata": list_metadata, "items": null}))
             }
             Shape::Metadata { version } => {
-                let head = format!(r#"{{"kind":"PartialObjectMetadataList","apiVersion":"meta.k8s.io/{version}","metadata":{list_metadata},"items":["#);
+                let head =
+                    format!(r#"{{"kind":"PartialObjectMetadataList","apiVersion":"meta.k8s.io/{version}","metadata":{list_metadata},"items":["#);
                 let items = entries.into_iter().map(move |entry| metadata_bytes(&entry, version));
                 self.join(head, Box::new(items), b"")
             }
@@ -347,7 +352,8 @@ fn choose(accept: &str, shapes: bool) -> Option<(Format, Shape, Option<bool>)> {
         .map(|clause| {
             let mut parts = clause.split(';').map(str::trim);
             let media = parts.next().unwrap_or_default();
-            let parameters: Vec<(&str, &str)> = parts.filter_map(|part| part.split_once('=')).map(|(k, v)| (k.trim(), v.trim().trim_matches('"'))).collect();
+            let parameters: Vec<(&str, &str)> =
+                parts.filter_map(|part| part.split_once('=')).map(|(k, v)| (k.trim(), v.trim().trim_matches('"'))).collect();
             let weight = parameters.iter().find(|(k, _)| *k == "q").and_then(|(_, q)| q.parse().ok()).unwrap_or(1.0);
             (weight, media, parameters)
         })

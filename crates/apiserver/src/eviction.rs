@@ -10,12 +10,7 @@ use crate::{
     subresource::set_condition,
     write::{Changed, Part, Writer, now},
 };
-use api::{
-    Status, Value, limits,
-    object::ObjectExt,
-    request::DeleteOptions,
-    selector::LabelSelector,
-};
+use api::{Status, Value, limits, object::ObjectExt, request::DeleteOptions, selector::LabelSelector};
 use http::StatusCode;
 use serde_json::json;
 
@@ -84,7 +79,12 @@ fn is_ready(pod: &Value) -> bool {
 /// Takes one disruption from the pod's budget, if it has one.
 async fn charge(call: &Call, entry: &Entry, pod: &Value, dry_run: bool) -> Result<(), Status> {
     let budgets = call.server.entries("policy", "poddisruptionbudgets", Some(call.namespace()))?;
-    let selects = |budget: &Value| budget.at("spec.selector").and_then(|selector| LabelSelector::from_value(selector).ok()).is_some_and(|selector| selector.matches(|key| entry.label(key)));
+    let selects = |budget: &Value| {
+        budget
+            .at("spec.selector")
+            .and_then(|selector| LabelSelector::from_value(selector).ok())
+            .is_some_and(|selector| selector.matches(|key| entry.label(key)))
+    };
     let mut covering = budgets.iter().map(|budget| budget.value()).filter(selects);
     let (Some(budget), second) = (covering.next(), covering.next()) else { return Ok(()) };
     if second.is_some() {
@@ -103,7 +103,10 @@ async fn charge(call: &Call, entry: &Entry, pod: &Value, dry_run: bool) -> Resul
 fn may_evict_unready(budget: &Value) -> bool {
     match budget.str_at("spec.unhealthyPodEvictionPolicy") {
         Some("AlwaysAllow") => true,
-        _ => budget.i64_at("status.currentHealthy").unwrap_or(0) >= budget.i64_at("status.desiredHealthy").unwrap_or(0) && budget.i64_at("status.desiredHealthy").unwrap_or(0) > 0,
+        _ => {
+            budget.i64_at("status.currentHealthy").unwrap_or(0) >= budget.i64_at("status.desiredHealthy").unwrap_or(0)
+                && budget.i64_at("status.desiredHealthy").unwrap_or(0) > 0
+        }
     }
 }
 
@@ -126,7 +129,11 @@ fn charged(budget: &Value, pod: &str) -> Result<Changed, Status> {
         return Err(Status::forbidden(("policy", "poddisruptionbudgets"), name, "pdb disruptions allowed is negative"));
     }
     if budget.map_at("status.disruptedPods").map_or(0, |pods| pods.len()) > DISRUPTED_PODS_MAX {
-        return Err(Status::forbidden(("policy", "poddisruptionbudgets"), name, "DisruptedPods map too big - too many evictions not confirmed by PDB controller"));
+        return Err(Status::forbidden(
+            ("policy", "poddisruptionbudgets"),
+            name,
+            "DisruptedPods map too big - too many evictions not confirmed by PDB controller",
+        ));
     }
     if allowed == 0 {
         let cause = format!(

@@ -120,9 +120,7 @@ pub fn version() -> Response<Body> {
 
 /// `componentstatuses`: deprecated, but `kubectl get cs` still asks.
 pub async fn component_statuses(call: Call) -> Answer {
-    let component = |name: &str| {
-        json!({"apiVersion": "v1", "kind": "ComponentStatus", "metadata": {"name": name}, "conditions": [{"type": "Healthy", "status": "True", "message": "ok"}]})
-    };
+    let component = |name: &str| json!({"apiVersion": "v1", "kind": "ComponentStatus", "metadata": {"name": name}, "conditions": [{"type": "Healthy", "status": "True", "message": "ok"}]});
     let all: Vec<Value> = ["scheduler", "controller-manager", "etcd-0"].map(component).into();
     if call.info.name.is_empty() {
         let list = match call.output.shape {

@@ -52,7 +52,14 @@ impl Metrics {
         if requests.len() < SERIES_MAX || requests.contains_key(&series) {
             *requests.entry(series).or_default() += 1;
         } else {
-            let other = Series { verb: "other".into(), group: String::new(), version: String::new(), resource: String::new(), subresource: String::new(), code: code.as_u16() };
+            let other = Series {
+                verb: "other".into(),
+                group: String::new(),
+                version: String::new(),
+                resource: String::new(),
+                subresource: String::new(),
+                code: code.as_u16(),
+            };
             *requests.entry(other).or_default() += 1;
         }
         drop(requests);
@@ -87,7 +94,10 @@ impl Metrics {
                 s.code, s.group, s.resource, s.subresource, s.verb, s.version
             );
         }
-        let _ = writeln!(out, "# HELP apiserver_request_duration_seconds Time until the answer began.\n# TYPE apiserver_request_duration_seconds histogram");
+        let _ = writeln!(
+            out,
+            "# HELP apiserver_request_duration_seconds Time until the answer began.\n# TYPE apiserver_request_duration_seconds histogram"
+        );
         for (verb, histogram) in self.durations.lock().iter() {
             for (bound_s, count) in BUCKETS_S.iter().zip(histogram.counts) {
                 let _ = writeln!(out, "apiserver_request_duration_seconds_bucket{{verb={verb:?},le=\"{bound_s}\"}} {count}");

@@ -99,7 +99,8 @@ pub async fn patch(mut call: Call) -> Answer {
         if matches!(patched.resource_version(), "" | "0") {
             patched.set("metadata.resourceVersion", old.resource_version());
         }
-        let (mut object, warnings) = structure::check_patched(patched, &call.kind, &call.info.version, options.field_validation, given.clone(), problems.clone())?;
+        let (mut object, warnings) =
+            structure::check_patched(patched, &call.kind, &call.info.version, options.field_validation, given.clone(), problems.clone())?;
         call.warnings.extend(warnings);
         write::check_name(&call, &object)?;
         call.kind.hooks.to_stored(&call.info.version, &mut object);
@@ -165,7 +166,13 @@ fn applied(call: &Call, live: Option<&Value>, config: &Value, manager: &str, for
     let of = format!("{}{}, Kind={}", if call.kind.group.is_empty() { "/" } else { "" }, call.view().api_version(), call.kind.kind);
     let (namespace, name) = (config.namespace().to_string(), config.name().to_string());
     let converted = structure::check(object, &schema);
-    let mut object = converted.map_err(|why| Status::unknown(format!("failed to convert new object ({namespace}/{name}; {of}) to proper version: unable to convert unstructured object to {of}: {why}")))?.value;
+    let mut object = converted
+        .map_err(|why| {
+            Status::unknown(format!(
+                "failed to convert new object ({namespace}/{name}; {of}) to proper version: unable to convert unstructured object to {of}: {why}"
+            ))
+        })?
+        .value;
     write::check_name(call, &object)?;
     write::check_namespace(call, &object)?;
     if let Some(created) = live.and_then(|live| live.at("metadata.creationTimestamp")) {

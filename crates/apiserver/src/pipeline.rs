@@ -4,8 +4,8 @@
 //! is decided here and nowhere else. Whatever goes wrong becomes a Status.
 
 use crate::{
-    Body, Identity, Server, User,
-    authentication, authorization::{self, Decision},
+    Body, Identity, Server, User, authentication,
+    authorization::{self, Decision},
     body::full,
     connect::{self, Answer, Call, Warnings},
     delete, discovery,
@@ -140,7 +140,9 @@ async fn resource(server: &Arc<Server>, user: User, info: RequestInfo, query: Qu
         (Some(Subresource::Status), "get") => read::get(call).await,
         (Some(Subresource::Status), "update") => write::update(call).await,
         (Some(Subresource::Status), "patch") => patch::patch(call).await,
-        (Some(Subresource::Scale { replicas, status_replicas, selector }), _) => scale::answer(call, scale::Paths { replicas, status_replicas, selector }).await,
+        (Some(Subresource::Scale { replicas, status_replicas, selector }), _) => {
+            scale::answer(call, scale::Paths { replicas, status_replicas, selector }).await
+        }
         (Some(Subresource::Connect { .. }), _) => subresource::part(call).await,
         _ => Err(Status::method_not_allowed()),
     }
@@ -182,7 +184,9 @@ fn check_path(kind: &Kind, info: &RequestInfo) -> Result<(), Status> {
                 return Err(Status::method_not_allowed());
             }
         }
-        Some(Subresource::Status | Subresource::Scale { .. }) if !matches!(verb, "get" | "update" | "patch") => return Err(Status::method_not_allowed()),
+        Some(Subresource::Status | Subresource::Scale { .. }) if !matches!(verb, "get" | "update" | "patch") => {
+            return Err(Status::method_not_allowed());
+        }
         Some(Subresource::Connect { verbs, .. }) if !verbs.contains(&verb) && !verbs.contains(&"*") => return Err(Status::method_not_allowed()),
         Some(_) => {}
     }

@@ -107,7 +107,9 @@ pub fn selection(call: &Call, options: &ListOptions) -> Result<Selection, Status
 fn check_fields(kind: &Kind, options: &ListOptions) -> Result<(), Status> {
     // Kinds with fields of their own name all they know, and cluster-wide ones among them know no namespace.
     let namespace = kind.namespaced_scope() || kind.selectable_fields.is_empty();
-    let known = |field: &str| field == "metadata.name" || (namespace && field == "metadata.namespace") || kind.selectable_fields.iter().any(|known| known == field);
+    let known = |field: &str| {
+        field == "metadata.name" || (namespace && field == "metadata.namespace") || kind.selectable_fields.iter().any(|known| known == field)
+    };
     match options.field_selector.terms.iter().find(|(field, _, _)| !known(field)) {
         None => Ok(()),
         Some((field, _, _)) if kind.selectable_fields.is_empty() => {
@@ -170,7 +172,11 @@ impl Continue {
         if value.get("v").and_then(Value::as_str) != Some("meta.k8s.io/v1") {
             return Err(bad("server does not recognize this encoded version"));
         }
-        let after = value.get("start").and_then(Value::as_str).filter(|start| !start.is_empty()).ok_or_else(|| bad("encoded start resourceVersion is not valid"))?;
+        let after = value
+            .get("start")
+            .and_then(Value::as_str)
+            .filter(|start| !start.is_empty())
+            .ok_or_else(|| bad("encoded start resourceVersion is not valid"))?;
         let revision = match value.get("rv").and_then(Value::as_i64) {
             Some(-1) => None,
             Some(revision) if revision > 0 => Some(Revision(revision as u64)),

@@ -138,8 +138,14 @@ fn path_attributes(review: &Value) -> Value {
 fn check_attributes(review: &Value, errors: &mut field::Errors) {
     let spec = field::Path::new("spec");
     match (given(review, "spec.resourceAttributes"), given(review, "spec.nonResourceAttributes")) {
-        (true, true) => errors.invalid(spec.child("nonResourceAttributes"), path_attributes(review), "cannot be specified in combination with resourceAttributes"),
-        (false, false) => errors.invalid(spec.child("resourceAttributes"), Value::Null, "exactly one of nonResourceAttributes or resourceAttributes must be specified"),
+        (true, true) => {
+            errors.invalid(spec.child("nonResourceAttributes"), path_attributes(review), "cannot be specified in combination with resourceAttributes")
+        }
+        (false, false) => errors.invalid(
+            spec.child("resourceAttributes"),
+            Value::Null,
+            "exactly one of nonResourceAttributes or resourceAttributes must be specified",
+        ),
         _ => {}
     }
 }
@@ -158,7 +164,12 @@ fn refuse_invalid(errors: &field::Errors) -> Result<(), Status> {
 fn subject(review: &Value) -> User {
     let text = |path| review.str_at(path).unwrap_or_default().to_string();
     let texts = |list: &[Value]| list.iter().filter_map(Value::as_str).map(String::from).collect::<Vec<_>>();
-    let extra: BTreeMap<_, _> = review.map_at("spec.extra").into_iter().flatten().map(|(key, values)| (key.to_lowercase(), texts(values.as_array().map(Vec::as_slice).unwrap_or_default()))).collect();
+    let extra: BTreeMap<_, _> = review
+        .map_at("spec.extra")
+        .into_iter()
+        .flatten()
+        .map(|(key, values)| (key.to_lowercase(), texts(values.as_array().map(Vec::as_slice).unwrap_or_default())))
+        .collect();
     User { name: text("spec.user"), uid: text("spec.uid"), groups: texts(review.list_at("spec.groups")), extra }
 }
 

@@ -87,14 +87,21 @@ async fn connection(server: Arc<Server>, acceptor: TlsAcceptor, stream: TcpStrea
         Err(_) => return tracing::debug!("TLS handshake took too long"),
     };
     let certificates = stream.get_ref().1.peer_certificates().filter(|chain| !chain.is_empty());
-    let identity = Identity::Peer(certificates.map(|chain| Arc::new(chain.iter().map(|certificate| CertificateDer::into_owned(certificate.clone())).collect())));
+    let identity =
+        Identity::Peer(certificates.map(|chain| Arc::new(chain.iter().map(|certificate| CertificateDer::into_owned(certificate.clone())).collect())));
     let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
         let (server, identity) = (server.clone(), identity.clone());
         async move { Ok::<_, Infallible>(server.handle(request.map(Body::new), identity).await) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(STREAMS_MAX).keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(KEEP_ALIVE).adaptive_window(true);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
+        .adaptive_window(true);
     let running = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::pin!(running);
     let ended = tokio::select! {

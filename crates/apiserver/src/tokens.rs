@@ -1,10 +1,10 @@
 //! Service account tokens over the API: TokenRequest (`serviceaccounts/NAME/token`) makes one, TokenReview asks whose one is.
 
+use crate::Server;
 use crate::admission::{AdmissionContext, Operation};
 use crate::authentication::authenticate_token;
 use crate::connect::{Answer, Call};
 use crate::reviews::{now, time_text, user_info};
-use crate::Server;
 use api::{Status, Value, field, object::ObjectExt};
 use http::StatusCode;
 use pki::jwt::{KubernetesClaims, Reference};
@@ -74,7 +74,10 @@ pub async fn request(mut call: Call) -> Answer {
     };
     bind(server, &request, &mut claims)?;
     let (now_unix_s, mut real_life_s) = (pki::now_unix_s(), life_s);
-    if life_s == LIFE_OF_PODS_S && claims.pod.is_some() && audiences.iter().all(|audience| server.authenticators.service_accounts.audiences().contains(audience)) {
+    if life_s == LIFE_OF_PODS_S
+        && claims.pod.is_some()
+        && audiences.iter().all(|audience| server.authenticators.service_accounts.audiences().contains(audience))
+    {
         claims.warnafter = Some(now_unix_s + life_s);
         real_life_s = LIFE_EXTENDED_S;
     }
@@ -115,7 +118,9 @@ fn bind(server: &Server, request: &Value, claims: &mut KubernetesClaims) -> Resu
     let entry = server.lookup("", resource, namespace, name)?.ok_or_else(|| Status::not_found(("", resource), name))?;
     let uid = text("uid");
     if !uid.is_empty() && uid != &*entry.uid {
-        let detail = format!("the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated");
+        let detail = format!(
+            "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"
+        );
         return Err(Status::conflict(("", kind), name, &detail));
     }
     let reference = Some(Reference { name: name.into(), uid: entry.uid.to_string() });
@@ -125,7 +130,10 @@ fn bind(server: &Server, request: &Value, claims: &mut KubernetesClaims) -> Resu
         _ => {
             let pod = entry.value();
             if pod.str_at("spec.serviceAccountName").unwrap_or_default() != claims.serviceaccount.name {
-                let message = format!("cannot bind token for serviceaccount {:?} to pod running with different serviceaccount name.", claims.serviceaccount.name);
+                let message = format!(
+                    "cannot bind token for serviceaccount {:?} to pod running with different serviceaccount name.",
+                    claims.serviceaccount.name
+                );
                 return Err(Status::bad_request(message));
             }
             claims.pod = reference;

@@ -54,7 +54,10 @@ pub async fn watch(call: Call) -> Answer {
         }
         (_, Some(version)) => From::After(version),
     };
-    let timeout_s = options.timeout_s.filter(|&seconds| seconds > 0).unwrap_or_else(|| limits::WATCH_TIMEOUT_DEFAULT_S + rand::rng().random_range(0..limits::WATCH_TIMEOUT_DEFAULT_S));
+    let timeout_s = options
+        .timeout_s
+        .filter(|&seconds| seconds > 0)
+        .unwrap_or_else(|| limits::WATCH_TIMEOUT_DEFAULT_S + rand::rng().random_range(0..limits::WATCH_TIMEOUT_DEFAULT_S));
     let deadline = Instant::now() + Duration::from_secs(timeout_s.min(limits::WATCH_TIMEOUT_DEFAULT_S * 100));
     let watch = match resource.watch(selection, from, cache.reached()) {
         Ok(watch) => watch,
@@ -188,7 +191,8 @@ impl Framer {
         }
     }
     fn bookmark(&mut self, revision: Revision, initial_events_end: bool) -> Bytes {
-        let mut object = json!({"kind": self.view.kind.kind, "apiVersion": self.view.api_version(), "metadata": {"resourceVersion": revision.to_string()}});
+        let mut object =
+            json!({"kind": self.view.kind.kind, "apiVersion": self.view.api_version(), "metadata": {"resourceVersion": revision.to_string()}});
         if initial_events_end {
             object.set_annotation(INITIAL_EVENTS_END, "true");
         }

@@ -144,7 +144,9 @@ pub fn respond(call: &Call, code: StatusCode, written: &Written) -> Response<Bod
 pub fn check_name(call: &Call, object: &Value) -> Result<(), Status> {
     match object.name() {
         "" => Err(Status::bad_request(format!("the name of the object ({} based on URL) was undeterminable: name must be provided", call.info.name))),
-        name if name != call.info.name => Err(Status::bad_request(format!("the name of the object ({name}) does not match the name on the URL ({})", call.info.name))),
+        name if name != call.info.name => {
+            Err(Status::bad_request(format!("the name of the object ({name}) does not match the name on the URL ({})", call.info.name)))
+        }
         _ => Ok(()),
     }
 }
@@ -273,7 +275,8 @@ impl<'a> Writer<'a> {
         }
         if !object.name().is_empty() {
             let name = object.name().to_string();
-            let exhausted = |status: Status| if status.is_already_exists() { Status::generate_name_exhausted(self.kind.resource_pair(), &name) } else { status };
+            let exhausted =
+                |status: Status| if status.is_already_exists() { Status::generate_name_exhausted(self.kind.resource_pair(), &name) } else { status };
             return self.create_named(object, &name).await.map_err(exhausted);
         }
         let mut name = String::new();
@@ -324,7 +327,9 @@ impl<'a> Writer<'a> {
                 self.stored(&name, &stored, &object, revision).await
             }
             Outcome::Conflict(standing) => {
-                let deleting = standing.and_then(|standing| serde_json::from_slice::<Value>(&standing.value).ok()).is_some_and(|value| value.deletion_timestamp().is_some());
+                let deleting = standing
+                    .and_then(|standing| serde_json::from_slice::<Value>(&standing.value).ok())
+                    .is_some_and(|value| value.deletion_timestamp().is_some());
                 Err(self.exists(&name, deleting))
             }
         }
@@ -642,7 +647,18 @@ pub async fn create_internal(server: &Arc<Server>, group: &str, resource: &str, 
     object.set("apiVersion", kind.api_version());
     object.set("kind", kind.kind.as_str());
     let (info, user, warnings) = (internal_request("create", &kind, namespace, object.name(), ""), User::system(), Warnings::default());
-    let writer = Writer { server, user: &user, info: &info, kind: &kind, namespace, name: "", dry_run: false, manager: "kube-apiserver", books: Books::Closed, warnings: &warnings };
+    let writer = Writer {
+        server,
+        user: &user,
+        info: &info,
+        kind: &kind,
+        namespace,
+        name: "",
+        dry_run: false,
+        manager: "kube-apiserver",
+        books: Books::Closed,
+        warnings: &warnings,
+    };
     Ok(writer.create(object).await?.value())
 }
 
@@ -658,7 +674,18 @@ pub async fn update_internal(
 ) -> Result<Value, Status> {
     let kind = server.kind(group, resource)?;
     let (info, user, warnings) = (internal_request("update", &kind, namespace, name, subresource), User::system(), Warnings::default());
-    let writer = Writer { server, user: &user, info: &info, kind: &kind, namespace, name, dry_run: false, manager: "kube-apiserver", books: Books::Closed, warnings: &warnings };
+    let writer = Writer {
+        server,
+        user: &user,
+        info: &info,
+        kind: &kind,
+        namespace,
+        name,
+        dry_run: false,
+        manager: "kube-apiserver",
+        books: Books::Closed,
+        warnings: &warnings,
+    };
     let part = if subresource == "status" { Part::Status } else { Part::Object };
     let written = writer.modify(part, |old| {
         let mut object = old.clone();
@@ -671,7 +698,18 @@ pub async fn update_internal(
 pub async fn delete_internal(server: &Arc<Server>, group: &str, resource: &str, namespace: &str, name: &str) -> Result<(), Status> {
     let kind = server.kind(group, resource)?;
     let (info, user, warnings) = (internal_request("delete", &kind, namespace, name, ""), User::system(), Warnings::default());
-    let writer = Writer { server, user: &user, info: &info, kind: &kind, namespace, name, dry_run: false, manager: "kube-apiserver", books: Books::Closed, warnings: &warnings };
+    let writer = Writer {
+        server,
+        user: &user,
+        info: &info,
+        kind: &kind,
+        namespace,
+        name,
+        dry_run: false,
+        manager: "kube-apiserver",
+        books: Books::Closed,
+        warnings: &warnings,
+    };
     crate::delete::delete_object(&writer, &Default::default()).await.map(drop)
 }
 

@@ -100,7 +100,10 @@ async fn certificates_and_strangers() {
 
     let (code, status) = cluster.call(None, "GET", namespaces, &[], None).await;
     assert_eq!(code, StatusCode::FORBIDDEN);
-    assert_eq!(status["message"], r#"namespaces is forbidden: User "system:anonymous" cannot list resource "namespaces" in API group "" at the cluster scope"#);
+    assert_eq!(
+        status["message"],
+        r#"namespaces is forbidden: User "system:anonymous" cannot list resource "namespaces" in API group "" at the cluster scope"#
+    );
 
     let jane = cluster.certificate(&Identity::client("jane", &["devs"]));
     let (code, status) = cluster.call(Some(&jane), "GET", "/api/v1/namespaces/default/pods", &[], None).await;
@@ -142,8 +145,10 @@ async fn tokens_live_as_long_as_what_they_are_bound_to() {
     let bearer = format!("Bearer {}", join.bearer());
     let (_, me) = cluster.call(None, "POST", SELF, &[("authorization", &bearer)], Some(json!({}))).await;
     assert_eq!(me["status"]["userInfo"]["username"], format!("system:bootstrap:{}", join.id));
-    let review = json!({"spec": {"resourceAttributes": {"group": "certificates.k8s.io", "resource": "certificatesigningrequests", "verb": "create"}}});
-    let (_, answer) = cluster.call(None, "POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", &[("authorization", &bearer)], Some(review)).await;
+    let review =
+        json!({"spec": {"resourceAttributes": {"group": "certificates.k8s.io", "resource": "certificatesigningrequests", "verb": "create"}}});
+    let (_, answer) =
+        cluster.call(None, "POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", &[("authorization", &bearer)], Some(review)).await;
     assert_eq!(answer["status"]["allowed"], true, "a joining machine may ask for a certificate: {answer}");
     let (code, info) = cluster.call(None, "GET", "/api/v1/namespaces/kube-public/configmaps/cluster-info", &[], None).await;
     assert_eq!(code, StatusCode::OK, "anyone may read where the cluster is: {info}");
@@ -242,14 +247,30 @@ async fn logs_and_exec_go_to_the_pods_node() {
     let (code, text) = cluster.call(Some(&admin), "GET", "/api/v1/namespaces/default/pods/p/log?tailLines=5&timestamps=true&odd=1", &[], None).await;
     assert_eq!((code, text), (StatusCode::OK, json!("/containerLogs/default/p/c?timestamps=true&tailLines=5")));
     let (code, status) = cluster.call(Some(&admin), "GET", "/api/v1/namespaces/default/pods/broken/log", &[], None).await;
-    assert_eq!((code, &status["message"]), (StatusCode::BAD_REQUEST, &json!("container \"c\" in pod \"broken\" is waiting to start: ContainerCreating")));
+    assert_eq!(
+        (code, &status["message"]),
+        (StatusCode::BAD_REQUEST, &json!("container \"c\" in pod \"broken\" is waiting to start: ContainerCreating"))
+    );
     let (code, status) = cluster.call(Some(&admin), "GET", "/api/v1/namespaces/default/pods/p/log?container=z", &[], None).await;
     assert_eq!((code, &status["message"]), (StatusCode::BAD_REQUEST, &json!("container z is not valid for pod p")));
 
     let exec = "/api/v1/namespaces/default/pods/p/exec?command=sh&command=-c&command=echo%20a&stdin=true&stdout=true&tty=true&stderr=true";
-    let (code, _) = cluster.call(Some(&admin), "GET", exec, &[("connection", "Upgrade"), ("upgrade", "websocket"), ("sec-websocket-protocol", "v5.channel.k8s.io")], None).await;
+    let (code, _) = cluster
+        .call(
+            Some(&admin),
+            "GET",
+            exec,
+            &[("connection", "Upgrade"), ("upgrade", "websocket"), ("sec-websocket-protocol", "v5.channel.k8s.io")],
+            None,
+        )
+        .await;
     assert_eq!(code, StatusCode::BAD_REQUEST, "the newer protocol is refused, and the client goes back to SPDY");
-    let request = Request::post(exec).header("host", "localhost").header("connection", "Upgrade").header("upgrade", "SPDY/3.1").body(Full::default()).expect("a request");
+    let request = Request::post(exec)
+        .header("host", "localhost")
+        .header("connection", "Upgrade")
+        .header("upgrade", "SPDY/3.1")
+        .body(Full::default())
+        .expect("a request");
     let mut answer = cluster.send(Some(&admin), request).await;
     assert_eq!(answer.status(), StatusCode::SWITCHING_PROTOCOLS);
     assert_eq!(answer.headers()["x-path"], "/exec/default/p/c?input=1&output=1&tty=1&command=sh&command=-c&command=echo%20a");

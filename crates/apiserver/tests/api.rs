@@ -61,7 +61,13 @@ async fn with_service_account(client: &Client) {
 }
 
 /// A request as it is, and its answer.
-async fn raw(server: &Arc<Server>, method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<String>) -> (StatusCode, http::HeaderMap, Vec<u8>) {
+async fn raw(
+    server: &Arc<Server>,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: impl Into<String>,
+) -> (StatusCode, http::HeaderMap, Vec<u8>) {
     use tower::Service;
     let mut request = Request::builder().method(method).uri(path);
     for (name, value) in headers {
@@ -191,7 +197,8 @@ async fn patches_of_every_kind_apply() {
     assert_eq!(made.metadata.generation, Some(1));
     let merged = deployments.patch("web", &PatchParams::default(), &Patch::Merge(json!({"spec": {"replicas": 2}}))).await.unwrap();
     assert_eq!((merged.spec.as_ref().unwrap().replicas, merged.metadata.generation), (Some(2), Some(2)));
-    let operations: json_patch::Patch = object(json!([{"op": "test", "path": "/spec/replicas", "value": 2}, {"op": "replace", "path": "/spec/replicas", "value": 3}]));
+    let operations: json_patch::Patch =
+        object(json!([{"op": "test", "path": "/spec/replicas", "value": 2}, {"op": "replace", "path": "/spec/replicas", "value": 3}]));
     let patched = deployments.patch("web", &PatchParams::default(), &Patch::<()>::Json(operations)).await.unwrap();
     assert_eq!(patched.spec.as_ref().unwrap().replicas, Some(3));
     let strategic = json!({"spec": {"template": {"spec": {"containers": [{"name": "side", "image": "busybox"}]}}}});
@@ -212,7 +219,11 @@ async fn appliers_own_what_they_say() {
     let (code, made) = raw_json(&server, "PATCH", &format!("{path}?fieldManager=one"), &apply, config("a")).await;
     assert_eq!((code, &made["metadata"]["managedFields"][0]["manager"]), (StatusCode::CREATED, &json!("one")), "{made}");
     let (code, again) = raw_json(&server, "PATCH", &format!("{path}?fieldManager=one"), &apply, config("a")).await;
-    assert_eq!((code, &again["metadata"]["resourceVersion"]), (StatusCode::OK, &made["metadata"]["resourceVersion"]), "the same again is no new version");
+    assert_eq!(
+        (code, &again["metadata"]["resourceVersion"]),
+        (StatusCode::OK, &made["metadata"]["resourceVersion"]),
+        "the same again is no new version"
+    );
     let (code, refused) = raw_json(&server, "PATCH", &format!("{path}?fieldManager=two"), &apply, config("b")).await;
     assert_eq!((code, &refused["details"]["causes"][0]["field"]), (StatusCode::CONFLICT, &json!(".data.k")), "{refused}");
     let (code, forced) = raw_json(&server, "PATCH", &format!("{path}?fieldManager=two&force=true"), &apply, config("b")).await;
@@ -273,10 +284,14 @@ async fn the_status_is_written_on_its_own_path() {
     let both = json!({"spec": {"replicas": 7}, "status": {"replicas": 4, "observedGeneration": 1}});
     let written = deployments.patch_status("web", &PatchParams::default(), &Patch::Merge(both.clone())).await.unwrap();
     assert_eq!((written.spec.unwrap().replicas, written.status.unwrap().replicas), (Some(1), Some(4)));
-    let written = deployments.patch("web", &PatchParams::default(), &Patch::Merge(json!({"spec": {"replicas": 7}, "status": {"replicas": 9}}))).await.unwrap();
+    let written =
+        deployments.patch("web", &PatchParams::default(), &Patch::Merge(json!({"spec": {"replicas": 7}, "status": {"replicas": 9}}))).await.unwrap();
     assert_eq!((written.spec.unwrap().replicas, written.status.unwrap().replicas), (Some(7), Some(4)));
     let scale = deployments.get_scale("web").await.unwrap();
-    assert_eq!((scale.spec.unwrap().replicas, scale.status.clone().unwrap().replicas, scale.status.unwrap().selector), (Some(7), 4, Some("app=web".into())));
+    assert_eq!(
+        (scale.spec.unwrap().replicas, scale.status.clone().unwrap().replicas, scale.status.unwrap().selector),
+        (Some(7), 4, Some("app=web".into()))
+    );
     deployments.patch_scale("web", &PatchParams::default(), &Patch::Merge(json!({"spec": {"replicas": 2}}))).await.unwrap();
     assert_eq!(deployments.get("web").await.unwrap().spec.unwrap().replicas, Some(2));
 }
@@ -291,7 +306,8 @@ async fn pods_are_bound_and_deleted_with_grace() {
     assert_eq!(code(pods.get("waiting").await.unwrap_err()).0, 404, "a pod without a node goes at once");
     pods.create(&PostParams::default(), &pod("p", None)).await.unwrap();
     let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n1"}}).to_string();
-    let (code_, answer) = raw_json(&server, "POST", "/api/v1/namespaces/test/pods/p/binding", &[("content-type", "application/json")], binding.clone()).await;
+    let (code_, answer) =
+        raw_json(&server, "POST", "/api/v1/namespaces/test/pods/p/binding", &[("content-type", "application/json")], binding.clone()).await;
     assert_eq!((code_.as_u16(), answer["status"].as_str()), (201, Some("Success")), "{answer}");
     let (code_, _) = raw_json(&server, "POST", "/api/v1/namespaces/test/pods/p/binding", &[("content-type", "application/json")], binding).await;
     assert_eq!(code_, 409);
@@ -309,7 +325,13 @@ async fn evictions_ask_the_budget() {
     with_service_account(&client).await;
     let pods: Api<Pod> = Api::namespaced(client.clone(), "test");
     let budgets: Api<k8s_openapi::api::policy::v1::PodDisruptionBudget> = Api::namespaced(client, "test");
-    budgets.create(&PostParams::default(), &object(json!({"metadata": {"name": "b"}, "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "p"}}}}))).await.unwrap();
+    budgets
+        .create(
+            &PostParams::default(),
+            &object(json!({"metadata": {"name": "b"}, "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "p"}}}})),
+        )
+        .await
+        .unwrap();
     let status = json!({"status": {"observedGeneration": 1, "disruptionsAllowed": 1, "currentHealthy": 2, "desiredHealthy": 1, "expectedPods": 2}});
     budgets.patch_status("b", &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
     for name in ["p1", "p2"] {
@@ -426,7 +448,9 @@ async fn discovery_is_that_of_kubernetes() {
     assert!(golden.is_object() || golden.is_array());
     let (_, groups) = raw_json(&server, "GET", "/apis", &[], "").await;
     assert_eq!(groups["groups"][1]["name"], "apps");
-    let (_, headers, bytes) = raw(&server, "GET", "/apis", &[("accept", "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json")], "").await;
+    let (_, headers, bytes) =
+        raw(&server, "GET", "/apis", &[("accept", "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json")], "")
+            .await;
     assert_eq!(headers[header::CONTENT_TYPE], "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList");
     let document: Value = serde_json::from_slice(&bytes).unwrap();
     assert_eq!(document["items"][1]["metadata"]["name"], "apps");

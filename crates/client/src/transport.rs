@@ -72,7 +72,8 @@ fn over_tls(config: &kube::Config) -> Result<kube::Client, kube::Error> {
     let connector = config.rustls_https_connector_with_connector(connector)?;
     let connections: hyper_util::client::legacy::Client<_, Body> =
         hyper_util::client::legacy::Client::builder(TokioExecutor::new()).pool_idle_timeout(IDLE_MAX).pool_timer(TokioTimer::new()).build(connector);
-    let service = ServiceBuilder::new().layer(config.base_uri_layer()).option_layer(config.auth_layer()?).map_err(tower::BoxError::from).service(connections);
+    let service =
+        ServiceBuilder::new().layer(config.base_uri_layer()).option_layer(config.auth_layer()?).map_err(tower::BoxError::from).service(connections);
     Ok(kube::client::ClientBuilder::new(service, config.default_namespace.clone()).build())
 }
 

@@ -67,7 +67,9 @@ impl Plugin for CertificateSigning {
         if cx.operation != Operation::Update || !cx.concerns(GROUP, RESOURCE) || cx.subresource != "status" {
             return Ok(());
         }
-        let failed = |request: &Value| request.list_at("status.conditions").iter().filter(|condition| condition.str_at("type") == Some("Failed")).cloned().collect::<Vec<_>>();
+        let failed = |request: &Value| {
+            request.list_at("status.conditions").iter().filter(|condition| condition.str_at("type") == Some("Failed")).cloned().collect::<Vec<_>>()
+        };
         let unchanged = cx.old.is_some_and(|old| old.at("status.certificate") == object.at("status.certificate") && failed(old) == failed(object));
         if unchanged { Ok(()) } else { check_signer(cx, object, "sign") }
     }
@@ -76,7 +78,9 @@ impl Plugin for CertificateSigning {
 fn check_signer(cx: &AdmissionContext<'_>, object: &Value, verb: &str) -> Result<(), Status> {
     let signer = cx.old.unwrap_or(object).str_at("spec.signerName").unwrap_or_default();
     let all_of_domain = signer.split_once('/').map(|(domain, _)| format!("{domain}/*")).unwrap_or_default();
-    let may = |name: &str| allowed(cx.server, cx.user, &Attributes { verb, group: GROUP, version: "*", resource: "signers", name, ..Attributes::default() });
+    let may = |name: &str| {
+        allowed(cx.server, cx.user, &Attributes { verb, group: GROUP, version: "*", resource: "signers", name, ..Attributes::default() })
+    };
     if may(signer) || may(&all_of_domain) {
         return Ok(());
     }

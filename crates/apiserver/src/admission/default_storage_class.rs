@@ -14,7 +14,8 @@ impl Plugin for DefaultStorageClass {
     }
 
     async fn admit(&self, cx: &AdmissionContext<'_>, object: &mut Value) -> Result<(), Status> {
-        let named = object.at("spec.storageClassName").is_some_and(Value::is_string) || object.annotation("volume.beta.kubernetes.io/storage-class").is_some();
+        let named = object.at("spec.storageClassName").is_some_and(Value::is_string)
+            || object.annotation("volume.beta.kubernetes.io/storage-class").is_some();
         if !cx.is(Operation::Create, "", "persistentvolumeclaims") || named {
             return Ok(());
         }

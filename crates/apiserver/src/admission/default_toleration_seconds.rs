@@ -24,7 +24,8 @@ impl Plugin for DefaultTolerationSeconds {
 }
 
 fn add(pod: &mut Value) {
-    let missing: Vec<&str> = TAINTS.into_iter().filter(|taint| !pod.list_at("spec.tolerations").iter().any(|toleration| concerns(toleration, taint))).collect();
+    let missing: Vec<&str> =
+        TAINTS.into_iter().filter(|taint| !pod.list_at("spec.tolerations").iter().any(|toleration| concerns(toleration, taint))).collect();
     if missing.is_empty() {
         return;
     }

@@ -51,7 +51,10 @@ impl Plugin for LimitRanger {
 fn default_resources(pod: &mut Value, range: &Value) -> bool {
     let of_containers = |key: &str| {
         let limits = range.list_at("spec.limits").iter().filter(|limit| limit.str_at("type") == Some("Container"));
-        limits.flat_map(|limit| limit.map_at(key).into_iter().flatten()).map(|(name, amount)| (name.clone(), amount.clone())).collect::<BTreeMap<_, _>>()
+        limits
+            .flat_map(|limit| limit.map_at(key).into_iter().flatten())
+            .map(|(name, amount)| (name.clone(), amount.clone()))
+            .collect::<BTreeMap<_, _>>()
     };
     let (limits, requests) = (of_containers("default"), of_containers("defaultRequest"));
     let mut notes = Vec::new();
@@ -92,7 +95,13 @@ fn check_pod(pod: &Value, range: &Value) -> Vec<String> {
             Some("Container") => {
                 for list in ["spec.containers", "spec.initContainers"] {
                     for container in pod.list_at(list) {
-                        check(limit, "Container", &resources(container, "resources.requests"), &resources(container, "resources.limits"), &mut problems);
+                        check(
+                            limit,
+                            "Container",
+                            &resources(container, "resources.requests"),
+                            &resources(container, "resources.limits"),
+                            &mut problems,
+                        );
                     }
                 }
             }
@@ -113,7 +122,9 @@ fn check_claim(claim: &Value, range: &Value) -> Vec<String> {
         for (name, most) in resources(limit, "max") {
             match requests.get(&name) {
                 None => problems.push(format!("maximum {name} usage per PersistentVolumeClaim is {most}.  No request is specified")),
-                Some(request) if *request > most => problems.push(format!("maximum {name} usage per PersistentVolumeClaim is {most}, but request is {request}")),
+                Some(request) if *request > most => {
+                    problems.push(format!("maximum {name} usage per PersistentVolumeClaim is {most}, but request is {request}"))
+                }
                 Some(_) => {}
             }
         }
@@ -173,14 +184,18 @@ mod tests {
         let range = json!({"spec": {"limits": [{"type": "Container", "default": {"cpu": "500m", "memory": "128Mi"}, "defaultRequest": {"cpu": "100m", "memory": "128Mi"}}]}});
         let mut pod = container(json!({"requests": {"memory": "64Mi"}}));
         assert!(default_resources(&mut pod, &range));
-        assert_eq!(pod["spec"]["containers"][0]["resources"], json!({"limits": {"cpu": "500m", "memory": "128Mi"}, "requests": {"cpu": "100m", "memory": "64Mi"}}));
+        assert_eq!(
+            pod["spec"]["containers"][0]["resources"],
+            json!({"limits": {"cpu": "500m", "memory": "128Mi"}, "requests": {"cpu": "100m", "memory": "64Mi"}})
+        );
         assert_eq!(pod.annotation(ANNOTATION), Some("LimitRanger plugin set: cpu request for container c; cpu, memory limit for container c"));
         assert!(!default_resources(&mut pod, &range), "nothing is missing now");
     }
 
     #[test]
     fn bounds() {
-        let range = json!({"spec": {"limits": [{"type": "Container", "min": {"cpu": "100m"}, "max": {"cpu": "1"}, "maxLimitRequestRatio": {"cpu": "2"}}]}});
+        let range =
+            json!({"spec": {"limits": [{"type": "Container", "min": {"cpu": "100m"}, "max": {"cpu": "1"}, "maxLimitRequestRatio": {"cpu": "2"}}]}});
         let check = |resources: Value, expected: &[&str]| assert_eq!(check_pod(&container(resources), &range), expected);
         check(json!({"limits": {"cpu": "500m"}, "requests": {"cpu": "500m"}}), &[]);
         check(
@@ -203,6 +218,9 @@ mod tests {
         assert_eq!(check_pod(&with(&["600Mi", "600Mi"], "1Mi"), &range), ["maximum memory usage per Pod is 1Gi, but limit is 1200Mi"]);
         assert!(check_pod(&with(&["512Mi"], "1Gi"), &range).is_empty());
         let nothing = json!({"spec": {"containers": [{"name": "c"}]}});
-        assert_eq!(check_pod(&nothing, &range), ["minimum cpu usage per Pod is 100m.  No request is specified", "maximum memory usage per Pod is 1Gi.  No limit is specified"]);
+        assert_eq!(
+            check_pod(&nothing, &range),
+            ["minimum cpu usage per Pod is 100m.  No request is specified", "maximum memory usage per Pod is 1Gi.  No limit is specified"]
+        );
     }
 }

@@ -165,7 +165,11 @@ fn token(cx: &AdmissionContext<'_>, node: &str, request: &Value) -> Result<Verdi
         return Err(Status::not_found(("", "pods"), bound("name")));
     };
     if pod.uid() != bound("uid") {
-        return Ok(Err(format!("the UID in the bound object reference ({}) does not match the UID in record ({}). The object might have been deleted and then recreated", bound("uid"), pod.uid())));
+        return Ok(Err(format!(
+            "the UID in the bound object reference ({}) does not match the UID in record ({}). The object might have been deleted and then recreated",
+            bound("uid"),
+            pod.uid()
+        )));
     }
     if pod.str_at("spec.nodeName") != Some(node) {
         return Ok(Err("node requested token bound to a pod scheduled on a different node".into()));
@@ -195,7 +199,15 @@ mod tests {
         for guarded in ["node-role.kubernetes.io/control-plane", "node-restriction.kubernetes.io/x", "a.k8s.io/b", "kubernetes.io/other"] {
             assert!(is_guarded(guarded), "{guarded}");
         }
-        for own in ["kubernetes.io/hostname", "kubernetes.io/os", "example.com/x", "x", "node.kubernetes.io/x", "sub.kubelet.kubernetes.io/x", "mykubernetes.io/x"] {
+        for own in [
+            "kubernetes.io/hostname",
+            "kubernetes.io/os",
+            "example.com/x",
+            "x",
+            "node.kubernetes.io/x",
+            "sub.kubelet.kubernetes.io/x",
+            "mykubernetes.io/x",
+        ] {
             assert!(!is_guarded(own), "{own}");
         }
         let old = json!({"metadata": {"labels": {"node-role.kubernetes.io/a": "", "x": "1"}}});

@@ -44,7 +44,10 @@ impl Plugin for Priority {
         }
         let written = cx.is(Operation::Create, GROUP, "priorityclasses") || cx.is(Operation::Update, GROUP, "priorityclasses");
         if written && object.bool_at("globalDefault") == Some(true) {
-            let other = cx.objects(GROUP, "priorityclasses", None)?.into_iter().find(|class| class.bool_at("globalDefault") == Some(true) && class.name() != object.name());
+            let other = cx
+                .objects(GROUP, "priorityclasses", None)?
+                .into_iter()
+                .find(|class| class.bool_at("globalDefault") == Some(true) && class.name() != object.name());
             if let Some(other) = other {
                 return Err(cx.forbidden(object, format!("PriorityClass {} is already marked as default. Only one default can exist", other.name())));
             }
@@ -62,10 +65,14 @@ fn resolve(pod: &mut Value, class: Option<&Value>) -> Result<(), String> {
     let priority = class.and_then(|class| class.i64_at("value")).unwrap_or_default();
     let policy = class.and_then(|class| class.str_at("preemptionPolicy")).unwrap_or("PreemptLowerPriority");
     if let Some(given) = pod.i64_at("spec.priority").filter(|given| *given != priority) {
-        return Err(format!("the integer value of priority ({given}) must not be provided in pod spec; priority admission controller computed {priority} from the given PriorityClass name"));
+        return Err(format!(
+            "the integer value of priority ({given}) must not be provided in pod spec; priority admission controller computed {priority} from the given PriorityClass name"
+        ));
     }
     if let Some(given) = pod.str_at("spec.preemptionPolicy").filter(|given| !given.is_empty() && *given != policy) {
-        return Err(format!("the string value of PreemptionPolicy ({given}) must not be provided in pod spec; priority admission controller computed {policy} from the given PriorityClass name"));
+        return Err(format!(
+            "the string value of PreemptionPolicy ({given}) must not be provided in pod spec; priority admission controller computed {policy} from the given PriorityClass name"
+        ));
     }
     if let Some(class) = class {
         pod.set("spec.priorityClassName", class.name());
@@ -90,6 +97,9 @@ mod tests {
         resolve(&mut pod, None).unwrap();
         assert_eq!(pod["spec"], json!({"priority": 0, "preemptionPolicy": "PreemptLowerPriority"}));
         let refused = resolve(&mut json!({"spec": {"priority": 7}}), None).unwrap_err();
-        assert_eq!(refused, "the integer value of priority (7) must not be provided in pod spec; priority admission controller computed 0 from the given PriorityClass name");
+        assert_eq!(
+            refused,
+            "the integer value of priority (7) must not be provided in pod spec; priority admission controller computed 0 from the given PriorityClass name"
+        );
     }
 }

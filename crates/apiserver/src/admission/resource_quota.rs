@@ -31,12 +31,16 @@ impl Plugin for ResourceQuota {
         let of = |object: &Value| usage(&cx.kind.group, &cx.kind.resource, object);
         let usage = of(object);
         let before = cx.old.map(of).unwrap_or_default();
-        let wanted: Amounts = usage.into_iter().map(|(name, amount)| (name.clone(), before.get(&name).map_or(amount, |old| amount.sub(old)))).collect();
+        let wanted: Amounts =
+            usage.into_iter().map(|(name, amount)| (name.clone(), before.get(&name).map_or(amount, |old| amount.sub(old)))).collect();
         if cx.operation == Operation::Update && wanted.values().all(|amount| amount.sign() <= 0) {
             return Ok(());
         }
         let mut quotas = cx.objects("", "resourcequotas", Some(cx.namespace))?;
-        quotas.retain(|quota| matches(quota, &cx.kind.group, &cx.kind.resource, object) && bounded(quota).keys().any(|name| wanted.contains_key(name) || must_state(cx, name)));
+        quotas.retain(|quota| {
+            matches(quota, &cx.kind.group, &cx.kind.resource, object)
+                && bounded(quota).keys().any(|name| wanted.contains_key(name) || must_state(cx, name))
+        });
         if quotas.is_empty() {
             return Ok(());
         }
@@ -134,7 +138,8 @@ mod tests {
     #[test]
     fn containers_that_say_nothing_are_named() {
         let hard: Amounts = ["limits.memory", "pods", "requests.cpu"].iter().map(|name| (name.to_string(), Quantity::ZERO)).collect();
-        let pod = json!({"spec": {"containers": [{"name": "c", "resources": {"limits": {"memory": "1Mi"}, "requests": {"cpu": "1"}}}, {"name": "d"}]}});
+        let pod =
+            json!({"spec": {"containers": [{"name": "c", "resources": {"limits": {"memory": "1Mi"}, "requests": {"cpu": "1"}}}, {"name": "d"}]}});
         assert_eq!(unstated(&hard, &pod), "limits.memory for: d; requests.cpu for: d");
     }
 

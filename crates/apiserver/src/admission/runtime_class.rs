@@ -40,7 +40,11 @@ fn apply(pod: &mut Value, class: &Value) -> Result<(), String> {
     for (key, value) in class.map_at("scheduling.nodeSelector").into_iter().flatten() {
         let selector = pod.map_at("spec.nodeSelector").and_then(|selector| selector.get(key));
         if selector.is_some_and(|given| given != value) {
-            return Err(format!("conflict: runtimeClass.scheduling.nodeSelector[{key}] = {}; pod.spec.nodeSelector[{key}] = {}", text(value), selector.map(text).unwrap_or_default()));
+            return Err(format!(
+                "conflict: runtimeClass.scheduling.nodeSelector[{key}] = {}; pod.spec.nodeSelector[{key}] = {}",
+                text(value),
+                selector.map(text).unwrap_or_default()
+            ));
         }
         pod.set_default("spec.nodeSelector", Value::Object(Default::default()));
         if let Some(selector) = pod.at_mut("spec.nodeSelector").and_then(Value::as_object_mut) {

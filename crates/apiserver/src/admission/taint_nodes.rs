@@ -15,7 +15,8 @@ impl Plugin for TaintNodesByCondition {
     }
 
     async fn admit(&self, cx: &AdmissionContext<'_>, object: &mut Value) -> Result<(), Status> {
-        let tainted = object.list_at("spec.taints").iter().any(|taint| taint.str_at("key") == Some(NOT_READY) && taint.str_at("effect") == Some("NoSchedule"));
+        let tainted =
+            object.list_at("spec.taints").iter().any(|taint| taint.str_at("key") == Some(NOT_READY) && taint.str_at("effect") == Some("NoSchedule"));
         if cx.is(Operation::Create, "", "nodes")
             && !tainted
             && let Some(taints) = list_mut(object, "spec.taints")

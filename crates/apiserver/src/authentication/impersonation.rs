@@ -126,7 +126,8 @@ impl Permission {
 fn permissions(wanted: &User, narrow: bool) -> Vec<Permission> {
     let verb = if narrow { "impersonate:user-info" } else { "impersonate" };
     let plain = if narrow { GROUP } else { "" };
-    let permission = |group, resource, name: &str| Permission { verb, group, resource, subresource: String::new(), namespace: String::new(), name: name.into() };
+    let permission =
+        |group, resource, name: &str| Permission { verb, group, resource, subresource: String::new(), namespace: String::new(), name: name.into() };
     let mut all = vec![match split_user_name(&wanted.name) {
         Some((namespace, name)) if !narrow => Permission { namespace: namespace.into(), ..permission(plain, "serviceaccounts", name) },
         _ => permission(plain, "users", &wanted.name),

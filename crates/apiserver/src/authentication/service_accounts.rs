@@ -73,7 +73,13 @@ impl ServiceAccounts {
     }
 
     /// Who holds a token, and for which of the wanted audiences. `None` if it is not a token of this issuer.
-    pub(super) fn authenticate(&self, server: &Server, token: &str, wanted: &[String], now_unix_s: i64) -> Option<Result<(User, Vec<String>), String>> {
+    pub(super) fn authenticate(
+        &self,
+        server: &Server,
+        token: &str,
+        wanted: &[String],
+        now_unix_s: i64,
+    ) -> Option<Result<(User, Vec<String>), String>> {
         let claims = match self.claims(token, now_unix_s)? {
             Ok(claims) => claims,
             Err(error) => return Some(Err(error.to_string())),

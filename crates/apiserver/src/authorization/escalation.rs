@@ -36,7 +36,8 @@ pub fn check_binding(server: &Server, user: &User, resource: &str, namespace: &s
     let cluster = role.kind == "ClusterRole";
     let (role_resource, role_namespace) = if cluster { ("clusterroles", "") } else { ("roles", namespace) };
     // Binding a cluster role in a namespace needs the permission there only.
-    let attributes = Attributes { verb: "bind", group: GROUP, version: "v1", resource: role_resource, namespace, name: &role.name, ..Attributes::default() };
+    let attributes =
+        Attributes { verb: "bind", group: GROUP, version: "v1", resource: role_resource, namespace, name: &role.name, ..Attributes::default() };
     if user.in_group(MASTERS_GROUP) || old.is_some_and(|old| only_owners_differ(binding, old)) || allowed(server, user, &attributes) {
         return Ok(());
     }
@@ -116,7 +117,9 @@ fn covers(held: &Rule, wanted: &Rule) -> bool {
 fn compact(rules: Vec<Rule>) -> Vec<Rule> {
     let mut compacted: Vec<Rule> = Vec::new();
     for rule in rules {
-        let same = |other: &&mut Rule| other.non_resource_urls.is_empty() && Rule { verbs: vec![], ..(**other).clone() } == Rule { verbs: vec![], ..rule.clone() };
+        let same = |other: &&mut Rule| {
+            other.non_resource_urls.is_empty() && Rule { verbs: vec![], ..(**other).clone() } == Rule { verbs: vec![], ..rule.clone() }
+        };
         match compacted.iter_mut().find(same) {
             Some(other) => other.verbs.extend(rule.verbs),
             None => compacted.push(rule),
@@ -183,7 +186,11 @@ mod tests {
     fn wildcards_cover() {
         let all = json!([{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}]);
         check(all.clone(), json!([{"apiGroups": ["apps"], "resources": ["deployments/scale"], "verbs": ["get"]}]), &[]);
-        check(json!([{"apiGroups": ["apps"], "resources": ["*/scale"], "verbs": ["get"]}]), json!([{"apiGroups": ["apps"], "resources": ["deployments/scale"], "verbs": ["get"]}]), &[]);
+        check(
+            json!([{"apiGroups": ["apps"], "resources": ["*/scale"], "verbs": ["get"]}]),
+            json!([{"apiGroups": ["apps"], "resources": ["deployments/scale"], "verbs": ["get"]}]),
+            &[],
+        );
         check(all, json!([{"nonResourceURLs": ["/x"], "verbs": ["get"]}]), &[r#"{NonResourceURLs:["/x"], Verbs:["get"]}"#]);
     }
 }

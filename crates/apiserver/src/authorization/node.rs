@@ -103,7 +103,9 @@ fn verdict(node: &str, attributes: &Attributes<'_>) -> Verdict {
             _ => no("can only create tokens for individual service accounts"),
         },
         ("coordination.k8s.io", "leases") => match verb {
-            "get" | "create" | "update" | "patch" | "delete" if namespace != "kube-node-lease" => no("can only access leases in the \"kube-node-lease\" system namespace"),
+            "get" | "create" | "update" | "patch" | "delete" if namespace != "kube-node-lease" => {
+                no("can only access leases in the \"kube-node-lease\" system namespace")
+            }
             "get" | "update" | "patch" | "delete" if name != node => no("can only access node lease with the same name as the requesting node"),
             "get" | "create" | "update" | "patch" | "delete" => Verdict::Allow,
             _ => no("can only get, create, update, patch, or delete a node lease"),
@@ -153,7 +155,8 @@ fn related(server: &Server, node: &str, relation: Relation, attributes: &Attribu
         Relation::ResourceSlice => on_node(object("resource.k8s.io", "resourceslices", "", name)),
         Relation::ServiceAccount => any_pod(namespace, &|pod| pod.str_at("spec.serviceAccountName") == Some(name)),
         Relation::Secret => {
-            any_pod(namespace, &|pod| refers_to_secret(pod, name)) || secret_of_a_volume(server, namespace, name, &|claim_namespace, claim| any_pod(claim_namespace, &|pod| refers_to_claim(pod, claim)))
+            any_pod(namespace, &|pod| refers_to_secret(pod, name))
+                || secret_of_a_volume(server, namespace, name, &|claim_namespace, claim| any_pod(claim_namespace, &|pod| refers_to_claim(pod, claim)))
         }
         Relation::ConfigMap => any_pod(namespace, &|pod| refers_to_configmap(pod, name)) || on_node_config(server, node, namespace, name),
         Relation::Claim => any_pod(namespace, &|pod| refers_to_claim(pod, name)),
@@ -190,11 +193,26 @@ fn any_pod_on(server: &Server, node: &str, namespace: &str, refers: &dyn Fn(&Val
 
 /// Whether a persistent volume that names the secret is claimed by something that passes.
 fn secret_of_a_volume(server: &Server, namespace: &str, name: &str, claimed: &dyn Fn(&str, &str) -> bool) -> bool {
-    let references = ["csi.controllerPublishSecretRef", "csi.nodeStageSecretRef", "csi.nodePublishSecretRef", "csi.nodeExpandSecretRef", "csi.controllerExpandSecretRef", "azureFile", "cephfs.secretRef", "flexVolume.secretRef", "iscsi.secretRef", "rbd.secretRef", "scaleIO.secretRef", "storageos.secretRef"];
+    let references = [
+        "csi.controllerPublishSecretRef",
+        "csi.nodeStageSecretRef",
+        "csi.nodePublishSecretRef",
+        "csi.nodeExpandSecretRef",
+        "csi.controllerExpandSecretRef",
+        "azureFile",
+        "cephfs.secretRef",
+        "flexVolume.secretRef",
+        "iscsi.secretRef",
+        "rbd.secretRef",
+        "scaleIO.secretRef",
+        "storageos.secretRef",
+    ];
     let Ok(volumes) = server.entries("", "persistentvolumes", None) else { return false };
     volumes.iter().any(|entry| {
         let volume = entry.value();
-        let (Some(claim_namespace), Some(claim)) = (volume.str_at("spec.claimRef.namespace"), volume.str_at("spec.claimRef.name")) else { return false };
+        let (Some(claim_namespace), Some(claim)) = (volume.str_at("spec.claimRef.namespace"), volume.str_at("spec.claimRef.name")) else {
+            return false;
+        };
         let named = references.iter().filter_map(|path| volume.at(&format!("spec.{path}"))).any(|reference| {
             let of = reference.str_at("namespace").or(reference.str_at("secretNamespace")).unwrap_or(claim_namespace);
             of == namespace && reference.str_at("name").or(reference.str_at("secretName")) == Some(name)
@@ -220,11 +238,22 @@ fn projected<'a>(volume: &'a Value, kind: &'a str) -> impl Iterator<Item = &'a V
 }
 
 fn refers_to_secret(pod: &Value, name: &str) -> bool {
-    let direct = ["secret.secretName", "azureFile.secretName", "cephfs.secretRef.name", "csi.nodePublishSecretRef.name", "flexVolume.secretRef.name", "iscsi.secretRef.name", "rbd.secretRef.name", "scaleIO.secretRef.name", "storageos.secretRef.name"];
+    let direct = [
+        "secret.secretName",
+        "azureFile.secretName",
+        "cephfs.secretRef.name",
+        "csi.nodePublishSecretRef.name",
+        "flexVolume.secretRef.name",
+        "iscsi.secretRef.name",
+        "rbd.secretRef.name",
+        "scaleIO.secretRef.name",
+        "storageos.secretRef.name",
+    ];
     pod.list_at("spec.imagePullSecrets").iter().any(|secret| secret.str_at("name") == Some(name))
         || in_environment(pod, "secretRef", "secretKeyRef", name)
         || pod.list_at("spec.volumes").iter().any(|volume| {
-            direct.iter().any(|path| volume.str_at(path) == Some(name)) || projected(volume, "secret").any(|source| source.str_at("name") == Some(name))
+            direct.iter().any(|path| volume.str_at(path) == Some(name))
+                || projected(volume, "secret").any(|source| source.str_at("name") == Some(name))
         })
 }
 
@@ -255,15 +284,15 @@ mod tests {
     #[test]
     fn what_a_pod_refers_to() {
         let pod = json!({"metadata": {"name": "p"}, "spec": {
-            "imagePullSecrets": [{"name": "pull"}],
-            "initContainers": [{"envFrom": [{"configMapRef": {"name": "whole"}}]}],
-            "containers": [{"env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "one", "key": "k"}}}]}],
-            "volumes": [
-                {"name": "v", "secret": {"secretName": "mounted"}},
-                {"name": "w", "projected": {"sources": [{"configMap": {"name": "root"}}, {"secret": {"name": "part"}}]}},
-                {"name": "data", "persistentVolumeClaim": {"claimName": "claim"}},
-                {"name": "scratch", "ephemeral": {}}
-            ]}});
+        "imagePullSecrets": [{"name": "pull"}],
+        "initContainers": [{"envFrom": [{"configMapRef": {"name": "whole"}}]}],
+        "containers": [{"env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "one", "key": "k"}}}]}],
+        "volumes": [
+            {"name": "v", "secret": {"secretName": "mounted"}},
+            {"name": "w", "projected": {"sources": [{"configMap": {"name": "root"}}, {"secret": {"name": "part"}}]}},
+            {"name": "data", "persistentVolumeClaim": {"claimName": "claim"}},
+            {"name": "scratch", "ephemeral": {}}
+        ]}});
         for secret in ["pull", "one", "mounted", "part"] {
             assert!(refers_to_secret(&pod, secret), "{secret}");
         }
@@ -297,7 +326,14 @@ mod tests {
         assert_eq!(reason(pods), "can only list/watch pods with spec.nodeName field selector");
         let fields = api::selector::FieldSelector { terms: vec![("spec.nodeName".into(), true, "n1".into())] };
         assert_eq!(reason(Attributes { fields: Some(&fields), ..pods }), "allowed");
-        let lease = Attributes { verb: "update", group: "coordination.k8s.io", resource: "leases", namespace: "kube-node-lease", name: "n1", ..Attributes::default() };
+        let lease = Attributes {
+            verb: "update",
+            group: "coordination.k8s.io",
+            resource: "leases",
+            namespace: "kube-node-lease",
+            name: "n1",
+            ..Attributes::default()
+        };
         assert_eq!(reason(lease), "allowed");
         assert_eq!(reason(Attributes { name: "n2", ..lease }), "can only access node lease with the same name as the requesting node");
     }

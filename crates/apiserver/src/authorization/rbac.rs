@@ -62,8 +62,12 @@ impl Rule {
     pub fn to_value(&self) -> Value {
         let mut rule = serde_json::Map::new();
         rule.insert("verbs".into(), json!(self.verbs));
-        let lists =
-            [("apiGroups", &self.api_groups), ("resources", &self.resources), ("resourceNames", &self.resource_names), ("nonResourceURLs", &self.non_resource_urls)];
+        let lists = [
+            ("apiGroups", &self.api_groups),
+            ("resources", &self.resources),
+            ("resourceNames", &self.resource_names),
+            ("nonResourceURLs", &self.non_resource_urls),
+        ];
         for (key, list) in lists.into_iter().filter(|(_, list)| !list.is_empty()) {
             rule.insert(key.into(), json!(list));
         }
@@ -188,10 +192,13 @@ impl Rbac {
         if let Some(index) = old.clone().filter(|index| current(index)) {
             return index;
         }
-        let index = Arc::new(Index::make(RESOURCES.map(|resource| {
-            let snapshot = server.cache.resource(GROUP, resource).snapshot();
-            (snapshot.revision, snapshot.entries(None).cloned().collect())
-        }), old.as_deref()));
+        let index = Arc::new(Index::make(
+            RESOURCES.map(|resource| {
+                let snapshot = server.cache.resource(GROUP, resource).snapshot();
+                (snapshot.revision, snapshot.entries(None).cloned().collect())
+            }),
+            old.as_deref(),
+        ));
         self.index.store(Some(index.clone()));
         index
     }
@@ -358,7 +365,9 @@ mod tests {
             {"apiGroups": ["apps"], "resources": ["*"], "resourceNames": ["web"], "verbs": ["*"]},
             {"apiGroups": ["*"], "resources": ["*/scale"], "verbs": ["update"]}
         ]));
-        let viewer = role(json!([{"nonResourceURLs": ["/healthz", "/only/*"], "verbs": ["get"]}, {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get"]}]));
+        let viewer = role(
+            json!([{"nonResourceURLs": ["/healthz", "/only/*"], "verbs": ["get"]}, {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get"]}]),
+        );
         Index::make(
             [
                 (Revision(5), vec![entry("viewer", 1, viewer)]),
@@ -368,7 +377,11 @@ mod tests {
                     Revision(5),
                     vec![
                         entry("n/gone", 4, binding("Role", "gone", json!([{"kind": "User", "name": "amy"}]))),
-                        entry("n/read", 5, binding("Role", "reader", json!([{"kind": "User", "name": "bob"}, {"kind": "ServiceAccount", "name": "sa"}]))),
+                        entry(
+                            "n/read",
+                            5,
+                            binding("Role", "reader", json!([{"kind": "User", "name": "bob"}, {"kind": "ServiceAccount", "name": "sa"}])),
+                        ),
                         entry("n/view", 5, binding("ClusterRole", "viewer", json!([{"kind": "User", "name": "eve"}]))),
                     ],
                 ),
@@ -384,7 +397,8 @@ mod tests {
         let sa = user_name("n", "sa");
         let allowed = |who: &str, what: [&str; 5]| {
             let (resource, subresource) = what[2].split_once('/').unwrap_or((what[2], ""));
-            let attributes = Attributes { verb: what[0], group: what[1], resource, subresource, namespace: what[3], name: what[4], ..Attributes::default() };
+            let attributes =
+                Attributes { verb: what[0], group: what[1], resource, subresource, namespace: what[3], name: what[4], ..Attributes::default() };
             index.authorize(&User::new(who, &[]), &attributes)
         };
         let reader = r#"RBAC: allowed by RoleBinding "read/n" of Role "reader" to User "bob""#;
@@ -431,9 +445,15 @@ mod tests {
     fn what_has_not_changed_keeps_its_parsed_form() {
         let old = index();
         let kept = |index: &Index| index.roles["n"]["reader"].rules.clone();
-        let again = Index::make([(Revision(6), vec![]), (Revision(6), vec![entry("n/reader", 2, role(json!([])))]), (Revision(6), vec![]), (Revision(6), vec![])], Some(&old));
+        let again = Index::make(
+            [(Revision(6), vec![]), (Revision(6), vec![entry("n/reader", 2, role(json!([])))]), (Revision(6), vec![]), (Revision(6), vec![])],
+            Some(&old),
+        );
         assert!(Arc::ptr_eq(&kept(&old), &kept(&again)));
-        let changed = Index::make([(Revision(7), vec![]), (Revision(7), vec![entry("n/reader", 7, role(json!([])))]), (Revision(7), vec![]), (Revision(7), vec![])], Some(&old));
+        let changed = Index::make(
+            [(Revision(7), vec![]), (Revision(7), vec![entry("n/reader", 7, role(json!([])))]), (Revision(7), vec![]), (Revision(7), vec![])],
+            Some(&old),
+        );
         assert!(kept(&changed).is_empty());
     }
 }

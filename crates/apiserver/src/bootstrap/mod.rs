@@ -33,7 +33,8 @@ pub struct Config {
 /// What Kubernetes makes in every cluster, under one API path: `api/v1/namespaces`.
 pub fn first_objects(path: &str) -> Result<&'static [Value], Error> {
     static FACTS: OnceLock<Result<Value, String>> = OnceLock::new();
-    let facts = FACTS.get_or_init(|| serde_json::from_str(include_str!("../../../api/facts/bootstrap-objects.json")).map_err(|error| error.to_string()));
+    let facts =
+        FACTS.get_or_init(|| serde_json::from_str(include_str!("../../../api/facts/bootstrap-objects.json")).map_err(|error| error.to_string()));
     match facts {
         Ok(facts) => Ok(facts.get(path).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()),
         Err(error) => Err(Error::Bootstrap(format!("the facts about first objects cannot be read: {error}"))),
@@ -141,7 +142,9 @@ async fn ensure_same(server: &Arc<Server>, group: &str, resource: &str, object: 
 fn says(stored: &Value, wanted: &Value) -> bool {
     match (stored, wanted) {
         (Value::Object(stored), Value::Object(wanted)) => wanted.iter().all(|(key, value)| stored.get(key).is_some_and(|stored| says(stored, value))),
-        (Value::Array(stored), Value::Array(wanted)) => stored.len() == wanted.len() && stored.iter().zip(wanted).all(|(stored, wanted)| says(stored, wanted)),
+        (Value::Array(stored), Value::Array(wanted)) => {
+            stored.len() == wanted.len() && stored.iter().zip(wanted).all(|(stored, wanted)| says(stored, wanted))
+        }
         (stored, wanted) => stored == wanted,
     }
 }

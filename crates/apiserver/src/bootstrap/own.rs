@@ -98,24 +98,41 @@ pub(super) fn roles() -> Result<Vec<(&'static str, Value)>, Error> {
         bind("regent:approve-node-client", &format!("{REQUESTS}:nodeclient"), group(NODE_BOOTSTRAPPERS_GROUP)),
         bind("regent:approve-node-renewal", &format!("{REQUESTS}:selfnodeclient"), group("system:nodes")),
         // The node's agent lays the pod network, for which it must know the other nodes.
-        role("regent:node-network", json!([read("", &["nodes"]), read("networking.k8s.io", &["networkpolicies", "servicecidrs"]), read("discovery.k8s.io", &["endpointslices"]), read("", &["services"])])),
+        role(
+            "regent:node-network",
+            json!([
+                read("", &["nodes"]),
+                read("networking.k8s.io", &["networkpolicies", "servicecidrs"]),
+                read("discovery.k8s.io", &["endpointslices"]),
+                read("", &["services"])
+            ]),
+        ),
         bind("regent:node-network", "regent:node-network", group("system:nodes")),
         bind("regent:proxy-network", "regent:node-network", user("system:kube-proxy")),
         bind("regent:dns", "system:kube-dns", user("system:dns")),
-        role("regent:dns", json!([read("discovery.k8s.io", &["endpointslices"]), read("", &["services", "endpoints", "nodes", "namespaces", "pods"])])),
+        role(
+            "regent:dns",
+            json!([read("discovery.k8s.io", &["endpointslices"]), read("", &["services", "endpoints", "nodes", "namespaces", "pods"])]),
+        ),
         bind("regent:dns-slices", "regent:dns", user("system:dns")),
         // All controllers run under one name.
         role("regent:controller-manager", controller_rules()?),
         bind("regent:controller-manager", "regent:controller-manager", user("system:kube-controller-manager")),
         // Whoever joins reads where the cluster is before it has a name.
-        ("roles", json!({"metadata": metadata("regent:cluster-info", "kube-public"), "rules": [
-            {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["cluster-info"], "verbs": ["get"]},
-        ]})),
-        ("rolebindings", json!({
-            "metadata": metadata("regent:cluster-info", "kube-public"),
-            "roleRef": {"apiGroup": RBAC, "kind": "Role", "name": "regent:cluster-info"},
-            "subjects": [user("system:anonymous"), group(NODE_BOOTSTRAPPERS_GROUP)],
-        })),
+        (
+            "roles",
+            json!({"metadata": metadata("regent:cluster-info", "kube-public"), "rules": [
+                {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["cluster-info"], "verbs": ["get"]},
+            ]}),
+        ),
+        (
+            "rolebindings",
+            json!({
+                "metadata": metadata("regent:cluster-info", "kube-public"),
+                "roleRef": {"apiGroup": RBAC, "kind": "Role", "name": "regent:cluster-info"},
+                "subjects": [user("system:anonymous"), group(NODE_BOOTSTRAPPERS_GROUP)],
+            }),
+        ),
     ])
 }
 

@@ -5,8 +5,8 @@
 //! changed is made anew, as a binding's role cannot be changed.
 
 use super::{ensure, first_objects, own, typed};
-use crate::authorization::rbac::{GROUP, Rule};
 use crate::authorization::escalation::uncovered;
+use crate::authorization::rbac::{GROUP, Rule};
 use crate::{Error, Server};
 use api::{Status, Value, object::ObjectExt};
 use std::sync::Arc;
@@ -86,8 +86,10 @@ fn merge(stored: &mut Value, wanted: &Value) -> bool {
             .collect();
         extend(stored, "rules", missing);
     }
-    let same = |a: &Value, b: &Value| ["kind", "name", "namespace"].iter().all(|key| a.str_at(key).unwrap_or_default() == b.str_at(key).unwrap_or_default());
-    let missing: Vec<Value> = wanted.list_at("subjects").iter().filter(|subject| !stored.list_at("subjects").iter().any(|known| same(known, subject))).cloned().collect();
+    let same =
+        |a: &Value, b: &Value| ["kind", "name", "namespace"].iter().all(|key| a.str_at(key).unwrap_or_default() == b.str_at(key).unwrap_or_default());
+    let missing: Vec<Value> =
+        wanted.list_at("subjects").iter().filter(|subject| !stored.list_at("subjects").iter().any(|known| same(known, subject))).cloned().collect();
     extend(stored, "subjects", missing);
     *stored != before
 }
@@ -119,7 +121,8 @@ mod tests {
 
     #[test]
     fn a_users_no_is_respected_and_a_changed_role_makes_a_new_binding() {
-        let wanted = json!({"metadata": {"name": "b"}, "roleRef": {"kind": "ClusterRole", "name": "new"}, "subjects": [{"kind": "User", "name": "a"}]});
+        let wanted =
+            json!({"metadata": {"name": "b"}, "roleRef": {"kind": "ClusterRole", "name": "new"}, "subjects": [{"kind": "User", "name": "a"}]});
         let mut stored = json!({"metadata": {"name": "b"}, "roleRef": {"kind": "ClusterRole", "name": "old"}, "subjects": []});
         assert_eq!(plan(&stored, &wanted), Plan::Replace);
         stored.set_annotation(AUTO_UPDATE, "false");

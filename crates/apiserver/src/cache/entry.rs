@@ -76,7 +76,9 @@ impl Entry {
             revision,
             uid: value.uid().into(),
             labels,
-            fields: kind.map(|kind| kind.selectable_fields.iter().map(|field| kind.hooks.selectable_value(value, field).into()).collect()).unwrap_or_default(),
+            fields: kind
+                .map(|kind| kind.selectable_fields.iter().map(|field| kind.hooks.selectable_value(value, field).into()).collect())
+                .unwrap_or_default(),
             owner_uids: value.owner_references().iter().map(|owner| owner.uid.into()).collect(),
             deleting: value.deletion_timestamp().is_some(),
         })

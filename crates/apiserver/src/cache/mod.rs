@@ -41,7 +41,8 @@ pub struct Cache {
 impl Cache {
     /// Loads everything and starts the feed, which runs until `shutdown`.
     pub async fn start(store: Arc<dyn Store>, catalogue: Arc<Catalogue>, shutdown: CancellationToken) -> Result<Arc<Cache>, Error> {
-        let cache = Arc::new(Cache { store, catalogue: ArcSwap::new(catalogue), resources: RwLock::default(), reached: watch::Sender::new(Revision(0)) });
+        let cache =
+            Arc::new(Cache { store, catalogue: ArcSwap::new(catalogue), resources: RwLock::default(), reached: watch::Sender::new(Revision(0)) });
         let newest = cache.store.revision().await?;
         let from = Revision(newest.0.saturating_sub(RESUME_REVISIONS).max(1));
         let loaded = match cache.load(Some(from)).await {
@@ -74,7 +75,12 @@ impl Cache {
 
     /// Everything there is, by (group, resource), for metrics.
     pub fn resources(&self) -> Vec<(String, Arc<ResourceCache>)> {
-        let mut all: Vec<_> = self.resources.read().iter().map(|(prefix, cache)| (prefix.trim_start_matches(keys::ROOT).trim_end_matches('/').to_string(), cache.clone())).collect();
+        let mut all: Vec<_> = self
+            .resources
+            .read()
+            .iter()
+            .map(|(prefix, cache)| (prefix.trim_start_matches(keys::ROOT).trim_end_matches('/').to_string(), cache.clone()))
+            .collect();
         all.sort_by(|a, b| a.0.cmp(&b.0));
         all
     }

@@ -99,8 +99,10 @@ impl Selection {
             return self.fields.matches(|path| own_field(entry, path).or_else(|| entry.fields.get(position(path)?).map(|text| &**text)));
         }
         let object = entry.value();
-        let values: Vec<(&str, String)> = self.fields.terms.iter().map(|(field, _, _)| (field.as_str(), kind.hooks.selectable_value(&object, field))).collect();
-        self.fields.matches(|path| own_field(entry, path).or_else(|| values.iter().find(|(field, _)| *field == path).map(|(_, value)| value.as_str())))
+        let values: Vec<(&str, String)> =
+            self.fields.terms.iter().map(|(field, _, _)| (field.as_str(), kind.hooks.selectable_value(&object, field))).collect();
+        self.fields
+            .matches(|path| own_field(entry, path).or_else(|| values.iter().find(|(field, _)| *field == path).map(|(_, value)| value.as_str())))
     }
     /// Whether every object of the resource is meant.
     pub fn is_everything(&self) -> bool {
@@ -327,8 +329,11 @@ impl ResourceCache {
         let (past, after) = match from {
             From::Now => {
                 let snapshot = Snapshot { map: inner.map.clone(), revision };
-                let found: VecDeque<Message> =
-                    snapshot.entries(selection.namespace.as_deref()).filter(|entry| selection.matches(entry)).map(|entry| Message::Initial(entry.clone())).collect();
+                let found: VecDeque<Message> = snapshot
+                    .entries(selection.namespace.as_deref())
+                    .filter(|entry| selection.matches(entry))
+                    .map(|entry| Message::Initial(entry.clone()))
+                    .collect();
                 (found, Revision(0))
             }
             From::After(after) if after < inner.complete_after => return Err(TooOld { oldest: inner.complete_after }),
@@ -457,7 +462,11 @@ mod tests {
     #[test]
     fn the_past_is_known_as_far_as_the_history_goes() {
         let cache = cache();
-        let names = |revision| cache.past(Revision(revision)).map(|past| past.entries(Some("n")).map(|entry| format!("{}@{}", entry.name(), entry.revision)).collect::<Vec<_>>());
+        let names = |revision| {
+            cache
+                .past(Revision(revision))
+                .map(|past| past.entries(Some("n")).map(|entry| format!("{}@{}", entry.name(), entry.revision)).collect::<Vec<_>>())
+        };
         assert_eq!(names(10), Some(vec![]));
         assert_eq!(names(12), Some(vec!["a@12".to_string()]));
         assert_eq!(names(13), Some(vec!["a@12".to_string(), "b@13".to_string()]));

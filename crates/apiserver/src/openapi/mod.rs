@@ -12,7 +12,10 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
-use std::{collections::{BTreeMap, BTreeSet}, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// A finished document.
 #[derive(Clone)]
@@ -65,7 +68,9 @@ pub fn answer(server: &Server, path: &str, request: &Request<Body>) -> Result<Op
             let accept = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
             if accept.split(',').any(|clause| protobuf::MEDIA_TYPES.contains(&clause.trim())) {
                 let make = || Some(Document::of(protobuf::encode(&v2(&catalogue)).into()));
-                return Ok(documents.get_made(&catalogue, "v2 protobuf", make).map(|document| served(&document, protobuf::MEDIA_TYPE, request.headers())));
+                return Ok(documents
+                    .get_made(&catalogue, "v2 protobuf", make)
+                    .map(|document| served(&document, protobuf::MEDIA_TYPE, request.headers())));
             }
             Ok(documents.get(&catalogue, "v2", || Some(v2(&catalogue))).map(|document| serve(&document, request.headers())))
         }
@@ -94,15 +99,21 @@ pub fn answer(server: &Server, path: &str, request: &Request<Body>) -> Result<Op
 fn serve(document: &Document, headers: &HeaderMap) -> Response<Body> {
     let text = |name: header::HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let accept = text(header::ACCEPT);
-    let json = accept.is_empty() || accept.split(',').any(|clause| matches!(clause.split(';').next().unwrap_or_default().trim(), "application/json" | "application/*" | "*/*"));
+    let json = accept.is_empty()
+        || accept
+            .split(',')
+            .any(|clause| matches!(clause.split(';').next().unwrap_or_default().trim(), "application/json" | "application/*" | "*/*"));
     if json { served(document, "application/json", headers) } else { respond(StatusCode::NOT_ACCEPTABLE, "text/plain; charset=utf-8", full("")) }
 }
 
 fn served(document: &Document, content_type: &'static str, headers: &HeaderMap) -> Response<Body> {
     let tag = format!("\"{}\"", document.hash);
     let known = headers.get(header::IF_NONE_MATCH).is_some_and(|value| value.as_bytes() == tag.as_bytes());
-    let mut response =
-        if known { respond(StatusCode::NOT_MODIFIED, content_type, full("")) } else { respond(StatusCode::OK, content_type, full(document.bytes.clone())) };
+    let mut response = if known {
+        respond(StatusCode::NOT_MODIFIED, content_type, full(""))
+    } else {
+        respond(StatusCode::OK, content_type, full(document.bytes.clone()))
+    };
     if let Ok(tag) = HeaderValue::from_str(&tag) {
         response.headers_mut().insert(header::ETAG, tag);
     }
@@ -170,13 +181,15 @@ fn v2(catalogue: &Catalogue) -> Value {
             add_paths(&mut paths, kind, version, false);
         }
     }
-    let definitions: Map<String, Value> = schema::definitions().map(|(name, text)| (name.to_string(), serde_json::from_str(text).unwrap_or(Value::Null))).collect();
+    let definitions: Map<String, Value> =
+        schema::definitions().map(|(name, text)| (name.to_string(), serde_json::from_str(text).unwrap_or(Value::Null))).collect();
     json!({"swagger": "2.0", "info": info(), "paths": paths, "definitions": definitions})
 }
 
 fn add_paths(paths: &mut Map<String, Value>, kind: &Kind, version: &str, v3: bool) {
     let root = format!("/{}", prefix(kind, version));
-    let collection = if kind.namespaced_scope() { format!("{root}/namespaces/{{namespace}}/{}", kind.resource) } else { format!("{root}/{}", kind.resource) };
+    let collection =
+        if kind.namespaced_scope() { format!("{root}/namespaces/{{namespace}}/{}", kind.resource) } else { format!("{root}/{}", kind.resource) };
     let own = (kind.group.as_str(), version, kind.kind.as_str());
     let can = |verb: &str| kind.verbs.iter().any(|known| known == verb);
     let mut add = |path: String, in_namespace: bool, named: bool, operations: &[(&str, &str, &str)], shown: (&str, &str, &str)| {
@@ -200,9 +213,21 @@ fn add_paths(paths: &mut Map<String, Value>, kind: &Kind, version: &str, v3: boo
     if namespaced && can("list") {
         add(format!("{root}/{}", kind.resource), false, false, &[("get", "list", "list")], own);
     }
-    add(collection.clone(), namespaced, false, &[("get", "list", "list"), ("post", "post", "create"), ("delete", "deletecollection", "deletecollection")], own);
+    add(
+        collection.clone(),
+        namespaced,
+        false,
+        &[("get", "list", "list"), ("post", "post", "create"), ("delete", "deletecollection", "deletecollection")],
+        own,
+    );
     let named = format!("{collection}/{{name}}");
-    add(named.clone(), namespaced, true, &[("get", "get", "get"), ("put", "put", "update"), ("patch", "patch", "patch"), ("delete", "delete", "delete")], own);
+    add(
+        named.clone(),
+        namespaced,
+        true,
+        &[("get", "get", "get"), ("put", "put", "update"), ("patch", "patch", "patch"), ("delete", "delete", "delete")],
+        own,
+    );
     for subresource in &kind.subresources {
         let path = format!("{named}/{}", subresource.name());
         let changeable = [("get", "get", ""), ("put", "put", ""), ("patch", "patch", "")];
@@ -259,7 +284,12 @@ fn operation(kind: &Kind, version: &str, method: &str, action: &str, (group, sho
         _ => {}
     }
     if matches!(action, "delete" | "deletecollection") {
-        parameters.extend(query(&[("dryRun", "string"), ("gracePeriodSeconds", "integer"), ("orphanDependents", "boolean"), ("propagationPolicy", "string")]));
+        parameters.extend(query(&[
+            ("dryRun", "string"),
+            ("gracePeriodSeconds", "integer"),
+            ("orphanDependents", "boolean"),
+            ("propagationPolicy", "string"),
+        ]));
     }
     let answer = match action {
         "list" => schema::definition_name(&kind.group, version, &kind.list_kind),
@@ -297,7 +327,12 @@ fn operation(kind: &Kind, version: &str, method: &str, action: &str, (group, sho
     if !v3 {
         operation["produces"] = json!(["application/json", "application/yaml"]);
         operation["consumes"] = match action {
-            "patch" => json!(["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json", "application/apply-patch+yaml"]),
+            "patch" => json!([
+                "application/json-patch+json",
+                "application/merge-patch+json",
+                "application/strategic-merge-patch+json",
+                "application/apply-patch+yaml"
+            ]),
             _ => json!(["*/*"]),
         };
     }

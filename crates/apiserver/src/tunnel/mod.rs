@@ -41,7 +41,12 @@ pub async fn log(call: Call) -> Answer {
     let options = LOG_OPTIONS.iter().filter_map(|option| Some((*option, call.query.get(option)?.to_string())));
     let path = format!("/containerLogs/{}/{}/{}{}", call.info.namespace, call.info.name, target.container, encode_query(options));
     let request = Request::builder().method(Method::GET).uri(&path).body(body::empty()).map_err(Status::internal)?;
-    let response = call.server.nodes.send(&call.server, &node, request).await.map_err(|error| Status::unknown(format!("Get \"https://{node}{path}\": {error}")))?;
+    let response = call
+        .server
+        .nodes
+        .send(&call.server, &node, request)
+        .await
+        .map_err(|error| Status::unknown(format!("Get \"https://{node}{path}\": {error}")))?;
     if response.status() != StatusCode::OK {
         return Err(nodes::refusal(response).await);
     }

@@ -77,13 +77,18 @@ pub(super) async fn send_plain(place: &NodeAddress, request: Request<Body>) -> R
 }
 
 async fn dial(place: &NodeAddress) -> Result<TcpStream, ConnectError> {
-    let tcp = TcpStream::connect((place.host.as_str(), place.port)).await.map_err(|source| ConnectError::Dial { place: place.to_string(), source })?;
+    let tcp =
+        TcpStream::connect((place.host.as_str(), place.port)).await.map_err(|source| ConnectError::Dial { place: place.to_string(), source })?;
     // Keystrokes should not wait for each other. Failing to say so costs only latency.
     let _ = tcp.set_nodelay(true);
     Ok(tcp)
 }
 
-async fn send_on(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, place: &NodeAddress, mut request: Request<Body>) -> Result<Response<Incoming>, ConnectError> {
+async fn send_on(
+    io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    place: &NodeAddress,
+    mut request: Request<Body>,
+) -> Result<Response<Incoming>, ConnectError> {
     if let Ok(host) = HeaderValue::from_str(&place.to_string()) {
         request.headers_mut().insert(header::HOST, host);
     }

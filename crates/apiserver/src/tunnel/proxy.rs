@@ -8,7 +8,8 @@ use http::{HeaderMap, Request, Response, Uri};
 use rand::Rng;
 
 /// Headers that are about one connection and end here, and those with the caller's identity.
-const NOT_PASSED_ON: [&str; 9] = ["connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding", "host", "authorization"];
+const NOT_PASSED_ON: [&str; 9] =
+    ["connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding", "host", "authorization"];
 
 /// HTTP to a pod: `[scheme:]name[:port]`.
 pub async fn pod_proxy(call: Call) -> Answer {
@@ -32,12 +33,18 @@ pub async fn service_proxy(call: Call) -> Answer {
     let ports = service.list_at("spec.ports");
     let port = match (place.port, ports) {
         ("", [only]) => Some(only),
-        (text, ports) => ports.iter().find(|port| port.str_at("name") == Some(text) || port.i64_at("port").is_some_and(|number| number.to_string() == text)),
+        (text, ports) => {
+            ports.iter().find(|port| port.str_at("name") == Some(text) || port.i64_at("port").is_some_and(|number| number.to_string() == text))
+        }
     };
     let unavailable = || Status::service_unavailable(format!("no endpoints available for service {:?}", call.info.name));
-    let port_name = port.ok_or_else(|| Status::service_unavailable(format!("no service port {} found for service {name:?}", place.port)))?.str_at("name").unwrap_or_default();
+    let port_name = port
+        .ok_or_else(|| Status::service_unavailable(format!("no service port {} found for service {name:?}", place.port)))?
+        .str_at("name")
+        .unwrap_or_default();
     let slices = call.server.entries("discovery.k8s.io", "endpointslices", Some(namespace))?;
-    let slices: Vec<Value> = slices.iter().filter(|slice| slice.label("kubernetes.io/service-name") == Some(name)).map(|slice| slice.value()).collect();
+    let slices: Vec<Value> =
+        slices.iter().filter(|slice| slice.label("kubernetes.io/service-name") == Some(name)).map(|slice| slice.value()).collect();
     if slices.is_empty() {
         // Nobody has ever said where it leads.
         return Err(Status::not_found(("", "services"), name));
@@ -55,7 +62,12 @@ pub async fn node_proxy(mut call: Call) -> Answer {
     let place = Place::parse(&call.info.name);
     let node = NodeAddress::find(&call.server, place.name)?;
     let request = outgoing(&mut call)?;
-    let answer = call.server.nodes.send(&call.server, &node, request).await.map_err(|error| Status::service_unavailable(format!("error trying to reach service: {error}")))?;
+    let answer = call
+        .server
+        .nodes
+        .send(&call.server, &node, request)
+        .await
+        .map_err(|error| Status::service_unavailable(format!("error trying to reach service: {error}")))?;
     Ok(passed_back(answer))
 }
 
@@ -112,7 +124,11 @@ fn endpoints(slice: &Value, port_name: &str) -> Vec<NodeAddress> {
 fn outgoing(call: &mut Call) -> Result<Request<crate::Body>, Status> {
     // The path as it came, not decoded: the server behind may tell `%2F` from `/`.
     let path = call.request.uri().path();
-    let rest = path.match_indices("/proxy").map(|(at, _)| &path[at + "/proxy".len()..]).find(|rest| rest.is_empty() || rest.starts_with('/')).unwrap_or_default();
+    let rest = path
+        .match_indices("/proxy")
+        .map(|(at, _)| &path[at + "/proxy".len()..])
+        .find(|rest| rest.is_empty() || rest.starts_with('/'))
+        .unwrap_or_default();
     let rest = if rest.is_empty() { "/" } else { rest };
     let uri = match call.request.uri().query() {
         Some(query) => format!("{rest}?{query}"),

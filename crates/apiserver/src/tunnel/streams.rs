@@ -9,7 +9,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, he
 use hyper_util::rt::TokioIo;
 
 /// The WebSocket protocols that the container runtime speaks. Newer ones are refused, and kubectl goes back to SPDY.
-const WEBSOCKET_PROTOCOLS: [&str; 5] = ["v4.channel.k8s.io", "v4.base64.channel.k8s.io", "channel.k8s.io", "base64.channel.k8s.io", "portforward.k8s.io"];
+const WEBSOCKET_PROTOCOLS: [&str; 5] =
+    ["v4.channel.k8s.io", "v4.base64.channel.k8s.io", "channel.k8s.io", "base64.channel.k8s.io", "portforward.k8s.io"];
 /// Headers of the client's that make the upgrade.
 const PASSED_ON: [&str; 8] = [
     "connection",
@@ -72,7 +73,8 @@ async fn tunnel(mut call: Call, node: NodeAddress, path: String) -> Answer {
     *request.headers_mut() = headers;
     // Taken before the answer, or it would be gone.
     let client = hyper::upgrade::on(&mut call.request);
-    let mut answer = call.server.nodes.send(&call.server, &node, request).await.map_err(|error| Status::unknown(format!("error dialing backend: {error}")))?;
+    let mut answer =
+        call.server.nodes.send(&call.server, &node, request).await.map_err(|error| Status::unknown(format!("error dialing backend: {error}")))?;
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
         return Err(refusal(answer).await);
     }
@@ -112,10 +114,20 @@ fn upgrade_headers(given: &HeaderMap) -> Result<HeaderMap, Status> {
         }
     }
     if upgrade.eq_ignore_ascii_case("websocket") {
-        let wanted: Vec<&str> = given.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).map(str::trim).collect();
+        let wanted: Vec<&str> = given
+            .get_all(header::SEC_WEBSOCKET_PROTOCOL)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .map(str::trim)
+            .collect();
         let spoken: Vec<&str> = wanted.iter().copied().filter(|protocol| WEBSOCKET_PROTOCOLS.contains(protocol)).collect();
         if spoken.is_empty() && !wanted.is_empty() {
-            return Err(Status::bad_request(format!("unable to upgrade websocket connection: websocket server cannot find protocols {} in {}", bracketed(&wanted), bracketed(&WEBSOCKET_PROTOCOLS))));
+            return Err(Status::bad_request(format!(
+                "unable to upgrade websocket connection: websocket server cannot find protocols {} in {}",
+                bracketed(&wanted),
+                bracketed(&WEBSOCKET_PROTOCOLS)
+            )));
         }
         if let Ok(value) = HeaderValue::from_str(&spoken.join(", "))
             && !spoken.is_empty()
@@ -141,7 +153,13 @@ mod tests {
 
     #[test]
     fn spdy_is_passed_on_and_new_websockets_are_refused() {
-        let spdy = check(&[("connection", "Upgrade"), ("upgrade", "SPDY/3.1"), ("x-stream-protocol-version", "v4.channel.k8s.io"), ("authorization", "Bearer x")]).unwrap();
+        let spdy = check(&[
+            ("connection", "Upgrade"),
+            ("upgrade", "SPDY/3.1"),
+            ("x-stream-protocol-version", "v4.channel.k8s.io"),
+            ("authorization", "Bearer x"),
+        ])
+        .unwrap();
         assert_eq!(spdy["upgrade"], "SPDY/3.1");
         assert_eq!(spdy["x-stream-protocol-version"], "v4.channel.k8s.io");
         assert!(!spdy.contains_key("authorization"), "the caller's credentials stay here");

@@ -30,7 +30,8 @@ impl NodeAddress {
 
     pub(super) fn of(node: &Value) -> Option<NodeAddress> {
         let addresses = node.list_at("status.addresses");
-        let of_type = |kind: &str| addresses.iter().find(|address| address.str_at("type") == Some(kind)).and_then(|address| address.str_at("address"));
+        let of_type =
+            |kind: &str| addresses.iter().find(|address| address.str_at("type") == Some(kind)).and_then(|address| address.str_at("address"));
         let host = ["InternalIP", "ExternalIP", "InternalDNS", "Hostname", "ExternalDNS"].into_iter().find_map(of_type)?;
         let port = node.i64_at("status.daemonEndpoints.kubeletEndpoint.Port").and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
         Some(NodeAddress { host: host.into(), port: port.unwrap_or(NODE_PORT) })
@@ -142,7 +143,8 @@ mod tests {
             "addresses": [{"type": "Hostname", "address": "n1"}, {"type": "InternalIP", "address": "10.0.0.5"}],
             "daemonEndpoints": {"kubeletEndpoint": {"Port": 10260}}}});
         assert_eq!(NodeAddress::of(&node).unwrap().to_string(), "10.0.0.5:10260");
-        let bare = json!({"status": {"addresses": [{"type": "InternalIP", "address": "fd00::5"}], "daemonEndpoints": {"kubeletEndpoint": {"Port": 0}}}});
+        let bare =
+            json!({"status": {"addresses": [{"type": "InternalIP", "address": "fd00::5"}], "daemonEndpoints": {"kubeletEndpoint": {"Port": 0}}}});
         assert_eq!(NodeAddress::of(&bare).unwrap().to_string(), "[fd00::5]:10250");
         assert_eq!(NodeAddress::of(&json!({})), None);
     }

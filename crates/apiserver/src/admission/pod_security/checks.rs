@@ -109,7 +109,8 @@ fn list_text(set: &BTreeSet<String>) -> String {
 }
 
 fn app_armor(metadata: &Value, spec: &Value) -> Option<Finding> {
-    let unconfined = |object: &Value| object.str_at("securityContext.appArmorProfile.type").is_some_and(|kind| !matches!(kind, "RuntimeDefault" | "Localhost"));
+    let unconfined =
+        |object: &Value| object.str_at("securityContext.appArmorProfile.type").is_some_and(|kind| !matches!(kind, "RuntimeDefault" | "Localhost"));
     let mut kinds = BTreeSet::new();
     for object in std::iter::once(spec).chain(containers(spec)).filter(|object| unconfined(object)) {
         kinds.insert(object.str_at("securityContext.appArmorProfile.type").unwrap_or_default().to_string());
@@ -127,7 +128,10 @@ fn app_armor(metadata: &Value, spec: &Value) -> Option<Finding> {
     if bad.is_empty() {
         return None;
     }
-    found(plural("forbidden AppArmor profile", "forbidden AppArmor profiles", &bad), format!("{} {}", plural("annotation", "annotations", &bad), bad.join(", ")))
+    found(
+        plural("forbidden AppArmor profile", "forbidden AppArmor profiles", &bad),
+        format!("{} {}", plural("annotation", "annotations", &bad), bad.join(", ")),
+    )
 }
 
 fn added(container: &Value) -> impl Iterator<Item = &str> {
@@ -141,8 +145,21 @@ fn forbidden_capabilities<'a>(spec: &'a Value, allowed: &[&str]) -> (Vec<&'a str
 }
 
 fn default_capabilities(spec: &Value) -> Option<Finding> {
-    const ALLOWED: [&str; 13] =
-        ["AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD", "NET_BIND_SERVICE", "SETFCAP", "SETGID", "SETPCAP", "SETUID", "SYS_CHROOT"];
+    const ALLOWED: [&str; 13] = [
+        "AUDIT_WRITE",
+        "CHOWN",
+        "DAC_OVERRIDE",
+        "FOWNER",
+        "FSETID",
+        "KILL",
+        "MKNOD",
+        "NET_BIND_SERVICE",
+        "SETFCAP",
+        "SETGID",
+        "SETPCAP",
+        "SETUID",
+        "SYS_CHROOT",
+    ];
     let (bad, capabilities) = forbidden_capabilities(spec, &ALLOWED);
     if bad.is_empty() {
         return None;
@@ -165,12 +182,17 @@ fn drop_capabilities(spec: &Value) -> Option<Finding> {
 }
 
 fn host_namespaces(spec: &Value) -> Option<Finding> {
-    let shared: Vec<String> = ["hostNetwork", "hostPID", "hostIPC"].into_iter().filter(|field| spec.bool_at(field) == Some(true)).map(|field| format!("{field}=true")).collect();
+    let shared: Vec<String> = ["hostNetwork", "hostPID", "hostIPC"]
+        .into_iter()
+        .filter(|field| spec.bool_at(field) == Some(true))
+        .map(|field| format!("{field}=true"))
+        .collect();
     if shared.is_empty() { None } else { found("host namespaces", shared.join(", ")) }
 }
 
 fn host_path(spec: &Value) -> Option<Finding> {
-    let bad: Vec<&str> = spec.list_at("volumes").iter().filter(|volume| volume.get("hostPath").is_some_and(|path| !path.is_null())).map(name).collect();
+    let bad: Vec<&str> =
+        spec.list_at("volumes").iter().filter(|volume| volume.get("hostPath").is_some_and(|path| !path.is_null())).map(name).collect();
     if bad.is_empty() {
         return None;
     }
@@ -178,7 +200,9 @@ fn host_path(spec: &Value) -> Option<Finding> {
 }
 
 fn host_ports(spec: &Value) -> Option<Finding> {
-    let of = |container: &Value| container.list_at("ports").iter().filter_map(|port| port.i64_at("hostPort")).filter(|port| *port != 0).collect::<Vec<_>>();
+    let of = |container: &Value| {
+        container.list_at("ports").iter().filter_map(|port| port.i64_at("hostPort")).filter(|port| *port != 0).collect::<Vec<_>>()
+    };
     let bad = names_where(spec, |container| !of(container).is_empty());
     let ports: BTreeSet<i64> = containers(spec).flat_map(of).collect();
     let ports: Vec<String> = ports.iter().map(i64::to_string).collect();
@@ -192,7 +216,10 @@ fn probe_hosts(spec: &Value) -> Option<Finding> {
     const PLACES: [&str; 5] = ["livenessProbe", "readinessProbe", "startupProbe", "lifecycle.postStart", "lifecycle.preStop"];
     let of = |container: &Value| {
         let hosts = PLACES.iter().flat_map(|place| ["httpGet", "tcpSocket"].map(|kind| format!("{place}.{kind}.host")));
-        hosts.filter_map(|path| container.str_at(&path).map(String::from)).filter(|host| !host.is_empty() && host != "127.0.0.1" && host != "::1").collect::<Vec<_>>()
+        hosts
+            .filter_map(|path| container.str_at(&path).map(String::from))
+            .filter(|host| !host.is_empty() && host != "127.0.0.1" && host != "::1")
+            .collect::<Vec<_>>()
     };
     let bad = names_where(spec, |container| !of(container).is_empty());
     let hosts: BTreeSet<String> = containers(spec).flat_map(of).collect();
@@ -212,11 +239,16 @@ fn proc_mount(spec: &Value) -> Option<Finding> {
     let mount = |container: &Value| container.str_at("securityContext.procMount").filter(|mount| *mount != "Default").map(String::from);
     let bad = names_where(spec, |container| mount(container).is_some());
     let mounts: BTreeSet<String> = containers(spec).filter_map(mount).collect();
-    if bad.is_empty() { None } else { found("procMount", format!("{} must not set securityContext.procMount to {}", named(&bad), list_text(&mounts))) }
+    if bad.is_empty() {
+        None
+    } else {
+        found("procMount", format!("{} must not set securityContext.procMount to {}", named(&bad), list_text(&mounts)))
+    }
 }
 
 fn selinux(spec: &Value, minor: u32) -> Option<Finding> {
-    let allowed = |kind: &str| matches!(kind, "" | "container_t" | "container_init_t" | "container_kvm_t") || kind == "container_engine_t" && minor >= 31;
+    let allowed =
+        |kind: &str| matches!(kind, "" | "container_t" | "container_init_t" | "container_kvm_t") || kind == "container_engine_t" && minor >= 31;
     let text = |object: &Value, key: &str| object.str_at(&format!("securityContext.seLinuxOptions.{key}")).unwrap_or_default().to_string();
     let breaks = |object: &Value| !allowed(&text(object, "type")) || !text(object, "user").is_empty() || !text(object, "role").is_empty();
     let setters = setters(breaks(spec), &names_where(spec, breaks))?;
@@ -245,7 +277,11 @@ fn is_confined(kind: &str) -> bool {
 /// Who sets a seccomp profile that confines nothing.
 fn unconfined(spec: &Value) -> Option<String> {
     let breaks = |object: &Value| seccomp(object).is_some_and(|kind| !is_confined(kind));
-    let kinds: BTreeSet<String> = std::iter::once(spec).chain(containers(spec)).filter(|object| breaks(object)).filter_map(|object| seccomp(object).map(String::from)).collect();
+    let kinds: BTreeSet<String> = std::iter::once(spec)
+        .chain(containers(spec))
+        .filter(|object| breaks(object))
+        .filter_map(|object| seccomp(object).map(String::from))
+        .collect();
     let setters = setters(breaks(spec), &names_where(spec, breaks))?;
     Some(format!("{setters} must not set securityContext.seccompProfile.type to {}", list_text(&kinds)))
 }
@@ -270,7 +306,11 @@ fn seccomp_set(spec: &Value) -> Option<Finding> {
 
 fn sysctls(spec: &Value, minor: u32) -> Option<Finding> {
     let allowed = |name: &str| match name {
-        "kernel.shm_rmid_forced" | "net.ipv4.ip_local_port_range" | "net.ipv4.tcp_syncookies" | "net.ipv4.ping_group_range" | "net.ipv4.ip_unprivileged_port_start" => true,
+        "kernel.shm_rmid_forced"
+        | "net.ipv4.ip_local_port_range"
+        | "net.ipv4.tcp_syncookies"
+        | "net.ipv4.ping_group_range"
+        | "net.ipv4.ip_unprivileged_port_start" => true,
         "net.ipv4.ip_local_reserved_ports" => minor >= 27,
         "net.ipv4.tcp_keepalive_time" | "net.ipv4.tcp_fin_timeout" | "net.ipv4.tcp_keepalive_intvl" | "net.ipv4.tcp_keepalive_probes" => minor >= 29,
         "net.ipv4.tcp_rmem" | "net.ipv4.tcp_wmem" => minor >= 32,
@@ -288,13 +328,18 @@ fn windows_host_process(spec: &Value) -> Option<Finding> {
 
 fn privilege_escalation(spec: &Value) -> Option<Finding> {
     let bad = names_where(spec, |container| container.bool_at("securityContext.allowPrivilegeEscalation") != Some(false));
-    if bad.is_empty() { None } else { found("allowPrivilegeEscalation != false", format!("{} must set securityContext.allowPrivilegeEscalation=false", named(&bad))) }
+    if bad.is_empty() {
+        None
+    } else {
+        found("allowPrivilegeEscalation != false", format!("{} must set securityContext.allowPrivilegeEscalation=false", named(&bad)))
+    }
 }
 
 fn volume_types(spec: &Value) -> Option<Finding> {
     const ALLOWED: [&str; 8] = ["configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"];
     let kind = |volume: &Value| -> Option<String> {
-        let sources: Vec<&String> = volume.as_object()?.iter().filter(|(key, value)| *key != "name" && !value.is_null()).map(|(key, _)| key).collect();
+        let sources: Vec<&String> =
+            volume.as_object()?.iter().filter(|(key, value)| *key != "name" && !value.is_null()).map(|(key, _)| key).collect();
         sources.iter().find(|kind| !ALLOWED.contains(&kind.as_str())).map(|kind| kind.to_string())
     };
     let bad: Vec<(&str, String)> = spec.list_at("volumes").iter().filter_map(|volume| Some((name(volume), kind(volume)?))).collect();
@@ -304,7 +349,10 @@ fn volume_types(spec: &Value) -> Option<Finding> {
         return None;
     }
     let what = if kinds.len() == 1 { "restricted volume type" } else { "restricted volume types" };
-    found("restricted volume types", format!("{} {} {} {what} {}", plural("volume", "volumes", &names), quoted(&names), plural("uses", "use", &names), list_text(&kinds)))
+    found(
+        "restricted volume types",
+        format!("{} {} {} {what} {}", plural("volume", "volumes", &names), quoted(&names), plural("uses", "use", &names), list_text(&kinds)),
+    )
 }
 
 fn run_as_non_root(spec: &Value) -> Option<Finding> {
@@ -337,7 +385,8 @@ mod tests {
     use serde_json::json;
 
     fn check(level: Level, minor: u32, spec: Value, expected: &[&str]) {
-        let findings: Vec<String> = run(level, minor, &Value::Null, &spec).iter().map(|finding| format!("{} ({})", finding.reason, finding.detail)).collect();
+        let findings: Vec<String> =
+            run(level, minor, &Value::Null, &spec).iter().map(|finding| format!("{} ({})", finding.reason, finding.detail)).collect();
         assert_eq!(findings, expected);
     }
 
@@ -355,7 +404,10 @@ mod tests {
         );
         baseline(
             json!({"securityContext": {"sysctls": [{"name": "kernel.msgmax"}], "seLinuxOptions": {"user": "u", "type": "spc_t"}}, "containers": [{"name": "c"}]}),
-            &[r#"seLinuxOptions (pod set forbidden securityContext.seLinuxOptions: type "spc_t"; user may not be set)"#, "forbidden sysctls (kernel.msgmax)"],
+            &[
+                r#"seLinuxOptions (pod set forbidden securityContext.seLinuxOptions: type "spc_t"; user may not be set)"#,
+                "forbidden sysctls (kernel.msgmax)",
+            ],
         );
         baseline(
             json!({"securityContext": {"seccompProfile": {"type": "Unconfined"}, "appArmorProfile": {"type": "Unconfined"}}, "containers": [{"name": "c"}]}),
