@@ -23,11 +23,13 @@ down: ## take the cluster away, without a trace
 
 test: setup images ## everything that must pass: house rules, unit and API tests, the cluster end to end
 	@cargo xtask tidy
-	@cargo test --workspace --quiet --exclude regent
+	@cargo test --workspace --quiet --exclude regent --all-targets
+	@cargo test --package regent --quiet --bins
 	@$(MAKE) --no-print-directory e2e
 
 unit: setup ## the tests that need no cluster
-	@cargo test --workspace --quiet --exclude regent
+	@cargo test --workspace --quiet --exclude regent --all-targets
+	@cargo test --package regent --quiet --bins
 
 e2e: setup images ## the cluster end to end, with real containers; `make e2e only=NAME` runs what has NAME in its name
 	@cargo test --package regent --test e2e -- $(only)
