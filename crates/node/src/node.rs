@@ -327,6 +327,8 @@ async fn report(cx: &Context, reference: &ObjectReference, known: Node, reported
     let api: Api<Node> = Api::all(cx.client.clone());
     let runtime = runtime_state(&cx.cri).await;
     cx.set_runtime_state(&runtime);
+    // What stands there now, not what was said last: others may have called this node silent meanwhile.
+    let known = if *reported_at == Timestamp::UNIX_EPOCH { known } else { bounded(api.get(&cx.config.node_name)).await? };
     let listed = cx.cri.list_images().await.map(images);
     let before = known.status.clone().unwrap_or_default();
     let shown = listed.unwrap_or_else(|_| before.images.clone().unwrap_or_default());

@@ -13,10 +13,17 @@ pub const BRIDGE: &str = "rgsb0";
 /// The nft tables of a sandbox on the machine, by family.
 const TABLES: [(&str, &str); 2] = [("bridge", "regent-sandbox"), ("ip", "regent-sandbox")];
 
+/// The hardware address that goes with an address of the sandbox's network. A machine keeps its own through a reboot; with
+/// a new one, its neighbours would send to the old one until their caches forget it.
+fn hardware_address(address: &str) -> String {
+    let bytes = address.split('.').map(|part| format!("{:02x}", part.parse::<u8>().unwrap_or(0)));
+    format!("02:72:{}", bytes.collect::<Vec<_>>().join(":"))
+}
+
 /// Makes the bridge with the machine's own address on it, unless it is there.
 pub fn make_bridge() -> Result<()> {
     if run("ip", &["link", "show", BRIDGE]).is_err() {
-        run("ip", &["link", "add", BRIDGE, "type", "bridge"])?;
+        run("ip", &["link", "add", BRIDGE, "address", &hardware_address(&format!("{NETWORK_PREFIX}.1")), "type", "bridge"])?;
     }
     run("ip", &["address", "replace", &format!("{NETWORK_PREFIX}.1/24"), "dev", BRIDGE])?;
     run("ip", &["link", "set", BRIDGE, "up"])?;
@@ -60,7 +67,8 @@ pub fn plug(node: &Node, pid: i32) -> Result<()> {
     let link = node.link();
     unplug(node);
     let pid = pid.to_string();
-    run("ip", &["link", "add", &link, "type", "veth", "peer", "name", "eth0", "netns", &pid])?;
+    let address = hardware_address(&node.address);
+    run("ip", &["link", "add", &link, "type", "veth", "peer", "name", "eth0", "address", &address, "netns", &pid])?;
     run("ip", &["link", "set", &link, "master", BRIDGE, "up"])?;
     let inside = |arguments: &[&str]| {
         let mut all = vec!["--target", &pid, "--net", "ip"];
@@ -96,4 +104,14 @@ fn set_elements(set: &str, elements: &str, present: bool) -> Result<()> {
         text += &format!("delete element bridge regent-sandbox {set} {{ {elements} }}\n");
     }
     run_with_input("nft", &["-f", "-"], &text).map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hardware_address_is_local_and_follows_from_the_address() {
+        assert_eq!(hardware_address("172.30.0.21"), "02:72:ac:1e:00:15");
+    }
 }
