@@ -7,6 +7,7 @@ help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 setup: ## install what is missing (Debian packages, kubectl)
+	@command -v cc >/dev/null || { echo "==> installing build-essential, which Rust links with"; apt-get update -q && apt-get install -yq build-essential; }
 	@cargo xtask setup
 
 images: ## build the container images from Debian packages into target/images
