@@ -16,12 +16,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("sandbox", &["pki"]),
     ("apiserver", &["api", "store", "pki"]),
     ("scheduler", &["api", "client"]),
-    ("controllers", &["api", "client", "pki"]),
-    ("node", &["api", "client", "cri", "pki"]),
-    ("network", &["api", "client"]),
-    ("dns", &["api", "client"]),
-    ("drills", &["sandbox"]),
-    ("regent", &["api", "apiserver", "client", "controllers", "cri", "dns", "drills", "network", "node", "pki", "sandbox", "scheduler", "store"]),
+    ("controllers", &["api", "client", "membership", "pki"]),
+    ("node", &["api", "client", "cri", "membership", "pki"]),
+    ("network", &["api", "client", "membership"]),
+    ("dns", &["api", "client", "membership"]),
+    ("drills", &["api", "client", "sandbox"]),
+    ("regent", &["api", "apiserver", "client", "controllers", "cri", "dns", "drills", "membership", "network", "node", "pki", "sandbox", "scheduler", "store"]),
     ("xtask", &[]),
 ];
 /// Text that may not stand in any source file, and why.
