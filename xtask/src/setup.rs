@@ -20,6 +20,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("curl", "curl"),
     ("openssl", "openssl"),
     ("pgrep", "procps"),
+    ("git", "git"),
 ];
 /// A file that must be there, likewise.
 const NEEDED_FILES: &[(&str, &str)] = &[("/usr/lib/cni/ptp", "containernetworking-plugins")];
