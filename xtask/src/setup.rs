@@ -21,6 +21,9 @@ const NEEDED: &[(&str, &str)] = &[
     ("openssl", "openssl"),
     ("pgrep", "procps"),
     ("git", "git"),
+    ("etcd", "etcd-server"),
+    ("etcdctl", "etcd-client"),
+    ("haproxy", "haproxy"),
 ];
 /// A file that must be there, likewise.
 const NEEDED_FILES: &[(&str, &str)] = &[("/usr/lib/cni/ptp", "containernetworking-plugins")];
@@ -46,6 +49,7 @@ pub fn run() -> Result<()> {
         }
         say(&format!("installing from Debian's packages: {}", missing.join(" ")));
         install(&missing)?;
+        quiet(&missing)?;
     }
     if !has("kubectl") {
         install_kubectl()?;
@@ -59,6 +63,18 @@ fn install(packages: &[&str]) -> Result<()> {
     let mut arguments = vec!["install", "--yes", "--quiet", "--no-install-recommends"];
     arguments.extend(packages);
     sh("apt-get", &arguments).context("installing Debian's packages").map(|_| ())
+}
+
+/// Debian starts what it installs; these are started by Regent itself where it needs them, so the units stay down.
+fn quiet(installed: &[&str]) -> Result<()> {
+    const UNITS: &[(&str, &str)] = &[("etcd-server", "etcd.service"), ("haproxy", "haproxy.service")];
+    if !Path::new("/run/systemd/system").exists() {
+        return Ok(());
+    }
+    for (_, unit) in UNITS.iter().filter(|(package, _)| installed.contains(package)) {
+        sh("systemctl", &["disable", "--now", unit]).with_context(|| format!("stopping Debian's own {unit}"))?;
+    }
+    Ok(())
 }
 
 fn install_kubectl() -> Result<()> {

@@ -82,6 +82,18 @@ impl Identity {
         Identity::client("front-proxy-client", &[])
     }
 
+    /// A member of etcd, towards clients and towards the other members; signed by etcd's own authority. A member is a client
+    /// of itself (its gateway) and of its peers, so both usages are needed.
+    pub fn etcd_member(name: &str, addresses: &[IpAddr]) -> Identity {
+        let names = Identity::node_serving(name, addresses).names;
+        Identity { usages: vec![Usage::Server, Usage::Client], ..Identity::server(name, names) }
+    }
+
+    /// With what the API server goes to etcd; signed by etcd's own authority.
+    pub fn apiserver_etcd_client() -> Identity {
+        Identity::client("kube-apiserver-etcd-client", &[])
+    }
+
     /// Whoever set up the cluster.
     pub fn admin() -> Identity {
         Identity::client("kubernetes-admin", &["system:masters"])

@@ -19,6 +19,8 @@ const ALPHABET: &[u8] = b"abcdefghijklmnopqrstuvwxyz0123456789";
 pub const BOOTSTRAPPERS_GROUP: &str = "system:bootstrappers";
 /// The additional group of tokens for joining nodes, as kubeadm names it.
 pub const NODE_BOOTSTRAPPERS_GROUP: &str = "system:bootstrappers:kubeadm:default-node-token";
+/// The additional group of tokens for joining servers: whoever has one is given the cluster's keys.
+pub const SERVER_BOOTSTRAPPERS_GROUP: &str = "system:bootstrappers:regent:server";
 
 /// A bootstrap token, with the fingerprint of the authority that it is good for if known.
 #[derive(Clone, PartialEq, Eq)]
@@ -74,13 +76,18 @@ impl JoinToken {
 
     /// Its Secret. `expiration` is RFC 3339; without, the token lives until it is deleted.
     pub fn to_secret(&self, description: &str, expiration: Option<&str>) -> Value {
+        self.to_secret_for(NODE_BOOTSTRAPPERS_GROUP, description, expiration)
+    }
+
+    /// The same for a token whose holder belongs to another group.
+    pub fn to_secret_for(&self, group: &str, description: &str, expiration: Option<&str>) -> Value {
         let mut data = serde_json::Map::new();
         let mut put = |key: &str, value: &str| data.insert(key.into(), STANDARD.encode(value).into());
         put("token-id", &self.id);
         put("token-secret", &self.secret);
         put("usage-bootstrap-authentication", "true");
         put("usage-bootstrap-signing", "true");
-        put("auth-extra-groups", NODE_BOOTSTRAPPERS_GROUP);
+        put("auth-extra-groups", group);
         put("description", description);
         if let Some(expiration) = expiration {
             put("expiration", expiration);
