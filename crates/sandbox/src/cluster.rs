@@ -3,8 +3,8 @@
 //! Every step finds what is there and adds what is missing, so that it can be run again after a failure in its middle.
 
 use crate::{
-    Doing, Error, Result, containerd, launch, links,
-    plan::{self, Node, Options, Role},
+    Doing, Error, Result, balancer, containerd, launch, links,
+    plan::{self, Node, Options, Role, StoreKind},
     registry,
     supervisor::{self, Order, State},
 };
@@ -149,6 +149,13 @@ impl Sandbox {
         }
     }
 
+    /// Halts one component where it stands (SIGSTOP, with all that it has started), or lets it go on.
+    pub fn set_paused(&self, name: &str, component: &str, paused: bool) -> Result<()> {
+        let component = component.to_string();
+        let order = if paused { Order::Pause { component } } else { Order::Resume { component } };
+        supervisor::order(self.node(name)?, &order).map(|_| ())
+    }
+
     /// A power cut and power again.
     pub fn reboot(&self, name: &str) -> Result<()> {
         self.stop(name, None, false)?;
@@ -181,6 +188,8 @@ impl Sandbox {
             fs::create_dir_all(&node.directory).doing(|| format!("making {}", node.directory.display()))?;
             match node.role {
                 Role::Registry => registry::configure(node)?,
+                Role::Balancer => balancer::configure(node, &self.nodes)?,
+                Role::Etcd => {}
                 Role::Server | Role::Worker => containerd::configure(node, &self.regent)?,
             }
             let pid = launch::power_on(node, &self.regent)?;
@@ -189,57 +198,100 @@ impl Sandbox {
         supervisor::order(node, &Order::Boot).map(|_| ())
     }
 
-    /// The cluster's authority, and on each node the certificates of what runs there.
+    /// The cluster's authorities, and on each node the certificates of what runs there.
     fn make_credentials(&self) -> Result<()> {
         let authority_directory = self.directory.join("pki");
         let authority = Authority::load_or_create(&authority_directory)?;
         ServiceAccountKeys::load_or_create(&authority_directory)?;
-        let first = self.nodes.iter().find(|n| n.role == Role::Server).ok_or_else(|| Error::Refused("a cluster needs a server".into()))?;
-        let url = format!("https://{}:{}", first.address, plan::API_PORT);
         let admin = authority.issue_kept(&authority_directory, "admin", &Identity::admin())?;
-        Kubeconfig::of(&url, &admin, "kubernetes-admin").write(&self.kubeconfig())?;
+        Kubeconfig::of(&plan::api_url(&self.options, None), &admin, "kubernetes-admin").write(&self.kubeconfig())?;
         for node in self.nodes.iter().filter(|n| n.role != Role::Registry) {
             let directory = plan::credentials(node);
             pki::files::create_directory(&directory)?;
-            let address: IpAddr = node.address.parse().map_err(|_| Error::Refused(format!("{}: bad address {}", node.name, node.address)))?;
             pki::files::replace(&directory.join("ca.crt"), authority.certificate_pem(), Access::Public)?;
-            let kubeconfig = |stem: &str, user: &str, identity: Identity| -> Result<()> {
-                let issued = authority.issue_kept(&directory, stem, &identity)?;
-                Ok(Kubeconfig::of(&url, &issued, user).write(&directory.join(format!("{stem}.kubeconfig")))?)
-            };
+            self.make_etcd_credentials(node, &directory)?;
             if node.role == Role::Server {
-                pki::files::replace(&directory.join("ca.key"), authority.key_pem(), Access::Private)?;
-                for file in ["sa.key", "sa.pub"] {
-                    let text = fs::read_to_string(authority_directory.join(file)).doing(|| format!("reading {file}"))?;
-                    pki::files::replace(&directory.join(file), &text, if file == "sa.key" { Access::Private } else { Access::Public })?;
-                }
-                let service: IpAddr = IpAddr::from([10, 96, 0, 1]);
-                let names = [node.name.clone(), node.address.clone()];
-                authority.issue_kept(&directory, "apiserver", &Identity::apiserver(service, "cluster.local", &names))?;
-                authority.issue_kept(&directory, "apiserver-kubelet-client", &Identity::apiserver_kubelet_client())?;
-                kubeconfig("scheduler", "system:kube-scheduler", Identity::scheduler())?;
-                kubeconfig("controller-manager", "system:kube-controller-manager", Identity::controller_manager())?;
+                self.make_server_credentials(node, &authority, &directory)?;
             }
-            authority.issue_kept(&directory, "kubelet", &Identity::node_serving(&node.name, &[address]))?;
-            let issued = authority.issue_kept(&directory, "kubelet-client", &Identity::node(&node.name))?;
-            let user = format!("system:node:{}", node.name);
-            Kubeconfig::of(&url, &issued, &user).write(&directory.join("kubelet.kubeconfig"))?;
-            kubeconfig("proxy", "system:kube-proxy", Identity::proxy())?;
-            kubeconfig("dns", "system:dns", Identity::dns())?;
+            if node.role.is_cluster_node() {
+                self.make_node_credentials(node, &authority, &directory)?;
+            }
         }
         Ok(())
     }
+
+    /// On members: etcd's own certificates; on servers: the API server's as etcd's client, and etcd's authority.
+    fn make_etcd_credentials(&self, node: &Node, directory: &Path) -> Result<()> {
+        let members = plan::etcd_members(&self.options);
+        let member = members.iter().any(|(name, _)| *name == node.name);
+        if members.is_empty() || !(member || node.role == Role::Server) {
+            return Ok(());
+        }
+        let kept = self.directory.join("pki/etcd");
+        let authority = Authority::load_or_create_named(&kept, "ca", "etcd-ca")?;
+        let own = directory.join("etcd");
+        pki::files::create_directory(&own)?;
+        pki::files::replace(&own.join("ca.crt"), authority.certificate_pem(), Access::Public)?;
+        if member {
+            let identity = Identity::etcd_member(&node.name, &[address(node)?]);
+            authority.issue_kept(&own, "server", &identity)?;
+            authority.issue_kept(&own, "peer", &identity)?;
+        }
+        if node.role == Role::Server {
+            pki::files::replace(&own.join("ca.key"), authority.key_pem(), Access::Private)?;
+            authority.issue_kept(directory, "apiserver-etcd-client", &Identity::apiserver_etcd_client())?;
+        }
+        Ok(())
+    }
+
+    fn make_server_credentials(&self, node: &Node, authority: &Authority, directory: &Path) -> Result<()> {
+        pki::files::replace(&directory.join("ca.key"), authority.key_pem(), Access::Private)?;
+        for file in ["sa.key", "sa.pub"] {
+            let text = fs::read_to_string(self.directory.join("pki").join(file)).doing(|| format!("reading {file}"))?;
+            pki::files::replace(&directory.join(file), &text, if file == "sa.key" { Access::Private } else { Access::Public })?;
+        }
+        let service: IpAddr = IpAddr::from([10, 96, 0, 1]);
+        let mut names = vec![node.name.clone(), node.address.clone()];
+        if self.options.servers > 1 {
+            names.extend(["lb".to_string(), plan::BALANCER_ADDRESS.to_string()]);
+        }
+        authority.issue_kept(directory, "apiserver", &Identity::apiserver(service, "cluster.local", &names))?;
+        authority.issue_kept(directory, "apiserver-kubelet-client", &Identity::apiserver_kubelet_client())?;
+        let url = plan::api_url(&self.options, Some(node));
+        kubeconfig(authority, directory, &url, "scheduler", "system:kube-scheduler", &Identity::scheduler())?;
+        kubeconfig(authority, directory, &url, "controller-manager", "system:kube-controller-manager", &Identity::controller_manager())
+    }
+
+    fn make_node_credentials(&self, node: &Node, authority: &Authority, directory: &Path) -> Result<()> {
+        let url = plan::api_url(&self.options, Some(node));
+        authority.issue_kept(directory, "kubelet", &Identity::node_serving(&node.name, &[address(node)?]))?;
+        let issued = authority.issue_kept(directory, "kubelet-client", &Identity::node(&node.name))?;
+        let user = format!("system:node:{}", node.name);
+        Kubeconfig::of(&url, &issued, &user).write(&directory.join("kubelet.kubeconfig"))?;
+        kubeconfig(authority, directory, &url, "proxy", "system:kube-proxy", &Identity::proxy())?;
+        kubeconfig(authority, directory, &url, "dns", "system:dns", &Identity::dns())
+    }
+}
+
+fn address(node: &Node) -> Result<IpAddr> {
+    node.address.parse().map_err(|_| Error::Refused(format!("{}: bad address {}", node.name, node.address)))
+}
+
+/// A component's certificate and the kubeconfig with it.
+fn kubeconfig(authority: &Authority, directory: &Path, url: &str, stem: &str, user: &str, identity: &Identity) -> Result<()> {
+    let issued = authority.issue_kept(directory, stem, identity)?;
+    Ok(Kubeconfig::of(url, &issued, user).write(&directory.join(format!("{stem}.kubeconfig")))?)
 }
 
 fn check(options: &Options) -> Result<()> {
     if options.servers == 0 {
         return Err(Error::Refused("a cluster needs at least one server".into()));
     }
-    if options.servers > 1 {
-        return Err(Error::Refused("several servers need etcd as store, which this version does not have yet; use --servers 1".into()));
+    if options.store == StoreKind::Sqlite && (options.servers > 1 || options.etcd_nodes > 0) {
+        return Err(Error::Refused("several servers share one store, which SQLite cannot be; add --store etcd".into()));
     }
-    if options.servers > plan::NODES_MAX || options.workers > plan::NODES_MAX {
-        return Err(Error::Refused(format!("at most {0} servers and {0} workers", plan::NODES_MAX)));
+    if options.servers.max(options.workers).max(options.etcd_nodes) > plan::NODES_MAX {
+        return Err(Error::Refused(format!("at most {0} servers, {0} workers and {0} nodes of etcd", plan::NODES_MAX)));
     }
     Ok(())
 }

@@ -3,11 +3,7 @@
 //! `launch` (a process of its own) unshares and starts the init, which is PID 1 of the new PID namespace; then it ends.
 //! The init outlives it and waits for the machine to plug in its link ([`crate::links`]) before it boots.
 
-use crate::{
-    Doing, Error, Result,
-    plan::{Node, Role},
-    run,
-};
+use crate::{Doing, Error, Result, plan::Node, run};
 use rustix::{
     mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change},
     process::{Pid, Signal, kill_process},
@@ -167,7 +163,7 @@ pub fn furnish(node: &Node) -> Result<()> {
     mount_change("/", everything | MountPropagationFlags::SHARED).doing(|| "sharing the node's mounts with its pods".to_string())?;
     mount("proc", "/proc", "proc", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, None).doing(|| "mounting /proc".to_string())?;
     mount("tmpfs", "/run", "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(c"mode=755")).doing(|| "mounting /run".to_string())?;
-    if node.role != Role::Registry {
+    if node.role.is_cluster_node() {
         for (own, path) in [
             ("data", "/var/lib/regent"),
             ("containerd", "/var/lib/containerd"),

@@ -18,6 +18,7 @@
 //!
 //! What this crate does not know: Kubernetes objects, and what a drill proves.
 
+mod balancer;
 pub mod cluster;
 pub mod containerd;
 pub mod launch;

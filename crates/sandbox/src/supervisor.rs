@@ -41,6 +41,14 @@ pub enum Order {
         component: String,
         kill: bool,
     },
+    /// Halts a component and what it has started, where they stand.
+    Pause {
+        component: String,
+    },
+    /// Lets a halted component go on.
+    Resume {
+        component: String,
+    },
     Status,
 }
 
@@ -219,7 +227,12 @@ impl Init {
                 let process = processes.get_mut(&component).ok_or_else(|| unknown(&component))?;
                 self.spawn(process);
             }
+            Order::Pause { component } | Order::Resume { component } if !processes.contains_key(&component) => return Err(unknown(&component)),
+            Order::Pause { component } => signal_family(&processes, &component, Signal::STOP)?,
+            Order::Resume { component } => signal_family(&processes, &component, Signal::CONT)?,
             Order::Stop { component, kill } => {
+                // One that is halted could not hear that it shall end.
+                let _ = signal_family(&processes, &component, Signal::CONT);
                 let process = processes.get_mut(&component).ok_or_else(|| unknown(&component))?;
                 process.state.wanted = false;
                 process.restart_at = None;
@@ -242,5 +255,48 @@ impl Init {
             }
         }
         Ok(())
+    }
+}
+
+/// Sends a signal to a component's process and its descendants. Those whose parent has ended belong to nobody here.
+fn signal_family(processes: &BTreeMap<String, Process>, component: &str, signal: Signal) -> std::result::Result<(), String> {
+    let first = processes.get(component).and_then(|p| p.state.pid).ok_or_else(|| format!("{component} does not run"))?;
+    let parents: Vec<(i32, i32)> = fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+            let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+            let parent = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
+            Some((pid, parent))
+        })
+        .collect();
+    for pid in family(first, &parents) {
+        if let Some(pid) = Pid::from_raw(pid) {
+            let _ = kill_process(pid, signal);
+        }
+    }
+    Ok(())
+}
+
+/// A process and its descendants, given every process with its parent.
+fn family(first: i32, parents: &[(i32, i32)]) -> Vec<i32> {
+    let mut found = vec![first];
+    let mut i = 0;
+    while let Some(parent) = found.get(i).copied() {
+        found.extend(parents.iter().filter(|(_, of)| *of == parent).map(|(pid, _)| *pid));
+        i += 1;
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_family_is_a_process_and_its_descendants() {
+        assert_eq!(family(7, &[(7, 1), (8, 7), (9, 8), (10, 1), (11, 7)]), [7, 8, 11, 9]);
     }
 }

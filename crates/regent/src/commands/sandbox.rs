@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use sandbox::{
     cluster::{DEFAULT_DIRECTORY, Sandbox},
-    plan::Options,
+    plan::{Options, StoreKind},
 };
 use std::{os::unix::process::CommandExt, path::PathBuf};
 
@@ -26,6 +26,12 @@ enum Action {
         servers: usize,
         #[arg(long, default_value_t = 3)]
         workers: usize,
+        /// What the API servers keep their objects in: sqlite, or etcd with a member on each server [default: etcd for several servers].
+        #[arg(long, value_parser = ["sqlite", "etcd"])]
+        store: Option<String>,
+        /// Put etcd on this many nodes of its own instead of on the servers.
+        #[arg(long, default_value_t = 0, value_name = "NODES")]
+        etcd: usize,
         /// The directory of images for the sandbox's registry, made by `make images`.
         #[arg(long, default_value = "target/images")]
         images: PathBuf,
@@ -43,7 +49,7 @@ enum Action {
     Status,
     /// Print the path of the administrator's kubeconfig.
     Kubeconfig,
-    /// Cut a node's power, or stop one component of it (apiserver, scheduler, controller-manager, kubelet, proxy, dns, containerd).
+    /// Cut a node's power, or stop one component of it (apiserver, scheduler, controller-manager, etcd, kubelet, proxy, dns, containerd).
     Stop {
         node: String,
         component: Option<String>,
@@ -53,6 +59,10 @@ enum Action {
     },
     /// Power a node on, or start one component of it.
     Start { node: String, component: Option<String> },
+    /// Halt one component where it stands (SIGSTOP), as if the machine hung.
+    Pause { node: String, component: String },
+    /// Let a halted component go on.
+    Resume { node: String, component: String },
     /// Cut a node's power and power it on again.
     Reboot { node: String },
     /// Break a node's cable: to the nodes named, or to everyone.
@@ -77,8 +87,15 @@ enum Action {
 
 pub fn run(arguments: Sandboxed) -> Result<()> {
     let directory = std::path::absolute(&arguments.dir)?;
-    if let Action::Up { servers, workers, images, flags } = arguments.action {
-        return up(&directory, servers, workers, images, flags);
+    if let Action::Up { servers, workers, store, etcd, images, flags } = arguments.action {
+        let store = match store.as_deref() {
+            Some("sqlite") => StoreKind::Sqlite,
+            Some(_) => StoreKind::Etcd,
+            None if servers > 1 || etcd > 0 => StoreKind::Etcd,
+            None => StoreKind::Sqlite,
+        };
+        let options = Options { servers, workers, store, etcd_nodes: etcd, extra_flags: extra_flags(flags)? };
+        return up(&directory, options, images);
     }
     let sandbox = Sandbox::open(&directory)?;
     match arguments.action {
@@ -93,6 +110,8 @@ pub fn run(arguments: Sandboxed) -> Result<()> {
         Action::Kubeconfig => println!("{}", sandbox.kubeconfig().display()),
         Action::Stop { node, component, kill } => sandbox.stop(&node, component.as_deref(), kill)?,
         Action::Start { node, component } => sandbox.start(&node, component.as_deref())?,
+        Action::Pause { node, component } => sandbox.set_paused(&node, &component, true)?,
+        Action::Resume { node, component } => sandbox.set_paused(&node, &component, false)?,
         Action::Reboot { node } => sandbox.reboot(&node)?,
         Action::Cut { node, peers } => sandbox.set_cut(&node, &peers, true)?,
         Action::Heal { node, peers } => sandbox.set_cut(&node, &peers, false)?,
@@ -107,17 +126,22 @@ pub fn run(arguments: Sandboxed) -> Result<()> {
     Ok(())
 }
 
-fn up(directory: &std::path::Path, servers: usize, workers: usize, images: PathBuf, flags: Vec<String>) -> Result<()> {
+/// `COMPONENT=FLAG` each.
+fn extra_flags(flags: Vec<String>) -> Result<Vec<(String, String)>> {
     let split = |flag: String| {
         let (component, flag) = flag.split_once('=').with_context(|| format!("--flag {flag}: expected COMPONENT=FLAG"))?;
         Ok((component.to_string(), flag.to_string()))
     };
-    let extra_flags = flags.into_iter().map(split).collect::<Result<_>>()?;
+    flags.into_iter().map(split).collect()
+}
+
+fn up(directory: &std::path::Path, options: Options, images: PathBuf) -> Result<()> {
+    let nodes = options.servers + options.workers;
     let progress = Progress::start("Bringing the sandbox up");
     let images = std::path::absolute(images)?;
-    let sandbox = Sandbox::up(directory, Options { servers, workers, extra_flags }, Some(&images), |step| progress.step(step))?;
+    let sandbox = Sandbox::up(directory, options, Some(&images), |step| progress.step(step))?;
     progress.finish();
-    println!("{} nodes are on. Next:\n  export KUBECONFIG={}\n  kubectl get nodes", servers + workers, sandbox.kubeconfig().display());
+    println!("{nodes} nodes are on. Next:\n  export KUBECONFIG={}\n  kubectl get nodes", sandbox.kubeconfig().display());
     Ok(())
 }
 
