@@ -16,8 +16,8 @@ use sha2::{Digest, Sha256};
 use std::path::Path;
 use std::time::Duration;
 
-/// A clock that is a little behind must accept a new certificate.
-const CLOCK_SKEW: Duration = Duration::from_secs(300);
+/// A clock that is a little behind must accept a new certificate; this much, but no more than a tenth of its life.
+const CLOCK_SKEW_MAX: Duration = Duration::from_secs(300);
 /// How many organizations one certificate can name: what the encoder can express.
 pub const ORGANIZATIONS_MAX: usize = 2;
 
@@ -231,7 +231,7 @@ fn prepare(params: &mut CertificateParams, usages: &[Usage], validity: Duration)
 fn set_validity(params: &mut CertificateParams, validity: Duration) {
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
     let now = Duration::from_secs(now_unix_s().max(0).unsigned_abs());
-    params.not_before = epoch + now.saturating_sub(CLOCK_SKEW);
+    params.not_before = epoch + now.saturating_sub(CLOCK_SKEW_MAX.min(validity / 10));
     params.not_after = epoch + now + validity;
 }
 

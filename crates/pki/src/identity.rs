@@ -196,6 +196,15 @@ pub fn validity(certificate: &CertificateDer<'_>) -> Result<(i64, i64), Error> {
     Ok((parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp()))
 }
 
+/// What a certificate may be used for.
+pub fn usages(certificate: &CertificateDer<'_>) -> Result<Vec<Usage>, Error> {
+    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|error| malformed("certificate", error))?;
+    let extended = parsed.extended_key_usage().map_err(|error| malformed("certificate", error))?;
+    let Some(extended) = extended.map(|extension| extension.value) else { return Ok(vec![]) };
+    let all = [(extended.client_auth, Usage::Client), (extended.server_auth, Usage::Server)];
+    Ok(all.into_iter().filter(|(set, _)| *set).map(|(_, usage)| usage).collect())
+}
+
 /// Whether a certificate should be replaced now: two thirds of its life are over.
 pub fn needs_renewal(certificate: &CertificateDer<'_>, now_unix_s: i64) -> Result<bool, Error> {
     let (from, to) = validity(certificate)?;

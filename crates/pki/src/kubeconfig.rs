@@ -74,7 +74,7 @@ impl Kubeconfig {
     }
 }
 
-fn to_yaml(config: &Value) -> String {
+pub(crate) fn to_yaml(config: &Value) -> String {
     // JSON with string keys and finite numbers always has a YAML form; JSON itself is one.
     serde_saphyr::to_string(config).unwrap_or_else(|_| config.to_string())
 }

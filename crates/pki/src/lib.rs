@@ -3,7 +3,8 @@
 //! [`authority`] holds the cluster's own CA and signs with it; [`identity`] says what each component's certificate says;
 //! [`request`] makes and signs certificate signing requests; [`jwt`] signs and checks service account tokens;
 //! [`join`] is the token with which a machine joins; [`kubeconfig`] writes clients' configuration; [`tls`] turns all of it
-//! into rustls configurations; [`files`] is the one place where keys touch the disk.
+//! into rustls configurations; [`rotation`] renews what a directory holds and [`reload`] is how a running server sees it;
+//! [`files`] is the one place where keys touch the disk.
 //!
 //! What must stay true: a private key is never on disk with more than mode 0600, not for an instant; a file is there whole or
 //! not at all; what is there is never replaced by a new authority; every signature is made by aws-lc-rs.
@@ -16,7 +17,9 @@ pub mod identity;
 pub mod join;
 pub mod jwt;
 pub mod kubeconfig;
+pub mod reload;
 pub mod request;
+pub mod rotation;
 pub mod tls;
 
 pub use authority::{Authority, Issued};

@@ -7,12 +7,12 @@
 use crate::authority::{Issued, fingerprint};
 use crate::identity::Subject;
 use crate::{Error, malformed};
-use rustls::client::WebPkiServerVerifier;
+use rustls::client::{ResolvesClientCert, WebPkiServerVerifier};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{ResolvesServerCert, WebPkiClientVerifier};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme};
 use std::sync::Arc;
@@ -42,14 +42,16 @@ pub fn roots(authorities_pem: &str) -> Result<RootCertStore, Error> {
 
 /// A server that asks for client certificates, and leaves their trust to [`ClientVerifier`]. Speaks HTTP/2 and HTTP/1.1.
 pub fn server(issued: &Issued) -> Result<ServerConfig, Error> {
+    server_of(Arc::new(rustls::sign::SingleCertAndKey::from(crate::reload::certified(issued)?)))
+}
+
+/// The same, with a certificate that may be renewed while it serves (see [`crate::reload`]).
+pub fn server_of(certificates: Arc<dyn ResolvesServerCert>) -> Result<ServerConfig, Error> {
     let verifier = Arc::new(AnyClient { algorithms: provider().signature_verification_algorithms });
-    let chain = CertificateDer::pem_slice_iter(issued.chain_pem().as_bytes())
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| malformed("certificate", error))?;
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, issued.key()?)?;
+        .with_cert_resolver(certificates);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }
@@ -62,6 +64,22 @@ pub fn client(authorities_pem: &str, issued: Option<&Issued>) -> Result<ClientCo
         Some(issued) => builder.with_client_auth_cert(vec![issued.certificate()?], issued.key()?)?,
         None => builder.with_no_client_auth(),
     })
+}
+
+/// A client with a certificate that may be renewed at any time (see [`crate::reload`]).
+pub fn client_of(authorities_pem: &str, certificates: Arc<dyn ResolvesClientCert>) -> Result<ClientConfig, Error> {
+    let builder =
+        ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?.with_root_certificates(roots(authorities_pem)?);
+    Ok(builder.with_client_cert_resolver(certificates))
+}
+
+/// A client without a certificate that trusts these authorities (DER).
+pub fn client_of_roots(authorities: &[Vec<u8>]) -> Result<ClientConfig, Error> {
+    let mut store = RootCertStore::empty();
+    for authority in authorities {
+        store.add(CertificateDer::from(authority.clone()))?;
+    }
+    Ok(ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?.with_root_certificates(store).with_no_client_auth())
 }
 
 /// A client that trusts the one authority with this SHA-256 fingerprint, whose certificate the server sends in its chain.
