@@ -15,9 +15,11 @@ use std::sync::Arc;
 use kube::Resource;
 use kube::core::{ApiResource, DynamicObject, PartialObjectMeta};
 use parking_lot::Mutex;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::checkpoint::{Checkpoint, Gone, Secrecy};
 use crate::reflector::{ApiSource, reflect};
 use crate::store::{Follower, Store};
 
@@ -55,8 +57,8 @@ impl std::fmt::Display for Key {
 }
 
 /// What an informer can hold: any typed kind.
-pub trait Object: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static {}
-impl<K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static> Object for K {}
+pub trait Object: Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static {}
+impl<K: Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static> Object for K {}
 
 /// Which objects of a kind to watch. The default is all of them.
 #[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -82,6 +84,7 @@ type Shelf = HashMap<(TypeId, String, Selection), Box<dyn Any + Send + Sync>>;
 #[derive(Clone)]
 pub struct Informers {
     client: kube::Client,
+    checkpoint: Option<Checkpoint>,
     shelf: Arc<Mutex<Shelf>>,
     stop: CancellationToken,
     alive: Arc<DropGuard>,
@@ -90,9 +93,25 @@ pub struct Informers {
 impl Informers {
     /// No watch is started before an informer is asked for.
     pub fn new(client: kube::Client) -> Informers {
+        Self::with(client, None)
+    }
+
+    /// Informers of the kinds that the checkpoint keeps begin with what it holds, synced at once, and are
+    /// [`Informer::is_stale`] until a server has answered.
+    pub fn with_checkpoint(client: kube::Client, checkpoint: Checkpoint) -> Informers {
+        Self::with(client, Some(checkpoint))
+    }
+
+    /// With a checkpoint, or without.
+    pub fn with(client: kube::Client, checkpoint: Option<Checkpoint>) -> Informers {
         let stop = CancellationToken::new();
         let alive = Arc::new(stop.clone().drop_guard());
-        Informers { client, shelf: Arc::default(), stop, alive }
+        Informers { client, checkpoint, shelf: Arc::default(), stop, alive }
+    }
+
+    /// The checkpoint, if there is one.
+    pub fn checkpoint(&self) -> Option<&Checkpoint> {
+        self.checkpoint.as_ref()
     }
 
     /// The client underneath.
@@ -129,16 +148,27 @@ impl Informers {
 
     fn informer<K>(&self, path: String, metadata_only: bool, selection: Selection) -> Informer<K>
     where
-        K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+        K: Resource + Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static,
     {
         let mut shelf = self.shelf.lock();
         let slot = (TypeId::of::<K>(), path.clone(), selection.clone());
         let core = shelf.get(&slot).and_then(|any| any.downcast_ref::<Arc<Core<K>>>()).cloned().unwrap_or_else(|| {
             let store = Arc::new(Store::new());
             let stop = self.stop.child_token();
+            let (mut keeper, mut from) = (None, None);
+            if let Some(checkpoint) = self.checkpoint.as_ref().filter(|checkpoint| checkpoint.keeps::<K>()) {
+                let secrecy = if path.ends_with("/secrets") { Secrecy::Sealed } else { Secrecy::Open };
+                let start = checkpoint.start(&kept_name(&path, &selection), secrecy);
+                if let Some((objects, version)) = start.held {
+                    store.replace(objects, &version);
+                    from = Some(version).filter(|version| !version.is_empty());
+                }
+                keeper = Some(start.keeper);
+            }
+            let gone = keeper.as_ref().map(|keeper| keeper.gone());
             let source = ApiSource::new(self.client.clone(), path, metadata_only, selection.clone());
-            tokio::spawn(reflect(source, store.clone(), stop.clone()));
-            let core = Arc::new(Core { store, _stop: stop.drop_guard() });
+            tokio::spawn(reflect(source, store.clone(), keeper, from, stop.clone()));
+            let core = Arc::new(Core { store, gone, _stop: stop.drop_guard() });
             shelf.insert(slot, Box::new(core.clone()));
             core
         });
@@ -146,8 +176,15 @@ impl Informers {
     }
 }
 
+/// What a checkpoint calls an informer.
+fn kept_name(path: &str, selection: &Selection) -> String {
+    let selector = |name: &str, selector: &Option<String>| selector.as_ref().map(|text| format!(" {name}={text}")).unwrap_or_default();
+    format!("{path}{}{}", selector("labels", &selection.labels), selector("fields", &selection.fields))
+}
+
 struct Core<K> {
     store: Arc<Store<K>>,
+    gone: Option<Gone>,
     /// Ends the watch when the shelf and every handle have let go.
     _stop: DropGuard,
 }
@@ -195,6 +232,32 @@ impl<K: Resource> Informer<K> {
     /// Waits for the first whole list.
     pub async fn synced(&self) {
         self.core.store.synced().await;
+    }
+
+    /// Whether no server has answered since this process started: what is here is what a checkpoint held, or nothing.
+    pub fn is_stale(&self) -> bool {
+        !self.core.store.contact().borrow().ever
+    }
+
+    /// Waits until a server has answered.
+    pub async fn fresh(&self) {
+        // The sender lives as long as the store, which lives as long as self.
+        let _ = self.core.store.contact().wait_for(|contact| contact.ever).await;
+    }
+
+    /// Whether a server answered when it was last asked.
+    pub fn is_connected(&self) -> bool {
+        self.core.store.contact().borrow().now
+    }
+
+    /// Waits until a server answers.
+    pub async fn connected(&self) {
+        let _ = self.core.store.contact().wait_for(|contact| contact.now).await;
+    }
+
+    /// Whether a durable informer has seen the object of this UID go, in this process or in one before it.
+    pub fn has_seen_go(&self, uid: &str) -> bool {
+        self.core.gone.as_ref().is_some_and(|gone| gone.contains(uid))
     }
 
     /// Follows the changes, from what is there now.

@@ -14,8 +14,12 @@
 //! the lease stops every loop at once; a failed watch never empties a store; a process sees its own writes (the store
 //! shows them before the watch does), so that nobody acts twice on a stale view.
 //!
+//! On a node the objects that it lives on are kept on disk before they are shown ([`checkpoint`]), so that its informers
+//! have something to say with no server alive.
+//!
 //! What this crate does not know: storage, HTTP serving, and what any controller does.
 
+pub mod checkpoint;
 pub mod clock;
 pub mod controller;
 pub mod election;
@@ -30,6 +34,7 @@ mod store;
 pub mod transport;
 mod write;
 
+pub use checkpoint::Checkpoint;
 pub use clock::Clock;
 pub use error::ErrorExt;
 pub use informer::{Change, Changes, Informer, Informers, Key, Object, Selection};

@@ -38,3 +38,18 @@ pub const EVENT_SIMILAR_WINDOW: Duration = Duration::from_secs(600);
 pub const EVENT_BURST: f64 = 25.0;
 /// The time after which an object may have one more event.
 pub const EVENT_REFILL: Duration = Duration::from_secs(300);
+
+/// The bytes of all rows of one checkpoint; what does not fit is left out, is said, and is asked for after the next start.
+pub const CHECKPOINT_BYTES_MAX: usize = 64 << 20;
+/// The bytes of one row; a larger one is left out in the same way.
+pub const CHECKPOINT_ROW_BYTES_MAX: usize = 4 << 20;
+/// Two commits keep this far apart; what comes between them shares the second.
+pub const CHECKPOINT_COMMIT_SPACING: Duration = Duration::from_millis(5);
+/// How long a change waits for the disk before the node acts on it all the same.
+pub const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(2);
+/// The pause before a failed commit is tried again.
+pub const CHECKPOINT_RETRY: Duration = Duration::from_secs(1);
+/// UIDs remembered per informer of objects that were deleted; the oldest are forgotten.
+pub const CHECKPOINT_GONE_MAX: usize = 1024;
+/// Events of a watch that are taken together if they are there together.
+pub const WATCH_BATCH_MAX: usize = 256;

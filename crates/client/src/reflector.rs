@@ -7,14 +7,17 @@
 //!
 //! Goals: no change is missed; a dead connection is noticed (a healthy watch carries bookmarks, so silence is a sign);
 //! an outage costs one cheap resumption, not a relist of everything; nothing is removed because something failed.
+//!
+//! A durable informer has a [`Keeper`]: every change is on disk before the store shows it, and the version with which a
+//! start begins is the disk's.
 
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::StreamExt;
 use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
 use kube::Resource;
 use kube::api::{ListParams, WatchEvent, WatchParams};
 use kube::core::{ObjectList, Request};
@@ -23,6 +26,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
+use crate::checkpoint::{Keeper, Kept};
 use crate::error::ErrorExt;
 use crate::informer::Selection;
 use crate::limits;
@@ -129,25 +133,25 @@ enum End {
     Refused(kube::Error),
 }
 
-/// Keeps the store equal to the source until stopped.
-pub(crate) async fn reflect<K, S>(source: S, store: Arc<Store<K>>, stop: CancellationToken)
+/// Keeps the store equal to the source until stopped. `from` is the version that the store holds already, if it can be
+/// resumed from.
+pub(crate) async fn reflect<K, S>(source: S, store: Arc<Store<K>>, keeper: Option<Keeper<K>>, from: Option<String>, stop: CancellationToken)
 where
     K: Resource + Clone + Debug + Send + Sync + 'static,
     S: Source<K>,
 {
     tokio::select! {
         () = stop.cancelled() => {}
-        () = reflect_for_ever(&source, &store) => {}
+        () = reflect_for_ever(&source, &store, keeper.as_ref(), from) => {}
     }
 }
 
-async fn reflect_for_ever<K, S>(source: &S, store: &Store<K>)
+async fn reflect_for_ever<K, S>(source: &S, store: &Store<K>, keeper: Option<&Keeper<K>>, mut version: Option<String>)
 where
     K: Resource + Clone + Debug + Send + Sync + 'static,
     S: Source<K>,
 {
     let mut pause = Pause::default();
-    let mut version: Option<String> = None;
     loop {
         let Some(from) = &mut version else {
             match source.list().await {
@@ -156,20 +160,28 @@ where
                         slim(object);
                     }
                     debug!(source = source.name(), objects = objects.len(), version = listed, "listed");
+                    if let Some(keeper) = keeper {
+                        keeper.replaced(&objects, &store.missing_from(&objects), &listed).await;
+                    }
                     store.replace(objects, &listed);
+                    store.heard(true);
                     version = Some(listed);
                     pause.reset();
                 }
                 Err(error) => {
+                    store.heard(false);
                     pause.complain(source.name(), "list", &error);
                     pause.take().await;
                 }
             }
             continue;
         };
-        let (end, received) = follow(source, store, from).await;
+        let (end, received) = follow(source, store, keeper, from).await;
         if received {
             pause.reset();
+        }
+        if matches!(end, End::Broken(_) | End::Silent) {
+            store.heard(false);
         }
         match end {
             End::Closed if received => {}
@@ -189,7 +201,7 @@ where
 }
 
 /// Watches once, keeping `version` at the newest seen. The flag says whether anything came.
-async fn follow<K, S>(source: &S, store: &Store<K>, version: &mut String) -> (End, bool)
+async fn follow<K, S>(source: &S, store: &Store<K>, keeper: Option<&Keeper<K>>, version: &mut String) -> (End, bool)
 where
     K: Resource + Clone + Debug + Send + Sync + 'static,
     S: Source<K>,
@@ -200,36 +212,80 @@ where
         Err(error) if error.is_answer() => return (End::Refused(error), received),
         Err(error) => return (End::Broken(error), received),
     };
+    store.heard(true);
     loop {
-        let event = match timeout(limits::WATCH_SILENCE, events.next()).await {
-            Err(_) => return (End::Silent, received),
-            Ok(None) => return (End::Closed, received),
-            Ok(Some(Err(kube::Error::SerdeError(error)))) => {
-                // Resuming would bring the same event again for ever; one object that cannot be read must not hide all others.
-                error!(source = source.name(), %error, "an event cannot be read and is skipped");
-                received = true;
-                continue;
+        let Ok(mut next) = timeout(limits::WATCH_SILENCE, events.next()).await else { return (End::Silent, received) };
+        // What is there together goes to the disk together.
+        let mut batch = Vec::new();
+        let end = loop {
+            match next {
+                None => break Some(End::Closed),
+                Some(Err(kube::Error::SerdeError(error))) => {
+                    // Resuming would bring the same event again for ever; one object that cannot be read must not hide all others.
+                    error!(source = source.name(), %error, "an event cannot be read and is skipped");
+                    received = true;
+                }
+                Some(Err(error)) => break Some(End::Broken(error)),
+                Some(Ok(WatchEvent::Error(status))) => {
+                    received = true;
+                    break Some(End::Refused(kube::Error::Api(status)));
+                }
+                Some(Ok(event)) => {
+                    received = true;
+                    batch.push(event);
+                }
             }
-            Ok(Some(Err(error))) => return (End::Broken(error), received),
-            Ok(Some(Ok(event))) => event,
+            if batch.len() >= limits::WATCH_BATCH_MAX {
+                break None;
+            }
+            match events.next().now_or_never() {
+                Some(ready) => next = ready,
+                None => break None,
+            }
         };
-        received = true;
+        take_in(batch, store, keeper, version).await;
+        if let Some(end) = end {
+            return (end, received);
+        }
+    }
+}
+
+/// Puts a batch of events on disk, then into the store.
+async fn take_in<K>(mut batch: Vec<WatchEvent<K>>, store: &Store<K>, keeper: Option<&Keeper<K>>, version: &mut String)
+where
+    K: Resource + Clone + Debug + Send + Sync + 'static,
+{
+    let before = version.clone();
+    let mut kept = Vec::new();
+    for event in &mut batch {
         match event {
-            WatchEvent::Added(mut object) | WatchEvent::Modified(mut object) => {
-                slim(&mut object);
+            WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+                slim(object);
                 note(version, object.meta().resource_version.as_deref());
-                store.apply(object);
+                kept.push(Kept::Applied(&*object));
             }
-            WatchEvent::Deleted(mut object) => {
-                slim(&mut object);
+            WatchEvent::Deleted(object) => {
+                slim(object);
                 note(version, object.meta().resource_version.as_deref());
-                store.delete(object);
+                kept.push(Kept::Deleted(&*object));
             }
-            WatchEvent::Bookmark(bookmark) => {
-                note(version, Some(&bookmark.metadata.resource_version));
-                store.progress(&bookmark.metadata.resource_version);
-            }
-            WatchEvent::Error(status) => return (End::Refused(kube::Error::Api(status)), received),
+            WatchEvent::Bookmark(bookmark) => note(version, Some(&bookmark.metadata.resource_version)),
+            WatchEvent::Error(_) => {}
+        }
+    }
+    if let Some(keeper) = keeper {
+        if !kept.is_empty() {
+            keeper.changed(&kept, version).await;
+        } else if *version != before {
+            keeper.progress(version);
+        }
+    }
+    for event in batch {
+        match event {
+            WatchEvent::Added(object) | WatchEvent::Modified(object) => store.apply(object),
+            WatchEvent::Deleted(object) => store.delete(object),
+            WatchEvent::Bookmark(bookmark) => store.progress(&bookmark.metadata.resource_version),
+            WatchEvent::Error(_) => {}
         }
     }
 }
@@ -348,7 +404,7 @@ mod tests {
         let store = Arc::new(Store::new());
         let follower = store.subscribe();
         let stop = CancellationToken::new();
-        let task = tokio::spawn(reflect(Script(Mutex::new(script.into())), store.clone(), stop.clone()));
+        let task = tokio::spawn(reflect(Script(Mutex::new(script.into())), store.clone(), None, None, stop.clone()));
         let mut lines = Vec::new();
         for _ in 0..changes {
             match timeout(Duration::from_secs(3600), follower.next()).await {

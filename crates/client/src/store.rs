@@ -36,10 +36,20 @@ struct State<K> {
     followers: Vec<Weak<Follower<K>>>,
 }
 
+/// What is known of the source.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Contact {
+    /// It has answered since this process started.
+    pub(crate) ever: bool,
+    /// It answered the last time that it was asked.
+    pub(crate) now: bool,
+}
+
 /// See the module.
 pub(crate) struct Store<K> {
     state: Mutex<State<K>>,
     synced: watch::Sender<bool>,
+    contact: watch::Sender<Contact>,
 }
 
 impl<K: Resource> Store<K> {
@@ -47,7 +57,28 @@ impl<K: Resource> Store<K> {
         Store {
             state: Mutex::new(State { objects: BTreeMap::new(), progress: 0, pending: HashMap::new(), gone: HashSet::new(), followers: Vec::new() }),
             synced: watch::Sender::new(false),
+            contact: watch::Sender::default(),
         }
+    }
+
+    /// The source has answered, or has not.
+    pub(crate) fn heard(&self, answered: bool) {
+        self.contact.send_if_modified(|contact| {
+            let now = Contact { ever: contact.ever || answered, now: answered };
+            std::mem::replace(contact, now) != now
+        });
+    }
+
+    pub(crate) fn contact(&self) -> watch::Receiver<Contact> {
+        self.contact.subscribe()
+    }
+
+    /// The UIDs of what is here and not among these.
+    pub(crate) fn missing_from(&self, objects: &[K]) -> Vec<String> {
+        let named: HashSet<&str> = objects.iter().filter_map(|object| object.meta().uid.as_deref()).collect();
+        let state = self.state.lock();
+        let uids = state.objects.values().filter_map(|object| object.meta().uid.clone());
+        uids.filter(|uid| !named.contains(uid.as_str())).collect()
     }
 
     pub(crate) fn get(&self, key: &Key) -> Option<Arc<K>> {
