@@ -16,6 +16,8 @@ pub trait ErrorExt {
     fn is_expired(&self) -> bool;
     /// The server did answer (with an error), as opposed to not being reached.
     fn is_answer(&self) -> bool;
+    /// The server did answer, but with trouble of its own (its store, its load): another time the answer is another.
+    fn is_trouble(&self) -> bool;
     /// The server's message, or the error's own text.
     fn short(&self) -> String;
 }
@@ -58,6 +60,10 @@ impl ErrorExt for kube::Error {
 
     fn is_answer(&self) -> bool {
         status(self).is_some()
+    }
+
+    fn is_trouble(&self) -> bool {
+        status(self).is_some_and(|s| s.code >= 500 || s.code == 429)
     }
 
     fn short(&self) -> String {

@@ -1,7 +1,8 @@
 //! The event recorder: tells users, as `core/v1` Events on their objects, what a component has done or met.
 //!
 //! Recording never blocks and never fails a caller: events wait in a bounded queue, and what does not fit is dropped and
-//! counted. A repeated event counts up instead of multiplying (one patch on the first one's object), many that differ
+//! counted. While no server can be reached they wait in a backlog, on a node's disk too ([`Recorder::kept`]), and are sent
+//! in their order when one is back; of more than [`limits::EVENT_BACKLOG_MAX`] the oldest are dropped. A repeated event counts up instead of multiplying (one patch on the first one's object), many that differ
 //! only in their message are folded into one, and an object that chatters is slowed down. The decision about each event is
 //! [`Correlator::observe`], without I/O.
 
@@ -10,16 +11,19 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use futures::future::BoxFuture;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Resource;
 use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::{Duration, sleep};
-use tracing::{debug, warn};
+use tracing::debug;
 
+use crate::checkpoint::{Checkpoint, Secrecy, Shelf};
 use crate::clock::{Clock, whole_seconds};
 use crate::error::ErrorExt;
 use crate::limits;
@@ -72,10 +76,21 @@ impl Recorder {
 
     /// As [`Recorder::new`], with the clock given.
     pub fn with_clock(client: kube::Client, component: &str, host: &str, clock: Clock) -> Recorder {
+        Self::begin(client, component, host, clock, None)
+    }
+
+    /// As [`Recorder::new`]; events that cannot be sent are kept in the checkpoint, and those found there are sent first.
+    pub fn kept(client: kube::Client, component: &str, host: &str, checkpoint: Option<&Checkpoint>) -> Recorder {
+        let disk = checkpoint.map(|checkpoint| checkpoint.shelf("events", Secrecy::Open));
+        Self::begin(client, component, host, Clock::system(), disk)
+    }
+
+    fn begin(client: kube::Client, component: &str, host: &str, clock: Clock, disk: Option<Shelf>) -> Recorder {
         let (queue, notes) = mpsc::channel(limits::EVENT_QUEUE_MAX);
         let source = EventSource { component: Some(component.to_owned()), host: (!host.is_empty()).then(|| host.to_owned()) };
-        tokio::spawn(send_all(client, source, notes));
-        Recorder { queue, dropped: Arc::default(), clock }
+        let dropped = Arc::<AtomicU64>::default();
+        tokio::spawn(send_all(client, source, notes, disk, dropped.clone()));
+        Recorder { queue, dropped, clock }
     }
 
     /// A recorder whose events go nowhere (tests).
@@ -98,7 +113,7 @@ impl Recorder {
         self.event(&reference(object), type_, reason, "", message);
     }
 
-    /// How many events were dropped because the queue was full.
+    /// How many events were dropped because the queue or the backlog was full.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
@@ -255,46 +270,154 @@ impl Correlator {
     }
 }
 
-async fn send_all(client: kube::Client, source: EventSource, mut notes: mpsc::Receiver<Note>) {
-    let mut correlator = Correlator::new(source);
-    while let Some(note) = notes.recv().await {
-        match correlator.observe(&note) {
-            Action::Nothing => {}
-            Action::Create(event) => deliver(&client, &event, None).await,
-            Action::Count { namespace, name, count, last, message } => {
-                let mut event = correlator.event(&note, namespace, name, message.clone());
-                event.count = Some(count);
-                let patch = json!({ "count": count, "lastTimestamp": Time(whole_seconds(last)), "message": message });
-                deliver(&client, &event, Some(patch)).await;
+/// An event on its way to the API.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Letter {
+    event: Event,
+    /// For one that is there already: what has changed.
+    patch: Option<serde_json::Value>,
+}
+
+/// Letters that are not sent yet, the oldest first.
+struct Backlog {
+    letters: VecDeque<(u64, Letter)>,
+    next: u64,
+    disk: Option<Shelf>,
+    /// Whether they are on disk: only while they cannot be sent.
+    is_on_disk: bool,
+    dropped: Arc<AtomicU64>,
+}
+
+fn letter_key(number: u64) -> String {
+    format!("{number:020}")
+}
+
+impl Backlog {
+    fn new(disk: Option<Shelf>, dropped: Arc<AtomicU64>) -> Backlog {
+        let found = disk.iter().flat_map(Shelf::load_json::<Letter>);
+        let mut letters: VecDeque<(u64, Letter)> = found.filter_map(|(key, letter)| Some((key.parse().ok()?, letter))).collect();
+        letters.make_contiguous().sort_by_key(|(number, _)| *number);
+        let next = letters.back().map_or(0, |(number, _)| number + 1);
+        Backlog { is_on_disk: !letters.is_empty(), letters, next, disk, dropped }
+    }
+
+    fn push(&mut self, letter: Letter) {
+        if self.letters.len() >= limits::EVENT_BACKLOG_MAX {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+            self.pop();
+        }
+        let number = self.next;
+        self.next += 1;
+        if let (true, Some(disk)) = (self.is_on_disk, &self.disk) {
+            disk.put_json(&letter_key(number), &letter);
+        }
+        self.letters.push_back((number, letter));
+    }
+
+    fn pop(&mut self) {
+        let Some((number, _)) = self.letters.pop_front() else { return };
+        if let (true, Some(disk)) = (self.is_on_disk, &self.disk) {
+            disk.remove(&letter_key(number));
+        }
+        self.is_on_disk &= !self.letters.is_empty();
+    }
+
+    /// The first letter could not be sent: from now on they outlive this process.
+    fn save(&mut self) {
+        if self.is_on_disk {
+            return;
+        }
+        self.is_on_disk = true;
+        for (number, letter) in &self.letters {
+            if let Some(disk) = &self.disk {
+                disk.put_json(&letter_key(*number), letter);
             }
         }
     }
 }
 
-/// Sends one event, with a few attempts while the server cannot be reached. A counted event that is gone is made anew.
-async fn deliver(client: &kube::Client, event: &Event, mut patch: Option<serde_json::Value>) {
+async fn send_all(client: kube::Client, source: EventSource, mut notes: mpsc::Receiver<Note>, disk: Option<Shelf>, dropped: Arc<AtomicU64>) {
+    let mut correlator = Correlator::new(source);
+    let mut backlog = Backlog::new(disk, dropped);
+    let mut under_way: Option<BoxFuture<'static, bool>> = None;
+    let mut failures = 0_u32;
+    loop {
+        if under_way.is_none()
+            && let Some((_, letter)) = backlog.letters.front()
+        {
+            let (client, letter, pause) = (client.clone(), letter.clone(), pause_after(failures));
+            under_way = Some(Box::pin(async move {
+                sleep(pause).await;
+                deliver(&client, letter).await
+            }));
+        }
+        let sent = async {
+            match &mut under_way {
+                Some(sending) => sending.await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            sent = sent => {
+                under_way = None;
+                if sent {
+                    failures = 0;
+                    backlog.pop();
+                } else {
+                    failures = failures.saturating_add(1);
+                    backlog.save();
+                    if failures == 1 {
+                        debug!("events cannot be sent; they wait");
+                    }
+                }
+            }
+            note = notes.recv() => {
+                let Some(note) = note else { return };
+                match correlator.observe(&note) {
+                    Action::Nothing => {}
+                    Action::Create(event) => backlog.push(Letter { event: *event, patch: None }),
+                    Action::Count { namespace, name, count, last, message } => {
+                        let mut event = correlator.event(&note, namespace, name, message.clone());
+                        event.count = Some(count);
+                        let patch = json!({ "count": count, "lastTimestamp": Time(whole_seconds(last)), "message": message });
+                        backlog.push(Letter { event, patch: Some(patch) });
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn pause_after(failures: u32) -> Duration {
+    match failures {
+        0 => Duration::ZERO,
+        more => limits::EVENT_RETRY_INITIAL.saturating_mul(1 << more.min(10)).min(limits::EVENT_RETRY_MAX),
+    }
+}
+
+/// Sends one event; false if no server could be reached. A counted event that is gone is made anew.
+async fn deliver(client: &kube::Client, letter: Letter) -> bool {
+    let Letter { event, mut patch } = letter;
     let namespace = event.metadata.namespace.as_deref().unwrap_or("default");
     let name = event.metadata.name.as_deref().unwrap_or_default();
     let api: kube::Api<Event> = kube::Api::namespaced(client.clone(), namespace);
-    for attempt in 0..limits::EVENT_ATTEMPTS_MAX {
+    loop {
         let sent = async {
             match &patch {
                 Some(patch) => api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop),
-                None => api.create(&PostParams::default(), event).await.map(drop),
+                None => api.create(&PostParams::default(), &event).await.map(drop),
             }
         };
-        let sent = tokio::time::timeout(limits::REQUEST_TIMEOUT, sent).await;
-        match sent {
-            Ok(Ok(())) => return,
+        match tokio::time::timeout(limits::REQUEST_TIMEOUT, sent).await {
+            Ok(Ok(())) => return true,
             Ok(Err(error)) if patch.is_some() && error.is_not_found() => patch = None,
-            Ok(Err(error)) if error.is_answer() => {
+            Ok(Err(error)) if error.is_answer() && !error.is_trouble() => {
                 debug!(name, error = %error.short(), "an event was refused");
-                return;
+                return true;
             }
-            _ => sleep(Duration::from_millis(500 << attempt)).await,
+            _ => return false,
         }
     }
-    warn!(name, "an event could not be sent and is dropped");
 }
 
 #[cfg(test)]
@@ -348,6 +471,42 @@ mod tests {
         let passed: Vec<bool> = notes.iter().map(|(m, at)| correlator.observe(&note(m, *at)) != Action::Nothing).collect();
         assert_eq!(passed.iter().filter(|p| **p).count(), 26);
         assert_eq!(passed[24..], [true, false, false, true]);
+    }
+
+    fn letter(message: &str) -> Letter {
+        Letter { event: Event { message: Some(message.into()), ..Default::default() }, patch: None }
+    }
+
+    fn messages(backlog: &Backlog) -> Vec<&str> {
+        backlog.letters.iter().filter_map(|(_, letter)| letter.event.message.as_deref()).collect()
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_sent_outlives_the_process_in_order() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = || Checkpoint::open(directory.path(), "kubelet").unwrap().shelf("events", Secrecy::Open);
+        {
+            let mut backlog = Backlog::new(Some(open()), Arc::default());
+            ["sent", "a", "b"].iter().for_each(|message| backlog.push(letter(message)));
+            backlog.pop();
+            backlog.save();
+            backlog.push(letter("c"));
+        }
+        {
+            let mut backlog = Backlog::new(Some(open()), Arc::default());
+            assert_eq!(messages(&backlog), ["a", "b", "c"]);
+            backlog.push(letter("d"));
+            backlog.pop();
+        }
+        assert_eq!(messages(&Backlog::new(Some(open()), Arc::default())), ["b", "c", "d"]);
+    }
+
+    #[test]
+    fn the_oldest_make_way() {
+        let mut backlog = Backlog::new(None, Arc::default());
+        (0..limits::EVENT_BACKLOG_MAX + 2).for_each(|n| backlog.push(letter(&n.to_string())));
+        assert_eq!((backlog.letters.len(), messages(&backlog)[0]), (limits::EVENT_BACKLOG_MAX, "2"));
+        assert_eq!(backlog.dropped.load(Ordering::Relaxed), 2);
     }
 
     #[test]

@@ -28,8 +28,12 @@ pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 pub const EVENT_QUEUE_MAX: usize = 1000;
 /// Event series remembered for counting; the oldest are forgotten (and start again at one).
 pub const EVENT_SERIES_MAX: usize = 4096;
-/// Attempts to send one event before it is dropped.
-pub const EVENT_ATTEMPTS_MAX: u32 = 5;
+/// Events that wait for a server to be reached; the oldest are dropped and counted.
+pub const EVENT_BACKLOG_MAX: usize = 1000;
+/// The first pause after an event could not be sent; it doubles up to [`EVENT_RETRY_MAX`].
+pub const EVENT_RETRY_INITIAL: Duration = Duration::from_millis(250);
+/// The longest pause between two attempts to send an event.
+pub const EVENT_RETRY_MAX: Duration = Duration::from_secs(2);
 /// Events that differ only in their message are folded into one after this many within [`EVENT_SIMILAR_WINDOW`].
 pub const EVENT_SIMILAR_MAX: usize = 10;
 /// The window of [`EVENT_SIMILAR_MAX`].
