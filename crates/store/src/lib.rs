@@ -3,15 +3,20 @@
 //! One counter, the [`Revision`], orders every change of the whole store. A write is conditional on the revision that
 //! its writer saw; a lost race is a value ([`Outcome::Conflict`]), not an error. A watch reports every change after a
 //! revision in order, never skips, never repeats, and says so when that past is compacted.
-//! Back ends: [`sqlite`] (one server), [`memory`] (tests), later etcd. All pass the one [`suite`].
+//! Back ends: [`sqlite`] (one server), [`etcd`] (several), [`memory`] (tests). All pass the one [`suite`].
 //!
 //! What must stay true: when `commit` returns, the change is on disk; what `commit` acknowledged survives `kill -9` and power loss.
 //!
-//! What this crate does not know: kinds, JSON, HTTP.
+//! A store that can no longer be trusted, or no longer written, says so ([`Error::Damaged`], [`Error::Unwritable`],
+//! [`Store::trouble`]); nothing is served from what was found damaged. [`snapshot`] copies a store into one file and back.
+//!
+//! What this crate does not know: kinds, what the values mean, HTTP.
 
 use bytes::Bytes;
 use std::fmt;
 
+pub mod compaction;
+pub mod etcd;
 mod hub;
 pub mod memory;
 pub mod sqlite;
@@ -109,9 +114,18 @@ pub enum Error {
     /// The store cannot answer now (no quorum, shutting down). Try again later.
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
-    /// What is on disk cannot be read or written. Trying again does not help.
-    #[error("the store is damaged or its disk fails: {0}")]
+    /// What is on disk is not what was written, or cannot be read. Trying again does not help, and nothing is served from it any more.
+    #[error("the store is damaged: {0}; bring the newest good snapshot back with `regent snapshot restore FILE` (`regent snapshot list` shows what there is)")]
     Damaged(String),
+    /// Reads go on, but nothing can be written: the disk is full or read-only. Writes go on by themselves when that is mended.
+    #[error("the store cannot be written: {0}")]
+    Unwritable(String),
+    /// The answer to a write was lost: it may have been carried out, or may yet be. Never reported as not done. Read, then decide.
+    #[error("the store did not answer in time, and it is not known whether the write took place: {0}")]
+    Unknown(String),
+    /// The value is longer than the store takes.
+    #[error("the value is too large for the store: {0}")]
+    TooLarge(String),
     /// A watcher read too slowly and was dropped; list anew.
     #[error("the watcher fell behind and was dropped")]
     FellBehind,
@@ -138,4 +152,21 @@ pub trait Store: Send + Sync + 'static {
     async fn revision(&self) -> Result<Revision>;
     /// Forgets the past before `at`: lists and watches from before it fail with [`Error::Compacted`] afterwards.
     async fn compact(&self, at: Revision) -> Result<()>;
+    /// What is wrong with the store right now and needs a person: [`Error::Damaged`] or [`Error::Unwritable`].
+    fn trouble(&self) -> Option<Error> {
+        None
+    }
+    /// Looks whether the store is whole; what it finds stays in [`Store::trouble`].
+    async fn check(&self, _depth: Depth) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// How closely [`Store::check`] looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// What costs next to nothing: the files are there and are the ones that were opened.
+    Quick,
+    /// Every value against its checksum.
+    Thorough,
 }
