@@ -19,6 +19,7 @@ pub mod compaction;
 pub mod etcd;
 mod hub;
 pub mod memory;
+pub mod snapshot;
 pub mod sqlite;
 pub mod suite;
 

@@ -12,11 +12,17 @@
 //!
 //! **How it can go wrong.** If a commit fails (disk full, I/O error), every write of the batch gets the error and
 //! nothing of it is kept; the next batch tries anew. A second process on the same directory is refused by a lock file.
+//! Each row carries a checksum, and everything is compared when the store is opened (`check`, `wal`): a damaged store
+//! does not start. Once damage is found while running, every call fails with it: nothing is served as if it were whole.
 
-use crate::{Error, Event, KeyValue, Outcome, Page, Result, Revision, Store, Watch, Write, hub::Hub, memory::check_readable};
+mod check;
+mod wal;
+
+use crate::{Depth, Error, Event, KeyValue, Outcome, Page, Result, Revision, Store, Watch, Write, hub::Hub, memory::check_readable};
 use bytes::Bytes;
+use check::{Newest, failure, failure_at};
 use parking_lot::Mutex;
-use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, Transaction, params};
 use std::{
     fs::File,
     path::{Path, PathBuf},
@@ -43,13 +49,20 @@ const SCHEMA: &str = "
         key TEXT NOT NULL,
         value BLOB,
         created INTEGER NOT NULL,
-        previous INTEGER
+        previous INTEGER,
+        checksum INTEGER
     );
     CREATE INDEX IF NOT EXISTS log_by_key ON log (key, revision);
     CREATE TABLE IF NOT EXISTS current (key TEXT PRIMARY KEY, revision INTEGER NOT NULL, created INTEGER NOT NULL) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-    INSERT OR IGNORE INTO meta VALUES ('compacted', 0), ('format', 1);
 ";
+
+/// The format of the tables. 1 had no checksums.
+const FORMAT: u64 = 2;
+/// The database's file in the store's directory.
+const DATABASE: &str = "state.db";
+/// What a row is read with; the order that [`check_row`] and [`key_value`] know.
+const ROW: &str = "log.key, log.value, log.created, log.revision, log.previous, log.checksum";
 
 enum Request {
     Write(Write, oneshot::Sender<Result<Outcome>>),
@@ -58,55 +71,147 @@ enum Request {
 
 /// A store in one directory.
 pub struct Sqlite {
+    /// `None` for a store that is only read.
     requests: Option<mpsc::Sender<Request>>,
     readers: Arc<Readers>,
     hub: Arc<Hub>,
+    /// The newest revision; kept by the writer.
     newest: Arc<AtomicU64>,
     writer: Option<JoinHandle<()>>,
-    _lock: File,
+    trouble: Arc<Trouble>,
+    _lock: Option<File>,
 }
 
 struct Readers {
     path: PathBuf,
+    /// Which file was opened: another one in its place is not this store.
+    inode: u64,
     idle: Mutex<Vec<Connection>>,
+    trouble: Arc<Trouble>,
+}
+
+/// What is wrong, as long as it is. Damage stays for good.
+#[derive(Default)]
+struct Trouble(Mutex<Option<Error>>);
+
+impl Trouble {
+    fn note(&self, error: &Error) {
+        if !matches!(error, Error::Damaged(_) | Error::Unwritable(_)) {
+            return;
+        }
+        let mut standing = self.0.lock();
+        if standing.is_none() {
+            tracing::error!(%error, "the store needs help");
+        }
+        if !matches!(*standing, Some(Error::Damaged(_))) {
+            *standing = Some(error.clone());
+        }
+    }
+
+    /// A write came through.
+    fn written(&self) {
+        let mut standing = self.0.lock();
+        if matches!(*standing, Some(Error::Unwritable(_))) {
+            tracing::info!("the store can be written again");
+            *standing = None;
+        }
+    }
+
+    fn damage(&self) -> Result<()> {
+        match &*self.0.lock() {
+            Some(error @ Error::Damaged(_)) => Err(error.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Passes a result on, keeping what is wrong.
+    fn seen<T>(&self, result: Result<T>) -> Result<T> {
+        if let Err(error) = &result {
+            self.note(error);
+        }
+        result
+    }
 }
 
 impl Sqlite {
     /// Opens the store in `directory`, making it if need be. Fails if another process has it open, or if what is there is damaged.
     pub fn open(directory: &Path) -> Result<Sqlite> {
-        let io = |error: std::io::Error| Error::Damaged(format!("{}: {error}", directory.display()));
-        std::fs::create_dir_all(directory).map_err(io)?;
-        set_private(directory, 0o700).map_err(io)?;
-        let lock = File::options().create(true).truncate(false).write(true).open(directory.join("lock")).map_err(io)?;
-        lock.try_lock().map_err(|_| Error::Unavailable(format!("{} is in use by another process", directory.display())))?;
-        let path = directory.join("state.db");
-        let mut connection = Connection::open(&path).map_err(damaged)?;
-        set_private(&path, 0o600).map_err(io)?;
-        prepare(&connection)?;
-        let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(damaged)?;
-        if verdict != "ok" {
-            return Err(Error::Damaged(format!("{}: {verdict}", path.display())));
+        Sqlite::open_from(directory, Revision(0))
+    }
+
+    /// Makes a new store whose revisions begin after `base`: everything up to it counts as compacted.
+    pub fn create(directory: &Path, base: Revision) -> Result<Sqlite> {
+        if directory.join(DATABASE).exists() {
+            return Err(Error::Unavailable(format!("there is a store in {} already", directory.display())));
         }
-        connection.execute_batch(SCHEMA).map_err(damaged)?;
-        let newest: u64 = connection
-            .query_row("SELECT max(1, (SELECT value FROM meta WHERE name = 'compacted'), ifnull((SELECT max(revision) FROM log), 1))", [], |row| {
-                row.get(0)
-            })
-            .map_err(damaged)?;
+        Sqlite::open_from(directory, base)
+    }
+
+    fn open_from(directory: &Path, base: Revision) -> Result<Sqlite> {
+        let at = failure_at(directory);
+        std::fs::create_dir_all(directory).map_err(&at)?;
+        set_private(directory, 0o700).map_err(&at)?;
+        let lock = lock(directory)?;
+        let path = directory.join(DATABASE);
+        wal::check(&directory.join(format!("{DATABASE}-wal")))?;
+        let mut connection = Connection::open(&path).map_err(failure)?;
+        set_private(&path, 0o600).map_err(&at)?;
+        prepare(&connection)?;
+        check::structure(&connection)?;
+        make_tables(&mut connection, base)?;
+        check::content(&connection)?;
+        let noted = Newest::open(directory)?;
+        let newest = newest_on_disk(&connection).map_err(failure)?;
+        noted.compare(newest)?;
+        noted.note(newest);
         let (requests, queue) = mpsc::channel(QUEUE_WRITES_MAX);
-        let hub = Arc::new(Hub::new(Revision(newest)));
-        let newest = Arc::new(AtomicU64::new(newest));
+        let hub = Arc::new(Hub::new(newest));
+        let newest = Arc::new(AtomicU64::new(newest.0));
+        let trouble = Arc::new(Trouble::default());
         let writer = {
-            let (hub, newest) = (hub.clone(), newest.clone());
-            let run = move || write_loop(&mut connection, queue, &hub, &newest);
-            std::thread::Builder::new().name("store-writer".into()).spawn(run).map_err(io)?
+            let (hub, newest, trouble) = (hub.clone(), newest.clone(), trouble.clone());
+            let run = move || write_loop(&mut connection, queue, &hub, &newest, &noted, &trouble);
+            std::thread::Builder::new().name("store-writer".into()).spawn(run).map_err(&at)?
         };
-        let readers = Arc::new(Readers { path, idle: Mutex::new(Vec::new()) });
-        Ok(Sqlite { requests: Some(requests), readers, hub, newest, writer: Some(writer), _lock: lock })
+        let readers = Arc::new(Readers { inode: inode(&path).map_err(&at)?, path, idle: Mutex::new(Vec::new()), trouble: trouble.clone() });
+        Ok(Sqlite { requests: Some(requests), readers, hub, newest, writer: Some(writer), trouble, _lock: Some(lock) })
+    }
+
+    /// Opens the store in `directory` for reading alone, whether or not a server runs on it. What is damaged is refused.
+    pub fn open_reading(directory: &Path) -> Result<Sqlite> {
+        let path = directory.join(DATABASE);
+        if !path.exists() {
+            return Err(Error::Unavailable(format!("there is no store in {}", directory.display())));
+        }
+        let trouble = Arc::new(Trouble::default());
+        let inode = inode(&path).map_err(failure_at(&path))?;
+        let connection = open_reader(&path)?;
+        let format = format(&connection)?;
+        if format != Some(FORMAT) {
+            return Err(Error::Unavailable(format!("the store in {} has an older format; start its server once", directory.display())));
+        }
+        check::structure(&connection)?;
+        check::content(&connection)?;
+        let newest = newest_on_disk(&connection).map_err(failure)?;
+        let readers = Arc::new(Readers { path, inode, idle: Mutex::new(vec![connection]), trouble: trouble.clone() });
+        let hub = Arc::new(Hub::new(newest));
+        Ok(Sqlite { requests: None, readers, hub, newest: Arc::new(AtomicU64::new(newest.0)), writer: None, trouble, _lock: None })
+    }
+
+    /// Whether a process has the store in `directory` open for writing.
+    pub fn in_use(directory: &Path) -> bool {
+        directory.join(DATABASE).exists() && matches!(lock(directory), Err(Error::Unavailable(_)))
+    }
+
+    /// The newest revision that the store in `directory` is known to have had, however damaged it may be now.
+    pub fn newest_known(directory: &Path) -> Option<Revision> {
+        let read = || newest_on_disk(&open_reader(&directory.join(DATABASE)).ok()?).ok();
+        read().into_iter().chain(Newest::read(directory)).max()
     }
 
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<Result<T>>) -> Request) -> Result<T> {
-        let gone = || Error::Unavailable("the store is shutting down".into());
+        let gone = || Error::Unavailable("the store is shutting down, or was opened for reading alone".into());
+        self.trouble.damage()?;
         let (reply, answer) = oneshot::channel();
         let requests = self.requests.as_ref().ok_or_else(gone)?;
         requests.send(request(reply)).await.map_err(|_| gone())?;
@@ -129,18 +234,89 @@ fn set_private(path: &Path, mode: u32) -> std::io::Result<()> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
 }
 
-fn damaged(error: rusqlite::Error) -> Error {
-    Error::Damaged(error.to_string())
+fn inode(path: &Path) -> std::io::Result<u64> {
+    use std::os::unix::fs::MetadataExt;
+    Ok(std::fs::metadata(path)?.ino())
+}
+
+/// The right to write the store in `directory`, until it is dropped.
+fn lock(directory: &Path) -> Result<File> {
+    let path = directory.join("lock");
+    let lock = File::options().create(true).truncate(false).write(true).open(&path).map_err(failure_at(&path))?;
+    lock.try_lock().map_err(|_| Error::Unavailable(format!("{} is in use by another process", directory.display())))?;
+    Ok(lock)
+}
+
+/// A connection that may not write: beside a running server it shares the write-ahead log.
+fn open_reader(path: &Path) -> Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(failure)?;
+    connection.busy_timeout(std::time::Duration::from_millis(BUSY_TIMEOUT_MS)).map_err(failure)?;
+    connection.execute_batch("PRAGMA query_only=1; PRAGMA temp_store=MEMORY; PRAGMA cache_size=-1024;").map_err(failure)?;
+    Ok(connection)
+}
+
+/// The format of the tables that are there; `None` in an empty database.
+fn format(connection: &Connection) -> Result<Option<u64>> {
+    let tables: u64 = connection.query_row("SELECT count(*) FROM sqlite_master WHERE name = 'meta'", [], |row| row.get(0)).map_err(failure)?;
+    if tables == 0 {
+        return Ok(None);
+    }
+    connection.query_row("SELECT value FROM meta WHERE name = 'format'", [], |row| row.get(0)).optional().map_err(failure)
+}
+
+/// Makes the tables, or brings those of an older version up to date.
+fn make_tables(connection: &mut Connection, base: Revision) -> Result<()> {
+    let format = format(connection)?;
+    let make = |connection: &mut Connection| -> rusqlite::Result<()> {
+        let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        match format {
+            None => {
+                transaction.execute_batch(SCHEMA)?;
+                transaction.execute("INSERT INTO meta VALUES ('compacted', 0), ('compacted-checksum', 0), ('format', ?1)", [FORMAT])?;
+                set_compacted(&transaction, base)?;
+            }
+            Some(_) => {
+                transaction.execute_batch("ALTER TABLE log ADD COLUMN checksum INTEGER")?;
+                let mut rows = transaction.prepare("SELECT key, value, created, revision, previous FROM log")?;
+                let mut rows = rows.query([])?;
+                while let Some(row) = rows.next()? {
+                    let (key, value): (String, Option<Vec<u8>>) = (row.get(0)?, row.get(1)?);
+                    let revision: u64 = row.get(3)?;
+                    let checksum = check::checksum(revision, &key, value.as_deref(), row.get(2)?, row.get(4)?);
+                    transaction.prepare_cached("UPDATE log SET checksum = ?1 WHERE revision = ?2")?.execute([u64::from(checksum), revision])?;
+                }
+                let at = transaction.query_row("SELECT value FROM meta WHERE name = 'compacted'", [], |row| row.get(0).map(Revision))?;
+                transaction.execute("INSERT INTO meta VALUES ('compacted-checksum', 0)", [])?;
+                set_compacted(&transaction, at)?;
+                transaction.execute("UPDATE meta SET value = ?1 WHERE name = 'format'", [FORMAT])?;
+            }
+        }
+        transaction.commit()
+    };
+    match format {
+        Some(FORMAT) => Ok(()),
+        Some(newer) if newer > FORMAT => {
+            Err(Error::Unavailable(format!("its format is {newer}, this version knows up to {FORMAT}; use a newer version")))
+        }
+        _ => make(connection).map_err(failure),
+    }
+}
+
+fn set_compacted(transaction: &Transaction<'_>, at: Revision) -> rusqlite::Result<()> {
+    transaction.execute("UPDATE meta SET value = ?1 WHERE name = 'compacted'", [at.0])?;
+    transaction.execute("UPDATE meta SET value = ?1 WHERE name = 'compacted-checksum'", [check::checksum_of_compacted(at)])?;
+    Ok(())
 }
 
 fn prepare(connection: &Connection) -> Result<()> {
     let pragmas =
         "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA temp_store=MEMORY; PRAGMA journal_size_limit=16777216; PRAGMA cache_size=-1024;";
-    connection.busy_timeout(std::time::Duration::from_millis(BUSY_TIMEOUT_MS)).map_err(damaged)?;
-    connection.execute_batch(pragmas).map_err(damaged)
+    connection.busy_timeout(std::time::Duration::from_millis(BUSY_TIMEOUT_MS)).map_err(failure)?;
+    connection.execute_batch(pragmas).map_err(failure)
 }
 
-fn write_loop(connection: &mut Connection, mut queue: mpsc::Receiver<Request>, hub: &Hub, newest: &AtomicU64) {
+fn write_loop(connection: &mut Connection, mut queue: mpsc::Receiver<Request>, hub: &Hub, newest: &AtomicU64, noted: &Newest, trouble: &Trouble) {
     let mut requests = Vec::with_capacity(BATCH_WRITES_MAX);
     while queue.blocking_recv_many(&mut requests, BATCH_WRITES_MAX) > 0 {
         let mut writes = Vec::new();
@@ -156,16 +332,18 @@ fn write_loop(connection: &mut Connection, mut queue: mpsc::Receiver<Request>, h
             match commit_batch(connection, writes, Revision(newest.load(SeqCst))) {
                 Ok((outcomes, events)) => {
                     if let Some(last) = events.last() {
+                        noted.note(last.revision);
                         newest.store(last.revision.0, SeqCst);
                         hub.publish(&events);
+                        trouble.written();
                     }
                     for (outcome, reply) in outcomes.into_iter().zip(replies) {
                         let _ = reply.send(Ok(outcome));
                     }
                 }
                 Err(error) => {
-                    let error = damaged(error);
-                    tracing::error!(%error, "a commit failed; nothing of it was kept");
+                    let error = failure(error);
+                    trouble.note(&error);
                     for reply in replies {
                         let _ = reply.send(Err(error.clone()));
                     }
@@ -173,7 +351,7 @@ fn write_loop(connection: &mut Connection, mut queue: mpsc::Receiver<Request>, h
             }
         }
         for (at, reply) in compactions {
-            let _ = reply.send(compact(connection, at, Revision(newest.load(SeqCst))));
+            let _ = reply.send(trouble.seen(compact(connection, at, Revision(newest.load(SeqCst)))));
         }
     }
 }
@@ -203,13 +381,9 @@ fn apply(transaction: &Transaction<'_>, write: Write, revision: &mut Revision, e
     revision.0 += 1;
     let created = standing.as_ref().map_or(*revision, |kv| kv.created);
     let previous = standing.as_ref().map(|kv| kv.modified.0);
-    transaction.prepare_cached("INSERT INTO log (revision, key, value, created, previous) VALUES (?1, ?2, ?3, ?4, ?5)")?.execute(params![
-        revision.0,
-        key,
-        value.as_deref(),
-        created.0,
-        previous
-    ])?;
+    transaction.prepare_cached("INSERT INTO log (revision, key, value, created, previous, checksum) VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?.execute(
+        params![revision.0, key, value.as_deref(), created.0, previous, check::checksum(revision.0, &key, value.as_deref(), created.0, previous)],
+    )?;
     match &value {
         Some(_) => transaction
             .prepare_cached("INSERT OR REPLACE INTO current (key, revision, created) VALUES (?1, ?2, ?3)")?
@@ -232,27 +406,53 @@ fn compact(connection: &mut Connection, at: Revision, newest: Revision) -> Resul
                 (SELECT 1 FROM log AS later WHERE later.key = log.key AND later.revision > log.revision AND later.revision <= ?1))",
             [at.0],
         )?;
-        transaction.execute("UPDATE meta SET value = ?1 WHERE name = 'compacted'", [at.0])?;
+        set_compacted(&transaction, at)?;
         transaction.commit()?;
         Ok(Ok(()))
     };
-    run(connection).map_err(damaged)?
+    run(connection).map_err(failure)?
 }
 
 fn compacted(connection: &Connection) -> rusqlite::Result<Revision> {
-    connection.prepare_cached("SELECT value FROM meta WHERE name = 'compacted'")?.query_row([], |row| row.get(0).map(Revision))
+    let read = |name: &str| -> rusqlite::Result<Option<u64>> {
+        connection.prepare_cached("SELECT value FROM meta WHERE name = ?1")?.query_row([name], |row| row.get(0)).optional()
+    };
+    let (at, checksum) = (read("compacted")?.map(Revision), read("compacted-checksum")?);
+    match at {
+        Some(at) if checksum == Some(u64::from(check::checksum_of_compacted(at))) => Ok(at),
+        _ => Err(check::rot("the revision of its last compaction is not what was written".into())),
+    }
 }
 
-fn key_value(row: &rusqlite::Row<'_>) -> rusqlite::Result<KeyValue> {
+/// Compares a row of the log ([`ROW`]) with its checksum; returns its revision.
+fn check_row(row: &Row<'_>) -> rusqlite::Result<Revision> {
+    let read = || -> rusqlite::Result<(u64, bool)> {
+        let revision: u64 = row.get(3)?;
+        let (key, value) = (row.get_ref(0)?.as_str()?, row.get_ref(1)?.as_blob_or_null()?);
+        let checksum: Option<u32> = row.get(5)?;
+        Ok((revision, checksum == Some(check::checksum(revision, key, value, row.get(2)?, row.get(4)?))))
+    };
+    match read() {
+        Ok((revision, true)) => Ok(Revision(revision)),
+        Ok((revision, false)) => Err(check::rot(format!("the change of revision {revision} is not what was written"))),
+        // A value of a wrong type, a key that is no text: SQLite takes those for granted.
+        Err(_) => Err(check::rot("a change is not what was written".into())),
+    }
+}
+
+fn key_value(row: &Row<'_>) -> rusqlite::Result<KeyValue> {
+    let modified = check_row(row)?;
     let value: Vec<u8> = row.get(1)?;
-    Ok(KeyValue { key: row.get(0)?, value: Bytes::from(value), created: Revision(row.get(2)?), modified: Revision(row.get(3)?) })
+    Ok(KeyValue { key: row.get(0)?, value: Bytes::from(value), created: Revision(row.get(2)?), modified })
 }
 
 fn get(connection: &Connection, key: &str) -> rusqlite::Result<Option<KeyValue>> {
-    connection
-        .prepare_cached("SELECT log.key, log.value, log.created, log.revision FROM current JOIN log USING (revision) WHERE current.key = ?1")?
-        .query_row([key], key_value)
-        .optional()
+    let sql = format!("SELECT {ROW} FROM current LEFT JOIN log USING (revision) WHERE current.key = ?1");
+    let found = connection.prepare_cached(&sql)?.query_row([key], key_value).optional()?;
+    match found {
+        Some(kv) if kv.key != key => Err(check::rot(format!("the key {key} leads to the value of {}", kv.key))),
+        found => Ok(found),
+    }
 }
 
 fn list(connection: &mut Connection, prefix: &str, after: Option<&str>, limit: usize, at: Option<Revision>) -> Result<Page> {
@@ -263,17 +463,22 @@ fn list(connection: &mut Connection, prefix: &str, after: Option<&str>, limit: u
         if let Err(error) = check_readable(revision, compacted(&transaction)?, newest) {
             return Ok(Err(error));
         }
+        // LEFT JOIN: a key without its row is damage, not a key that is left out.
         let sql = if revision == newest {
-            "SELECT log.key, log.value, log.created, log.revision FROM current JOIN log USING (revision)
-             WHERE current.key >= ?1 AND (?2 IS NULL OR current.key < ?2) AND (?3 IS NULL OR current.key > ?3) AND ?5 >= 0 ORDER BY current.key LIMIT ?4"
+            format!(
+                "SELECT {ROW} FROM current LEFT JOIN log USING (revision)
+                 WHERE current.key >= ?1 AND (?2 IS NULL OR current.key < ?2) AND (?3 IS NULL OR current.key > ?3) AND ?5 >= 0 ORDER BY current.key LIMIT ?4"
+            )
         } else {
-            "SELECT log.key, log.value, log.created, log.revision FROM log
-             WHERE log.key >= ?1 AND (?2 IS NULL OR log.key < ?2) AND (?3 IS NULL OR log.key > ?3) AND log.value IS NOT NULL
-               AND log.revision = (SELECT max(revision) FROM log AS newer WHERE newer.key = log.key AND newer.revision <= ?5) ORDER BY log.key LIMIT ?4"
+            format!(
+                "SELECT {ROW} FROM log
+                 WHERE log.key >= ?1 AND (?2 IS NULL OR log.key < ?2) AND (?3 IS NULL OR log.key > ?3) AND log.value IS NOT NULL
+                   AND log.revision = (SELECT max(revision) FROM log AS newer WHERE newer.key = log.key AND newer.revision <= ?5) ORDER BY log.key LIMIT ?4"
+            )
         };
         let asked = if limit == 0 { -1 } else { i64::try_from(limit).unwrap_or(i64::MAX - 1) + 1 };
         let mut items: Vec<KeyValue> = transaction
-            .prepare_cached(sql)?
+            .prepare_cached(&sql)?
             .query_map(params![prefix, prefix_end(prefix), after, asked, revision.0], key_value)?
             .collect::<rusqlite::Result<_>>()?;
         let more = limit > 0 && items.len() > limit;
@@ -282,7 +487,7 @@ fn list(connection: &mut Connection, prefix: &str, after: Option<&str>, limit: u
         }
         Ok(Ok(Page { items, revision, more }))
     };
-    read(connection).map_err(damaged)?
+    read(connection).map_err(failure)?
 }
 
 fn newest_on_disk(connection: &Connection) -> rusqlite::Result<Revision> {
@@ -311,36 +516,35 @@ fn past(connection: &mut Connection, prefix: &str, from: Revision, to: Revision)
         if from < oldest {
             return Ok(Err(Error::Compacted { asked: from, oldest }));
         }
-        let blob = |row: &rusqlite::Row<'_>, i| Ok::<_, rusqlite::Error>(row.get::<_, Option<Vec<u8>>>(i)?.map(Bytes::from));
+        let blob = |row: &Row<'_>, i| Ok::<_, rusqlite::Error>(row.get::<_, Option<Vec<u8>>>(i)?.map(Bytes::from));
+        let sql = format!(
+            "SELECT {ROW}, before.value FROM log LEFT JOIN log AS before ON before.revision = log.previous
+             WHERE log.revision > ?1 AND log.revision <= ?2 AND log.key >= ?3 AND (?4 IS NULL OR log.key < ?4) ORDER BY log.revision"
+        );
         let events = transaction
-            .prepare_cached(
-                "SELECT log.revision, log.key, log.value, before.value, log.created FROM log LEFT JOIN log AS before ON before.revision = log.previous
-                 WHERE log.revision > ?1 AND log.revision <= ?2 AND log.key >= ?3 AND (?4 IS NULL OR log.key < ?4) ORDER BY log.revision",
-            )?
+            .prepare_cached(&sql)?
             .query_map(params![from.0, to.0, prefix, prefix_end(prefix)], |row| {
-                Ok(Event { revision: Revision(row.get(0)?), key: row.get(1)?, value: blob(row, 2)?, previous: blob(row, 3)?, created: Revision(row.get(4)?) })
+                let revision = check_row(row)?;
+                Ok(Event { revision, key: row.get(0)?, value: blob(row, 1)?, previous: blob(row, 6)?, created: Revision(row.get(2)?) })
             })?
             .collect::<rusqlite::Result<_>>()?;
         Ok(Ok(events))
     };
-    read(connection).map_err(damaged)?
+    read(connection).map_err(failure)?
 }
 
 impl Readers {
     /// Runs `read` on a reading connection, on a thread that may block.
     async fn run<T: Send + 'static>(self: &Arc<Self>, read: impl FnOnce(&mut Connection) -> Result<T> + Send + 'static) -> Result<T> {
+        self.trouble.damage()?;
         let readers = self.clone();
         let work = move || {
             let idle = readers.idle.lock().pop();
             let mut connection = match idle {
                 Some(connection) => connection,
-                None => {
-                    let connection = Connection::open(&readers.path).map_err(damaged)?;
-                    prepare(&connection)?;
-                    connection
-                }
+                None => open_reader(&readers.path)?,
             };
-            let answer = read(&mut connection);
+            let answer = readers.trouble.seen(read(&mut connection));
             let mut idle = readers.idle.lock();
             if idle.len() < READERS_IDLE_MAX {
                 idle.push(connection);
@@ -355,7 +559,7 @@ impl Readers {
 impl Store for Sqlite {
     async fn get(&self, key: &str) -> Result<Option<KeyValue>> {
         let key = key.to_string();
-        self.readers.run(move |connection| get(connection, &key).map_err(damaged)).await
+        self.readers.run(move |connection| get(connection, &key).map_err(failure)).await
     }
 
     async fn list(&self, prefix: &str, after: Option<&str>, limit: usize, at: Option<Revision>) -> Result<Page> {
@@ -369,7 +573,7 @@ impl Store for Sqlite {
 
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch> {
         let (readers, wanted) = (self.readers.clone(), prefix.to_string());
-        let oldest = readers.run(|connection| compacted(connection).map_err(damaged)).await?;
+        let oldest = readers.run(|connection| compacted(connection).map_err(failure)).await?;
         if from < oldest {
             return Err(Error::Compacted { asked: from, oldest });
         }
@@ -382,10 +586,38 @@ impl Store for Sqlite {
     }
 
     async fn revision(&self) -> Result<Revision> {
-        Ok(Revision(self.newest.load(SeqCst)))
+        self.trouble.damage()?;
+        if self.requests.is_some() {
+            return Ok(Revision(self.newest.load(SeqCst)));
+        }
+        self.readers.run(|connection| newest_on_disk(connection).map_err(failure)).await
     }
 
     async fn compact(&self, at: Revision) -> Result<()> {
         self.ask(|reply| Request::Compact(at, reply)).await
+    }
+
+    fn trouble(&self) -> Option<Error> {
+        self.trouble.0.lock().clone()
+    }
+
+    async fn check(&self, depth: Depth) -> Result<()> {
+        let standing = inode(&self.readers.path).ok();
+        if standing != Some(self.readers.inode) {
+            let what = if standing.is_some() { "was replaced by another file" } else { "is gone" };
+            return self.trouble.seen(Err(Error::Damaged(format!("{} {what} while the server ran", self.readers.path.display()))));
+        }
+        match depth {
+            Depth::Quick => self.trouble.damage(),
+            Depth::Thorough => {
+                // On a connection of its own: the others have pages in memory that the disk may no longer hold.
+                let path = self.readers.path.clone();
+                let look = move |_: &mut Connection| {
+                    let fresh = open_reader(&path)?;
+                    check::structure(&fresh).and_then(|()| check::content(&fresh))
+                };
+                self.readers.run(look).await
+            }
+        }
     }
 }

@@ -1,0 +1,178 @@
+//! Saving: from a store into a file.
+
+use super::{Blob, Error, Header, Result, Secret, Status, Writer, format::Ending};
+use crate::{KeyValue, Revision, Store};
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{BufWriter, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+use tokio::sync::mpsc;
+
+/// The keys that a snapshot holds: the objects. What a back end keeps beside them is its own affair.
+pub const SAVED_PREFIX: &str = "/registry/";
+/// Keys that are read from the store at once.
+const PAGE_KEYS: usize = 500;
+/// Pages that may wait for the disk.
+const PAGES_WAITING_MAX: usize = 2;
+/// How often a snapshot is begun anew because the store compacted its revision away meanwhile.
+const ATTEMPTS: usize = 3;
+
+/// What a snapshot is of, beside the store's content.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// The fingerprint of the cluster's authority.
+    pub cluster: String,
+    /// `sqlite`, `etcd` or `memory`.
+    pub store: String,
+    /// The version of Regent.
+    pub regent: String,
+    pub created_at_s: u64,
+    /// What the store alone does not hold.
+    pub files: Vec<Blob>,
+}
+
+/// Saves everything as of one revision to a new file, which has mode 0600 and gets its name when it is whole and on disk.
+pub async fn save(store: &dyn Store, origin: &Origin, path: &Path, secret: Option<&Secret>) -> Result<Status> {
+    if path.exists() {
+        return Err(Error::Exists { path: path.display().to_string() });
+    }
+    let mut attempt = 1;
+    loop {
+        match attempt_save(store, origin, path, secret).await {
+            Err(Error::Store(crate::Error::Compacted { .. })) if attempt < ATTEMPTS => attempt += 1,
+            other => return other,
+        }
+    }
+}
+
+async fn attempt_save(store: &dyn Store, origin: &Origin, path: &Path, secret: Option<&Secret>) -> Result<Status> {
+    let first = store.list(SAVED_PREFIX, None, PAGE_KEYS, None).await?;
+    let revision = first.revision;
+    let header = Header {
+        format: super::FORMAT,
+        regent: origin.regent.clone(),
+        cluster: origin.cluster.clone(),
+        store: origin.store.clone(),
+        revision: revision.0,
+        created_at_s: origin.created_at_s,
+        seal: None,
+    };
+    let (pages, waiting) = mpsc::channel::<Vec<KeyValue>>(PAGES_WAITING_MAX);
+    let (complete, is_complete) = tokio::sync::oneshot::channel();
+    let write = {
+        let (path, files, secret) = (path.to_path_buf(), origin.files.clone(), secret.cloned());
+        move || write_file(&path, header, &files, secret.as_ref(), waiting, is_complete)
+    };
+    let writer = tokio::task::spawn_blocking(write);
+    let read = read_pages(store, first, revision, &pages).await;
+    drop(pages);
+    if read.is_ok() {
+        let _ = complete.send(());
+    } else {
+        drop(complete);
+    }
+    let written = writer.await.map_err(|error| Error::Io(std::io::Error::other(error)))?;
+    // A writer that failed (a full disk) is why its reader could not go on; the store's own failure is told first.
+    match (read, written) {
+        (Err(Some(error)), _) => Err(error.into()),
+        (_, written) => written,
+    }
+}
+
+/// Reads every page at `revision`. `Err(None)`: nobody takes them any more.
+async fn read_pages(
+    store: &dyn Store,
+    first: crate::Page,
+    revision: Revision,
+    pages: &mpsc::Sender<Vec<KeyValue>>,
+) -> std::result::Result<(), Option<crate::Error>> {
+    let mut page = first;
+    loop {
+        let (last, more) = (page.items.last().map(|item| item.key.clone()), page.more);
+        pages.send(page.items).await.map_err(|_| None)?;
+        match last {
+            Some(last) if more => page = store.list(SAVED_PREFIX, Some(&last), PAGE_KEYS, Some(revision)).await.map_err(Some)?,
+            _ => return Ok(()),
+        }
+    }
+}
+
+fn write_file(
+    path: &Path,
+    header: Header,
+    files: &[Blob],
+    secret: Option<&Secret>,
+    mut pages: mpsc::Receiver<Vec<KeyValue>>,
+    mut complete: tokio::sync::oneshot::Receiver<()>,
+) -> Result<Status> {
+    let mut temporary = Temporary::beside(path)?;
+    let mut writer = Writer::new(BufWriter::new(temporary.file()?), header.clone(), secret)?;
+    for blob in files {
+        writer.file(blob)?;
+    }
+    while let Some(page) = pages.blocking_recv() {
+        for kv in &page {
+            writer.key(kv)?;
+        }
+    }
+    if complete.try_recv().is_err() {
+        return Err(Error::Io(std::io::Error::other("the store could not be read to its end")));
+    }
+    let (out, summary, hash) = writer.finish()?;
+    let file = out.into_inner().map_err(|error| Error::Io(error.into_error()))?;
+    let file_bytes = file.metadata().map_err(Error::Io)?.len();
+    // Sealing was decided in the writer; the header is told as it stands in the file.
+    temporary.keep(path)?;
+    let header = super::open(path)?.header;
+    Ok(Status::new(header, Ending { summary, hash, file_bytes }))
+}
+
+/// A file that is gone again unless it is kept.
+struct Temporary {
+    path: PathBuf,
+    kept: bool,
+}
+
+impl Temporary {
+    fn beside(path: &Path) -> Result<Temporary> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let mut random = [0; 8];
+        aws_lc_rs::rand::fill(&mut random).map_err(|_| Error::Cipher)?;
+        let path = path.with_file_name(format!(".{name}.{}", super::hex(&random)));
+        Ok(Temporary { path, kept: false })
+    }
+
+    fn file(&self) -> Result<File> {
+        let doing = || format!("writing {}", self.path.display());
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.path).map_err(|source| Error::At { doing: doing(), source })
+    }
+
+    /// Puts the file on disk and then in its place.
+    fn keep(&mut self, path: &Path) -> Result<()> {
+        let at = |source| Error::At { doing: format!("writing {}", path.display()), source };
+        File::open(&self.path).and_then(|file| file.sync_all()).map_err(at)?;
+        fs::rename(&self.path, path).map_err(at)?;
+        self.kept = true;
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(directory).and_then(|directory| directory.sync_all()).map_err(at)
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if !self.kept {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Puts a file in its place, whole or not at all, with its mode from the first byte.
+pub fn write_private(path: &Path, content: &[u8], mode: u32) -> Result<()> {
+    let mut temporary = Temporary::beside(path)?;
+    let at = |source| Error::At { doing: format!("writing {}", path.display()), source };
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode & 0o777).open(&temporary.path).map_err(at)?;
+    file.write_all(content).map_err(at)?;
+    temporary.keep(path)
+}
