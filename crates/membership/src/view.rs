@@ -1,0 +1,242 @@
+//! What a node believes: how every member stands, and every owner's word about its endpoints. And what follows for an
+//! endpoint of which the API has said something ([`View::refine`]). Plain values and pure functions.
+//!
+//! What must stay true: a view never calls anybody dead on a minority's word; readiness is only ever taken from the owner;
+//! while the API is reachable its word stands, and is only sharpened (an endpoint can leave earlier, not come back).
+
+use crate::records::Endpoints;
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{Ipv4Addr, SocketAddr},
+};
+
+/// How this node finds a peer, before anybody is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Standing {
+    /// Not heard of yet.
+    Unknown,
+    /// It answers, or others say so.
+    Alive,
+    /// It does not answer; others are being asked.
+    Suspect,
+    /// Its host answers that nobody listens.
+    AgentDown,
+    /// It answers nobody that this node can ask.
+    Down,
+}
+
+/// How a member is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Health {
+    /// It answers.
+    Alive,
+    /// It may be dead, or on the other side of a partition.
+    Suspect,
+    /// Its host is alive; its agent is not running. Its pods go on.
+    AgentDown,
+    /// Dead, as the majority sees it.
+    Dead,
+}
+
+/// One member.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// See there.
+    pub health: Health,
+    /// Whether it, or its host, can be reached from this node, by whatever way.
+    pub reachable: bool,
+    /// Where it is.
+    pub address: SocketAddr,
+    /// Whether it says that it reaches the API.
+    pub api_reachable: bool,
+    /// Since when its health is so, milliseconds of Unix time.
+    pub since_unix_ms: u64,
+}
+
+/// What one node believes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct View {
+    /// Which node.
+    pub me: String,
+    /// Whether it is on the side of the majority.
+    pub majority: bool,
+    /// All members, this node too, by name.
+    pub nodes: BTreeMap<String, Member>,
+    /// The endpoints that each node says it has, by UID.
+    pub endpoints: BTreeMap<String, Endpoints>,
+}
+
+/// What the API says of an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Said {
+    /// Whether it wants new connections.
+    pub ready: bool,
+    /// Whether it can serve.
+    pub serving: bool,
+    /// Whether it is ending.
+    pub terminating: bool,
+    /// Where it is.
+    pub address: Ipv4Addr,
+}
+
+/// What is so, as far as this node can tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refined {
+    /// As in [`Said`].
+    pub ready: bool,
+    /// As in [`Said`].
+    pub serving: bool,
+    /// As in [`Said`].
+    pub address: Ipv4Addr,
+    /// Its node is dead or out of reach. Whoever would be left with no endpoint at all MUST keep such ones.
+    pub lost: bool,
+}
+
+impl View {
+    /// Whether a node is dead or out of reach, with its host.
+    pub fn lost(&self, node: &str) -> bool {
+        self.nodes.get(node).is_some_and(|member| !member.reachable)
+    }
+
+    /// Whether this node reaches the API. True while nothing is known.
+    pub fn api_reachable(&self) -> bool {
+        self.nodes.get(&self.me).is_none_or(|member| member.api_reachable)
+    }
+
+    /// Whether more than half of the members that are alive say that they cannot reach the API: then it is the servers
+    /// that are gone.
+    pub fn api_is_gone(&self) -> bool {
+        let alive = || self.nodes.values().filter(|member| member.health == Health::Alive);
+        2 * alive().filter(|member| !member.api_reachable).count() > alive().count()
+    }
+
+    /// Whether the peers vouch for a node that the API has not heard from: it is alive, and says that it cannot reach the API.
+    pub fn vouched(&self, node: &str) -> bool {
+        self.nodes.get(node).is_some_and(|member| member.health == Health::Alive && !member.api_reachable)
+    }
+
+    /// What is so of an endpoint of this pod on this node.
+    pub fn refine(&self, node: Option<&str>, pod: Option<&str>, said: Said) -> Refined {
+        let mut refined = Refined { ready: said.ready, serving: said.serving, address: said.address, lost: false };
+        let Some(node) = node else { return refined };
+        refined.lost = self.lost(node);
+        let Some(record) = pod.and_then(|pod| self.endpoints.get(node)?.get(pod)) else { return refined };
+        if self.api_reachable() {
+            refined.ready &= record.ready;
+            refined.serving &= record.serving;
+        } else {
+            refined.ready = record.ready && !said.terminating;
+            refined.serving = record.serving;
+            refined.address = record.address;
+        }
+        refined
+    }
+
+    /// The nodes of whose endpoints this view says something else than that one.
+    pub fn changed_nodes(&self, before: &View) -> BTreeSet<String> {
+        let mut changed = BTreeSet::new();
+        let api_changed = self.api_reachable() != before.api_reachable();
+        for node in self.nodes.keys().chain(before.nodes.keys()).chain(self.endpoints.keys()).chain(before.endpoints.keys()) {
+            let words =
+                |view: &View| view.endpoints.get(node).map(|all| all.iter().map(|(uid, e)| (uid.clone(), e.address, e.ready, e.serving)).collect());
+            let same_words = || {
+                let (new, old): (Option<Vec<_>>, Option<Vec<_>>) = (words(self), words(before));
+                new.unwrap_or_default() == old.unwrap_or_default()
+            };
+            let has_words = || self.endpoints.get(node).is_some_and(|all| !all.is_empty());
+            if self.lost(node) != before.lost(node) || !same_words() || (api_changed && has_words()) {
+                changed.insert(node.clone());
+            }
+        }
+        changed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::records::Endpoint;
+    use std::sync::Arc;
+
+    const IP: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 2);
+    const NEW_IP: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 9);
+
+    fn member(health: Health, reachable: bool, api_reachable: bool) -> Member {
+        Member { health, reachable, address: "172.30.0.21:7946".parse().unwrap(), api_reachable, since_unix_ms: 0 }
+    }
+
+    fn view(api_reachable: bool, record: Option<(Ipv4Addr, bool)>) -> View {
+        let mut view = View { me: "me".into(), majority: true, ..View::default() };
+        view.nodes.insert("me".into(), member(Health::Alive, true, api_reachable));
+        view.nodes.insert("dead".into(), member(Health::Dead, false, true));
+        view.nodes.insert("cut".into(), member(Health::Suspect, false, true));
+        view.nodes.insert("maybe".into(), member(Health::Suspect, true, true));
+        view.nodes.insert("stopped".into(), member(Health::AgentDown, true, true));
+        if let Some((address, ready)) = record {
+            let endpoint = Endpoint { address, ready, serving: ready, version: 1 };
+            view.endpoints.insert("me".into(), Arc::new(BTreeMap::from([("pod".to_owned(), endpoint)])));
+        }
+        view
+    }
+
+    fn said(ready: bool, terminating: bool) -> Said {
+        Said { ready, serving: true, terminating, address: IP }
+    }
+
+    #[test]
+    fn only_who_is_dead_or_out_of_reach_is_lost() {
+        let view = view(true, None);
+        let lost = |node: &str| view.refine(Some(node), Some("pod"), said(true, false)).lost;
+        assert_eq!(["me", "dead", "cut", "maybe", "stopped", "unheard-of"].map(lost), [false, true, true, false, false, false]);
+        assert!(!view.refine(None, None, said(true, false)).lost);
+    }
+
+    #[test]
+    fn the_owners_word_sharpens_the_apis_and_replaces_it_when_that_is_silent() {
+        let refine = |api: bool, record: Option<(Ipv4Addr, bool)>, said: Said| {
+            let refined = view(api, record).refine(Some("me"), Some("pod"), said);
+            (refined.ready, refined.address)
+        };
+        // (the API is reachable, the owner's word, the API's word) -> (ready, address)
+        assert_eq!(refine(true, None, said(true, false)), (true, IP));
+        assert_eq!(refine(true, Some((IP, false)), said(true, false)), (false, IP));
+        assert_eq!(refine(true, Some((IP, true)), said(false, false)), (false, IP));
+        assert_eq!(refine(true, Some((NEW_IP, true)), said(true, false)), (true, IP));
+        assert_eq!(refine(false, None, said(true, false)), (true, IP));
+        assert_eq!(refine(false, Some((IP, false)), said(true, false)), (false, IP));
+        assert_eq!(refine(false, Some((IP, true)), said(false, false)), (true, IP));
+        assert_eq!(refine(false, Some((NEW_IP, true)), said(true, false)), (true, NEW_IP));
+        assert_eq!(refine(false, Some((IP, true)), said(false, true)), (false, IP));
+    }
+
+    #[test]
+    fn a_change_names_the_nodes_that_it_touches() {
+        let before = view(true, Some((IP, true)));
+        let nodes = |after: &View| after.changed_nodes(&before).into_iter().collect::<Vec<_>>();
+        assert!(nodes(&before).is_empty());
+        assert_eq!(nodes(&view(true, Some((IP, false)))), ["me"]);
+        assert_eq!(nodes(&view(false, Some((IP, true)))), ["me"]);
+        let mut back = before.clone();
+        back.nodes.insert("dead".into(), member(Health::Alive, true, true));
+        assert_eq!(nodes(&back), ["dead"]);
+        let mut version = before.clone();
+        version
+            .endpoints
+            .insert("me".into(), Arc::new(BTreeMap::from([("pod".to_owned(), Endpoint { address: IP, ready: true, serving: true, version: 9 })])));
+        assert!(nodes(&version).is_empty());
+    }
+
+    #[test]
+    fn when_most_cannot_reach_the_api_it_is_gone() {
+        let mut view = View { me: "a".into(), ..View::default() };
+        for (name, api) in [("a", true), ("b", false), ("c", false)] {
+            view.nodes.insert(name.into(), member(Health::Alive, true, api));
+        }
+        assert!(view.api_is_gone() && view.vouched("b") && !view.vouched("a"));
+        view.nodes.insert("d".into(), member(Health::Alive, true, true));
+        assert!(!view.api_is_gone());
+        view.nodes.insert("e".into(), member(Health::Dead, false, false));
+        assert!(!view.api_is_gone() && !view.vouched("e"));
+    }
+}
