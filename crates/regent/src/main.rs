@@ -42,6 +42,8 @@ enum Command {
     Token(commands::token::Token),
     /// A cluster of many nodes on this machine, for trying, testing and breaking things.
     Sandbox(commands::sandbox::Sandboxed),
+    /// Failures as runnable scenarios: what keeps working, for how long it does not, what comes back.
+    Drill(commands::drill::Drill),
     #[command(hide = true)]
     SandboxLaunch { configuration: PathBuf },
     #[command(hide = true)]
@@ -76,5 +78,6 @@ fn start() -> Result<()> {
         Command::SandboxLaunch { configuration } => Ok(sandbox::launch::launch(&configuration)?),
         Command::SandboxInit { configuration } => Ok(sandbox::supervisor::run(&configuration)?),
         Command::Sandbox(arguments) => commands::sandbox::run(arguments),
+        Command::Drill(arguments) => commands::drill::run(arguments),
     }
 }

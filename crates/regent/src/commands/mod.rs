@@ -4,6 +4,7 @@ pub mod agent;
 pub mod apiserver;
 pub mod controller_manager;
 pub mod dns;
+pub mod drill;
 pub mod election;
 pub mod kubelet;
 pub mod proxy;

@@ -1,0 +1,71 @@
+//! The drills. One is one file and one line here.
+
+mod api_server_stopped;
+mod controller_manager_stopped;
+mod dns_restarted;
+mod drain_and_uncordon;
+mod kubelet_stopped;
+mod proxy_restarted;
+mod scheduler_stopped;
+mod server_killed_under_load;
+mod worker_power_cut;
+
+use crate::scenario::{Scenario, Store, Topology};
+
+/// Every drill, in the order in which a person would meet it.
+pub const ALL: &[&Scenario] = &[
+    &api_server_stopped::SCENARIO,
+    &scheduler_stopped::SCENARIO,
+    &controller_manager_stopped::SCENARIO,
+    &proxy_restarted::SCENARIO,
+    &dns_restarted::SCENARIO,
+    &drain_and_uncordon::SCENARIO,
+    &kubelet_stopped::SCENARIO,
+    &worker_power_cut::SCENARIO,
+    &server_killed_under_load::SCENARIO,
+];
+
+/// The drill of this name.
+pub fn named(name: &str) -> Option<&'static Scenario> {
+    ALL.iter().copied().find(|scenario| scenario.name == name)
+}
+
+/// Waiting times that Kubernetes sets to minutes, shortened: silence until NotReady (50 s), and how long pods stay on such
+/// a node (300 s).
+const SHORTENED: &[&str] = &[
+    "controller-manager=--node-monitor-grace-period=20s",
+    "apiserver=--default-not-ready-toleration-seconds=5",
+    "apiserver=--default-unreachable-toleration-seconds=5",
+];
+
+/// One server on SQLite and three workers: what most drills need.
+const SINGLE: Topology = Topology { servers: 1, workers: 3, store: Store::Sqlite, flags: SHORTENED };
+
+/// The only server of [`SINGLE`].
+const SERVER: &str = "server-1";
+/// The worker that is broken, where one is.
+const VICTIM: &str = "worker-2";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_drill_says_what_it_is_and_can_fail() {
+        let names: BTreeSet<&str> = ALL.iter().map(|scenario| scenario.name).collect();
+        assert_eq!(names.len(), ALL.len(), "two drills of one name");
+        for scenario in ALL {
+            let name = scenario.name;
+            assert!(name.chars().all(|c| c.is_ascii_lowercase() || c == '-'), "{name}: lower case and dashes");
+            for (what, text) in [("shows", scenario.shows), ("kubernetes", scenario.kubernetes), ("sabotage", scenario.sabotage)] {
+                assert!(text.len() > 15 && !text.contains('\n'), "{name}: {what} is one sentence");
+            }
+            assert!(scenario.shows.ends_with('.'), "{name}: a sentence ends");
+            assert!(scenario.topology.workers >= 1, "{name}: a drill needs a worker");
+            for flag in scenario.topology.flags {
+                assert!(flag.contains("=--"), "{name}: {flag} is not COMPONENT=FLAG");
+            }
+        }
+    }
+}

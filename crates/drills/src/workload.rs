@@ -1,0 +1,81 @@
+//! What a drill serves: nginx on several nodes, behind a NodePort and a ClusterIP with a name, and an object for API calls.
+
+/// The namespace of all that a drill makes.
+pub const NAMESPACE: &str = "drill";
+/// The Deployment, its Service, and the label `app` of its pods.
+pub const APP: &str = "web";
+/// The ConfigMap that API calls read and write.
+pub const API_OBJECT: &str = "api-calls";
+/// As in the seeds' example.
+pub const NODE_PORT: u16 = 31000;
+/// How long a pod that is to end goes on serving, in seconds: until every node's routing has left it.
+const PRE_STOP_S: u32 = 3;
+
+/// The Service's name in the cluster DNS.
+pub fn dns_name() -> String {
+    format!("{APP}.{NAMESPACE}.svc.cluster.local")
+}
+
+/// All objects of the workload, with so many pods. Each answer names its pod.
+pub fn manifest(replicas: usize) -> String {
+    let header = crate::traffic::POD_HEADER;
+    format!(
+        r#"---
+apiVersion: v1
+kind: Namespace
+metadata: {{name: {NAMESPACE}}}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {{name: {API_OBJECT}, namespace: {NAMESPACE}}}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {{name: site, namespace: {NAMESPACE}}}
+data:
+  default.conf: |
+    server {{
+        listen 80;
+        access_log off;
+        add_header {header} $hostname;
+        location / {{ root /usr/share/nginx/html; index index.html; }}
+    }}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: {APP}, namespace: {NAMESPACE}, labels: {{app: {APP}}}}}
+spec:
+  replicas: {replicas}
+  selector: {{matchLabels: {{app: {APP}}}}}
+  template:
+    metadata: {{labels: {{app: {APP}}}}}
+    spec:
+      terminationGracePeriodSeconds: 10
+      topologySpreadConstraints:
+      - maxSkew: 1
+        topologyKey: kubernetes.io/hostname
+        whenUnsatisfiable: ScheduleAnyway
+        labelSelector: {{matchLabels: {{app: {APP}}}}}
+      containers:
+      - name: nginx
+        image: nginx:1.22
+        imagePullPolicy: IfNotPresent
+        ports: [{{containerPort: 80, name: http}}]
+        lifecycle: {{preStop: {{exec: {{command: [sleep, "{PRE_STOP_S}"]}}}}}}
+        readinessProbe: {{httpGet: {{path: /, port: http}}, periodSeconds: 1}}
+        volumeMounts: [{{name: site, mountPath: /etc/nginx/conf.d}}]
+      volumes: [{{name: site, configMap: {{name: site}}}}]
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: {APP}, namespace: {NAMESPACE}}}
+spec:
+  type: NodePort
+  selector: {{app: {APP}}}
+  ports: [{{port: {PORT}, targetPort: http, nodePort: {NODE_PORT}}}]
+"#
+    )
+}
+
+/// The Service's own port.
+pub const PORT: u16 = 8000;

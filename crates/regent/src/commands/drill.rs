@@ -1,0 +1,180 @@
+//! `regent drill`: failures as runnable scenarios, in a sandbox.
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand};
+use drills::{
+    engine, limits,
+    outcome::{Outcome, table},
+    report,
+    scenario::Scenario,
+    scenarios,
+    traffic::{self, Target},
+};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
+
+#[derive(Args)]
+pub struct Drill {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// List the drills and what each shows.
+    List,
+    /// Run drills, one after another, and print their verdicts.
+    Run(Run),
+    #[command(hide = true)]
+    Traffic(Traffic),
+}
+
+#[derive(Args)]
+struct Run {
+    /// Names of drills, or `all`.
+    #[arg(required = true)]
+    names: Vec<String>,
+    /// Write an HTML page with a timeline of each drill, and JSON beside it.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Write what happens when each part fails, as Markdown.
+    #[arg(long, value_name = "FILE")]
+    document: Option<PathBuf>,
+    /// Where the sandbox lives while the drills run.
+    #[arg(long, default_value = "/var/lib/regent-drills")]
+    dir: PathBuf,
+    /// The directory of images for the sandbox's registry, made by `make images`.
+    #[arg(long, default_value = "target/images")]
+    images: PathBuf,
+    /// Where the logs of requests stay [default: beside the report, or /var/log/regent-drills].
+    #[arg(long, value_name = "DIRECTORY")]
+    logs: Option<PathBuf>,
+    /// Leave the last sandbox up; the next run uses it again.
+    #[arg(long)]
+    keep: bool,
+    /// A flag in place of a topology's own, as COMPONENT=FLAG; can be repeated.
+    #[arg(long = "set", value_name = "COMPONENT=FLAG")]
+    set: Vec<String>,
+    /// Requests per second of each node on each way.
+    #[arg(long, default_value_t = limits::RATE_DEFAULT, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rate: u32,
+    /// Break on purpose what each drill checks: every verdict must be FAILED.
+    #[arg(long, hide = true)]
+    sabotage: bool,
+}
+
+#[derive(Args)]
+struct Traffic {
+    #[arg(long)]
+    source: String,
+    #[arg(long, default_value_t = 0)]
+    boot: u32,
+    #[arg(long, default_value_t = limits::RATE_DEFAULT)]
+    rate: u32,
+    #[arg(long = "target", value_name = "WAY=HOST:PORT")]
+    targets: Vec<Target>,
+    #[arg(long)]
+    dns: SocketAddr,
+    /// A kubeconfig with which the API is called too.
+    #[arg(long)]
+    api: Option<PathBuf>,
+}
+
+pub fn run(arguments: Drill) -> Result<()> {
+    match arguments.action {
+        Action::List => list(),
+        Action::Run(run) => drill(run)?,
+        Action::Traffic(traffic) => send(traffic)?,
+    }
+    Ok(())
+}
+
+fn list() {
+    for scenario in scenarios::ALL {
+        println!("{}\n    {}\n    {}\n", scenario.name, scenario.shows, scenario.topology.describe(&[]));
+    }
+}
+
+fn send(arguments: Traffic) -> Result<()> {
+    pki::tls::install_provider();
+    // One thread: it shares its cores with what it measures.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
+    let Traffic { source, boot, rate, targets, dns, api } = arguments;
+    let config = traffic::Config { source, boot, targets, rate, kept_rate: limits::KEPT_RATE, dns, api };
+    Ok(runtime.block_on(traffic::run(config))?)
+}
+
+fn chosen(names: &[String]) -> Result<Vec<&'static Scenario>> {
+    if names.iter().any(|name| name == "all") {
+        return Ok(scenarios::ALL.to_vec());
+    }
+    let named = |name: &String| scenarios::named(name).with_context(|| format!("there is no drill {name}; `regent drill list` names them"));
+    names.iter().map(named).collect()
+}
+
+fn drill(arguments: Run) -> Result<()> {
+    let drills = chosen(&arguments.names)?;
+    for flag in &arguments.set {
+        if !flag.split_once('=').is_some_and(|(_, flag)| flag.starts_with("--")) {
+            bail!("--set {flag}: expected COMPONENT=FLAG, as controller-manager=--node-monitor-grace-period=50s");
+        }
+    }
+    let logs = match (&arguments.logs, &arguments.report) {
+        (Some(logs), _) => logs.clone(),
+        (None, Some(report)) => report.with_extension(""),
+        (None, None) => PathBuf::from("/var/log/regent-drills"),
+    };
+    let config = engine::Config {
+        directory: std::path::absolute(&arguments.dir)?,
+        images: std::path::absolute(&arguments.images)?,
+        logs: std::path::absolute(&logs)?,
+        keep: arguments.keep,
+        set: arguments.set,
+        sabotage: arguments.sabotage,
+        rate: arguments.rate,
+    };
+    let began = Instant::now();
+    let say: drills::stage::Say = Arc::new(move |text: &str| eprintln!("[{:7.1} s] {text}", began.elapsed().as_secs_f64()));
+    let mut outcomes = Vec::new();
+    crate::runtime::run(|shutdown| async {
+        tokio::select! {
+            ran = engine::run(&config, &drills, &say) => outcomes = ran?,
+            () = shutdown.cancelled() => {
+                let directory = config.directory.display();
+                bail!("interrupted; `regent sandbox --dir {directory} down` takes the sandbox away");
+            }
+        }
+        Ok(())
+    })?;
+    println!("{}", table(&outcomes));
+    write_reports(&outcomes, arguments.report.as_deref(), arguments.document.as_deref())?;
+    let failed = outcomes.iter().filter(|outcome| !outcome.passed()).count();
+    if failed > 0 {
+        bail!("{failed} of {} drills failed", outcomes.len());
+    }
+    println!("{} drills passed.", outcomes.len());
+    Ok(())
+}
+
+fn write_reports(outcomes: &[Outcome], html: Option<&Path>, document: Option<&Path>) -> Result<()> {
+    let write = |file: &Path, text: String| {
+        if let Some(directory) = file.parent().filter(|directory| !directory.as_os_str().is_empty()) {
+            std::fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
+        }
+        std::fs::write(file, text).with_context(|| format!("writing {}", file.display()))?;
+        println!("written: {}", file.display());
+        anyhow::Ok(())
+    };
+    if let Some(file) = html {
+        write(file, report::html(outcomes))?;
+        write(&file.with_extension("json"), serde_json::to_string(outcomes)?)?;
+    }
+    if let Some(file) = document {
+        write(file, report::document(outcomes))?;
+    }
+    Ok(())
+}
