@@ -4,7 +4,7 @@
 //! What must stay true: in-process reads are answered from the watch cache and never touch the store; in-process writes
 //! take the same way as a client's, only without authentication and authorization.
 
-use crate::{admission, allocation, authentication, authorization, bootstrap, cache, health, metrics, tunnel, write};
+use crate::{admission, allocation, authentication, authorization, bootstrap, cache, health, metrics, presence, tunnel, write};
 use api::{Catalogue, Kind, Status, Value};
 use arc_swap::ArcSwap;
 use rustls::pki_types::CertificateDer;
@@ -27,6 +27,12 @@ pub enum Error {
     Bootstrap(String),
 }
 
+/// Where a joining server gets the cluster's keys.
+pub const SERVER_BUNDLE_PATH: &str = "/regent/v1/server-bundle";
+
+/// Collects what a joining server is given; the error says why it cannot join.
+pub type ServerBundle = Arc<dyn Fn() -> Result<Value, String> + Send + Sync>;
+
 /// What the server is told when it starts. Each room has its own part.
 #[derive(Clone)]
 pub struct Config {
@@ -41,6 +47,8 @@ pub struct Config {
     pub admission: admission::Config,
     pub tunnel: tunnel::Config,
     pub bootstrap: bootstrap::Config,
+    /// What further servers are given; without, none can join through this one.
+    pub server_bundle: Option<ServerBundle>,
     /// Stops the server's own background tasks (cache feed, bookmarks).
     pub shutdown: CancellationToken,
 }
@@ -59,6 +67,7 @@ impl Config {
             admission: Default::default(),
             tunnel: Default::default(),
             bootstrap: Default::default(),
+            server_bundle: None,
             shutdown: CancellationToken::new(),
         }
     }
@@ -99,6 +108,9 @@ pub enum Identity {
     Local(Arc<User>),
 }
 
+/// Pause before the first objects are tried again.
+const BOOTSTRAP_RETRY: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// The API server. One per process, shared as `Arc<Server>`.
 pub struct Server {
     pub config: Config,
@@ -138,12 +150,25 @@ impl Server {
         server.allocators.load(&server)?;
         let starting = server.clone();
         tokio::spawn(async move {
-            match bootstrap::run(&starting).await {
-                Ok(()) => starting.health.bootstrapped(),
-                Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "the first objects could not be made"),
+            // Another server may be at it too, or the store away for a moment; both pass.
+            while let Err(error) = bootstrap::run(&starting).await {
+                tracing::warn!(error = &error as &dyn std::error::Error, "the first objects could not be made; will try again");
+                tokio::select! {
+                    () = starting.config.shutdown.cancelled() => return,
+                    () = tokio::time::sleep(BOOTSTRAP_RETRY) => {}
+                }
             }
+            starting.health.bootstrapped();
+            presence::run(starting).await;
         });
         Ok(server)
+    }
+
+    /// Says that this server is about to stop: `/readyz` fails from here on, and the Service `kubernetes` leads elsewhere if
+    /// there is another server. Requests are still answered.
+    pub async fn retire(self: &Arc<Self>) {
+        self.health.retire();
+        presence::retire(self).await;
     }
 
     /// The record of a resource, or the 404 that an unknown path gets.

@@ -10,6 +10,7 @@ use api::{Status, request::Query};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use tokio_util::sync::CancellationToken;
 
 /// The version that Regent speaks, with its own behind it.
 pub const GIT_VERSION: &str = concat!("v1.36.2+regent", env!("CARGO_PKG_VERSION"));
@@ -18,6 +19,7 @@ pub const GIT_VERSION: &str = concat!("v1.36.2+regent", env!("CARGO_PKG_VERSION"
 #[derive(Default)]
 pub struct Health {
     bootstrapped: AtomicBool,
+    retiring: CancellationToken,
 }
 
 impl Health {
@@ -27,6 +29,14 @@ impl Health {
     }
     pub fn is_bootstrapped(&self) -> bool {
         self.bootstrapped.load(Relaxed)
+    }
+    /// The server is about to stop.
+    pub fn retire(&self) {
+        self.retiring.cancel();
+    }
+    /// Waits until [`Health::retire`] was called.
+    pub async fn retiring(&self) {
+        self.retiring.cancelled().await;
     }
 }
 
@@ -55,7 +65,7 @@ pub fn serves(path: &str) -> bool {
 fn check(server: &Server, name: &str) -> Result<(), String> {
     match name {
         "poststarthook/rbac/bootstrap-roles" if !server.health.is_bootstrapped() => Err("not finished".into()),
-        "shutdown" if server.config.shutdown.is_cancelled() => Err("process is shutting down".into()),
+        "shutdown" if server.health.retiring.is_cancelled() || server.config.shutdown.is_cancelled() => Err("process is shutting down".into()),
         _ => Ok(()),
     }
 }

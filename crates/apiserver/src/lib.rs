@@ -29,6 +29,7 @@ pub mod namespaces;
 pub mod openapi;
 pub mod patch;
 pub mod pipeline;
+mod presence;
 pub mod read;
 pub mod reviews;
 pub mod scale;
@@ -40,4 +41,4 @@ pub mod watch;
 pub mod write;
 
 pub use body::{Body, BoxError};
-pub use context::{Config, Error, Identity, Server, User};
+pub use context::{Config, Error, Identity, SERVER_BUNDLE_PATH, Server, ServerBundle, User};

@@ -4,7 +4,7 @@
 //! is decided here and nowhere else. Whatever goes wrong becomes a Status.
 
 use crate::{
-    Body, Identity, Server, User, authentication,
+    Body, Identity, SERVER_BUNDLE_PATH, Server, User, authentication,
     authorization::{self, Decision},
     body::full,
     connect::{self, Answer, Call, Warnings},
@@ -91,6 +91,7 @@ async fn other(server: &Arc<Server>, info: &RequestInfo, query: &Query, request:
     let answer = match info.path.trim_end_matches('/') {
         path if health::serves(path) => health::answer(server, path, query),
         "/version" => Ok(Some(health::version())),
+        SERVER_BUNDLE_PATH => server_bundle(server).map(Some),
         "/metrics" => Ok(Some(server.metrics.answer(server))),
         path if path == "/openapi" || path.starts_with("/openapi/") => openapi::answer(server, path, &request),
         path => discovery::answer(server, path, query, request.headers()),
@@ -101,6 +102,13 @@ async fn other(server: &Arc<Server>, info: &RequestInfo, query: &Query, request:
         Ok(None) => Ok(authentication::serve(server, info, &request).unwrap_or_else(page_not_found)),
         Err(status) => Err(status),
     }
+}
+
+/// The cluster's keys, for whom RBAC lets have them: holders of a server's join token.
+fn server_bundle(server: &Server) -> Answer {
+    let collect = server.config.server_bundle.as_ref().ok_or_else(Status::path_not_found)?;
+    let bundle = collect().map_err(Status::service_unavailable)?;
+    Ok(respond(StatusCode::OK, "application/json", full(bundle.to_string())))
 }
 
 /// Resources whose every use is answered with a warning.

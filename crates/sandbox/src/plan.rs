@@ -226,6 +226,7 @@ fn components(node: &Node, regent: &Path, members: &[(String, String)]) -> Vec<C
                     format!("--kubelet-client-certificate={}", file("apiserver-kubelet-client.crt")),
                     format!("--kubelet-client-key={}", file("apiserver-kubelet-client.key")),
                     format!("--kubelet-certificate-authority={}", file("ca.crt")),
+                    format!("--pki-dir={}", credentials.display()),
                 ],
                 store,
             ]

@@ -5,10 +5,13 @@
 //! made if it is missing, and roles are brought up to date ([`roles`]); what a user has changed stays, except where a role
 //! or binding lacks something that the cluster's own parts need.
 //!
-//! The system namespaces and the Service `kubernetes` with its endpoints are checked again and again: they come back.
+//! The system namespaces and the Service `kubernetes` are checked again and again: they come back. Where that Service leads
+//! is [`crate::presence`]'s. Several servers may do all this at the same time.
 
 mod own;
 mod roles;
+
+pub(crate) use own::{kubernetes_endpoint_slice, kubernetes_endpoints};
 
 use crate::{Error, Server};
 use api::{Status, Value, object::ObjectExt};
@@ -92,18 +95,10 @@ async fn keep(server: &Arc<Server>) -> Result<(), Status> {
         ensure(server, "", "namespaces", namespace.clone()).await?;
     }
     let config = &server.config;
-    if let Some(service) = own::kubernetes_service(&config.service_cidr, config.secure_port) {
-        ensure(server, "", "services", service).await?;
+    match own::kubernetes_service(&config.service_cidr, config.secure_port) {
+        Some(service) => ensure(server, "", "services", service).await,
+        None => Ok(()),
     }
-    // Endpoints on loopback lead every pod to itself; a server that is not reachable from outside has none.
-    let address = config.advertise_address;
-    if address.is_loopback() || address.is_unspecified() {
-        return Ok(());
-    }
-    let endpoints = own::kubernetes_endpoints(address, config.secure_port);
-    ensure_same(server, "", "endpoints", endpoints, &["subsets"]).await?;
-    let slice = own::kubernetes_endpoint_slice(address, config.secure_port);
-    ensure_same(server, "discovery.k8s.io", "endpointslices", slice, &["endpoints", "ports"]).await
 }
 
 /// Creates an object if none of its name is there.
@@ -118,20 +113,29 @@ async fn ensure(server: &Arc<Server>, group: &str, resource: &str, object: Value
     }
 }
 
-/// The same, and brings the named fields of one that is there to what they shall be.
-async fn ensure_same(server: &Arc<Server>, group: &str, resource: &str, object: Value, fields: &[&str]) -> Result<(), Status> {
+/// The same, and brings the named fields of one that is there to what `shall` says of it.
+pub(crate) async fn ensure_same(
+    server: &Arc<Server>,
+    group: &str,
+    resource: &str,
+    object: Value,
+    fields: &[&str],
+    shall: impl Fn(&Value) -> Value + Send + Sync,
+) -> Result<(), Status> {
     let (namespace, name) = (object.namespace().to_string(), object.name().to_string());
     let Some(entry) = server.lookup(group, resource, &namespace, &name)? else {
         return ensure(server, group, resource, object).await;
     };
-    let differs = |stored: &Value| fields.iter().any(|field| !says(stored.get(field).unwrap_or(&Value::Null), &object[*field]));
-    if !differs(&entry.value()) {
+    let differs = |stored: &Value, wanted: &Value| fields.iter().any(|field| !says(stored.get(field).unwrap_or(&Value::Null), &wanted[*field]));
+    let stored = entry.value();
+    if !differs(&stored, &shall(&stored)) {
         return Ok(());
     }
     let change = |stored: &mut Value| {
-        let changes = differs(stored);
+        let wanted = shall(stored);
+        let changes = differs(stored, &wanted);
         for field in fields {
-            stored.set(field, object[*field].clone());
+            stored.set(field, wanted[*field].clone());
         }
         Ok(changes)
     };

@@ -3,7 +3,7 @@
 use super::{first_objects, service_address};
 use crate::{Config, Error};
 use api::{Value, object::ObjectExt};
-use pki::join::NODE_BOOTSTRAPPERS_GROUP;
+use pki::join::{NODE_BOOTSTRAPPERS_GROUP, SERVER_BOOTSTRAPPERS_GROUP};
 use serde_json::json;
 use std::net::IpAddr;
 
@@ -25,20 +25,22 @@ pub(super) fn kubernetes_service(cidr: &ipnet::IpNet, secure_port: u16) -> Optio
     }))
 }
 
-/// Where that Service leads. It has no selector; the server itself says where it is.
-pub(super) fn kubernetes_endpoints(address: IpAddr, secure_port: u16) -> Value {
+/// Where that Service leads. It has no selector; the servers themselves say where they are.
+pub(crate) fn kubernetes_endpoints(addresses: &[IpAddr], secure_port: u16) -> Value {
+    let addresses: Vec<Value> = addresses.iter().map(|address| json!({"ip": address.to_string()})).collect();
     json!({
         "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
-        "subsets": [{"addresses": [{"ip": address.to_string()}], "ports": [{"name": "https", "port": secure_port, "protocol": "TCP"}]}],
+        "subsets": [{"addresses": addresses, "ports": [{"name": "https", "port": secure_port, "protocol": "TCP"}]}],
     })
 }
 
 /// The same as a slice.
-pub(super) fn kubernetes_endpoint_slice(address: IpAddr, secure_port: u16) -> Value {
+pub(crate) fn kubernetes_endpoint_slice(addresses: &[IpAddr], secure_port: u16) -> Value {
+    let ready = |address: &IpAddr| json!({"addresses": [address.to_string()], "conditions": {"ready": true}});
     json!({
         "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
-        "addressType": if address.is_ipv4() { "IPv4" } else { "IPv6" },
-        "endpoints": [{"addresses": [address.to_string()], "conditions": {"ready": true}}],
+        "addressType": if addresses.first().is_none_or(IpAddr::is_ipv4) { "IPv4" } else { "IPv6" },
+        "endpoints": addresses.iter().map(ready).collect::<Vec<_>>(),
         "ports": [{"name": "https", "port": secure_port, "protocol": "TCP"}],
     })
 }
@@ -97,6 +99,13 @@ pub(super) fn roles() -> Result<Vec<(&'static str, Value)>, Error> {
         bind("regent:node-bootstrapper", "system:node-bootstrapper", group(NODE_BOOTSTRAPPERS_GROUP)),
         bind("regent:approve-node-client", &format!("{REQUESTS}:nodeclient"), group(NODE_BOOTSTRAPPERS_GROUP)),
         bind("regent:approve-node-renewal", &format!("{REQUESTS}:selfnodeclient"), group("system:nodes")),
+        // A server that joins is given the cluster's keys.
+        role("regent:server-bootstrapper", json!([{"nonResourceURLs": [crate::SERVER_BUNDLE_PATH], "verbs": ["get"]}])),
+        bind("regent:server-bootstrapper", "regent:server-bootstrapper", group(SERVER_BOOTSTRAPPERS_GROUP)),
+        // A candidate sees at once that the leader has left.
+        role("regent:leader-election", json!([{"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "list", "watch"]}])),
+        bind("regent:scheduler-election", "regent:leader-election", user("system:kube-scheduler")),
+        bind("regent:controller-manager-election", "regent:leader-election", user("system:kube-controller-manager")),
         // The node's agent lays the pod network, for which it must know the other nodes.
         role(
             "regent:node-network",
@@ -130,7 +139,7 @@ pub(super) fn roles() -> Result<Vec<(&'static str, Value)>, Error> {
             json!({
                 "metadata": metadata("regent:cluster-info", "kube-public"),
                 "roleRef": {"apiGroup": RBAC, "kind": "Role", "name": "regent:cluster-info"},
-                "subjects": [user("system:anonymous"), group(NODE_BOOTSTRAPPERS_GROUP)],
+                "subjects": [user("system:anonymous"), group(NODE_BOOTSTRAPPERS_GROUP), group(SERVER_BOOTSTRAPPERS_GROUP)],
             }),
         ),
     ])

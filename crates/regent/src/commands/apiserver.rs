@@ -1,5 +1,6 @@
 //! `regent apiserver`: the API server alone.
 
+use crate::backend::{Backend, EtcdFlags};
 use anyhow::{Context, Result, bail};
 use apiserver::{Config, Server};
 use clap::Args;
@@ -9,13 +10,13 @@ use std::{
     ops::RangeInclusive,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
-use store::{Store, sqlite::Sqlite};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-/// How often the store forgets its past, and how much of it stays readable, in seconds. Kubernetes compacts every 5 minutes.
-const COMPACT_EVERY_S: u64 = 300;
+/// How long a server may take to tell the cluster that it goes.
+const FAREWELL_MAX: Duration = Duration::from_secs(2);
 
 /// What the API server is told, alone or in `regent server`.
 #[derive(Args, Clone)]
@@ -46,6 +47,8 @@ pub struct ApiserverFlags {
     /// Who decides what a user may do: Node,RBAC or AlwaysAllow.
     #[arg(long, default_value = "Node,RBAC")]
     pub authorization_mode: String,
+    #[command(flatten)]
+    pub etcd: EtcdFlags,
 }
 
 #[derive(Args)]
@@ -71,6 +74,9 @@ pub struct Apiserver {
     kubelet_client_key: PathBuf,
     #[arg(long)]
     kubelet_certificate_authority: Option<PathBuf>,
+    /// The directory of the cluster's keys, from which a server that joins is given its own.
+    #[arg(long)]
+    pki_dir: Option<PathBuf>,
 }
 
 /// What the server proves itself and checks others with.
@@ -99,16 +105,31 @@ pub fn run(arguments: Apiserver) -> Result<()> {
             kubelet_client: issued(&arguments.kubelet_client_certificate, &arguments.kubelet_client_key, kubelet_authority)?,
             authority_pem,
         };
-        let server = start(&arguments.data_dir, &arguments.flags, &credentials, shutdown.clone()).await?;
-        serve(server, &arguments.flags, &credentials, shutdown).await
+        let backend = Backend::of(&arguments.flags.etcd, &arguments.data_dir)?;
+        let stop = CancellationToken::new();
+        let Some(server) = start(&backend, &arguments.flags, &credentials, arguments.pki_dir, &shutdown, stop.clone()).await? else {
+            return Ok(());
+        };
+        tokio::spawn(end(server.clone(), shutdown, stop.clone()));
+        serve(server, &arguments.flags, &credentials, stop).await
     })
 }
 
-/// Opens the store and starts the server behind it; nothing listens yet.
-pub async fn start(data_dir: &Path, flags: &ApiserverFlags, credentials: &Credentials, shutdown: CancellationToken) -> Result<Arc<Server>> {
-    let directory = data_dir.join("store");
-    let store: Arc<dyn Store> = Arc::new(Sqlite::open(&directory).with_context(|| format!("opening the store in {}", directory.display()))?);
-    tokio::spawn(compact(store.clone(), shutdown.clone()));
+/// Opens the store and starts the server behind it; nothing listens yet. `shutdown` ends the waiting for the store (`None`
+/// then), `stop` the server. `pki_dir`: whence servers that join get the cluster's keys.
+pub async fn start(
+    backend: &Backend,
+    flags: &ApiserverFlags,
+    credentials: &Credentials,
+    pki_dir: Option<PathBuf>,
+    shutdown: &CancellationToken,
+    stop: CancellationToken,
+) -> Result<Option<Arc<Server>>> {
+    let store = tokio::select! {
+        store = backend.open(shutdown) => store?,
+        () = shutdown.cancelled() => return Ok(None),
+    };
+    tokio::spawn(store::compaction::run(store.clone(), store::compaction::PERIOD, stop.clone().cancelled_owned()));
     let advertise_address = match flags.advertise_address {
         Some(address) => address,
         None => super::kubelet::machine_address().context("finding the machine's address; say --advertise-address")?.into(),
@@ -118,7 +139,8 @@ pub async fn start(data_dir: &Path, flags: &ApiserverFlags, credentials: &Creden
     config.secure_port = flags.secure_port;
     config.service_cidr = flags.service_cluster_ip_range;
     config.node_ports = flags.service_node_port_range.clone();
-    config.shutdown = shutdown;
+    config.shutdown = stop;
+    config.server_bundle = pki_dir.map(|directory| crate::bundle::source(directory, backend.clone()));
     config.authentication.client_authorities_pem = Some(credentials.authority_pem.clone());
     config.authentication.service_account_keys = Some(credentials.service_account_keys.clone());
     config.authentication.anonymous = flags.anonymous_auth;
@@ -135,7 +157,30 @@ pub async fn start(data_dir: &Path, flags: &ApiserverFlags, credentials: &Creden
     };
     config.tunnel.client = Some(credentials.kubelet_client.clone());
     config.bootstrap.authority_pem = Some(credentials.authority_pem.clone());
-    Ok(Server::new(config).await?)
+    // A store that answers now may lose its quorum the next moment: then it is asked again.
+    loop {
+        match Server::new(config.clone()).await {
+            Err(apiserver::Error::Store(error @ store::Error::Unavailable(_))) => {
+                tracing::warn!(%error, "the store does not answer yet; it is asked again")
+            }
+            other => return Ok(Some(other?)),
+        }
+        tokio::select! { () = shutdown.cancelled() => return Ok(None), () = tokio::time::sleep(Duration::from_millis(500)) => {} }
+    }
+}
+
+/// Waits for the shutdown, lets the cluster know that this server goes, and then stops it.
+async fn end(server: Arc<Server>, shutdown: CancellationToken, stop: CancellationToken) {
+    shutdown.cancelled().await;
+    farewell(&server).await;
+    stop.cancel();
+}
+
+/// Takes this server out of the Service `kubernetes` before it stops listening.
+pub async fn farewell(server: &Arc<Server>) {
+    if tokio::time::timeout(FAREWELL_MAX, server.retire()).await.is_err() {
+        tracing::warn!("the other servers could not be told that this one goes; they will find out");
+    }
 }
 
 /// Listens and serves until the shutdown.
@@ -144,21 +189,6 @@ pub async fn serve(server: Arc<Server>, flags: &ApiserverFlags, credentials: &Cr
     let listener = TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))?;
     tracing::info!(%address, "the API server listens");
     Ok(server.serve(listener, pki::tls::server(&credentials.serving)?, shutdown).await?)
-}
-
-/// Lets the store forget what is older than one period.
-async fn compact(store: Arc<dyn Store>, shutdown: CancellationToken) {
-    let mut period = tokio::time::interval(std::time::Duration::from_secs(COMPACT_EVERY_S));
-    let mut before = None;
-    loop {
-        tokio::select! { () = shutdown.cancelled() => return, _ = period.tick() => {} }
-        if let Some(at) = before
-            && let Err(error) = store.compact(at).await
-        {
-            tracing::warn!(%error, "the store could not be compacted; it is tried again");
-        }
-        before = store.revision().await.ok();
-    }
 }
 
 fn ports(text: &str) -> Result<RangeInclusive<u16>, String> {

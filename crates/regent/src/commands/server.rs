@@ -2,6 +2,12 @@
 //!
 //! It needs no configuration: it makes its authority and certificates, writes the administrator's kubeconfig and a join
 //! token, and says where they are. Scheduler and controllers reach the API server in this process, without a socket.
+//!
+//! Several servers share etcd: the first is started with `--cluster-init` and runs a member, further ones join with
+//! `--server` and a token, or all use an etcd of others (`--etcd-servers`). Each remembers how ([`crate::topology`]).
+//!
+//! What must stay true: the parts end in the order in which they need each other: scheduler, controllers and agent first
+//! (they give their leases back through the API server), then the API server, etcd last.
 
 use super::{
     agent,
@@ -10,6 +16,11 @@ use super::{
     election::Election,
     kubelet::{KubeletFlags, Node, machine_address},
     scheduler, token,
+};
+use crate::{
+    backend::Backend,
+    server_join,
+    topology::{self, Asked, Plan, Stacked, Topology},
 };
 use ::apiserver::User;
 use anyhow::{Context, Result, bail};
@@ -20,8 +31,13 @@ use std::{
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// How long scheduler, controllers and agent may take to end before the API server goes all the same.
+const PARTS_GRACE: Duration = Duration::from_secs(10);
 
 /// The parts of a server that `--disable` can leave out.
 const PARTS: [&str; 3] = ["agent", "scheduler", "controller-manager"];
@@ -37,6 +53,15 @@ pub struct Server {
     /// Further names and addresses of this server for its certificate.
     #[arg(long, value_delimiter = ',')]
     tls_san: Vec<String>,
+    /// Begin a cluster of several servers: this one runs the first member of etcd.
+    #[arg(long)]
+    cluster_init: bool,
+    /// Join the cluster of this server, as https://ADDRESS:6443, as a further server.
+    #[arg(long, value_name = "URL", requires = "token")]
+    server: Option<String>,
+    /// The token to join with; `regent token create --server` on a server prints one.
+    #[arg(long, requires = "server")]
+    token: Option<String>,
     #[command(flatten)]
     apiserver: ApiserverFlags,
     #[command(flatten)]
@@ -57,13 +82,18 @@ pub fn run(arguments: Server) -> Result<()> {
     crate::runtime::run(|shutdown| async move { start(arguments, shutdown).await })
 }
 
-async fn start(arguments: Server, shutdown: tokio_util::sync::CancellationToken) -> Result<()> {
+async fn start(arguments: Server, shutdown: CancellationToken) -> Result<()> {
     let runs = |part: &str| !arguments.disable.iter().any(|disabled| disabled == part);
     let address = match arguments.apiserver.advertise_address {
         Some(address) => address,
         None => machine_address().map(IpAddr::from).context("finding the machine's address; say --advertise-address")?,
     };
     let directory = arguments.data_dir.join("server");
+    let mut etcd = Running::default();
+    let backend = tokio::select! {
+        backend = open(&arguments, &directory, address, &mut etcd, &shutdown) => backend?,
+        () = shutdown.cancelled() => return Ok(()),
+    };
     let authority = Authority::load_or_create(&directory.join("pki"))?;
     let credentials = credentials(&directory.join("pki"), &authority, &arguments, address)?;
     let url = format!("https://{}", std::net::SocketAddr::new(address, arguments.apiserver.secure_port));
@@ -71,7 +101,10 @@ async fn start(arguments: Server, shutdown: tokio_util::sync::CancellationToken)
     let admin = authority.issue_kept(&directory.join("pki"), "admin", &Identity::admin())?;
     Kubeconfig::of(&url, &admin, "kubernetes-admin").write(&kubeconfig)?;
 
-    let server = apiserver::start(&directory, &arguments.apiserver, &credentials, shutdown.clone()).await?;
+    let stop = CancellationToken::new();
+    let keys = Some(topology::pki_directory(&directory));
+    let started = apiserver::start(&backend, &arguments.apiserver, &credentials, keys, &shutdown, stop.clone());
+    let Some(server) = etcd.beside(started).await? else { return etcd.end().await };
     let in_process = |user: &str, groups: &[&str]| {
         let mut all = vec!["system:authenticated"];
         all.extend(groups);
@@ -79,8 +112,8 @@ async fn start(arguments: Server, shutdown: tokio_util::sync::CancellationToken)
     };
     let mut parts: JoinSet<(&'static str, Result<()>)> = JoinSet::new();
     {
-        let (server, flags, shutdown) = (server.clone(), arguments.apiserver.clone(), shutdown.clone());
-        parts.spawn(async move { ("apiserver", apiserver::serve(server, &flags, &credentials, shutdown).await) });
+        let (server, flags, stop) = (server.clone(), arguments.apiserver.clone(), stop.clone());
+        parts.spawn(async move { ("apiserver", apiserver::serve(server, &flags, &credentials, stop).await) });
     }
     if runs("scheduler") {
         let (client, election, shutdown) = (in_process("system:kube-scheduler", &[]), arguments.election.clone(), shutdown.clone());
@@ -122,21 +155,136 @@ async fn start(arguments: Server, shutdown: tokio_util::sync::CancellationToken)
         kubeconfig.display(),
         join.display()
     );
-    while let Some(ended) = parts.join_next().await {
-        let (part, outcome) = ended.context("a part of the server panicked")?;
-        match outcome {
-            Err(error) => {
-                shutdown.cancel();
-                return Err(error.context(format!("the {part} ended")));
-            }
-            Ok(()) if !shutdown.is_cancelled() => {
-                shutdown.cancel();
-                bail!("the {part} ended unasked");
-            }
-            Ok(()) => {}
+    if matches!(backend, Backend::Etcd(_)) {
+        tracing::info!("join a server with `regent server --server {url} --token TOKEN`; `regent token create --server` prints a token");
+    }
+    let outcome = attend(parts, &mut etcd, &server, &shutdown, &stop).await;
+    etcd.end().await.and(outcome)
+}
+
+/// Waits for the shutdown, or for a part that ends unasked, and then for all parts, in their order.
+async fn attend(
+    mut parts: JoinSet<(&'static str, Result<()>)>,
+    etcd: &mut Running,
+    server: &Arc<::apiserver::Server>,
+    shutdown: &CancellationToken,
+    stop: &CancellationToken,
+) -> Result<()> {
+    let mut failure = None;
+    let mut note = |part: &str, outcome: Result<()>| {
+        let unasked = !shutdown.is_cancelled();
+        let problem = match outcome {
+            Err(error) => Some(error.context(format!("the {part} ended"))),
+            Ok(()) => unasked.then(|| anyhow::anyhow!("the {part} ended unasked")),
+        };
+        failure = failure.take().or(problem);
+        shutdown.cancel();
+    };
+    while !shutdown.is_cancelled() {
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            outcome = etcd.ended() => note("etcd", outcome),
+            Some(ended) = parts.join_next() => match ended {
+                Ok((part, outcome)) => note(part, outcome),
+                Err(panic) => note("part", Err(panic.into())),
+            },
         }
     }
-    Ok(())
+    let others = async {
+        while parts.len() > 1 {
+            match parts.join_next().await {
+                // The API server alone cannot be waited for before it is asked to stop.
+                Some(Ok(("apiserver", outcome))) => return note("apiserver", outcome),
+                Some(Ok((part, outcome))) => note(part, outcome),
+                _ => {}
+            }
+        }
+    };
+    if tokio::time::timeout(PARTS_GRACE, others).await.is_err() {
+        tracing::warn!("parts of this server did not end in time");
+    }
+    apiserver::farewell(server).await;
+    stop.cancel();
+    while let Some(ended) = parts.join_next().await {
+        if let Ok((part, outcome)) = ended {
+            note(part, outcome);
+        }
+    }
+    failure.map_or(Ok(()), Err)
+}
+
+/// Finds or makes this server's place in the cluster, starts its member of etcd if it has one, and says which store it has.
+async fn open(arguments: &Server, directory: &Path, address: IpAddr, etcd: &mut Running, shutdown: &CancellationToken) -> Result<Backend> {
+    let name = arguments.kubelet.name();
+    let asked = Asked {
+        cluster_init: arguments.cluster_init,
+        server: arguments.server.clone(),
+        token: arguments.token.clone(),
+        etcd: arguments.apiserver.etcd.clone(),
+    };
+    let found = match topology::plan(Topology::load(directory)?, topology::has_sqlite(directory), &asked)? {
+        Plan::Alone => return Backend::of(&asked.etcd, directory),
+        Plan::As(topology) => topology,
+        Plan::Init => Topology::Stacked(Stacked::first(&name, address)),
+        Plan::Join { server, token } => server_join::join(&server, &token, &arguments.data_dir, &name, address).await?,
+    };
+    found.save(directory)?;
+    let Topology::Stacked(mut stacked) = found else { return Ok(found.backend(directory)) };
+    if stacked.address != address {
+        bail!(
+            "this server's member of etcd is known at {}, but the server is to be reached at {address}; say --advertise-address={}",
+            stacked.address,
+            stacked.address
+        );
+    }
+    stacked.make_certificates(directory)?;
+    etcd.start(stacked.member(&arguments.data_dir));
+    stacked.others = etcd.beside(server_join::promote(&stacked, directory, shutdown)).await?;
+    let found = Topology::Stacked(stacked);
+    found.save(directory)?;
+    Ok(found.backend(directory))
+}
+
+/// This server's member of etcd, if it has one.
+#[derive(Default)]
+struct Running {
+    stop: CancellationToken,
+    member: Option<tokio::task::JoinHandle<Result<()>>>,
+}
+
+impl Running {
+    fn start(&mut self, member: crate::etcd::Member) {
+        self.member = Some(tokio::spawn(member.run(self.stop.clone())));
+    }
+
+    /// Waits until the member ends; for ever if there is none.
+    async fn ended(&mut self) -> Result<()> {
+        match &mut self.member {
+            None => std::future::pending().await,
+            Some(member) => {
+                let ended = member.await;
+                self.member = None;
+                ended.context("etcd's supervisor panicked")?
+            }
+        }
+    }
+
+    /// Does something that needs the member to run.
+    async fn beside<T>(&mut self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            outcome = work => outcome,
+            ended = self.ended() => match ended {
+                Err(error) => Err(error.context("etcd ended")),
+                Ok(()) => bail!("etcd ended unasked"),
+            },
+        }
+    }
+
+    /// Stops the member and waits for its end.
+    async fn end(mut self) -> Result<()> {
+        self.stop.cancel();
+        if self.member.is_some() { self.ended().await } else { Ok(()) }
+    }
 }
 
 fn credentials(directory: &Path, authority: &Authority, arguments: &Server, address: IpAddr) -> Result<Credentials> {

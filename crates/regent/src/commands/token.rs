@@ -32,6 +32,9 @@ enum Action {
         ttl: Duration,
         #[arg(long, default_value = "")]
         description: String,
+        /// A token with which a further server joins: whoever has it is given the cluster's keys.
+        #[arg(long)]
+        server: bool,
     },
     /// List the tokens that are good.
     List,
@@ -44,11 +47,12 @@ pub fn run(arguments: Token) -> Result<()> {
         let client = client::transport::from_kubeconfig(&arguments.kubeconfig).await?;
         let secrets: Api<Secret> = Api::namespaced(client.clone(), "kube-system");
         match arguments.action {
-            Action::Create { ttl, description } => {
+            Action::Create { ttl, description, server } => {
                 let authority = authority_of(&client).await?;
                 let token = JoinToken::generate(&authority);
                 let expiration = (!ttl.is_zero()).then(|| (jiff::Timestamp::now() + ttl).to_string());
-                let secret: Secret = serde_json::from_value(token.to_secret(&description, expiration.as_deref()))?;
+                let group = if server { pki::join::SERVER_BOOTSTRAPPERS_GROUP } else { pki::join::NODE_BOOTSTRAPPERS_GROUP };
+                let secret: Secret = serde_json::from_value(token.to_secret_for(group, &description, expiration.as_deref()))?;
                 secrets.create(&PostParams::default(), &secret).await.context("keeping the token")?;
                 println!("{token}");
             }
