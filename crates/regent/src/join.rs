@@ -90,7 +90,7 @@ async fn get_serving(kubeconfig: &Path, directory: &Path, name: &str, address: I
 }
 
 /// The cluster's authority, as the server tells it to everyone, over a connection pinned to its fingerprint.
-async fn authority(server: &str, fingerprint: &str) -> Result<String> {
+pub async fn authority(server: &str, fingerprint: &str) -> Result<String> {
     let uri: http::Uri = server.parse().with_context(|| format!("{server} is not an address such as https://10.0.0.1:6443"))?;
     if uri.scheme_str() != Some("https") {
         bail!("{server}: a server is reached by https");

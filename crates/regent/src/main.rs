@@ -3,10 +3,15 @@
 //! One file per command in `commands/`. Two names are taken before the command line is read: called as `regent-ipam` the
 //! binary is a CNI plugin, and `sandbox-launch`/`sandbox-init` run before any thread exists, for they make namespaces.
 
+mod backend;
+mod bundle;
 mod commands;
+mod etcd;
 mod join;
 mod progress;
 mod runtime;
+mod server_join;
+mod topology;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -28,6 +33,8 @@ enum Command {
     Agent(Box<commands::agent::Agent>),
     /// The API server alone.
     Apiserver(Box<commands::apiserver::Apiserver>),
+    /// A member of etcd alone; and list, remove and tend the members.
+    Etcd(Box<commands::etcd::Etcd>),
     /// The scheduler alone.
     Scheduler(commands::scheduler::Scheduler),
     /// The controllers alone.
@@ -69,6 +76,7 @@ fn start() -> Result<()> {
         Command::Server(arguments) => commands::server::run(*arguments),
         Command::Agent(arguments) => commands::agent::run(*arguments),
         Command::Apiserver(arguments) => commands::apiserver::run(*arguments),
+        Command::Etcd(arguments) => commands::etcd::run(*arguments),
         Command::Scheduler(arguments) => commands::scheduler::run(arguments),
         Command::ControllerManager(arguments) => commands::controller_manager::run(*arguments),
         Command::Kubelet(arguments) => commands::kubelet::run(*arguments),

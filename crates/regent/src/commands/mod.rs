@@ -6,6 +6,7 @@ pub mod controller_manager;
 pub mod dns;
 pub mod drill;
 pub mod election;
+pub mod etcd;
 pub mod kubelet;
 pub mod proxy;
 pub mod sandbox;
