@@ -30,6 +30,7 @@ pub mod limits;
 pub mod metrics;
 pub mod queue;
 mod reflector;
+pub mod socket;
 mod store;
 pub mod transport;
 mod write;

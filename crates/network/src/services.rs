@@ -18,12 +18,15 @@ mod plan;
 pub mod rules;
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use client::{Informers, Selection};
 use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use membership::View;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -54,6 +57,8 @@ pub struct Config {
     pub left_alone: Vec<Ipv4Addr>,
     /// Where `/healthz` answers; Kubernetes' port is 10256.
     pub health_address: Option<SocketAddr>,
+    /// What the cluster's membership says, as it changes; `None` (`--membership=false`) is to take only the API's word.
+    pub view: Option<watch::Receiver<Option<Arc<View>>>>,
 }
 
 /// What the rules depend on beside Services and their slices.
@@ -76,6 +81,8 @@ pub struct NodeFacts {
     pub name: String,
     /// Its zone, if it has one.
     pub zone: Option<String>,
+    /// What it believes of the others.
+    pub view: Option<Arc<View>>,
 }
 
 /// Why the proxy ended.
@@ -106,12 +113,13 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     let (mut service_changes, mut slice_changes, mut node_changes) = (services.subscribe(), slices.subscribe(), nodes.subscribe());
 
     let facts = Facts {
-        node: NodeFacts { name: config.node_name.clone(), zone: None },
+        node: NodeFacts { name: config.node_name.clone(), ..NodeFacts::default() },
         cluster_cidr: config.cluster_cidr,
         service_cidr: config.service_cidr,
         left_alone: config.left_alone.clone(),
     };
     let mut plan = Plan::new(facts);
+    let mut views = config.view.clone();
     let mut applier = Applier::new(Nft::default(), health, Flusher::start(shutdown.clone()));
     let mut check = tokio::time::interval(limits::TABLE_CHECK_PERIOD);
     check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -126,6 +134,14 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
                 while let Some(change) = service_changes.try_next() { plan.service(&change); }
                 while let Some(change) = slice_changes.try_next() { plan.slice(&change); }
                 applier.sync(&mut plan).await;
+                if applier.failures >= limits::FAILURES_BEFORE_DISTRUST && plan.view(None) {
+                    tracing::error!("the kernel refuses what follows from the membership: only the API's word is taken until that works");
+                }
+            }
+            view = newest(&mut views) => {
+                if applier.failures == 0 && plan.view(view) {
+                    applier.wake();
+                }
             }
             change = service_changes.next() => {
                 plan.service(&change.ok_or(Error::InformersEnded)?);
@@ -143,6 +159,20 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
             }
             _ = check.tick() => applier.check().await,
         }
+    }
+}
+
+/// Whether the rules of the Services are in the kernel.
+pub async fn are_in_place() -> bool {
+    Nft::default().has_chain(TABLE, "nat-prerouting").await.unwrap_or(false)
+}
+
+/// The next view of the membership.
+async fn newest(views: &mut Option<watch::Receiver<Option<Arc<View>>>>) -> Option<Arc<View>> {
+    match views {
+        Some(receiver) if receiver.changed().await.is_ok() => receiver.borrow_and_update().clone(),
+        // Nobody will ever say anything more.
+        _ => std::future::pending().await,
     }
 }
 

@@ -1,23 +1,29 @@
 //! The agent's shell: follows the pods bound to this node, gives each a worker, and does the node's own rounds.
 //!
+//! The agent starts from the node's checkpoint, the API second: with no server alive its pods are those that were there when
+//! the last one was, and nothing here waits for an answer.
+//!
 //! What must stay true: a pod has one worker, by UID; stopping the agent stops no container; what runs on the node
-//! without a pod in the API is ended, but only once the API has said which pods there are.
+//! without a pod in the API is ended, but only once a server has said in this life which pods there are (or in a life
+//! before that this one is gone).
 
 use crate::{
     Config, Error,
     cgroups::Cgroups,
+    contact::Contact,
     eviction,
     images::Images,
-    logs,
+    local, logs,
     machine::Machine,
     node::{self, RuntimeState},
     objects::Objects,
+    peers::{self, Board},
     pod::End,
     reporter::Reporter,
     runtime, server,
     spec::{self, PodId, names, resources, sandbox},
     stats::Stats,
-    volumes::Volumes,
+    volumes::{Volumes, tokens::Tokens},
     worker::{self, Handle},
 };
 use client::{
@@ -26,7 +32,10 @@ use client::{
     informer::{Change, Selection},
 };
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::{
+    core::v1::{Pod, Service},
+    node::v1::RuntimeClass,
+};
 use parking_lot::Mutex;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -47,6 +56,8 @@ const ROTATE_EVERY: Duration = Duration::from_secs(10);
 const PRESSURE_EVERY: Duration = Duration::from_secs(10);
 const ORPHANS_EVERY: Duration = Duration::from_secs(5);
 const IMAGES_EVERY: Duration = Duration::from_secs(300);
+/// The longest that pods wait for the Services' rules: a node whose proxy is another's, or is broken, still runs its pods.
+const RULES_WAIT: Duration = Duration::from_secs(3);
 /// A pressure is over when it has not been seen for this long.
 const PRESSURE_HOLDS: SignedDuration = SignedDuration::from_secs(60);
 
@@ -57,11 +68,15 @@ pub struct Context {
     pub cri: cri::Client,
     pub recorder: Recorder,
     pub services: Informer<Service>,
+    pub runtime_classes: Informer<RuntimeClass>,
+    pub contact: Contact,
     pub objects: Arc<Objects>,
     pub volumes: Volumes,
     pub images: Images,
     pub cgroups: Cgroups,
     pub reporter: Arc<Reporter>,
+    /// What the peers are told of this node's endpoints.
+    pub board: Arc<Board>,
     pub machine: Machine,
     pub dns: sandbox::Dns,
     pub stats: Stats,
@@ -77,6 +92,17 @@ impl Context {
     /// The pods on this node as last known.
     pub fn pods(&self) -> Vec<Arc<Pod>> {
         self.workers.lock().values().map(Handle::pod).collect()
+    }
+
+    /// The pods on this node, each with the newest status that the node has found out, said or not.
+    pub fn pods_as_seen(&self) -> Vec<Pod> {
+        self.pods().iter().map(|pod| self.as_seen(pod)).collect()
+    }
+
+    /// The pod with the newest status that the node has found out.
+    pub fn as_seen(&self, pod: &Pod) -> Pod {
+        let newest = self.reporter.newest(pod.metadata.uid.as_deref().unwrap_or_default());
+        Pod { status: newest.or_else(|| pod.status.clone()), ..pod.clone() }
     }
 
     pub fn pod_by_uid(&self, uid: &str) -> Option<Arc<Pod>> {
@@ -124,9 +150,16 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     cgroups.prepare(machine.cpus * 1000, machine.memory_bytes).map_err(Error::Cgroups)?;
     let informers = config.informers.clone();
     let client = informers.client();
-    let objects = Arc::new(Objects::new(client.clone()));
-    let recorder = Recorder::new(client.clone(), "kubelet", &config.node_name);
-    let reporter = Arc::new(Reporter::new(client.clone()));
+    let checkpoint = informers.checkpoint();
+    let pods: Informer<Pod> = informers.selected(Selection { fields: Some(format!("spec.nodeName={}", config.node_name)), ..Default::default() });
+    let contact = Contact::new(pods.clone());
+    let objects = Arc::new(Objects::new(client.clone(), contact.clone(), checkpoint));
+    let recorder = Recorder::kept(client.clone(), "kubelet", &config.node_name, checkpoint);
+    let reporter = Arc::new(Reporter::new(client.clone(), checkpoint));
+    let tokens = Tokens::new(client.clone(), contact.clone(), recorder.clone(), checkpoint);
+    if pods.is_synced() {
+        tracing::info!(pods = pods.count(), "starting from the checkpoint; the API comes second");
+    }
     let node_resolver = std::fs::read_to_string("/etc/resolv.conf").map(|text| sandbox::Resolver::parse(&text)).unwrap_or_default();
     let dns = sandbox::Dns {
         cluster_servers: config.cluster_dns.iter().map(ToString::to_string).collect(),
@@ -135,14 +168,17 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     };
     let cx = Arc::new(Context {
         images: Images::new(cri.clone(), config.parallel_image_pulls),
-        volumes: Volumes::new(pods_dir, objects.clone(), client.clone()),
+        volumes: Volumes::new(pods_dir, objects.clone(), tokens),
         services: informers.all(),
+        runtime_classes: informers.all(),
+        contact,
         client,
         cri,
         recorder,
         objects,
         cgroups,
         reporter: reporter.clone(),
+        board: Arc::default(),
         machine,
         dns,
         stats: Stats::default(),
@@ -154,22 +190,26 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         config,
     });
     cx.set_runtime_state(&node::runtime_state(&cx.cri).await);
-    let pods: Informer<Pod> = informers.selected(Selection { fields: Some(format!("spec.nodeName={}", cx.config.node_name)), ..Default::default() });
 
     let tasks = TaskTracker::new();
     tasks.spawn(reporter.run(shutdown.clone()));
     tasks.spawn(node::run(cx.clone(), shutdown.clone()));
+    if let Some(config) = cx.config.peers.clone() {
+        let name = cx.config.node_name.clone();
+        tasks.spawn(peers::run(config, name, cx.config.node_ip, informers.clone(), cx.board.clone(), shutdown.clone()));
+    }
     tasks.spawn(relist(cx.clone(), shutdown.clone()));
     tasks.spawn(rotate(cx.clone(), shutdown.clone()));
     tasks.spawn(watch_pressure(cx.clone(), shutdown.clone()));
     tasks.spawn(collect_images(cx.clone(), shutdown.clone()));
     tasks.spawn(end_orphans(cx.clone(), pods.clone(), shutdown.clone()));
     tasks.spawn(follow(cx.clone(), pods, tasks.clone(), shutdown.clone()));
-    let result = server::run(cx.clone(), shutdown.clone()).await;
+    let serve = server::run(cx.clone(), shutdown.clone());
+    let result = tokio::try_join!(async { serve.await.map_err(Error::Server) }, local::run(cx.clone(), shutdown.clone())).map(drop);
     shutdown.cancel();
     tasks.close();
     tasks.wait().await;
-    result.map_err(Error::Server)
+    result
 }
 
 /// Gives every pod of this node its worker, and tells it what becomes of its pod.
@@ -179,6 +219,12 @@ async fn follow(cx: Arc<Context>, pods: Informer<Pod>, tasks: TaskTracker, shutd
     tokio::select! {
         () = cx.services.synced() => {}
         () = shutdown.cancelled() => return,
+    }
+    // After a reboot: rules first, then pods, or the first thing that a pod does fails.
+    if let Some(mut rules) = cx.config.service_rules.clone()
+        && tokio::time::timeout(RULES_WAIT, rules.wait_for(|in_place| *in_place)).await.is_err()
+    {
+        tracing::warn!("the rules of the Services are not in place; pods start without waiting for them any longer");
     }
     loop {
         let change = tokio::select! {
@@ -429,9 +475,16 @@ async fn end_orphans(cx: Arc<Context>, pods: Informer<Pod>, shutdown: Cancellati
             let listed = pods.list().into_iter().filter_map(|pod| pod.metadata.uid.clone());
             listed.chain(cx.workers.lock().keys().cloned()).collect()
         };
+        // With no word from a server yet, what the checkpoint does not know may be newer than it. It stays, unless it was
+        // seen to go.
+        let is_stale = pods.is_stale();
+        let spared = |uid: &str| known.contains(uid) || (is_stale && !pods.has_seen_go(uid));
+        if !is_stale {
+            forget_unused(&cx, &pods, &known);
+        }
         let mut occupied = HashSet::new();
         for sandbox in sandboxes {
-            let Some(uid) = sandbox.labels.get(names::POD_UID).filter(|uid| !known.contains(*uid)) else { continue };
+            let Some(uid) = sandbox.labels.get(names::POD_UID).filter(|uid| !spared(uid)) else { continue };
             occupied.insert(uid.clone());
             let label = |name: &str| sandbox.labels.get(name).cloned().unwrap_or_default();
             let id = PodId { namespace: label(names::POD_NAMESPACE), name: label(names::POD_NAME), uid: uid.clone() };
@@ -440,17 +493,30 @@ async fn end_orphans(cx: Arc<Context>, pods: Informer<Pod>, shutdown: Cancellati
                 tracing::warn!(pod = %id, %error, "an orphaned pod cannot be ended yet");
             }
         }
-        for uid in directories.into_iter().filter(|uid| !known.contains(uid) && !occupied.contains(uid)) {
+        for uid in directories.into_iter().filter(|uid| !spared(uid) && !occupied.contains(uid)) {
             if let Err(error) = cx.volumes.tear_down(&uid).await {
                 tracing::warn!(uid, %error, "an orphaned pod's directory cannot be removed yet");
             }
         }
         for (uid, path) in cx.cgroups.pods() {
-            if !known.contains(&uid) && !occupied.contains(&uid) {
+            if !spared(&uid) && !occupied.contains(&uid) {
                 let _ = cx.cgroups.remove(&path);
             }
         }
     }
+}
+
+/// Drops from memory and disk what belongs to no pod of the node.
+fn forget_unused(cx: &Context, pods: &Informer<Pod>, known: &HashSet<String>) {
+    let (mut config_maps, mut secrets) = (HashSet::new(), HashSet::new());
+    for pod in pods.list().into_iter().chain(cx.pods()) {
+        let referred = spec::referred::objects(&pod);
+        config_maps.extend(referred.config_maps);
+        secrets.extend(referred.secrets);
+    }
+    cx.objects.retain(&config_maps, &secrets);
+    cx.volumes.retain_tokens(known);
+    cx.reporter.retain(known);
 }
 
 async fn end_orphan(cx: &Context, id: &PodId, sandbox_id: &str) -> Result<(), cri::Error> {

@@ -3,6 +3,10 @@
 //!
 //! What must stay true: an image that a container uses is never removed; a failed pull is not repeated before its delay
 //! is over, for whatever pod; pulls of the same image at once are one pull.
+//!
+//! With no server alive `Always` counts as `IfNotPresent`: only pods that were given to this node while there was a server
+//! run here, they were entitled to their images then, and a restart must not hang on a registry that may be a victim of the
+//! same outage. With a server `Always` is what it is in Kubernetes.
 
 use crate::backoff::{Backoffs, go_duration};
 use base64::Engine as _;
@@ -86,6 +90,14 @@ pub fn policy(given: Option<&str>, image: &str) -> String {
         Some(policy) => policy.to_owned(),
         None if normalized(image).is_ok_and(|name| name.ends_with(":latest")) => "Always".into(),
         None => "IfNotPresent".into(),
+    }
+}
+
+/// The policy that counts: see the module for what it is without a server.
+pub fn effective_policy(given: Option<&str>, image: &str, has_server: bool) -> String {
+    match policy(given, image) {
+        always if always == "Always" && !has_server => "IfNotPresent".into(),
+        other => other,
     }
 }
 
@@ -194,10 +206,11 @@ impl Images {
         pull_policy: Option<&str>,
         credentials: Vec<AuthConfig>,
         sandbox: Option<PodSandboxConfig>,
+        has_server: bool,
         pulling: impl FnOnce(),
     ) -> Result<Present, Error> {
         let name = normalized(image)?;
-        let pull_policy = policy(pull_policy, image);
+        let pull_policy = effective_policy(pull_policy, image, has_server);
         let here = self.find(&name).await?;
         match (pull_policy.as_str(), here) {
             ("Never", None) => return Err(Error::Never { image: image.to_owned() }),

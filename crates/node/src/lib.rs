@@ -15,14 +15,17 @@
 pub mod agent;
 pub mod backoff;
 pub mod cgroups;
+mod contact;
 pub mod eviction;
 mod hooks;
 mod http;
 pub mod images;
+pub mod local;
 pub mod logs;
 pub mod machine;
 pub mod node;
 mod objects;
+pub mod peers;
 pub mod pod;
 pub mod probes;
 mod reporter;
@@ -77,6 +80,10 @@ pub struct Config {
     pub eviction: eviction::Thresholds,
     pub lease_duration: Duration,
     pub status_update_frequency: Duration,
+    /// How the node is a member of the cluster's membership; `None` (`--membership=false`) is not at all.
+    pub peers: Option<peers::Config>,
+    /// Becomes true when the rules of the Services are in the kernel: pods wait for that (not for ever) when the agent starts.
+    pub service_rules: Option<watch::Receiver<bool>>,
 }
 
 /// A certificate (or chain) and its key, PEM.
@@ -126,6 +133,8 @@ impl Config {
             eviction: eviction::Thresholds::default(),
             lease_duration: Duration::from_secs(40),
             status_update_frequency: Duration::from_secs(10),
+            peers: None,
+            service_rules: None,
         }
     }
 

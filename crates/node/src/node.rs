@@ -408,6 +408,7 @@ async fn renew(cx: std::sync::Arc<Context>, node_uid: Option<String>, shutdown: 
             };
             bounded(api.create(&PostParams::default(), &lease)).await
         };
+        cx.board.answered(&result);
         let pause = match result {
             Ok(_) => {
                 exists = true;

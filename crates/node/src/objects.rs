@@ -1,27 +1,37 @@
 //! ConfigMaps and Secrets that pods name, read one by one: a node may see those of its own pods and no others.
 //!
-//! A short memory keeps many pods from asking the same at once, and keeps answering when no server does. What a server
-//! has said is gone is gone; what could not be asked is not.
+//! A short memory keeps many pods from asking the same at once. All that pods of this node refer to is also in the node's
+//! checkpoint (Secrets encrypted), so that a container starts with no server alive, after a reboot too. What a server has
+//! said is gone is gone; what could not be asked is not.
 
-use client::error::ErrorExt;
+use crate::{contact::Contact, spec::referred};
+use client::{
+    checkpoint::{Secrecy, Shelf as Disk},
+    error::ErrorExt,
+};
 use jiff::Timestamp;
 use k8s_openapi::{
     NamespaceResourceScope,
-    api::core::v1::{ConfigMap, Secret},
+    api::core::v1::{ConfigMap, Pod, Secret},
 };
 use kube::Api;
 use parking_lot::Mutex;
-use serde::de::DeserializeOwned;
-use std::{collections::HashMap, fmt::Debug, sync::Arc, time::Duration};
+use serde::{Serialize, de::DeserializeOwned};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt::Debug,
+    sync::Arc,
+    time::Duration,
+};
 
 /// How old an object may be when a pod or container starts: it must see what was there before.
 pub const FRESH: Duration = Duration::from_millis(500);
 /// How old it may be when a running pod's volumes are brought up to date.
 pub const KEPT: Duration = Duration::from_secs(20);
-/// Objects that nobody has asked for in this long are forgotten.
-const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 /// How long a server may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long one may take that does not seem to be there, for what is not known here.
+const AWAY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// An object that could not be read; not the same as one that does not exist.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -33,64 +43,128 @@ pub struct Error {
     pub message: String,
 }
 
+type Slot = (String, String);
+
 struct Kept<K> {
     object: Arc<K>,
     read_at: Timestamp,
 }
 
-type Shelf<K> = Mutex<HashMap<(String, String), Kept<K>>>;
+/// What is known of one kind: as many as the node's pods refer to, see [`Objects::retain`].
+struct Shelf<K> {
+    kind: &'static str,
+    known: Mutex<HashMap<Slot, Kept<K>>>,
+    disk: Option<Disk>,
+}
+
+impl<K> Shelf<K>
+where
+    K: Serialize + DeserializeOwned,
+{
+    fn new(kind: &'static str, disk: Option<Disk>) -> Shelf<K> {
+        let loaded = disk.iter().flat_map(Disk::load_json::<K>);
+        let known = loaded.filter_map(|(key, object)| {
+            let (namespace, name) = key.split_once('/')?;
+            Some(((namespace.to_owned(), name.to_owned()), Kept { object: Arc::new(object), read_at: Timestamp::UNIX_EPOCH }))
+        });
+        Shelf { kind, known: Mutex::new(known.collect()), disk }
+    }
+
+    fn keep(&self, slot: &Slot, object: Arc<K>) {
+        if let Some(disk) = &self.disk {
+            disk.put_json(&format!("{}/{}", slot.0, slot.1), &*object);
+        }
+        self.known.lock().insert(slot.clone(), Kept { object, read_at: Timestamp::now() });
+    }
+
+    fn forget(&self, slot: &Slot) {
+        if let Some(disk) = &self.disk {
+            disk.remove(&format!("{}/{}", slot.0, slot.1));
+        }
+        self.known.lock().remove(slot);
+    }
+
+    fn retain(&self, referred: &HashSet<Slot>) {
+        let unused: Vec<Slot> = self.known.lock().keys().filter(|slot| !referred.contains(*slot)).cloned().collect();
+        unused.iter().for_each(|slot| self.forget(slot));
+    }
+}
 
 /// The reader. Cheap to share.
 pub struct Objects {
     client: kube::Client,
+    contact: Contact,
     config_maps: Shelf<ConfigMap>,
     secrets: Shelf<Secret>,
 }
 
 impl Objects {
-    pub fn new(client: kube::Client) -> Objects {
-        Objects { client, config_maps: Shelf::default(), secrets: Shelf::default() }
+    pub fn new(client: kube::Client, contact: Contact, checkpoint: Option<&client::Checkpoint>) -> Objects {
+        let disk = |name: &str, secrecy| checkpoint.map(|checkpoint| checkpoint.shelf(name, secrecy));
+        Objects {
+            client,
+            contact,
+            config_maps: Shelf::new("ConfigMap", disk("configmaps", Secrecy::Open)),
+            secrets: Shelf::new("Secret", disk("secrets", Secrecy::Sealed)),
+        }
     }
 
     /// The ConfigMap, `None` if there is none.
     pub async fn config_map(&self, namespace: &str, name: &str, age_max: Duration) -> Result<Option<Arc<ConfigMap>>, Error> {
-        self.read(&self.config_maps, "ConfigMap", namespace, name, age_max).await
+        self.read(&self.config_maps, namespace, name, age_max).await
     }
 
     /// The Secret, `None` if there is none.
     pub async fn secret(&self, namespace: &str, name: &str, age_max: Duration) -> Result<Option<Arc<Secret>>, Error> {
-        self.read(&self.secrets, "Secret", namespace, name, age_max).await
+        self.read(&self.secrets, namespace, name, age_max).await
     }
 
-    async fn read<K>(&self, shelf: &Shelf<K>, kind: &'static str, namespace: &str, name: &str, age_max: Duration) -> Result<Option<Arc<K>>, Error>
+    /// Brings all that the pod refers to up to date. What cannot be read stays as it was.
+    pub async fn refresh(&self, pod: &Pod) {
+        let referred = referred::objects(pod);
+        for (namespace, name) in &referred.config_maps {
+            let _ = self.config_map(namespace, name, KEPT).await;
+        }
+        for (namespace, name) in &referred.secrets {
+            let _ = self.secret(namespace, name, KEPT).await;
+        }
+    }
+
+    /// Forgets what no pod refers to.
+    pub fn retain(&self, config_maps: &HashSet<Slot>, secrets: &HashSet<Slot>) {
+        self.config_maps.retain(config_maps);
+        self.secrets.retain(secrets);
+    }
+
+    async fn read<K>(&self, shelf: &Shelf<K>, namespace: &str, name: &str, age_max: Duration) -> Result<Option<Arc<K>>, Error>
     where
-        K: kube::Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
+        K: kube::Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned,
     {
         let slot = (namespace.to_owned(), name.to_owned());
         let now = Timestamp::now();
-        let young = |kept: &Kept<K>, age: Duration| now.duration_since(kept.read_at).unsigned_abs() <= age;
-        let known = {
-            let mut shelf = shelf.lock();
-            shelf.retain(|_, kept| young(kept, FORGOTTEN_AFTER));
-            shelf.get(&slot).map(|kept| (kept.object.clone(), young(kept, age_max)))
-        };
+        let known = shelf.known.lock().get(&slot).map(|kept| (kept.object.clone(), now.duration_since(kept.read_at).unsigned_abs() <= age_max));
         if let Some((object, true)) = known {
             return Ok(Some(object));
         }
+        let is_there = self.contact.is_there().await;
+        if let (Some((object, _)), false) = (&known, is_there) {
+            return Ok(Some(object.clone()));
+        }
         let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
-        let answer = tokio::time::timeout(ANSWER_TIMEOUT, api.get(name)).await;
+        let answer = tokio::time::timeout(if is_there { ANSWER_TIMEOUT } else { AWAY_TIMEOUT }, api.get(name)).await;
         let failure = match answer {
-            Ok(Ok(object)) => {
+            Ok(Ok(mut object)) => {
+                object.meta_mut().managed_fields = None;
                 let object = Arc::new(object);
-                shelf.lock().insert(slot, Kept { object: object.clone(), read_at: now });
+                shelf.keep(&slot, object.clone());
                 return Ok(Some(object));
             }
             Ok(Err(error)) if error.is_not_found() => {
-                shelf.lock().remove(&slot);
+                shelf.forget(&slot);
                 return Ok(None);
             }
             // A server that refuses is believed; one that cannot be reached leaves things as they were.
-            Ok(Err(error)) if error.is_answer() => error.short(),
+            Ok(Err(error)) if error.is_answer() && !error.is_trouble() => error.short(),
             Ok(Err(error)) => match known {
                 Some((object, _)) => return Ok(Some(object)),
                 None => error.short(),
@@ -100,6 +174,6 @@ impl Objects {
                 None => "the API server does not answer".to_owned(),
             },
         };
-        Err(Error { kind, namespace: namespace.to_owned(), name: name.to_owned(), message: failure })
+        Err(Error { kind: shelf.kind, namespace: namespace.to_owned(), name: name.to_owned(), message: failure })
     }
 }

@@ -1,10 +1,16 @@
 //! Telling the API: statuses of pods, and the last word about a pod that is over.
 //!
 //! Workers hand in the newest status and go on; it is sent beside them, again and again until it is said or replaced by
-//! a newer one. What must stay true: only the newest is sent; nothing is sent that the API already holds; a pod is
-//! deleted only by its UID, and only after its last status.
+//! a newer one. What is not known to be said is on disk too: a pod that was done stays done, and is reported so, though no
+//! server was there to be told and the agent was restarted since.
+//!
+//! What must stay true: only the newest is sent; nothing is sent that the API already holds; a pod is deleted only by its
+//! UID, and only after its last status.
 
-use client::error::ErrorExt;
+use client::{
+    checkpoint::{Secrecy, Shelf},
+    error::ErrorExt,
+};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::{
     Api,
@@ -13,7 +19,7 @@ use kube::{
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -39,6 +45,9 @@ pub struct Reporter {
     entries: Mutex<BTreeMap<String, Entry>>,
     under_way: Mutex<HashSet<String>>,
     wake: Notify,
+    /// Statuses on disk, by UID, and those found there that no worker has asked for yet.
+    disk: Option<Shelf>,
+    found: Mutex<HashMap<String, PodStatus>>,
 }
 
 fn version(pod: &Pod) -> u64 {
@@ -62,8 +71,32 @@ pub fn difference(before: &Value, after: &Value) -> Option<Value> {
 }
 
 impl Reporter {
-    pub fn new(client: kube::Client) -> Reporter {
-        Reporter { client, entries: Mutex::default(), under_way: Mutex::default(), wake: Notify::new() }
+    pub fn new(client: kube::Client, checkpoint: Option<&client::Checkpoint>) -> Reporter {
+        let disk = checkpoint.map(|checkpoint| checkpoint.shelf("statuses", Secrecy::Open));
+        let found = disk.iter().flat_map(Shelf::load_json::<PodStatus>).collect();
+        Reporter { client, entries: Mutex::default(), under_way: Mutex::default(), wake: Notify::new(), disk, found: Mutex::new(found) }
+    }
+
+    /// The last status that the agent gave this pod before it was restarted.
+    pub fn found(&self, uid: &str) -> Option<PodStatus> {
+        self.found.lock().remove(uid)
+    }
+
+    /// The newest status of a pod, said or not.
+    pub fn newest(&self, uid: &str) -> Option<PodStatus> {
+        self.entries.lock().get(uid).and_then(|entry| entry.status.clone())
+    }
+
+    /// How many pods have something that the API has not been told.
+    pub fn waiting(&self) -> usize {
+        let under_way = self.under_way.lock().clone();
+        self.entries.lock().iter().filter(|(uid, entry)| entry.dirty || under_way.contains(*uid)).count()
+    }
+
+    /// Forgets what is kept of pods that are not on the node.
+    pub fn retain(&self, known: &HashSet<String>) {
+        let gone: Vec<String> = self.found.lock().keys().filter(|uid| !known.contains(*uid)).cloned().collect();
+        gone.iter().for_each(|uid| self.forget(uid));
     }
 
     /// Takes the newest status of a pod.
@@ -76,6 +109,9 @@ impl Reporter {
             entry.dirty = true;
         }
         if entry.status.as_ref() != Some(&status) {
+            if let Some(disk) = &self.disk {
+                disk.put_json(pod.metadata.uid.as_deref().unwrap_or_default(), &status);
+            }
             entry.status = Some(status);
             entry.dirty = true;
         }
@@ -96,6 +132,10 @@ impl Reporter {
     /// The API no longer has the pod.
     pub fn forget(&self, uid: &str) {
         self.entries.lock().remove(uid);
+        self.found.lock().remove(uid);
+        if let Some(disk) = &self.disk {
+            disk.remove(uid);
+        }
     }
 
     /// Sends until shutdown.

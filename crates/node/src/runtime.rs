@@ -31,6 +31,8 @@ const MESSAGE_LOG_LINES_MAX: usize = 80;
 const GRACE_MIN_S: i64 = 2;
 /// When a start that failed for its configuration is tried again.
 const RETRY_S: i64 = 10;
+/// How long a pod waits for the RuntimeClasses to be known.
+const CLASSES_WAIT: Duration = Duration::from_secs(10);
 
 /// A CRI time, zero meaning none.
 fn at(nanoseconds: i64) -> Option<Timestamp> {
@@ -188,11 +190,12 @@ async fn runtime_handler(cx: &Context, pod: &Pod) -> String {
     let Some(name) = pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.clone()).filter(|name| !name.is_empty()) else {
         return String::new();
     };
-    let api: kube::Api<k8s_openapi::api::node::v1::RuntimeClass> = kube::Api::all(cx.client.clone());
-    match api.get(&name).await {
-        Ok(class) => class.handler,
-        Err(error) => {
-            tracing::warn!(class = name, %error, "cannot read the RuntimeClass");
+    // At the node's very first start they may not have arrived yet.
+    let _ = tokio::time::timeout(CLASSES_WAIT, cx.runtime_classes.synced()).await;
+    match cx.runtime_classes.get(&client::Key::new("", name.as_str())) {
+        Some(class) => class.handler.clone(),
+        None => {
+            tracing::warn!(class = name, "there is no such RuntimeClass");
             name
         }
     }
@@ -265,7 +268,9 @@ pub async fn start(
 
     let credentials = pull_credentials(cx, pod, &image_name).await;
     let pulling = || told(Normal, "Pulling", format!("Pulling image \"{image_name}\""));
-    let ensured = cx.images.ensure(&image_name, container.image_pull_policy.as_deref(), credentials, Some(sandbox_config.clone()), pulling).await;
+    let has_server = cx.contact.is_there().await;
+    let policy = container.image_pull_policy.as_deref();
+    let ensured = cx.images.ensure(&image_name, policy, credentials, Some(sandbox_config.clone()), has_server, pulling).await;
     let present = match ensured {
         Ok(present) => {
             told(Normal, "Pulled", images::pulled_message(&image_name, &present.got));

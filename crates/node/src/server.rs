@@ -48,7 +48,7 @@ pub fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
     response
 }
 
-fn json(value: &impl serde::Serialize) -> Response<Body> {
+pub(crate) fn json(value: &impl serde::Serialize) -> Response<Body> {
     match serde_json::to_vec(value) {
         Ok(bytes) => {
             let mut response = text(StatusCode::OK, bytes);
@@ -114,7 +114,7 @@ pub async fn run(cx: Arc<Context>, shutdown: CancellationToken) -> Result<(), Er
         shutdown.cancelled().await;
         return Ok(());
     };
-    let acceptor = TlsAcceptor::from(tls(&cx, &serving)?);
+    let mut acceptor = TlsAcceptor::from(tls(&cx, &serving)?);
     let address = SocketAddr::new(cx.config.bind_address, cx.config.port);
     let listener = TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })?;
     let slots = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS_MAX));
@@ -131,6 +131,16 @@ pub async fn run(cx: Arc<Context>, shutdown: CancellationToken) -> Result<(), Er
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 }
+            },
+            // A renewed certificate is for new connections; those that are open go on.
+            Ok(()) = known.changed() => {
+                let renewed = known.borrow_and_update().clone();
+                match renewed.map(|serving| tls(&cx, &serving)) {
+                    Some(Ok(renewed)) => acceptor = TlsAcceptor::from(renewed),
+                    Some(Err(error)) => tracing::warn!(%error, "the renewed certificate cannot be used; the one before is used on"),
+                    None => {}
+                }
+                continue;
             },
             () = shutdown.cancelled() => return Ok(()),
         };
@@ -187,8 +197,7 @@ async fn answer(cx: Arc<Context>, access: Access, request: Request<Incoming>) ->
 }
 
 fn pod_list(cx: &Context) -> serde_json::Value {
-    let items: Vec<Arc<Pod>> = cx.pods();
-    let items: Vec<&Pod> = items.iter().map(AsRef::as_ref).collect();
+    let items: Vec<Pod> = cx.pods_as_seen();
     serde_json::json!({ "kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items })
 }
 
@@ -250,7 +259,7 @@ fn log_options(head: &Parts) -> Result<(logs::Options, bool), String> {
     Ok((options, previous))
 }
 
-async fn container_logs(cx: &Arc<Context>, namespace: &str, name: &str, container: &str, head: &Parts) -> Response<Body> {
+pub(crate) async fn container_logs(cx: &Arc<Context>, namespace: &str, name: &str, container: &str, head: &Parts) -> Response<Body> {
     let (options, previous) = match log_options(head) {
         Ok(read) => read,
         Err(message) => return text(StatusCode::BAD_REQUEST, message),

@@ -137,6 +137,7 @@ struct Worker {
 /// Runs a pod until nothing of it is left, or until shutdown (which leaves its containers alone).
 pub async fn run(cx: Arc<Context>, handle: Handle, shutdown: CancellationToken) {
     let id = PodId::of(&handle.pod());
+    let reported = cx.reporter.found(&id.uid);
     let mut worker = Worker {
         probes: Probes::new(cx.cri.clone(), cx.recorder.clone(), handle.wake.clone()),
         cx,
@@ -158,7 +159,7 @@ pub async fn run(cx: Arc<Context>, handle: Handle, shutdown: CancellationToken) 
         torn_down: false,
         deleted_sent: false,
         deadline: None,
-        reported: None,
+        reported,
         labels_seen: None,
     };
     loop {
@@ -325,6 +326,7 @@ impl Worker {
         });
         if !gone {
             self.reported = Some(status.clone());
+            self.cx.board.report(&pod, &status);
             self.cx.reporter.report(&pod, status);
         }
         if stopped && !self.torn_down && !self.tearing_down {
@@ -467,6 +469,8 @@ impl Worker {
             for error in cx.volumes.refresh(&pod, &facts).await {
                 cx.recorder.about(&*pod, Warning, "FailedMount", error.to_string());
             }
+            // What only environments and pulls read is looked at too: the checkpoint must not hold yesterday's password.
+            cx.objects.refresh(&pod).await;
             Ended::Refresh
         });
     }
@@ -505,6 +509,7 @@ impl Worker {
         {
             tracing::warn!(pod = %self.id, %error, "cannot remove the pod's logs");
         }
+        self.cx.board.forget(&self.id);
         self.cx.reporter.forget(&self.id.uid);
         Ok(())
     }

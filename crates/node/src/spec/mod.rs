@@ -6,6 +6,7 @@
 
 pub mod container;
 pub mod env;
+pub mod referred;
 pub mod resources;
 pub mod sandbox;
 pub mod security;

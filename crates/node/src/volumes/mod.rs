@@ -18,7 +18,7 @@ use crate::{
 };
 use k8s_openapi::api::core::v1::{Container, Pod, Volume};
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs, io,
     os::unix::fs::{MetadataExt, PermissionsExt, chown},
     path::{Path, PathBuf},
@@ -85,8 +85,13 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
 }
 
 impl Volumes {
-    pub fn new(pods: PathBuf, objects: Arc<Objects>, client: kube::Client) -> Volumes {
-        Volumes { pods, objects, tokens: Tokens::new(client) }
+    pub fn new(pods: PathBuf, objects: Arc<Objects>, tokens: Tokens) -> Volumes {
+        Volumes { pods, objects, tokens }
+    }
+
+    /// Forgets the tokens of pods that are not on the node.
+    pub fn retain_tokens(&self, known: &HashSet<String>) {
+        self.tokens.retain(known);
     }
 
     /// The directory of one pod.

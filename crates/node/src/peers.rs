@@ -1,0 +1,342 @@
+//! This node among its peers: its member of the cluster's membership, and its own word about its endpoints.
+//!
+//! ```text
+//! workers' statuses --> Board --\
+//! lease, informers --> API? -----> membership (UDP, its own thread) --view--> Unix socket --> proxy, DNS, controllers
+//! Node objects --> peers -------/
+//! ```
+//!
+//! The key that the members share is the Secret `kube-system/regent-membership`; the node keeps it on its disk, so that it
+//! is a member again after a reboot with no server alive. The Node objects come from the informers, so from the checkpoint.
+//!
+//! What must stay true: a change of a pod's readiness is told at once, before the API has it; a pod that is over is told as
+//! not ready for a while, so that whoever cannot ask the API stops using it; a node whose address is unknown for a moment
+//! stays a peer.
+
+use crate::spec::PodId;
+use client::{Informer, Informers};
+use k8s_openapi::api::core::v1::{Node, Pod, PodStatus, Secret};
+use kube::Api;
+use membership::{Handle, Keys, Peer, local};
+use parking_lot::Mutex;
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, MissedTickBehavior},
+};
+use tokio_util::sync::CancellationToken;
+
+/// The port that members listen on.
+pub const PORT: u16 = 7946;
+/// Where the key is, in the API.
+const SECRET: (&str, &str, &str) = ("kube-system", "regent-membership", "keys");
+/// A key that was changed is noticed within this.
+const KEY_EVERY: Duration = Duration::from_secs(60);
+/// A key that is not there yet is asked for again after this.
+const KEY_RETRY: Duration = Duration::from_secs(1);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often it is looked whether the API is reached.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// The API counts as out of reach when it has been for this long.
+const UNREACHED_FOR: Duration = Duration::from_millis(1_500);
+/// A pod that is over is told as not ready for this long, and until the API is reached.
+const OVER_FOR: Duration = Duration::from_secs(30);
+
+/// How this node is a member.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where it listens; usually all addresses and [`PORT`].
+    pub listen: SocketAddr,
+    /// The socket that publishes the view on this node.
+    pub socket: PathBuf,
+    /// Where key and epoch are kept.
+    pub directory: PathBuf,
+}
+
+impl Config {
+    /// As it is by default, with the node's data below this directory.
+    pub fn below(data_dir: &Path) -> Config {
+        Config { listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT)), socket: local::SOCKET.into(), directory: data_dir.join("membership") }
+    }
+}
+
+/// An endpoint: address, ready, serving.
+type Word = (Ipv4Addr, bool, bool);
+
+/// What the pods' workers say of this node's endpoints, and whether the API has answered. Shared.
+#[derive(Default)]
+pub struct Board {
+    words: Mutex<BTreeMap<String, (Word, Option<Instant>)>>,
+    changed: Notify,
+    silent: AtomicBool,
+}
+
+impl Board {
+    /// The newest status of a pod.
+    pub fn report(&self, pod: &Pod, status: &PodStatus) {
+        let Some(uid) = pod.metadata.uid.clone() else { return };
+        let mut words = self.words.lock();
+        let before = words.get(&uid).map(|(word, _)| *word);
+        if let Some(word) = word(pod, status, before.map(|(address, ..)| address))
+            && before != Some(word)
+        {
+            words.insert(uid, (word, None));
+            self.changed.notify_one();
+        }
+    }
+
+    /// The pod is over on this node.
+    pub fn forget(&self, id: &PodId) {
+        if let Some((word, over)) = self.words.lock().get_mut(&id.uid) {
+            (word.1, word.2) = (false, false);
+            over.get_or_insert_with(Instant::now);
+            self.changed.notify_one();
+        }
+    }
+
+    /// Whether the lease could be renewed: any answer of the API is one.
+    pub fn answered<T>(&self, answer: &Result<T, kube::Error>) {
+        self.silent.store(!matches!(answer, Ok(_) | Err(kube::Error::Api(_))), Ordering::Relaxed);
+    }
+
+    fn words(&self, api_reachable: bool) -> BTreeMap<String, Word> {
+        let mut words = self.words.lock();
+        words.retain(|_, (_, over)| !(api_reachable && over.is_some_and(|since| since.elapsed() >= OVER_FOR)));
+        words.iter().map(|(uid, (word, _))| (uid.clone(), *word)).collect()
+    }
+}
+
+/// What a pod's status says of it as an endpoint. While it has no address it keeps its last one, and is not ready.
+fn word(pod: &Pod, status: &PodStatus, last: Option<Ipv4Addr>) -> Option<Word> {
+    let address = status.pod_ip.as_deref().and_then(|ip| ip.parse::<Ipv4Addr>().ok());
+    let condition = status.conditions.iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True");
+    let serving = condition && address.is_some() && status.phase.as_deref() == Some("Running");
+    Some((address.or(last)?, serving && pod.metadata.deletion_timestamp.is_none(), serving))
+}
+
+/// Is a member until `shutdown`. What fails is said and tried again: the node is a node also without peers.
+pub async fn run(config: Config, node_name: String, node_ip: IpAddr, informers: Informers, board: Arc<Board>, shutdown: CancellationToken) {
+    if let Err(error) = std::fs::create_dir_all(&config.directory) {
+        tracing::error!(path = %config.directory.display(), %error, "no membership: its directory cannot be made");
+        return;
+    }
+    let work = async {
+        let keys = keys(informers.client(), config.directory.join("keys")).await;
+        let handle = loop {
+            match begin(&config, &node_name, node_ip, keys.clone(), &shutdown) {
+                Ok(handle) => break handle,
+                Err(error) => tracing::error!(%error, "this node is no member yet; trying again"),
+            }
+            tokio::time::sleep(KEY_RETRY).await;
+        };
+        tracing::info!(listen = %config.listen, "a member of the cluster's membership");
+        tokio::join!(publish(&config.socket, &handle, &shutdown), tell(&handle, &informers, &board));
+    };
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = work => {}
+    }
+}
+
+fn begin(config: &Config, name: &str, ip: IpAddr, keys: watch::Receiver<Keys>, shutdown: &CancellationToken) -> Result<Handle, membership::transport::Error> {
+    let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
+    let (epoch, kept) = membership::epoch::next(&config.directory.join("epoch"), unix_ms);
+    if let Err(error) = kept {
+        tracing::warn!(%error, "the membership's epoch cannot be kept: a clock that is set back may delay the next start");
+    }
+    let address = SocketAddr::new(ip, config.listen.port());
+    let member = membership::Config { node_name: name.to_owned(), listen: config.listen, address, epoch, keys };
+    membership::start(member, shutdown.clone())
+}
+
+async fn publish(socket: &Path, handle: &Handle, shutdown: &CancellationToken) {
+    while let Err(error) = local::publish(socket, handle.view(), shutdown.clone()).await {
+        tracing::error!(path = %socket.display(), %error, "the membership cannot be published on this node; trying again");
+        tokio::time::sleep(KEY_RETRY).await;
+    }
+}
+
+/// Tells the member what it is to know, as it changes.
+async fn tell(handle: &Handle, informers: &Informers, board: &Board) {
+    let nodes: Informer<Node> = informers.all();
+    let mut node_changes = nodes.subscribe();
+    let mut peers: BTreeMap<String, SocketAddr> = BTreeMap::new();
+    let mut told: BTreeMap<String, Word> = BTreeMap::new();
+    let mut unreached_since: Option<Instant> = None;
+    let mut reachable = true;
+    let mut ticks = tokio::time::interval(LOOK_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            change = node_changes.next() => {
+                if change.is_none() {
+                    return;
+                }
+                while node_changes.try_next().is_some() {}
+            }
+            () = board.changed.notified() => {}
+            _ = ticks.tick() => {}
+        }
+        if nodes.is_synced() {
+            let now = addresses(&nodes.list(), &peers);
+            if now != peers {
+                peers = now;
+                handle.set_peers(peers.iter().map(|(name, address)| Peer { name: name.clone(), address: *address }).collect()).await;
+            }
+        }
+        if nodes.is_connected() && !board.silent.load(Ordering::Relaxed) {
+            unreached_since = None;
+        } else {
+            unreached_since.get_or_insert_with(Instant::now);
+        }
+        let reachable_now = unreached_since.is_none_or(|since| since.elapsed() < UNREACHED_FOR);
+        if reachable_now != reachable {
+            tracing::info!(reachable = reachable_now, "the API, as this node tells its peers");
+            reachable = reachable_now;
+        }
+        handle.set_api_reachable(reachable).await;
+        let words = board.words(reachable);
+        for (uid, word) in words.iter().filter(|(uid, word)| told.get(*uid) != Some(word)) {
+            handle.publish(uid.clone(), Some(*word)).await;
+        }
+        for uid in told.keys().filter(|uid| !words.contains_key(*uid)) {
+            handle.publish(uid.clone(), None).await;
+        }
+        told = words;
+    }
+}
+
+/// Where the nodes' members are. One without an address keeps its last.
+fn addresses(nodes: &[Arc<Node>], before: &BTreeMap<String, SocketAddr>) -> BTreeMap<String, SocketAddr> {
+    let address = |node: &Node| {
+        let addresses = node.status.as_ref()?.addresses.as_ref()?;
+        let internal = addresses.iter().filter(|address| address.type_ == "InternalIP");
+        internal.filter_map(|address| address.address.parse::<IpAddr>().ok()).next().map(|ip| SocketAddr::new(ip, PORT))
+    };
+    let known = nodes.iter().filter_map(|node| {
+        let name = node.metadata.name.clone()?;
+        let address = address(node).or_else(|| before.get(&name).copied())?;
+        Some((name, address))
+    });
+    known.collect()
+}
+
+/// The cluster's keys: from the disk at once, from the API as soon and as long as it answers.
+async fn keys(client: kube::Client, file: PathBuf) -> watch::Receiver<Keys> {
+    let on_disk = std::fs::read_to_string(&file).ok().and_then(|text| Keys::parse(&text).ok());
+    let first = match on_disk {
+        Some(keys) => keys,
+        None => loop {
+            match ask(&client).await {
+                Ok((keys, text)) => {
+                    keep(&file, &text);
+                    break keys;
+                }
+                Err(problem) => tracing::debug!(problem, "the membership's key cannot be had yet"),
+            }
+            tokio::time::sleep(KEY_RETRY).await;
+        },
+    };
+    let (sender, receiver) = watch::channel(first);
+    tokio::spawn(async move {
+        loop {
+            if let Ok((keys, text)) = ask(&client).await
+                && sender.send_if_modified(|known| {
+                    let changes = *known != keys;
+                    *known = keys;
+                    changes
+                })
+            {
+                keep(&file, &text);
+            }
+            tokio::select! {
+                () = sender.closed() => return,
+                () = tokio::time::sleep(KEY_EVERY) => {}
+            }
+        }
+    });
+    receiver
+}
+
+async fn ask(client: &kube::Client) -> Result<(Keys, String), String> {
+    let (namespace, name, field) = SECRET;
+    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let secret = tokio::time::timeout(ANSWER_TIMEOUT, api.get(name)).await.map_err(|_| "no answer".to_owned())?.map_err(|error| error.to_string())?;
+    let bytes = secret.data.unwrap_or_default().remove(field).ok_or_else(|| format!("the Secret {namespace}/{name} has no {field}"))?;
+    let text = String::from_utf8(bytes.0).map_err(|error| error.to_string())?;
+    let keys = Keys::parse(&text).map_err(|error| error.to_string())?;
+    Ok((keys, text))
+}
+
+/// Keeps the keys for a start without a server. Only root reads them.
+fn keep(file: &Path, text: &str) {
+    use std::{io::Write, os::unix::fs::OpenOptionsExt};
+    let written = (|| -> io::Result<()> {
+        let new = file.with_extension("new");
+        let mut out = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        out.write_all(text.as_bytes())?;
+        out.sync_all()?;
+        std::fs::rename(&new, file)
+    })();
+    if let Err(error) = written {
+        tracing::error!(path = %file.display(), %error, "the membership's key cannot be kept; after a reboot without a server this node would have no peers");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn pod(value: serde_json::Value) -> Pod {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn a_pod_is_an_endpoint_as_its_status_says() {
+        let ready = json!({"phase": "Running", "podIP": "10.244.1.2", "conditions": [{"type": "Ready", "status": "True"}]});
+        let of = |metadata: serde_json::Value, status: serde_json::Value, last: Option<Ipv4Addr>| {
+            let pod = pod(json!({"metadata": metadata, "status": status}));
+            word(&pod, pod.status.as_ref().unwrap(), last)
+        };
+        let ip = Ipv4Addr::new(10, 244, 1, 2);
+        assert_eq!(of(json!({}), ready.clone(), None), Some((ip, true, true)));
+        assert_eq!(of(json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}), ready.clone(), None), Some((ip, false, true)));
+        assert_eq!(of(json!({}), json!({"phase": "Running", "podIP": "10.244.1.2"}), None), Some((ip, false, false)));
+        assert_eq!(of(json!({}), json!({"phase": "Pending"}), Some(ip)), Some((ip, false, false)));
+        assert_eq!(of(json!({}), json!({"phase": "Pending"}), None), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_is_over_is_not_ready_until_the_api_must_know() {
+        let board = Board::default();
+        let one = pod(json!({"metadata": {"uid": "u", "name": "p", "namespace": "n"}, "status":
+            {"phase": "Running", "podIP": "10.244.1.2", "conditions": [{"type": "Ready", "status": "True"}]}}));
+        board.report(&one, one.status.as_ref().unwrap());
+        assert!(board.words(false)["u"].1);
+        board.forget(&PodId::of(&one));
+        assert!(!board.words(false)["u"].1);
+        tokio::time::advance(OVER_FOR).await;
+        assert_eq!(board.words(false).len(), 1);
+        assert_eq!(board.words(true).len(), 0);
+    }
+
+    #[test]
+    fn a_node_without_an_address_for_a_moment_stays_a_peer() {
+        let node = |value: serde_json::Value| Arc::new(serde_json::from_value::<Node>(value).unwrap());
+        let known = addresses(&[node(json!({"metadata": {"name": "a"}, "status": {"addresses": [{"type": "InternalIP", "address": "172.30.0.21"}]}}))], &BTreeMap::new());
+        assert_eq!(known["a"], "172.30.0.21:7946".parse().unwrap());
+        assert_eq!(addresses(&[node(json!({"metadata": {"name": "a"}}))], &known), known);
+        assert!(addresses(&[node(json!({"metadata": {"name": "b"}}))], &known).is_empty());
+    }
+}
