@@ -81,6 +81,8 @@ pub struct Options {
     pub unhealthy_zone_threshold: f64,
     /// Up to this many nodes a zone is small (`--large-cluster-size-threshold`).
     pub large_cluster_size_threshold: usize,
+    /// How long pods with the default tolerations stay on a lost node (`--pod-eviction-timeout`), if it is not their 300 s.
+    pub pod_eviction_timeout: Option<Duration>,
     /// Terminated pods beyond this many are removed (`--terminated-pod-gc-threshold`).
     pub terminated_pod_gc_threshold: usize,
     /// The CA for signing and publishing.
@@ -99,6 +101,7 @@ impl Default for Options {
             secondary_node_eviction_rate: 0.01,
             unhealthy_zone_threshold: 0.55,
             large_cluster_size_threshold: 50,
+            pod_eviction_timeout: None,
             terminated_pod_gc_threshold: 12_500,
             ca: ClusterCa::default(),
         }

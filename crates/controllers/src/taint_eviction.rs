@@ -21,6 +21,7 @@ use crate::common::disruption;
 use crate::common::owner::name_of;
 use crate::common::placement::tolerates;
 use crate::common::pod_state::{is_deleting, is_finished, node_name};
+use crate::node_lifecycle::{NOT_READY, UNREACHABLE};
 
 /// Makes the controller.
 pub fn new(context: &Context) -> Arc<dyn Controller> {
@@ -29,6 +30,7 @@ pub fn new(context: &Context) -> Arc<dyn Controller> {
         nodes: context.informers.all(),
         recorder: context.recorder_for("taint-eviction-controller"),
         clock: context.clock.clone(),
+        eviction_timeout: context.options.pod_eviction_timeout,
         scheduled: Mutex::default(),
     })
 }
@@ -38,6 +40,8 @@ struct TaintEviction {
     nodes: Informer<Node>,
     recorder: Recorder,
     clock: Clock,
+    /// In place of the tolerations' default, if it was given.
+    eviction_timeout: Option<Duration>,
     /// Pods that will be evicted, by key: their UID and since when that is known.
     scheduled: Mutex<HashMap<Key, (String, Timestamp)>>,
 }
@@ -78,7 +82,7 @@ impl Controller for TaintEviction {
             let scheduled = self.scheduled.lock();
             scheduled.get(key).filter(|(known, _)| *known == uid).map_or(now, |(_, since)| *since)
         };
-        match decide(&pod, &taints, known_since, now) {
+        match decide(&pod, &taints, known_since, now, self.eviction_timeout) {
             Verdict::Stay => {
                 if self.scheduled.lock().remove(key).is_some_and(|(known, _)| known == uid) {
                     let message = format!("Cancelling deletion of Pod {key}");
@@ -129,8 +133,12 @@ enum Verdict {
     LeaveIn(Duration),
 }
 
-/// Whether and when the pod leaves. A taint that does not say when it was added counts from `known_since`.
-fn decide(pod: &Pod, taints: &[Taint], known_since: Timestamp, now: Timestamp) -> Verdict {
+/// For how long pods tolerate a lost node that nobody asked about it (the admission plugin's default).
+const DEFAULT_TOLERATION_S: i64 = 300;
+
+/// Whether and when the pod leaves. A taint that does not say when it was added counts from `known_since`. With an eviction
+/// timeout, pods that tolerate a lost node for the default time stay for that long instead.
+fn decide(pod: &Pod, taints: &[Taint], known_since: Timestamp, now: Timestamp, eviction_timeout: Option<Duration>) -> Verdict {
     let created = pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
     let mut earliest: Option<Timestamp> = None;
     for taint in taints {
@@ -139,6 +147,12 @@ fn decide(pod: &Pod, taints: &[Taint], known_since: Timestamp, now: Timestamp) -
             return Verdict::Leave;
         }
         let Some(seconds) = tolerating.iter().filter_map(|toleration| toleration.toleration_seconds).min() else { continue };
+        let seconds = match eviction_timeout {
+            Some(timeout) if seconds == DEFAULT_TOLERATION_S && [NOT_READY, UNREACHABLE].contains(&taint.key.as_str()) => {
+                i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX)
+            }
+            _ => seconds,
+        };
         let since = taint.time_added.as_ref().map_or(known_since, |time| time.0);
         let since = created.map_or(since, |created| created.max(since));
         let deadline = since.checked_add(SignedDuration::from_secs(seconds.max(0))).unwrap_or(Timestamp::MAX);
@@ -163,7 +177,7 @@ mod tests {
         let taint = |(key, added): &(&str, Option<&str>)| -> Taint {
             serde_json::from_value(json!({"key": key, "effect": "NoExecute", "timeAdded": added})).expect("a taint")
         };
-        decide(&pod, &taints.iter().map(taint).collect::<Vec<_>>(), at(1000), at(now))
+        decide(&pod, &taints.iter().map(taint).collect::<Vec<_>>(), at(1000), at(now), Some(Duration::from_secs(60)))
     }
 
     #[test]
@@ -177,5 +191,14 @@ mod tests {
         assert_eq!(check(&[("gone", added)], patient.clone(), 1200), Verdict::Leave);
         assert_eq!(check(&[("gone", None)], patient.clone(), 1000), Verdict::LeaveIn(Duration::from_secs(300)));
         assert_eq!(check(&[("gone", added), ("other", added)], patient, 1000), Verdict::Leave);
+    }
+
+    #[test]
+    fn an_eviction_timeout_takes_the_place_of_the_default_alone() {
+        let lost = |seconds: i64| json!([{"key": UNREACHABLE, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds}]);
+        let added = Some("1970-01-01T00:15:00Z");
+        assert_eq!(check(&[(UNREACHABLE, added)], lost(300), 930), Verdict::LeaveIn(Duration::from_secs(30)));
+        assert_eq!(check(&[(UNREACHABLE, added)], lost(300), 960), Verdict::Leave);
+        assert_eq!(check(&[(UNREACHABLE, added)], lost(301), 960), Verdict::LeaveIn(Duration::from_secs(241)));
     }
 }

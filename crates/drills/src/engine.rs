@@ -47,7 +47,7 @@ pub struct Config {
     pub set: Vec<String>,
     /// Break on purpose what each drill checks.
     pub sabotage: bool,
-    /// Requests per second of each node on each way.
+    /// Requests per second on each way, from all nodes together.
     pub rate: u32,
 }
 
@@ -271,7 +271,8 @@ fn plan(config: &Config, sandbox: &Sandbox, directory: &Path) -> Result<Plan> {
     let api = directory.join("api-calls.kubeconfig");
     retarget(sandbox, &url, &api)?;
     let dns = format!("{}:53", sandbox::plan::CLUSTER_DNS);
-    Ok(Plan { targets, rate: config.rate, dns, api: Some((caller.name.clone(), api)) })
+    let rate = config.rate.div_ceil(u32::try_from(targets.len()).unwrap_or(1).max(1));
+    Ok(Plan { targets, rate, dns, api: Some((caller.name.clone(), api)) })
 }
 
 /// Waits until every node has been answered on every way for a while.

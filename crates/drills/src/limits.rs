@@ -22,9 +22,9 @@ pub const REQUESTS_MAX: usize = 2_000_000;
 pub const EVENTS_MAX: usize = 50_000;
 /// Failed requests that the JSON beside the report lists.
 pub const FAILURES_LISTED_MAX: usize = 200;
-/// Requests per second of each source on each path, unless told otherwise.
-pub const RATE_DEFAULT: u32 = 30;
-/// Requests per second of each source on each path over a connection that is kept.
+/// Requests per second on each way, shared by all sources, unless told otherwise.
+pub const RATE_DEFAULT: u32 = 110;
+/// Requests per second of each source on each way over a connection that is kept.
 pub const KEPT_RATE: u32 = 4;
 /// How long traffic runs undisturbed before a fault, and after all is as before.
 pub const STEADY: Duration = Duration::from_secs(2);

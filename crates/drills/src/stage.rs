@@ -323,6 +323,16 @@ impl Stage {
         block_in_place(|| finish(command, ""))
     }
 
+    /// How often each component was started since its node's boot: node, component, number.
+    pub fn starts(&self) -> Vec<(String, String, u32)> {
+        let status = block_in_place(|| self.sandbox.status());
+        let of = |node: sandbox::cluster::NodeStatus| {
+            let name = node.name;
+            node.components.into_iter().map(move |component| (name.clone(), component.name, component.starts)).collect::<Vec<_>>()
+        };
+        status.into_iter().flat_map(of).collect()
+    }
+
     /// The end of a component's log.
     pub fn log_tail(&self, node: &str, component: &str, lines: usize) -> Result<String> {
         let file = self.sandbox.node(node)?.log(component);

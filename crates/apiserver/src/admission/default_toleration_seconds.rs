@@ -1,13 +1,21 @@
-//! DefaultTolerationSeconds: a pod stays on a node that is not ready or not reachable for five minutes, unless it says otherwise.
+//! DefaultTolerationSeconds: a pod stays on a node that is not ready or not reachable for five minutes, unless it (or the
+//! server's flags) says otherwise.
 
 use super::{AdmissionContext, Operation, Plugin, list_mut};
 use api::{Status, Value, object::ObjectExt};
 use serde_json::json;
 
-const SECONDS: i64 = 300;
-const TAINTS: [&str; 2] = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"];
+const NOT_READY: &str = "node.kubernetes.io/not-ready";
+const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
 
-pub(super) struct DefaultTolerationSeconds;
+/// The taints, and for how many seconds they are tolerated.
+pub(super) struct DefaultTolerationSeconds([(&'static str, i64); 2]);
+
+impl DefaultTolerationSeconds {
+    pub(super) fn new(config: &super::Config) -> DefaultTolerationSeconds {
+        DefaultTolerationSeconds([(NOT_READY, config.not_ready_toleration_s), (UNREACHABLE, config.unreachable_toleration_s)])
+    }
+}
 
 #[async_trait::async_trait]
 impl Plugin for DefaultTolerationSeconds {
@@ -17,20 +25,21 @@ impl Plugin for DefaultTolerationSeconds {
 
     async fn admit(&self, cx: &AdmissionContext<'_>, object: &mut Value) -> Result<(), Status> {
         if cx.is(Operation::Create, "", "pods") || cx.is(Operation::Update, "", "pods") {
-            add(object);
+            add(object, &self.0);
         }
         Ok(())
     }
 }
 
-fn add(pod: &mut Value) {
-    let missing: Vec<&str> =
-        TAINTS.into_iter().filter(|taint| !pod.list_at("spec.tolerations").iter().any(|toleration| concerns(toleration, taint))).collect();
+fn add(pod: &mut Value, defaults: &[(&str, i64)]) {
+    let is_said = |taint: &str| pod.list_at("spec.tolerations").iter().any(|toleration| concerns(toleration, taint));
+    let missing: Vec<_> = defaults.iter().filter(|(taint, _)| !is_said(taint)).collect();
     if missing.is_empty() {
         return;
     }
     if let Some(tolerations) = list_mut(pod, "spec.tolerations") {
-        tolerations.extend(missing.iter().map(|key| json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": SECONDS})));
+        let toleration = |(key, seconds): &(&str, i64)| json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds});
+        tolerations.extend(missing.into_iter().map(toleration));
     }
 }
 
@@ -49,14 +58,17 @@ mod tests {
         let check = |given: Value, added: &[&str]| {
             let mut pod = json!({"spec": {"tolerations": given}});
             let before = pod.list_at("spec.tolerations").len();
-            add(&mut pod);
-            let keys: Vec<_> = pod.list_at("spec.tolerations")[before..].iter().map(|toleration| toleration["key"].as_str().unwrap()).collect();
-            assert_eq!(keys, added);
+            add(&mut pod, &[(NOT_READY, 300), (UNREACHABLE, 7)]);
+            let new = &pod.list_at("spec.tolerations")[before..];
+            assert_eq!(new.iter().map(|toleration| toleration["key"].as_str().unwrap()).collect::<Vec<_>>(), added);
+            for toleration in new {
+                assert_eq!(toleration["tolerationSeconds"], if toleration["key"] == NOT_READY { 300 } else { 7 });
+            }
         };
-        check(json!([]), &TAINTS);
-        check(json!([{"key": TAINTS[0], "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 10}]), &[TAINTS[1]]);
-        check(json!([{"key": TAINTS[1], "operator": "Exists"}]), &[TAINTS[0]]);
+        check(json!([]), &[NOT_READY, UNREACHABLE]);
+        check(json!([{"key": NOT_READY, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 10}]), &[UNREACHABLE]);
+        check(json!([{"key": UNREACHABLE, "operator": "Exists"}]), &[NOT_READY]);
         check(json!([{"operator": "Exists"}]), &[]);
-        check(json!([{"key": TAINTS[0], "operator": "Exists", "effect": "NoSchedule"}]), &TAINTS);
+        check(json!([{"key": NOT_READY, "operator": "Exists", "effect": "NoSchedule"}]), &[NOT_READY, UNREACHABLE]);
     }
 }

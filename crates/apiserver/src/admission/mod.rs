@@ -27,10 +27,20 @@ use api::{Kind, Status, Value, object::ObjectExt, request::RequestInfo};
 use std::sync::Arc;
 
 /// Which plugins run, and their settings.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Config {
     /// Names of plugins that do not run (`--disable-admission-plugins`).
     pub disabled: Vec<String>,
+    /// How long a pod that does not say otherwise stays on a node that is not ready (`--default-not-ready-toleration-seconds`),
+    pub not_ready_toleration_s: i64,
+    /// or that cannot be reached (`--default-unreachable-toleration-seconds`).
+    pub unreachable_toleration_s: i64,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config { disabled: Vec::new(), not_ready_toleration_s: 300, unreachable_toleration_s: 300 }
+    }
 }
 
 /// What is done to the object.
@@ -100,7 +110,7 @@ pub trait Plugin: Send + Sync {
 }
 
 /// The list.
-fn all() -> Vec<Box<dyn Plugin>> {
+fn all(config: &Config) -> Vec<Box<dyn Plugin>> {
     vec![
         Box::new(namespace_lifecycle::NamespaceLifecycle),
         Box::new(limit_ranger::LimitRanger),
@@ -109,7 +119,7 @@ fn all() -> Vec<Box<dyn Plugin>> {
         Box::new(taint_nodes::TaintNodesByCondition),
         Box::new(pod_security::PodSecurity),
         Box::new(priority::Priority),
-        Box::new(default_toleration_seconds::DefaultTolerationSeconds),
+        Box::new(default_toleration_seconds::DefaultTolerationSeconds::new(config)),
         Box::new(default_storage_class::DefaultStorageClass),
         Box::new(storage_protection::StorageObjectInUseProtection),
         Box::new(persistent_volume_claim_resize::PersistentVolumeClaimResize),
@@ -132,7 +142,7 @@ pub struct Chain {
 impl Chain {
     pub fn new(config: &crate::Config) -> Result<Chain, Error> {
         let disabled = &config.admission.disabled;
-        let plugins = all();
+        let plugins = all(&config.admission);
         if let Some(unknown) = disabled.iter().find(|name| !plugins.iter().any(|plugin| plugin.name() == name.as_str())) {
             return Err(Error::Configuration(format!("there is no admission plugin {unknown:?}")));
         }

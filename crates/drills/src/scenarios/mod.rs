@@ -4,8 +4,14 @@ mod api_server_stopped;
 mod controller_manager_stopped;
 mod dns_restarted;
 mod drain_and_uncordon;
+mod external_etcd_member_lost;
 mod kubelet_stopped;
+mod leader_killed;
+mod masters;
+mod one_of_three_masters_lost;
 mod proxy_restarted;
+mod quorum_lost;
+mod rolling_restart_of_masters;
 mod scheduler_stopped;
 mod server_killed_under_load;
 mod worker_power_cut;
@@ -23,6 +29,11 @@ pub const ALL: &[&Scenario] = &[
     &kubelet_stopped::SCENARIO,
     &worker_power_cut::SCENARIO,
     &server_killed_under_load::SCENARIO,
+    &leader_killed::SCENARIO,
+    &one_of_three_masters_lost::SCENARIO,
+    &rolling_restart_of_masters::SCENARIO,
+    &quorum_lost::SCENARIO,
+    &external_etcd_member_lost::SCENARIO,
 ];
 
 /// The drill of this name.
@@ -40,6 +51,12 @@ const SHORTENED: &[&str] = &[
 
 /// One server on SQLite and three workers: what most drills need.
 const SINGLE: Topology = Topology { servers: 1, workers: 3, store: Store::Sqlite, flags: SHORTENED };
+
+/// Three servers, each with a member of etcd, behind a real HAProxy, and two workers.
+const MASTERS: Topology = Topology { servers: 3, workers: 2, store: Store::Etcd, flags: SHORTENED };
+
+/// Two servers, and three members of etcd on nodes of their own.
+const EXTERNAL: Topology = Topology { servers: 2, workers: 2, store: Store::ExternalEtcd, flags: SHORTENED };
 
 /// The only server of [`SINGLE`].
 const SERVER: &str = "server-1";

@@ -47,6 +47,12 @@ pub struct ApiserverFlags {
     /// Who decides what a user may do: Node,RBAC or AlwaysAllow.
     #[arg(long, default_value = "Node,RBAC")]
     pub authorization_mode: String,
+    /// Seconds for which a pod that does not say otherwise stays on a node that is not ready.
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(i64).range(0..))]
+    pub default_not_ready_toleration_seconds: i64,
+    /// The same for a node that cannot be reached.
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(i64).range(0..))]
+    pub default_unreachable_toleration_seconds: i64,
     #[command(flatten)]
     pub etcd: EtcdFlags,
 }
@@ -155,6 +161,8 @@ pub async fn start(
         "Node,RBAC" | "RBAC,Node" => false,
         other => bail!("--authorization-mode {other}: this server knows Node,RBAC and AlwaysAllow"),
     };
+    config.admission.not_ready_toleration_s = flags.default_not_ready_toleration_seconds;
+    config.admission.unreachable_toleration_s = flags.default_unreachable_toleration_seconds;
     config.tunnel.client = Some(credentials.kubelet_client.clone());
     config.bootstrap.authority_pem = Some(credentials.authority_pem.clone());
     // A store that answers now may lose its quorum the next moment: then it is asked again.

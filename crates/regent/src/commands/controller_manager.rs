@@ -31,6 +31,21 @@ pub struct ControllerFlags {
     /// Nodes per second from which pods are evicted when their nodes fail.
     #[arg(long, default_value_t = 0.1)]
     pub node_eviction_rate: f64,
+    /// The same while most of a zone's nodes are gone; smaller zones are left alone then.
+    #[arg(long, default_value_t = 0.01)]
+    pub secondary_node_eviction_rate: f64,
+    /// The share of a zone's nodes that must be gone for that.
+    #[arg(long, default_value_t = 0.55)]
+    pub unhealthy_zone_threshold: f64,
+    /// The number of nodes above which a zone is not small.
+    #[arg(long, default_value_t = 50)]
+    pub large_cluster_size_threshold: usize,
+    /// How long a node may take to report for the first time before it is NotReady.
+    #[arg(long, default_value = "1m", value_parser = duration)]
+    pub node_startup_grace_period: Duration,
+    /// How long pods that say nothing of it stay on a lost node [default: what the API server gave them, 5m].
+    #[arg(long, value_parser = duration)]
+    pub pod_eviction_timeout: Option<Duration>,
     /// Terminated pods that are kept.
     #[arg(long, default_value_t = 12500)]
     pub terminated_pod_gc_threshold: usize,
@@ -74,6 +89,11 @@ pub async fn control(client: kube::Client, flags: &ControllerFlags, election: &E
         node_monitor_period: flags.node_monitor_period,
         node_monitor_grace_period: flags.node_monitor_grace_period,
         node_eviction_rate: flags.node_eviction_rate,
+        secondary_node_eviction_rate: flags.secondary_node_eviction_rate,
+        unhealthy_zone_threshold: flags.unhealthy_zone_threshold,
+        large_cluster_size_threshold: flags.large_cluster_size_threshold,
+        node_startup_grace_period: flags.node_startup_grace_period,
+        pod_eviction_timeout: flags.pod_eviction_timeout,
         terminated_pod_gc_threshold: flags.terminated_pod_gc_threshold,
         ca,
         ..Options::default()

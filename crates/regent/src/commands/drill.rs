@@ -59,8 +59,8 @@ struct Run {
     /// A flag in place of a topology's own, as COMPONENT=FLAG; can be repeated.
     #[arg(long = "set", value_name = "COMPONENT=FLAG")]
     set: Vec<String>,
-    /// Requests per second of each node on each way.
-    #[arg(long, default_value_t = limits::RATE_DEFAULT, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    /// Requests per second on each way, from all nodes together.
+    #[arg(long, default_value_t = limits::RATE_DEFAULT, value_parser = clap::value_parser!(u32).range(1..=5000))]
     rate: u32,
     /// Break on purpose what each drill checks: every verdict must be FAILED.
     #[arg(long, hide = true)]
