@@ -79,7 +79,7 @@ pub struct Sqlite {
     newest: Arc<AtomicU64>,
     writer: Option<JoinHandle<()>>,
     trouble: Arc<Trouble>,
-    _lock: Option<File>,
+    _lock: Option<Lock>,
 }
 
 struct Readers {
@@ -151,7 +151,7 @@ impl Sqlite {
         let at = failure_at(directory);
         std::fs::create_dir_all(directory).map_err(&at)?;
         set_private(directory, 0o700).map_err(&at)?;
-        let lock = lock(directory)?;
+        let lock = Lock::take(directory)?;
         let path = directory.join(DATABASE);
         wal::check(&directory.join(format!("{DATABASE}-wal")))?;
         let mut connection = Connection::open(&path).map_err(failure)?;
@@ -200,7 +200,7 @@ impl Sqlite {
 
     /// Whether a process has the store in `directory` open for writing.
     pub fn in_use(directory: &Path) -> bool {
-        directory.join(DATABASE).exists() && matches!(lock(directory), Err(Error::Unavailable(_)))
+        directory.join(DATABASE).exists() && matches!(Lock::take(directory), Err(Error::Unavailable(_)))
     }
 
     /// The newest revision that the store in `directory` is known to have had, however damaged it may be now.
@@ -239,12 +239,19 @@ fn inode(path: &Path) -> std::io::Result<u64> {
     Ok(std::fs::metadata(path)?.ino())
 }
 
-/// The right to write the store in `directory`, until it is dropped.
-fn lock(directory: &Path) -> Result<File> {
-    let path = directory.join("lock");
-    let lock = File::options().create(true).truncate(false).write(true).open(&path).map_err(failure_at(&path))?;
-    lock.try_lock().map_err(|_| Error::Unavailable(format!("{} is in use by another process", directory.display())))?;
-    Ok(lock)
+/// The right to write the store in a directory, until it is dropped.
+pub struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Takes it, or says that another process has it. The directory MUST be there.
+    pub fn take(directory: &Path) -> Result<Lock> {
+        let path = directory.join("lock");
+        let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failure_at(&path))?;
+        file.try_lock().map_err(|_| Error::Unavailable(format!("{} is in use by another process", directory.display())))?;
+        Ok(Lock { _file: file })
+    }
 }
 
 /// A connection that may not write: beside a running server it shares the write-ahead log.
