@@ -11,6 +11,7 @@
 
 pub mod apply;
 pub mod catalogue;
+pub mod cron;
 pub mod field;
 pub mod kind;
 pub mod kinds;

@@ -3,11 +3,10 @@
 //! Reads CronJobs and their Jobs; owns the Jobs it makes and the CronJobs' status. [`decide`] says which Jobs to remove,
 //! whether one is due, and when to look again. A Job's name is made from its time, so that no time is served twice.
 
-mod schedule;
-
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::cron::{self, Schedule};
 use async_trait::async_trait;
 use client::controller::{Controller, Error, Inputs, Next};
 use client::events::{EventType, Normal, Recorder, Warning};
@@ -19,7 +18,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Resource;
 use kube::api::{ObjectMeta, PropagationPolicy};
 
-use self::schedule::Schedule;
 use crate::Context;
 use crate::common::owner::{Owner, is_controlled_by, name_of, uid_of};
 use crate::common::patch;
@@ -100,7 +98,7 @@ fn decide(cron_job: &CronJob, spec: &CronJobSpec, jobs: &[Arc<Job>], now: Timest
     }
     let schedule = match Schedule::parse(&spec.schedule, spec.time_zone.as_deref()) {
         Ok(schedule) => schedule,
-        Err(error @ schedule::Error::TimeZone(_)) => {
+        Err(error @ cron::Error::TimeZone(_)) => {
             plan.events.push((Warning, "UnknownTimeZone", format!("invalid timeZone: {error}")));
             return plan;
         }
@@ -159,7 +157,7 @@ fn job_for(spec: &CronJobSpec, owner: &Owner, time: Timestamp) -> Job {
     let template = spec.job_template.metadata.clone().unwrap_or_default();
     let mut annotations = template.annotations.unwrap_or_default();
     let zone = Schedule::parse(&spec.schedule, spec.time_zone.as_deref()).map(|schedule| schedule.zone().clone()).unwrap_or(jiff::tz::TimeZone::UTC);
-    annotations.insert("batch.kubernetes.io/cronjob-scheduled-timestamp".into(), schedule::stamp(time, &zone));
+    annotations.insert("batch.kubernetes.io/cronjob-scheduled-timestamp".into(), cron::stamp(time, &zone));
     Job {
         metadata: ObjectMeta {
             name: Some(format!("{}-{}", owner.name(), time.as_second() / 60)),

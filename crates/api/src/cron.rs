@@ -12,7 +12,7 @@ const HORIZON_DAYS: i64 = 5 * 366;
 
 /// Why a schedule cannot be read.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub(super) enum Error {
+pub enum Error {
     #[error("expected exactly 5 fields, found {0}")]
     Fields(usize),
     #[error("cannot read {0:?}")]
@@ -25,7 +25,7 @@ pub(super) enum Error {
 
 /// When to run.
 #[derive(Clone, Debug)]
-pub(super) struct Schedule {
+pub struct Schedule {
     when: When,
     zone: TimeZone,
 }
@@ -54,7 +54,7 @@ const WEEKDAYS: [&str; 7] = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
 
 impl Schedule {
     /// Reads a schedule. Without a zone it is in UTC, like the cluster's components.
-    pub(super) fn parse(text: &str, zone: Option<&str>) -> Result<Schedule, Error> {
+    pub fn parse(text: &str, zone: Option<&str>) -> Result<Schedule, Error> {
         let zone = match zone {
             None => TimeZone::UTC,
             Some(name) => TimeZone::get(name).map_err(|_| Error::TimeZone(name.to_owned()))?,
@@ -98,14 +98,14 @@ impl Schedule {
     }
 
     /// The zone that it is in.
-    pub(super) fn zone(&self) -> &TimeZone {
+    pub fn zone(&self) -> &TimeZone {
         &self.zone
     }
 
     /// The first time after this one; `None` if there is none within years.
-    pub(super) fn next(&self, after: Timestamp) -> Option<Timestamp> {
+    pub fn next(&self, after: Timestamp) -> Option<Timestamp> {
         let fields = match &self.when {
-            When::Every(period) => return client::clock::whole_seconds(after).checked_add(*period).ok(),
+            When::Every(period) => return Timestamp::from_second(after.as_second()).ok()?.checked_add(*period).ok(),
             When::Fields(fields) => fields,
         };
         let minute = SignedDuration::from_mins(1);
@@ -128,7 +128,7 @@ impl Schedule {
     }
 
     /// The newest time after `after` and not after `now`, if there is one.
-    pub(super) fn newest(&self, after: Timestamp, now: Timestamp) -> Option<Timestamp> {
+    pub fn newest(&self, after: Timestamp, now: Timestamp) -> Option<Timestamp> {
         // From windows that grow, so that it costs little however long nobody has looked.
         for hours in [1, 24, 24 * 32, 24 * 366, 24 * HORIZON_DAYS] {
             let start = now.checked_sub(SignedDuration::from_hours(hours)).ok()?.max(after);
@@ -147,7 +147,7 @@ impl Schedule {
     }
 
     /// How many times there are after `after` and not after `now`, counting up to `most`.
-    pub(super) fn missed(&self, after: Timestamp, now: Timestamp, most: usize) -> usize {
+    pub fn missed(&self, after: Timestamp, now: Timestamp, most: usize) -> usize {
         let mut count = 0;
         let mut at = after;
         while count < most
@@ -207,7 +207,7 @@ fn field(text: &str, min: u32, max: u32, names: &[&str], first_name: u32) -> Res
 }
 
 /// A time as the scheduled-timestamp annotation has it: RFC 3339 with the zone's offset.
-pub(super) fn stamp(time: Timestamp, zone: &TimeZone) -> String {
+pub fn stamp(time: Timestamp, zone: &TimeZone) -> String {
     let local = time.to_zoned(zone.clone());
     let local = local.round(Unit::Second).unwrap_or(local);
     if local.offset().seconds() == 0 {
