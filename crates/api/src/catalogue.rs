@@ -98,6 +98,10 @@ impl Catalogue {
     pub fn insert(&mut self, kind: Kind) {
         self.by_resource.entry(kind.group.clone()).or_default().insert(kind.resource.clone(), Arc::new(kind));
     }
+    /// The same for a record that others hold too.
+    pub fn insert_shared(&mut self, kind: Arc<Kind>) {
+        self.by_resource.entry(kind.group.clone()).or_default().insert(kind.resource.clone(), kind);
+    }
     /// By group and plural.
     pub fn resource(&self, group: &str, resource: &str) -> Option<&Arc<Kind>> {
         self.by_resource.get(group)?.get(resource)

@@ -4,9 +4,9 @@
 //! possible and as a [`Hooks`] method where not. A plain kind needs no hook at all. The same record is built at run
 //! time for a CustomResourceDefinition, which is why its strings are owned.
 
-use crate::{field, object::ObjectExt, schema, table::Column};
+use crate::{custom::Custom, field, object::ObjectExt, schema, table::Column};
 use serde_json::Value;
-use std::sync::Arc;
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 /// Whether objects of a kind live in a namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub enum Subresource {
     /// `/status`: writes change only `status`; writes of the object keep the old `status`.
     Status,
     /// `/scale`: an `autoscaling/v1` Scale read from and written to these JSON paths of the object.
-    Scale { replicas: &'static str, status_replicas: &'static str, selector: &'static str },
+    Scale { replicas: Cow<'static, str>, status_replicas: Cow<'static, str>, selector: Cow<'static, str> },
     /// Anything that the API server answers by its own code: `log`, `exec`, `binding`, `eviction`, `token`, ...
     /// `kind` is what discovery says of it, `verbs` what may be done with it.
     Connect { name: &'static str, group_version_kind: (&'static str, &'static str, &'static str), verbs: &'static [&'static str] },
@@ -43,8 +43,10 @@ impl Subresource {
 pub struct Kind {
     /// API group, empty for the core group.
     pub group: String,
-    /// Served versions, preferred first. Objects are stored in the first.
+    /// Served versions, preferred first.
     pub versions: Vec<String>,
+    /// The version in which objects are stored.
+    pub stored_version: String,
     pub kind: String,
     pub list_kind: String,
     /// Plural, lower-case: the segment in the URL.
@@ -72,6 +74,10 @@ pub struct Kind {
     /// Group and resource of the kind whose stored objects this one shows in another form (`events.k8s.io` Events are
     /// core Events). Storage key, cache and watch are that kind's; [`Hooks::to_stored`] and [`Hooks::from_stored`] convert.
     pub stored_as: Option<(String, String)>,
+    /// What a CustomResourceDefinition says of it; `None` for a built-in kind.
+    pub custom: Option<Arc<Custom>>,
+    /// The kind as each version shows it, where versions differ in columns, subresources and rules; empty for built-in kinds.
+    pub views: BTreeMap<String, Arc<Kind>>,
     pub hooks: Arc<dyn Hooks>,
 }
 
@@ -130,6 +136,17 @@ pub trait Hooks: Send + Sync {
     /// `version` is not the first one or the kind has [`Kind::stored_as`].
     #[allow(clippy::wrong_self_convention)]
     fn from_stored(&self, _version: &str, _object: &mut Value) {}
+    /// Called when somebody deletes the object for the first time, before anything is decided.
+    fn prepare_delete(&self, _object: &mut Value, _now: &str) {}
+    /// Called for every stored object that is read back, with its JSON as it is stored: custom resources take on what their
+    /// definition has come to say since. Answers whether it has changed anything.
+    fn revive(&self, _object: &mut Value) -> bool {
+        false
+    }
+    /// Whether [`Hooks::revive`] does anything: what it does costs a parsed object per change.
+    fn revives(&self) -> bool {
+        false
+    }
     /// Warnings for the client (deprecated fields and the like), sent as `Warning` headers.
     fn warnings(&self, _object: &Value) -> Vec<String> {
         Vec::new()
@@ -158,6 +175,7 @@ impl Kind {
         Kind {
             group: group.into(),
             versions: vec![version.into()],
+            stored_version: version.into(),
             kind: kind.into(),
             list_kind: format!("{kind}List"),
             resource: resource.into(),
@@ -175,6 +193,8 @@ impl Kind {
             allow_unconditional_update: true,
             allow_create_on_update: false,
             stored_as: None,
+            custom: None,
+            views: BTreeMap::new(),
             hooks: Arc::new(Plain),
         }
     }
@@ -195,6 +215,7 @@ impl Kind {
         self
     }
     pub fn scale(mut self, replicas: &'static str, status_replicas: &'static str, selector: &'static str) -> Kind {
+        let [replicas, status_replicas, selector] = [replicas, status_replicas, selector].map(Cow::Borrowed);
         self.subresources.push(Subresource::Scale { replicas, status_replicas, selector });
         self
     }
@@ -227,6 +248,7 @@ impl Kind {
     /// Sets all served versions, the stored one first.
     pub fn served(mut self, versions: &[&str]) -> Kind {
         self.versions = versions.iter().map(|s| s.to_string()).collect();
+        self.stored_version = versions.first().map(|version| version.to_string()).unwrap_or_default();
         self
     }
     /// `DELETE` leaves time to end.
@@ -257,9 +279,13 @@ impl Kind {
     pub fn resource_pair(&self) -> (&str, &str) {
         (&self.group, &self.resource)
     }
-    /// The version in which objects are stored and, unless asked otherwise, served.
+    /// The kind as a version shows it; `None` where all versions are alike.
+    pub fn view(&self, version: &str) -> Option<&Arc<Kind>> {
+        self.views.get(version)
+    }
+    /// The version in which objects are stored.
     pub fn version(&self) -> &str {
-        &self.versions[0]
+        &self.stored_version
     }
     /// `v1` or `apps/v1`.
     pub fn api_version(&self) -> String {
@@ -284,6 +310,9 @@ impl Kind {
     }
     /// The schema of one version, if the kind has one.
     pub fn schema(&self, version: &str) -> Option<Arc<schema::Schema>> {
+        if let Some(custom) = &self.custom {
+            return custom.versions.get(version).map(|version| version.schema.clone());
+        }
         schema::of(&self.group, version, &self.kind)
     }
 }

@@ -11,7 +11,9 @@
 
 pub mod apply;
 pub mod catalogue;
+pub mod cel;
 pub mod cron;
+pub mod custom;
 pub mod field;
 pub mod kind;
 pub mod kinds;

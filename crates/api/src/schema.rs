@@ -332,6 +332,7 @@ impl Definitions {
             ("Quantity", _, _) => Type::Quantity,
             ("IntOrString", _, _) => Type::IntOrString,
             ("MicroTime", _, _) => Type::MicroTime,
+            ("JSONSchemaPropsOrArray" | "JSONSchemaPropsOrBool", _, _) => Type::Any,
             (_, Some("string"), Some("date-time")) => Type::Time,
             (_, Some("string"), Some("byte")) => Type::Bytes,
             (_, Some("string"), _) => Type::String,
@@ -365,7 +366,13 @@ impl Definitions {
             name: name.into(),
             type_,
             fields,
-            items: raw.items.or(raw.values).map(|items| self.link(*items)),
+            items: match name.rsplit('.').next() {
+                // The facts do not say that these are schemas unless they are lists or flags.
+                Some("JSONSchemaPropsOrArray" | "JSONSchemaPropsOrBool") => {
+                    self.index("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps").map(Link::Definition)
+                }
+                _ => raw.items.or(raw.values).map(|items| self.link(*items)),
+            },
             list: match raw.list_type {
                 Some("set") => ListType::Set,
                 Some("map") => ListType::Map(raw.list_map_keys.into_iter().map(Cow::Borrowed).collect()),
@@ -413,6 +420,11 @@ pub fn is_known(group: &str, version: &str, kind: &str) -> bool {
 /// A definition of the OpenAPI document by its full name, `io.k8s.api.core.v1.PodSpec`.
 pub fn definition(name: &str) -> Option<Arc<Schema>> {
     DEFINITIONS.index(name).map(|index| DEFINITIONS.built(index).clone())
+}
+
+/// The same as a link in another schema.
+pub fn definition_link(name: &str) -> Option<Link> {
+    DEFINITIONS.index(name).map(Link::Definition)
 }
 
 /// All definitions: full name and OpenAPI v2 text, in order of names.

@@ -12,7 +12,9 @@ mod scalars;
 mod yaml;
 
 use crate::{
-    Kind, Value, field, limits,
+    Kind, Value,
+    custom::shape,
+    field, limits,
     object::ObjectExt,
     quantity::Quantity,
     request::FieldValidation,
@@ -129,7 +131,7 @@ pub fn decode_object(bytes: &[u8], encoding: Encoding, kind: &Kind, version: &st
     };
     let text = text_of(bytes, encoding).map_err(unrecognized)?;
     let unreadable = |why: String| unrecognized(format!("couldn't get version/kind; json parse error: {why}"));
-    let schema = kind.schema(version).unwrap_or_else(Schema::custom);
+    let schema = read_by(kind, version);
     let top = Reader::new(&text).peek().map_err(unreadable)?;
     let outcome = run(&text, &schema).map_err(unreadable)?;
     if !matches!(top, Next::Object | Next::Null) {
@@ -153,7 +155,8 @@ pub fn decode_object(bytes: &[u8], encoding: Encoding, kind: &Kind, version: &st
     if let Some(why) = outcome.type_error {
         return Err(handled(&why));
     }
-    let problems = outcome.decoded.problems;
+    let mut problems = outcome.decoded.problems;
+    problems.extend(fit(&mut object, kind, version));
     if validation == FieldValidation::Strict && !problems.is_empty() {
         let all = if encoding == Encoding::Yaml { with_yaml_lines(bytes, &problems) } else { problems.join(", ") };
         return Err(handled(&format!("strict decoding error: {all}")));
@@ -179,7 +182,7 @@ pub fn check_patched(
     shown: Option<String>,
     mut problems: Vec<String>,
 ) -> Result<(Value, Vec<String>)> {
-    let schema = kind.schema(version).unwrap_or_else(Schema::custom);
+    let schema = read_by(kind, version);
     let text = value.to_string();
     let refuse = |why: String| {
         let mut errors = field::Errors::default();
@@ -199,12 +202,36 @@ pub fn check_patched(
         return Err(refuse(why));
     }
     problems.extend(outcome.decoded.problems);
+    problems.extend(fit(&mut object, kind, version));
     if validation == FieldValidation::Strict && !problems.is_empty() {
         return Err(refuse(format!("strict decoding error: {}", problems.join(", "))));
     }
     object.set("apiVersion", expected);
     object.set("kind", kind.kind.as_str());
     Ok((object, if validation == FieldValidation::Warn { problems } else { vec![] }))
+}
+
+/// The same for what an apply has made: nothing is strict, the error is text in Go's words.
+pub fn conform(value: Value, kind: &Kind, version: &str) -> Result<Value, String> {
+    let mut object = check(value, &read_by(kind, version))?.value;
+    fit(&mut object, kind, version);
+    Ok(object)
+}
+
+/// The schema by which the text of an object is read. Custom resources are read as they are; their own schema says later
+/// what is wrong with them.
+fn read_by(kind: &Kind, version: &str) -> std::sync::Arc<Schema> {
+    match &kind.custom {
+        Some(_) => Schema::custom(),
+        None => kind.schema(version).unwrap_or_else(Schema::custom),
+    }
+}
+
+/// Prunes a custom resource. Names what was unknown.
+fn fit(object: &mut Value, kind: &Kind, version: &str) -> Vec<String> {
+    let custom = kind.custom.as_ref().and_then(|custom| custom.version(version));
+    let unknown = custom.map(|version| shape::fit(&version.props, object)).unwrap_or_default();
+    unknown.into_iter().map(|path| format!("unknown field {path:?}")).collect()
 }
 
 fn or<'a>(text: &'a str, default: &'a str) -> &'a str {
@@ -413,6 +440,10 @@ impl Decoder {
         Ok(match (schema.type_, next) {
             // Only custom resources are strict inside what has no schema.
             (Type::Any, _) if schema.name.is_empty() => Some(self.any(reader, place)?),
+            (Type::Any, Next::Object) if schema.items.is_some() => {
+                let Some(items) = &schema.items else { return Ok(None) };
+                self.value(reader, items, place)?
+            }
             (Type::Any, _) => Some(reader.value()?),
             (Type::Object, Next::Object) => Some(self.object(reader, schema, place)?),
             (Type::Map, Next::Object) => Some(self.map(reader, schema, place)?),

@@ -1,0 +1,409 @@
+//! Of what type an expression is, and what is wrong with it, in cel-go's words.
+
+use super::{
+    functions,
+    syntax::{Expr, Kind, Literal, MacroName, Problem, dotted},
+    types::Type,
+};
+use std::collections::HashMap;
+
+/// Complaints about one expression; more are left out.
+const PROBLEMS_MAX: usize = 20;
+
+/// Checks an expression that may use `variables`.
+pub fn check(tree: &Expr, variables: &[(&str, Type)]) -> Result<Type, Vec<Problem>> {
+    let mut checker = Checker { scope: variables.iter().map(|(name, type_)| (name.to_string(), type_.clone())).collect(), problems: vec![] };
+    let type_ = checker.type_of(tree);
+    if checker.problems.is_empty() { Ok(type_) } else { Err(checker.problems) }
+}
+
+struct Checker {
+    scope: Vec<(String, Type)>,
+    problems: Vec<Problem>,
+}
+
+/// What parameters of a signature stand for in one call.
+type Bound = HashMap<char, Type>;
+
+fn is_dyn(type_: &Type) -> bool {
+    matches!(type_, Type::Dyn | Type::Param(_))
+}
+
+/// Whether a value of type `is` may stand where `wanted` is; binds parameters.
+fn fits(wanted: &Type, is: &Type, bound: &mut Bound) -> bool {
+    match (wanted, is) {
+        (Type::Param(name), _) => match bound.get(name).cloned() {
+            None => {
+                bound.insert(*name, is.clone());
+                true
+            }
+            Some(known) if is_dyn(&known) => {
+                bound.insert(*name, Type::Dyn);
+                true
+            }
+            Some(known) => {
+                if fits(&known, is, bound) {
+                    return true;
+                }
+                // The wider of the two.
+                let widened = fits(is, &known, bound);
+                if widened {
+                    bound.insert(*name, is.clone());
+                }
+                widened
+            }
+        },
+        (wanted, is) if is_dyn(wanted) || is_dyn(is) => true,
+        (Type::List(a), Type::List(b)) | (Type::Optional(a), Type::Optional(b)) => fits(a, b, bound),
+        // Types are compared with types, whatever they are types of.
+        (Type::Kind(_), Type::Kind(_)) => true,
+        (Type::Map(a, b), Type::Map(c, d)) => fits(a, c, bound) && fits(b, d, bound),
+        (Type::Object(_) | Type::Opaque(_) | Type::Timestamp | Type::Duration, Type::Null) => true,
+        (Type::Null, Type::Object(_) | Type::Opaque(_) | Type::Timestamp | Type::Duration) => true,
+        (wanted, is) => wanted == is,
+    }
+}
+
+fn resolve(type_: &Type, bound: &Bound) -> Type {
+    match type_ {
+        Type::Param(name) => bound.get(name).cloned().unwrap_or(Type::Dyn),
+        Type::List(items) => Type::List(Box::new(resolve(items, bound))),
+        Type::Optional(of) => Type::Optional(Box::new(resolve(of, bound))),
+        Type::Kind(of) => Type::Kind(Box::new(resolve(of, bound))),
+        Type::Map(keys, values) => Type::Map(Box::new(resolve(keys, bound)), Box::new(resolve(values, bound))),
+        other => other.clone(),
+    }
+}
+
+/// The type of items that may be of both types.
+fn joined(a: Type, b: Type) -> Type {
+    let mut bound = Bound::new();
+    match (&a, &b) {
+        (a, b) if a == b => a.clone(),
+        (Type::Param(_), _) => b,
+        (_, Type::Param(_)) => a,
+        (a, b) if fits(a, b, &mut bound) && !is_dyn(b) => a.clone(),
+        _ => Type::Dyn,
+    }
+}
+
+impl Checker {
+    fn problem(&mut self, at: usize, message: String) -> Type {
+        if self.problems.len() < PROBLEMS_MAX {
+            self.problems.push(Problem { at, message });
+        }
+        Type::Dyn
+    }
+    fn variable(&self, name: &str) -> Option<Type> {
+        self.scope.iter().rev().find(|(known, _)| known == name).map(|(_, type_)| type_.clone())
+    }
+
+    fn type_of(&mut self, expr: &Expr) -> Type {
+        match &expr.kind {
+            Kind::Literal(literal) => match literal {
+                Literal::Null => Type::Null,
+                Literal::Bool(_) => Type::Bool,
+                Literal::Int(_) => Type::Int,
+                Literal::Uint(_) => Type::Uint,
+                Literal::Double(_) => Type::Double,
+                Literal::String(_) => Type::String,
+                Literal::Bytes(_) => Type::Bytes,
+            },
+            Kind::Ident(name) => self.ident(expr.at, name),
+            Kind::Select { operand, field, test, optional } => self.select(expr, operand, field, *test, *optional),
+            Kind::Call { target, function, args } => self.call(expr.at, target.as_deref(), function, args),
+            Kind::List(items) => {
+                let types: Vec<Type> = items
+                    .iter()
+                    .map(|(item, optional)| match (self.type_of(item), optional) {
+                        (Type::Optional(of), true) => *of,
+                        (type_, _) => type_,
+                    })
+                    .collect();
+                Type::List(Box::new(types.into_iter().reduce(joined).unwrap_or(Type::Param('A'))))
+            }
+            Kind::Map(entries) => {
+                let (mut keys, mut values) = (None, None);
+                for (key, value, optional) in entries {
+                    let key = self.type_of(key);
+                    let value = match (self.type_of(value), optional) {
+                        (Type::Optional(of), true) => *of,
+                        (type_, _) => type_,
+                    };
+                    keys = Some(keys.map_or(key.clone(), |known| joined(known, key)));
+                    values = Some(values.map_or(value.clone(), |known| joined(known, value)));
+                }
+                Type::Map(Box::new(keys.unwrap_or(Type::Param('A'))), Box::new(values.unwrap_or(Type::Param('B'))))
+            }
+            Kind::Struct(name, fields) => {
+                for (_, value, _) in fields {
+                    self.type_of(value);
+                }
+                // Mutating policies build objects; which fields those have is checked where they are applied.
+                if name == "Object" || name.starts_with("Object.") || name == "JSONPatch" {
+                    Type::Dyn
+                } else {
+                    self.problem(expr.at, format!("undeclared reference to '{name}' (in container '')"))
+                }
+            }
+            Kind::Macro(_) => self.macro_(expr),
+        }
+    }
+
+    fn ident(&mut self, at: usize, name: &str) -> Type {
+        if let Some(type_) = self.variable(name) {
+            return type_;
+        }
+        let of = match name {
+            "bool" => Type::Bool,
+            "int" => Type::Int,
+            "uint" => Type::Uint,
+            "double" => Type::Double,
+            "string" => Type::String,
+            "bytes" => Type::Bytes,
+            "null_type" => Type::Null,
+            "list" => Type::List(Box::new(Type::Dyn)),
+            "map" => Type::Map(Box::new(Type::Dyn), Box::new(Type::Dyn)),
+            "type" => Type::Kind(Box::new(Type::Dyn)),
+            "optional_type" => Type::Optional(Box::new(Type::Dyn)),
+            _ => return self.problem(at, format!("undeclared reference to '{name}' (in container '')")),
+        };
+        Type::Kind(Box::new(of))
+    }
+
+    fn select(&mut self, expr: &Expr, operand: &Expr, field: &str, test: bool, optional: bool) -> Type {
+        // A name of a type with dots.
+        if let Some(name) = dotted(expr)
+            && let Some(type_) = named_type(&name)
+        {
+            return Type::Kind(Box::new(type_));
+        }
+        let (mut of, mut wrapped) = (self.type_of(operand), optional);
+        if let Type::Optional(inner) = of {
+            of = *inner;
+            wrapped = true;
+        }
+        let found = match &of {
+            Type::Map(_, values) => (**values).clone(),
+            Type::Object(fields) => match fields.fields.get(field) {
+                Some(type_) => type_.clone(),
+                None => return self.problem(expr.at, format!("undefined field '{field}'")),
+            },
+            other if is_dyn(other) => Type::Dyn,
+            other => {
+                let message = format!("type '{other}' does not support field selection");
+                return self.problem(expr.at, message);
+            }
+        };
+        match (test, wrapped) {
+            (true, _) => Type::Bool,
+            (false, true) => Type::Optional(Box::new(found)),
+            (false, false) => found,
+        }
+    }
+
+    fn call(&mut self, at: usize, target: Option<&Expr>, function: &str, args: &[Expr]) -> Type {
+        // `sets.contains(a, b)` is a function with a dot, unless `sets` is a variable.
+        if let Some(target) = target
+            && let Some(prefix) = dotted(target)
+            && self.variable(prefix.split('.').next().unwrap_or_default()).is_none()
+            && functions::is_function(&format!("{prefix}.{function}"))
+        {
+            return self.overload(at, false, &format!("{prefix}.{function}"), None, args);
+        }
+        self.overload(at, target.is_some(), function, target, args)
+    }
+
+    fn overload(&mut self, at: usize, member: bool, function: &str, target: Option<&Expr>, args: &[Expr]) -> Type {
+        let Some(signatures) = functions::signatures(function) else {
+            let before = self.problems.len();
+            for arg in target.into_iter().chain(args) {
+                self.type_of(arg);
+            }
+            self.problems.truncate(before);
+            return self.problem(at, format!("undeclared reference to '{function}' (in container '')"));
+        };
+        let before = self.problems.len();
+        let types: Vec<Type> = target.into_iter().chain(args).map(|arg| self.type_of(arg)).collect();
+        if self.problems.len() > before {
+            return Type::Dyn;
+        }
+        let mut result: Option<Type> = None;
+        for signature in signatures.iter().filter(|signature| signature.member == member && signature.args.len() == types.len()) {
+            let mut bound = Bound::new();
+            if signature.args.iter().zip(&types).all(|(wanted, is)| fits(wanted, is, &mut bound)) {
+                let found = resolve(&signature.result, &bound);
+                // Several ways to call with values of unknown types have results of unknown types, unless they agree.
+                result = Some(match result {
+                    None => found,
+                    Some(known) if known == found => known,
+                    Some(_) => Type::Dyn,
+                });
+                if !types.iter().any(is_dyn) {
+                    break;
+                }
+            }
+        }
+        result.unwrap_or_else(|| {
+            let shown = |types: &[Type]| types.iter().map(shown).collect::<Vec<_>>().join(", ");
+            let applied = match (member, types.split_first()) {
+                (true, Some((receiver, rest))) => format!("{}.({})", self::shown(receiver), shown(rest)),
+                _ => format!("({})", shown(&types)),
+            };
+            self.problem(at, format!("found no matching overload for '{function}' applied to '{applied}'"))
+        })
+    }
+
+    fn macro_(&mut self, expr: &Expr) -> Type {
+        let Kind::Macro(m) = &expr.kind else { return Type::Dyn };
+        let range = self.type_of(&m.range);
+        let depth = self.scope.len();
+        match m.name {
+            MacroName::Bind => {
+                self.scope.push((m.variable.clone(), range));
+                let type_ = self.type_of(&m.body);
+                self.scope.truncate(depth);
+                return type_;
+            }
+            MacroName::OptMap | MacroName::OptFlatMap => {
+                let inner = match range {
+                    Type::Optional(inner) => *inner,
+                    _ => Type::Dyn,
+                };
+                self.scope.push((m.variable.clone(), inner));
+                let type_ = self.type_of(&m.body);
+                self.scope.truncate(depth);
+                return match (m.name, type_) {
+                    (MacroName::OptMap, type_) => Type::Optional(Box::new(type_)),
+                    (_, type_) => type_,
+                };
+            }
+            _ => {}
+        }
+        let (first, second) = match &range {
+            Type::List(items) => ((**items).clone(), (**items).clone()),
+            Type::Map(keys, values) => ((**keys).clone(), (**values).clone()),
+            other if is_dyn(other) => (Type::Dyn, Type::Dyn),
+            other => {
+                let message = format!("expression of type '{}' cannot be range of a comprehension (must be list, map, or dynamic)", shown(other));
+                self.problem(m.range.at, message);
+                (Type::Dyn, Type::Dyn)
+            }
+        };
+        match &m.second {
+            Some(name) => {
+                let index = if matches!(range, Type::List(_)) { Type::Int } else { first };
+                self.scope.push((m.variable.clone(), index));
+                self.scope.push((name.clone(), second));
+            }
+            None => self.scope.push((m.variable.clone(), first.clone())),
+        }
+        if let Some(filter) = &m.filter {
+            self.is_bool(filter);
+        }
+        let result = match m.name {
+            MacroName::All | MacroName::Exists | MacroName::ExistsOne => {
+                self.is_bool(&m.body);
+                Type::Bool
+            }
+            MacroName::Filter => {
+                self.is_bool(&m.body);
+                let items = self.scope[depth].1.clone();
+                Type::List(Box::new(items))
+            }
+            MacroName::Map | MacroName::TransformList => Type::List(Box::new(self.type_of(&m.body))),
+            MacroName::TransformMap => {
+                let keys = self.scope[depth].1.clone();
+                Type::Map(Box::new(keys), Box::new(self.type_of(&m.body)))
+            }
+            _ => {
+                self.type_of(&m.body);
+                Type::Map(Box::new(Type::Dyn), Box::new(Type::Dyn))
+            }
+        };
+        self.scope.truncate(depth);
+        result
+    }
+
+    fn is_bool(&mut self, expr: &Expr) {
+        let type_ = self.type_of(expr);
+        if type_ != Type::Bool && !is_dyn(&type_) {
+            let function = "_&&_";
+            self.problem(expr.at, format!("found no matching overload for '{function}' applied to '(bool, {})'", shown(&type_)));
+        }
+    }
+}
+
+/// A type in complaints. What is not known yet has no name there.
+fn shown(type_: &Type) -> String {
+    match type_ {
+        Type::Param(_) => "dyn".into(),
+        Type::List(items) => format!("list({})", shown(items)),
+        Type::Map(keys, values) => format!("map({}, {})", shown(keys), shown(values)),
+        other => other.to_string(),
+    }
+}
+
+/// Types whose names have dots.
+pub fn named_type(name: &str) -> Option<Type> {
+    Some(match name {
+        "google.protobuf.Timestamp" => Type::Timestamp,
+        "google.protobuf.Duration" => Type::Duration,
+        "kubernetes.Quantity" => Type::Opaque("kubernetes.Quantity"),
+        "kubernetes.URL" => Type::Opaque("kubernetes.URL"),
+        "kubernetes.Semver" => Type::Opaque("kubernetes.Semver"),
+        "net.IP" => Type::Opaque("net.IP"),
+        "net.CIDR" => Type::Opaque("net.CIDR"),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cel::{syntax, types::Fields};
+    use std::sync::Arc;
+
+    fn complaint(source: &str) -> Result<String, String> {
+        let fields = [("s", Type::String), ("n", Type::Int), ("l", Type::List(Box::new(Type::String))), ("d", Type::Dyn)];
+        let object = Type::Object(Arc::new(Fields { name: "object".into(), fields: fields.map(|(name, type_)| (name.to_string(), type_)).into() }));
+        let tree = syntax::parse(source).unwrap();
+        check(&tree, &[("self", object)]).map(|type_| type_.to_string()).map_err(|problems| problems[0].message.clone())
+    }
+
+    #[test]
+    fn types_are_found() {
+        for (source, type_) in [
+            ("self.n + 1", "int"),
+            ("self.l.map(x, x.size())", "list(int)"),
+            ("self.l.all(i, x, i > 0 && x != '')", "bool"),
+            ("self.d.whatever == 1", "bool"),
+            ("quantity('1').add(quantity('2')).isGreaterThan(quantity('1'))", "bool"),
+            ("self.?s.orValue('x')", "string"),
+            ("{'a': 1}['a']", "int"),
+            ("type(self.d) == int ? 'a' : 'b'", "string"),
+            ("sets.contains(self.l, ['a'])", "bool"),
+            ("[] == self.l", "bool"),
+            ("has(self.s)", "bool"),
+            ("self.d + 1 > 2", "bool"),
+            ("optional.none().hasValue()", "bool"),
+        ] {
+            assert_eq!(complaint(source), Ok(type_.to_string()), "{source}");
+        }
+    }
+
+    #[test]
+    fn complaints_are_those_of_cel_go() {
+        for (source, message) in [
+            ("this", "undeclared reference to 'this' (in container '')"),
+            ("self.z", "undefined field 'z'"),
+            ("self.n == 'a'", "found no matching overload for '_==_' applied to '(int, string)'"),
+            ("foo(self)", "undeclared reference to 'foo' (in container '')"),
+            ("self.s.startsWith(1)", "found no matching overload for 'startsWith' applied to 'string.(int)'"),
+            ("self.n.x", "type 'int' does not support field selection"),
+            ("self.n.all(x, true)", "expression of type 'int' cannot be range of a comprehension (must be list, map, or dynamic)"),
+        ] {
+            assert_eq!(complaint(source), Err(message.to_string()), "{source}");
+        }
+    }
+}

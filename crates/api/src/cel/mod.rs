@@ -1,0 +1,66 @@
+//! The Common Expression Language, as Kubernetes uses it: rules of custom resources, admission policies, match conditions.
+//!
+//! `syntax` makes a tree of a text, `checker` says of what type it is and what is wrong with it (in cel-go's words), `eval`
+//! computes it on JSON without copying it, and counts what that costs. `functions` is what can be called.
+//!
+//! What must stay true: no text and no value can panic, recurse without bound or run without end. Costs are counted in
+//! Kubernetes' units, and evaluation stops at the budget.
+//!
+//! An own implementation, because what is at hand has neither a type checker (definitions are refused by it) nor a cost bound
+//! (hostile rules are stopped by it).
+
+pub mod checker;
+pub mod estimate;
+pub mod eval;
+pub mod functions;
+pub mod library;
+pub mod rule;
+pub mod syntax;
+pub mod types;
+pub mod value;
+
+pub use types::{Fields, Type};
+pub use value::Val;
+
+/// Every bound of the language, by name.
+pub mod limits {
+    /// Bytes of one expression.
+    pub const SOURCE_BYTES_MAX: usize = 100_000;
+    /// Brackets within brackets.
+    pub const NESTING_MAX: usize = 60;
+    /// Levels of a tree.
+    pub const DEPTH_MAX: usize = 250;
+    /// What one expression may cost at run time.
+    pub const CALL_COST_MAX: u64 = 1_000_000;
+    /// What all rules of one object may cost at run time.
+    pub const OBJECT_COST_MAX: u64 = 10_000_000;
+    /// What one rule of a definition may cost by estimate.
+    pub const ESTIMATED_RULE_COST_MAX: u64 = 10_000_000;
+    /// What all rules of a definition may cost by estimate.
+    pub const ESTIMATED_SCHEMA_COST_MAX: u64 = 100_000_000;
+    /// Bytes of a value that an expression makes.
+    pub const VALUE_BYTES_MAX: usize = 4 * 1024 * 1024;
+}
+
+/// An expression that has been checked.
+#[derive(Debug)]
+pub struct Program {
+    pub source: String,
+    pub tree: syntax::Expr,
+    pub type_: Type,
+}
+
+impl Program {
+    /// Parses and checks. `variables` are the names that it may use and their types. The error is as cel-go shows it.
+    pub fn compile(source: &str, variables: &[(&str, Type)]) -> Result<Program, String> {
+        let tree = syntax::parse(source).map_err(|problem| problem.shown(source))?;
+        let type_ = checker::check(&tree, variables).map_err(|problems| {
+            problems.iter().map(|problem| problem.shown(source)).collect::<Vec<_>>().join("\n")
+        })?;
+        Ok(Program { source: source.to_string(), tree, type_ })
+    }
+    /// Computes it. What it costs is taken from `budget`; an empty budget is an error.
+    pub fn run<'a>(&'a self, variables: &eval::Variables<'a>, budget: &mut u64) -> Result<Val<'a>, eval::Error> {
+        eval::run(&self.tree, variables, budget)
+    }
+}

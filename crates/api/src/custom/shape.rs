@@ -1,0 +1,179 @@
+//! What a custom resource keeps of what it was sent: pruning, defaults, nulls; and how its text becomes an object.
+
+use super::props::{Additional, Props};
+use crate::{
+    Value, limits,
+    schema,
+    structure::{self, Encoding},
+};
+use serde_json::Map;
+
+/// Removes what the schema does not know. Its paths go to `unknown`, in order of keys.
+pub fn prune(props: &Props, value: &mut Value, root: bool, path: &str, unknown: &mut Vec<String>) {
+    match value {
+        Value::Object(map) => {
+            let meta = root || props.embedded;
+            let known = |key: &str| (meta && matches!(key, "apiVersion" | "kind" | "metadata")) || props.properties.contains_key(key);
+            let keeps_all = props.preserve_unknown || !matches!(props.additional, Additional::Unsaid | Additional::Allowed(false));
+            let below = |key: &str| if path.is_empty() { key.to_string() } else { format!("{path}.{key}") };
+            if !keeps_all {
+                let gone: Vec<String> = map.keys().filter(|key| !known(key)).cloned().collect();
+                for key in gone {
+                    map.remove(&key);
+                    if unknown.len() < limits::STRICT_PROBLEMS_MAX {
+                        unknown.push(below(&key));
+                    }
+                }
+            }
+            for (key, value) in map.iter_mut() {
+                if meta && matches!(key.as_str(), "apiVersion" | "kind" | "metadata") {
+                    continue;
+                }
+                if let Some(schema) = props.properties.get(key).or(props.additional()) {
+                    prune(schema, value, false, &below(key), unknown);
+                }
+            }
+        }
+        Value::Array(items) => {
+            if let Some(schema) = &props.items {
+                for (i, item) in items.iter_mut().enumerate() {
+                    prune(schema, item, false, &format!("{path}[{i}]"), unknown);
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Fills defaults, and removes nulls that are no values. Answers whether anything changed.
+pub fn default(props: &Props, value: &mut Value) -> bool {
+    let mut changed = false;
+    match value {
+        Value::Object(map) => {
+            let mut gone = vec![];
+            for (key, below) in map.iter() {
+                let Some(schema) = props.properties.get(key).or(props.additional()) else { continue };
+                if below.is_null() && !schema.nullable && schema.default.is_none() && !schema.types.is_empty() {
+                    gone.push(key.clone());
+                }
+            }
+            for key in gone {
+                map.remove(&key);
+                changed = true;
+            }
+            for (key, schema) in &props.properties {
+                if let Some(default) = &schema.default
+                    && map.get(key).is_none_or(|value| value.is_null() && !schema.nullable)
+                {
+                    map.insert(key.clone(), default.clone());
+                    changed = true;
+                }
+            }
+            for (key, below) in map.iter_mut() {
+                if let Some(schema) = props.properties.get(key) {
+                    changed |= default(schema, below);
+                } else if let Some(schema) = props.additional() {
+                    if below.is_null()
+                        && !schema.nullable
+                        && let Some(default) = &schema.default
+                    {
+                        *below = default.clone();
+                        changed = true;
+                    }
+                    changed |= default(schema, below);
+                }
+            }
+        }
+        Value::Array(items) => {
+            if let Some(schema) = &props.items {
+                for item in items {
+                    if item.is_null()
+                        && !schema.nullable
+                        && let Some(default) = &schema.default
+                    {
+                        *item = default.clone();
+                        changed = true;
+                    }
+                    changed |= default(schema, item);
+                }
+            }
+        }
+        _ => {}
+    }
+    changed
+}
+
+/// An object that was read as it is, in the shape of its kind: pruned, metadata of embedded objects in order.
+/// Answers with what was unknown.
+pub fn fit(props: &Props, object: &mut Value) -> Vec<String> {
+    let mut unknown = vec![];
+    prune(props, object, true, "", &mut unknown);
+    embedded_metadata(props, object, true, "", &mut unknown);
+    unknown.sort();
+    unknown
+}
+
+/// The metadata of embedded objects has the form of all metadata; what cannot be read goes.
+fn embedded_metadata(props: &Props, value: &mut Value, root: bool, path: &str, unknown: &mut Vec<String>) {
+    match value {
+        Value::Object(map) => {
+            let below = |key: &str| if path.is_empty() { key.to_string() } else { format!("{path}.{key}") };
+            if props.embedded && !root
+                && let Some(metadata) = map.get("metadata")
+                && let Some(schema) = schema::definition("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta")
+            {
+                match structure::decode(metadata.to_string().as_bytes(), Encoding::Json, &schema) {
+                    Ok(decoded) => {
+                        let fields = decoded.problems.iter().filter_map(|problem| problem.strip_prefix("unknown field \"")?.strip_suffix('"'));
+                        unknown.extend(fields.map(|field| format!("{}.{field}", below("metadata"))));
+                        map.insert("metadata".into(), decoded.value);
+                    }
+                    Err(_) => {
+                        map.insert("metadata".into(), Value::Object(Map::new()));
+                    }
+                }
+            }
+            for (key, value) in map.iter_mut() {
+                if let Some(schema) = props.properties.get(key).or(props.additional()) {
+                    embedded_metadata(schema, value, false, &below(key), unknown);
+                }
+            }
+        }
+        Value::Array(items) => {
+            if let Some(schema) = &props.items {
+                for (i, item) in items.iter_mut().enumerate() {
+                    embedded_metadata(schema, item, false, &format!("{path}[{i}]"), unknown);
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn unknown_fields_go_and_are_named() {
+        let props = Props::read(&json!({"type": "object", "properties": {
+            "spec": {"type": "object", "properties": {"a": {"type": "string"}, "free": {"type": "object", "x-kubernetes-preserve-unknown-fields": true,
+                "properties": {"strict": {"type": "object"}}}}}}}));
+        let mut object = json!({"apiVersion": "g/v1", "kind": "K", "metadata": {"x": 1}, "other": 1,
+            "spec": {"a": "1", "b": 2, "free": {"any": {"thing": 1}, "strict": {"gone": 1}}}});
+        assert_eq!(fit(&props, &mut object), ["other", "spec.b", "spec.free.strict.gone"]);
+        assert_eq!(object["spec"], json!({"a": "1", "free": {"any": {"thing": 1}, "strict": {}}}));
+    }
+
+    #[test]
+    fn defaults_and_nulls() {
+        let props = Props::read(&json!({"type": "object", "properties": {
+            "a": {"type": "string", "default": "x"}, "n": {"type": "string", "nullable": true, "default": "y"}, "s": {"type": "string"},
+            "o": {"type": "object", "default": {}, "properties": {"p": {"type": "integer", "default": 3}}}, "l": {"type": "array", "items": {"type": "string"}}}}));
+        let mut object = json!({"a": null, "n": null, "s": null, "l": [null]});
+        assert!(default(&props, &mut object));
+        assert_eq!(object, json!({"a": "x", "n": null, "o": {"p": 3}, "l": [null]}));
+        assert!(!default(&props, &mut object));
+    }
+}
