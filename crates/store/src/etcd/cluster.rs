@@ -3,15 +3,18 @@
 //! What must stay true: [`remove`] never leaves fewer living voters than a majority needs; a joining member becomes a voter only once it
 //! has caught up.
 
-use super::{Etcd, Fault, Member as Connection, Shared, limits::DEFRAGMENT_S, limits::SILENT_MEMBER_MS, members::Failure, within};
+use super::{Etcd, Fault, Member as Connection, Shared, fault::UNHEALTHY, limits::DEFRAGMENT_S, limits::SILENT_MEMBER_MS, members::Failure, within};
 use crate::Revision;
 use etcd_client::{AlarmAction, AlarmOptions, AlarmType, MemberAddOptions};
 use futures::FutureExt;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How long one look at a member that is to be promoted is from the next, in milliseconds.
-const PROMOTE_EVERY_MS: u64 = 500;
+/// The pause between attempts at a change that etcd does not allow yet, in milliseconds.
+const CHANGE_EVERY_MS: u64 = 500;
+
+/// How long a change of the membership waits for etcd to call itself healthy, which it does 5 s after the last disturbance, in seconds.
+const HEALTHY_WAIT_S: u64 = 20;
 
 /// Why a change was not made.
 #[derive(Debug, thiserror::Error)]
@@ -123,6 +126,10 @@ async fn status_of(etcd: &Etcd, member: Member) -> Status {
 /// Adds a member without a vote, to be reached by the others at `peer_urls`; then start it with `--initial-cluster-state existing`.
 /// One that is there already is returned as it is.
 pub async fn add_learner(etcd: &Etcd, peer_urls: &[String]) -> Result<Member> {
+    once_healthy(async || try_add_learner(etcd, peer_urls).await).await
+}
+
+async fn try_add_learner(etcd: &Etcd, peer_urls: &[String]) -> Result<Member> {
     let present = async || -> Result<Option<Member>> {
         Ok(list(etcd).await?.into_iter().find(|member| member.peer_urls.iter().any(|url| peer_urls.contains(url))))
     };
@@ -173,7 +180,7 @@ pub async fn promote_when_ready(etcd: &Etcd, id: u64, patience: Duration) -> Res
             Err(Error::NotCaughtUp(_) | Error::Store(crate::Error::Unavailable(_))) if Instant::now() < deadline => {}
             other => return other,
         }
-        tokio::time::sleep(Duration::from_millis(PROMOTE_EVERY_MS)).await;
+        tokio::time::sleep(Duration::from_millis(CHANGE_EVERY_MS)).await;
     }
 }
 
@@ -181,6 +188,10 @@ pub async fn promote_when_ready(etcd: &Etcd, id: u64, patience: Duration) -> Res
 pub async fn remove(etcd: &Etcd, id: u64) -> Result<()> {
     let voters: Vec<Voter> = status(etcd).await?.into_iter().map(Voter::of).collect();
     may_remove(&voters, id)?;
+    once_healthy(async || try_remove(etcd, id).await).await
+}
+
+async fn try_remove(etcd: &Etcd, id: u64) -> Result<()> {
     let ask = |connection: &Connection, _| {
         let mut client = connection.plain();
         async move { Ok(client.member_remove(id).await?) }.boxed()
@@ -247,6 +258,18 @@ pub async fn disarm(etcd: &Etcd) -> Result<usize> {
     let count = etcd.shared.members.read(ask).await.map_err(|fault| refused(&etcd.shared, fault))?;
     *etcd.shared.trouble.lock() = None;
     Ok(count)
+}
+
+/// Tries a change again while etcd has not been healthy for long enough to allow it.
+async fn once_healthy<T>(change: impl AsyncFn() -> Result<T>) -> Result<T> {
+    let deadline = Instant::now() + Duration::from_secs(HEALTHY_WAIT_S);
+    loop {
+        match change().await {
+            Err(Error::Refused(why)) if why.contains(UNHEALTHY) && Instant::now() < deadline => {}
+            other => return other,
+        }
+        tokio::time::sleep(Duration::from_millis(CHANGE_EVERY_MS)).await;
+    }
 }
 
 async fn find(etcd: &Etcd, id: u64) -> Result<Member> {

@@ -26,6 +26,8 @@ pub enum Fault {
 /// The command that gives room, named in every sentence that says there is none.
 pub const FULL: &str = "etcd's database has reached its quota; let `regent etcd defragment` give back what is free, or start etcd \
                         with a larger --quota-backend-bytes, then run `regent etcd disarm`";
+/// What a member says to a change of the membership while not all voters have been connected for 5 s.
+pub const UNHEALTHY: &str = "unhealthy cluster";
 /// What a member says of itself when its data differ from the others'.
 pub const CORRUPT: &str = "etcd has raised the CORRUPT alarm, for a member's data differ from the others'; remove that member, empty its \
                            data directory and let it join anew; if the others are not whole either";
@@ -43,7 +45,7 @@ impl From<etcd_client::Error> for Fault {
 fn of_status(status: &Status) -> Fault {
     let said = status.message();
     let says = |part: &str| said.contains(part);
-    if says("no leader") || says("too many requests") || says("not capable") || says("not supported for learner") || says("unhealthy cluster") {
+    if says("no leader") || says("too many requests") || says("not capable") || says("not supported for learner") {
         return Fault::NoEffect(said.trim_start_matches("etcdserver: ").to_string());
     }
     if says("database space exceeded") {
@@ -67,7 +69,7 @@ fn of_status(status: &Status) -> Fault {
     if matches!(status.code(), Code::PermissionDenied | Code::Unauthenticated) {
         return Fault::Final(Error::Unavailable(format!("etcd refuses this server ({said}); check --etcd-certfile and etcd's own users")));
     }
-    if matches!(status.code(), Code::FailedPrecondition | Code::NotFound | Code::InvalidArgument) {
+    if matches!(status.code(), Code::FailedPrecondition | Code::NotFound | Code::InvalidArgument) || says(UNHEALTHY) {
         return Fault::Refused(said.trim_start_matches("etcdserver: ").to_string());
     }
     match not_connected(status) {

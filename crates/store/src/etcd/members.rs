@@ -227,7 +227,7 @@ impl Members {
                     self.set_lost(true);
                     let (index, _) = self.pick(tried);
                     self.prefer(index);
-                    return Err(Failure { uncertain: uncertain || !running.is_empty(), fault: Fault::NoEffect(sentence(&said, budget_ms)) });
+                    return Err(Failure { uncertain: uncertain || !running.is_empty(), fault: Fault::NoEffect(sentence(&said, budget_ms, &self.config())) });
                 }
             }
         }
@@ -247,14 +247,17 @@ fn dial_all(config: &Config) -> Result<Vec<Arc<Member>>> {
 }
 
 /// What a caller is told when no member could answer.
-fn sentence(said: &BTreeMap<String, String>, budget_ms: u64) -> String {
+fn sentence(said: &BTreeMap<String, String>, budget_ms: u64, config: &Config) -> String {
     let each: Vec<String> = said.iter().map(|(url, why)| format!("{url}: {why}")).collect();
     let head = if said.values().any(|why| why.contains("leader")) {
         "etcd has no quorum (a majority of its members must run and reach each other)".to_string()
     } else {
         format!("no etcd member answered within {} s", budget_ms as f64 / 1000.0)
     };
-    format!("{head}: {}", each.join("; "))
+    // A member that misses our certificate closes the connection without a word.
+    let anonymous = config.certificate_pem.is_none() && said.keys().any(|url| url.starts_with("https:"));
+    let hint = if anonymous { " (no client certificate is given; etcd may ask for one)" } else { "" };
+    format!("{head}: {}{hint}", each.join("; "))
 }
 
 #[cfg(test)]

@@ -5,10 +5,13 @@
 
 #![allow(dead_code)]
 
+pub mod proxy;
+
 use pki::{Authority, Identity, Issued};
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
     net::{IpAddr, Ipv4Addr},
+    os::unix::process::CommandExt,
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{
@@ -128,6 +131,8 @@ impl Cluster {
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
+        // SAFETY: one system call between fork and exec, which touches no memory of ours. So etcd dies with a test that is killed.
+        unsafe { command.pre_exec(|| Ok(rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?)) };
         let child = command.spawn().unwrap_or_else(|error| panic!("etcd cannot be started ({error}); install it: apt-get install etcd-server"));
         self.members[i].child = Some(child);
     }
