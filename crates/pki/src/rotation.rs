@@ -1,6 +1,6 @@
 //! The certificates of a directory: what each says, when it ends, and renewing it before it does.
 //!
-//! A directory holds `NAME.crt` with `NAME.key`, kubeconfigs (`NAME.kubeconfig`) with a client certificate inside, and
+//! A directory (with its folder `etcd`) holds `NAME.crt` with `NAME.key`, kubeconfigs (`NAME.kubeconfig`) with a client certificate inside, and
 //! authorities (a self-signed certificate). What an authority whose key is in the directory has signed can be renewed here:
 //! same subject, same names, same usages, a new key. Nothing else is ever touched, an authority least of all.
 //!
@@ -21,6 +21,8 @@ use std::time::Duration;
 
 /// Files in a directory that are looked at, at most.
 const FILES_MAX: usize = 1000;
+/// The folder of etcd's certificates, as kubeadm has it.
+const ETCD: &str = "etcd";
 /// Of a certificate's life, in percent, between which it is renewed, as Kubernetes does it.
 const RENEW_FROM_PERCENT: u64 = 70;
 const RENEW_TO_PERCENT: u64 = 90;
@@ -106,7 +108,7 @@ pub fn inventory(directories: &[&Path]) -> Result<Vec<Held>, Error> {
         let Some(file_name) = path.file_name().and_then(|name| name.to_str()) else { continue };
         let (kind, name, pem) = if let Some(stem) = file_name.strip_suffix(".crt") {
             let Some(pem) = files::read(&path)? else { continue };
-            (Kind::Files, stem.to_owned(), pem)
+            (Kind::Files, within(&path, stem), pem)
         } else if file_name.ends_with(".kubeconfig") {
             let Some(pem) = certificate_in(&path)? else { continue };
             (Kind::Kubeconfig, file_name.to_owned(), pem)
@@ -186,18 +188,26 @@ fn authorities(directories: &[&Path]) -> Result<Vec<(String, Authority)>, Error>
         let (Some(certificate_pem), Some(key_pem)) = (files::read(&path)?, files::read(&path.with_extension("key"))?) else { continue };
         let Ok(certificate) = CertificateDer::from_pem_slice(certificate_pem.as_bytes()) else { continue };
         if is_authority(&certificate) {
-            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            found.push((name, Authority::from_pem(&certificate_pem, &key_pem)?));
+            let name = path.file_stem().unwrap_or_default().to_string_lossy();
+            found.push((within(&path, &name), Authority::from_pem(&certificate_pem, &key_pem)?));
         }
     }
     Ok(found)
 }
 
+/// The name of a file: with its folder, if that is etcd's.
+fn within(path: &Path, stem: &str) -> String {
+    let folder = path.parent().and_then(Path::file_name).is_some_and(|folder| folder == ETCD);
+    if folder { format!("{ETCD}/{stem}") } else { stem.to_owned() }
+}
+
+/// The files of the directories, and of their folder `etcd`.
 fn listed(directories: &[&Path]) -> Result<Vec<PathBuf>, Error> {
     let mut paths = Vec::new();
-    for directory in directories {
-        let at = |source| Error::File { path: directory.to_path_buf(), source };
-        let entries = match std::fs::read_dir(directory) {
+    let all = directories.iter().flat_map(|directory| [directory.to_path_buf(), directory.join(ETCD)]);
+    for directory in all {
+        let at = |source| Error::File { path: directory.clone(), source };
+        let entries = match std::fs::read_dir(&directory) {
             Ok(entries) => entries,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             Err(error) => return Err(at(error)),
@@ -221,8 +231,8 @@ fn issuer(certificate: &CertificateDer<'_>) -> Result<String, Error> {
     Ok(Subject::from_name(parsed.issuer())?.common_name)
 }
 
-/// The client certificate inside a kubeconfig, if it holds one.
-fn certificate_in(path: &Path) -> Result<Option<String>, Error> {
+/// The client certificate (PEM) inside a kubeconfig, if it holds one.
+pub fn certificate_in(path: &Path) -> Result<Option<String>, Error> {
     let Some(config) = parse(path)? else { return Ok(None) };
     let Some(data) = config.pointer("/users/0/user/client-certificate-data").and_then(Value::as_str) else { return Ok(None) };
     let damaged = |detail: String| Error::Damaged { path: path.into(), what: "kubeconfig", detail };

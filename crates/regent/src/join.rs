@@ -15,22 +15,33 @@ use kube::{
     Api, ResourceExt,
     api::{ObjectMeta, PostParams},
 };
-use node::Serving;
 use pki::{
     Identity, Issued, JoinToken, Kubeconfig,
     files::{self, Access},
 };
 use std::{
-    net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
-use tokio::sync::watch;
 
 /// Pause between two attempts to reach a server or to read an answer.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 /// How long the signing of a certificate may take.
 const SIGNING_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The file of the cluster's authority, below the agent's directory.
+const AUTHORITY: &str = "ca.crt";
+const REFUSED: &str = "the server refuses the token: it has expired or was revoked; `regent token create` on a server makes a new one";
+
+/// Who signs, and for what.
+#[derive(Clone, Copy)]
+pub struct Signer {
+    name: &'static str,
+    usage: &'static str,
+}
+
+pub const KUBELET_CLIENT: Signer = Signer { name: "kubernetes.io/kube-apiserver-client-kubelet", usage: "client auth" };
+pub const KUBELET_SERVING: Signer = Signer { name: "kubernetes.io/kubelet-serving", usage: "server auth" };
 
 /// What a node has when it has joined.
 pub struct Joined {
@@ -38,55 +49,74 @@ pub struct Joined {
     pub authority_pem: String,
 }
 
-/// Joins the cluster, or finds that this node has.
-pub async fn join(server: &str, token: &str, directory: &Path, name: &str) -> Result<Joined> {
+/// Whom to believe that it is a server of the cluster: what is kept from joining, or what the token says.
+pub fn trust(directory: &Path, token: Option<&JoinToken>) -> Result<rustls::ClientConfig> {
+    if let Some(authority_pem) = files::read(&directory.join(AUTHORITY))? {
+        return Ok(pki::tls::client(&authority_pem, None)?);
+    }
+    let token = token.context("this node has not joined yet, and needs --token; `regent token create` on a server prints one")?;
+    Ok(pki::tls::pinned_client(fingerprint(token)?)?)
+}
+
+fn fingerprint(token: &JoinToken) -> Result<&str> {
+    token.fingerprint.as_deref().context("the token has no fingerprint of the cluster; `regent token create` prints whole ones")
+}
+
+/// Joins the cluster, or finds that this node has. Waits for a server as long as it takes; a token that is refused is an error.
+pub async fn join(server: &str, token: Option<&JoinToken>, directory: &Path, name: &str) -> Result<Joined> {
     files::create_directory(directory)?;
     let kubeconfig = directory.join("kubelet.kubeconfig");
-    let authority_file = directory.join("ca.crt");
+    let authority_file = directory.join(AUTHORITY);
     if let (true, Some(authority_pem)) = (kubeconfig.exists(), files::read(&authority_file)?) {
         return Ok(Joined { kubeconfig, authority_pem });
     }
-    let token = JoinToken::parse(token)?;
-    let fingerprint = token.fingerprint.as_deref().context("the token has no fingerprint of the cluster; `regent token create` prints whole ones")?;
-    let authority_pem = authority(server, fingerprint).await?;
-    let bootstrap = directory.join("bootstrap.kubeconfig");
-    Kubeconfig::with_token(server, &authority_pem, &token.bearer(), "bootstrap").write(&bootstrap)?;
-    let client = client::transport::from_kubeconfig(&bootstrap).await?;
-    let node = Identity::node(name);
-    let own = certificate(&client, directory, "kubelet-client", &node, "kubernetes.io/kube-apiserver-client-kubelet", "client auth").await?;
-    let issued = Issued { certificate_pem: own.0, key_pem: own.1, authority_pem: authority_pem.clone() };
+    let token = token.context("this node has not joined yet, and needs --token; `regent token create` on a server prints one")?;
+    let authority_pem = authority(server, fingerprint(token)?).await?;
+    // The key is kept before it is asked for, so that a node which is stopped in between asks for the same again.
+    let key_file = directory.join("kubelet-client.key");
+    let key_pem = match files::read(&key_file)? {
+        Some(key_pem) => key_pem,
+        None => {
+            let (_, key_pem) = pki::request::create(&Identity::node(name))?;
+            files::replace(&key_file, &key_pem, Access::Private)?;
+            key_pem
+        }
+    };
+    let issued = loop {
+        match client_with_token(server, &authority_pem, token, directory, name, &key_pem).await {
+            Ok(issued) => break issued,
+            Err(error) if is_refusal(&error) => return Err(error.context(REFUSED)),
+            Err(error) => tracing::warn!("no certificate yet: {error:#}"),
+        }
+        tokio::time::sleep(RETRY_EVERY).await;
+    };
     files::replace(&authority_file, &authority_pem, Access::Public)?;
-    Kubeconfig::of(server, &issued, &node.common_name).write(&kubeconfig)?;
-    std::fs::remove_file(&bootstrap).context("removing the token")?;
+    Kubeconfig::of(server, &issued, &Identity::node(name).common_name).write(&kubeconfig)?;
+    std::fs::remove_file(&key_file).context("removing the key that is in the kubeconfig now")?;
     tracing::info!(node = name, "joined the cluster");
     Ok(Joined { kubeconfig, authority_pem })
 }
 
-/// The certificate of the node's own API: the one that is kept, or a new one as soon as the cluster grants it.
-pub fn serving(kubeconfig: PathBuf, directory: PathBuf, name: String, address: IpAddr) -> watch::Receiver<Option<Serving>> {
-    let (sender, receiver) = watch::channel(None);
-    tokio::spawn(async move {
-        loop {
-            match get_serving(&kubeconfig, &directory, &name, address).await {
-                Ok(serving) => break sender.send_replace(Some(serving)),
-                Err(error) => tracing::warn!("the node's API has no certificate yet: {error:#}"),
-            }
-            tokio::time::sleep(RETRY_EVERY).await;
-        }
-    });
-    receiver
+/// The node's certificate as a client, asked for with a token.
+pub async fn client_with_token(
+    server: &str,
+    authority_pem: &str,
+    token: &JoinToken,
+    directory: &Path,
+    name: &str,
+    key_pem: &str,
+) -> Result<Issued> {
+    let bootstrap = directory.join("bootstrap.kubeconfig");
+    Kubeconfig::with_token(server, authority_pem, &token.bearer(), "bootstrap").write(&bootstrap)?;
+    let client = client::transport::from_kubeconfig(&bootstrap).await;
+    std::fs::remove_file(&bootstrap).context("removing the token")?;
+    let certificate_pem = signed(&client?, key_pem, &Identity::node(name), KUBELET_CLIENT).await?;
+    Ok(Issued { certificate_pem, key_pem: key_pem.into(), authority_pem: authority_pem.into() })
 }
 
-async fn get_serving(kubeconfig: &Path, directory: &Path, name: &str, address: IpAddr) -> Result<Serving> {
-    let file = directory.join("kubelet.crt");
-    if let (Some(certificate_pem), Some(key_pem)) = (files::read(&file)?, files::read(&directory.join("kubelet.key"))?) {
-        return Ok(Serving { certificate_pem, key_pem });
-    }
-    let client = client::transport::from_kubeconfig(kubeconfig).await?;
-    let identity = Identity::node_serving(name, &[address]);
-    let (certificate_pem, key_pem) = certificate(&client, directory, "kubelet", &identity, "kubernetes.io/kubelet-serving", "server auth").await?;
-    files::replace(&file, &certificate_pem, Access::Public)?;
-    Ok(Serving { certificate_pem, key_pem })
+/// Whether the server has understood and says no, so that asking again is of no use.
+pub fn is_refusal(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| matches!(cause.downcast_ref::<kube::Error>(), Some(kube::Error::Api(status)) if matches!(status.code, 401 | 403)))
 }
 
 /// The cluster's authority, as the server tells it to everyone, over a connection pinned to its fingerprint.
@@ -138,33 +168,22 @@ async fn ask_authority(uri: &http::Uri, fingerprint: &str) -> Result<String> {
     Ok(pem)
 }
 
-/// Asks for a certificate with a key that is made here (or was, by an attempt before), and waits until it is signed.
-async fn certificate(
-    client: &kube::Client,
-    directory: &Path,
-    stem: &str,
-    identity: &Identity,
-    signer: &str,
-    usage: &str,
-) -> Result<(String, String)> {
-    let key_file = directory.join(format!("{stem}.key"));
-    let (request_pem, key_pem) = match files::read(&key_file)? {
-        Some(key) => (pki::request::create_for(&key, identity)?, key),
-        None => pki::request::create(identity)?,
-    };
-    files::replace(&key_file, &key_pem, Access::Private)?;
+/// Asks for a certificate for this key, and waits until it is signed.
+pub async fn signed(client: &kube::Client, key_pem: &str, identity: &Identity, signer: Signer) -> Result<String> {
+    let request_pem = pki::request::create_for(key_pem, identity)?;
     let requests: Api<CertificateSigningRequest> = Api::all(client.clone());
     let wanted = CertificateSigningRequest {
         metadata: ObjectMeta { generate_name: Some("csr-".into()), ..ObjectMeta::default() },
         spec: CertificateSigningRequestSpec {
             request: ByteString(request_pem.into_bytes()),
-            signer_name: signer.into(),
-            usages: Some(vec!["digital signature".into(), usage.into()]),
+            signer_name: signer.name.into(),
+            usages: Some(vec!["digital signature".into(), signer.usage.into()]),
             ..CertificateSigningRequestSpec::default()
         },
         status: None,
     };
-    let made = requests.create(&PostParams::default(), &wanted).await.with_context(|| format!("asking for a certificate of {signer}"))?;
+    let asked = tokio::time::timeout(SIGNING_TIMEOUT, requests.create(&PostParams::default(), &wanted)).await;
+    let made = asked.context("the API does not answer")?.with_context(|| format!("asking for a certificate of {}", signer.name))?;
     let signed = async {
         loop {
             let now = requests.get(&made.name_any()).await?;
@@ -174,8 +193,7 @@ async fn certificate(
             tokio::time::sleep(RETRY_EVERY / 4).await;
         }
     };
-    let certificate = tokio::time::timeout(SIGNING_TIMEOUT, signed)
-        .await
-        .map_err(|_| anyhow::anyhow!("the request {} was not signed; does the controller manager run? (`kubectl get csr`)", made.name_any()))??;
-    Ok((certificate, key_pem))
+    tokio::time::timeout(SIGNING_TIMEOUT, signed).await.map_err(|_| {
+        anyhow::anyhow!("the request {} was not signed; does the controller manager run? (`kubectl get csr`)", made.name_any())
+    })?
 }

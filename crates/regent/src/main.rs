@@ -3,12 +3,16 @@
 //! One file per command in `commands/`. Two names are taken before the command line is read: called as `regent-ipam` the
 //! binary is a CNI plugin, and `sandbox-launch`/`sandbox-init` run before any thread exists, for they make namespaces.
 
+mod checkpoint;
 mod backend;
+mod backups;
 mod bundle;
 mod commands;
 mod etcd;
 mod join;
+mod peers;
 mod progress;
+mod rotation;
 mod runtime;
 mod server_join;
 mod topology;
@@ -45,8 +49,12 @@ enum Command {
     Proxy(commands::proxy::Proxy),
     /// The cluster DNS of one node, alone.
     Dns(commands::dns::Dns),
+    /// This node's own pods, logs and commands in them, with no server needed.
+    Node(commands::node::Node),
     /// Make, list and revoke the tokens with which nodes join.
     Token(commands::token::Token),
+    /// Save, list and restore snapshots of the cluster.
+    Snapshot(Box<commands::snapshot::Snapshot>),
     /// A cluster of many nodes on this machine, for trying, testing and breaking things.
     Sandbox(commands::sandbox::Sandboxed),
     /// Failures as runnable scenarios: what keeps working, for how long it does not, what comes back.
@@ -82,7 +90,9 @@ fn start() -> Result<()> {
         Command::Kubelet(arguments) => commands::kubelet::run(*arguments),
         Command::Proxy(arguments) => commands::proxy::run(arguments),
         Command::Dns(arguments) => commands::dns::run(arguments),
+        Command::Node(arguments) => commands::node::run(arguments),
         Command::Token(arguments) => commands::token::run(arguments),
+        Command::Snapshot(arguments) => commands::snapshot::run(*arguments),
         Command::SandboxLaunch { configuration } => Ok(sandbox::launch::launch(&configuration)?),
         Command::SandboxInit { configuration } => Ok(sandbox::supervisor::run(&configuration)?),
         Command::Sandbox(arguments) => commands::sandbox::run(arguments),

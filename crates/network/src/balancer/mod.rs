@@ -32,7 +32,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use client::{Change, Informers, Selection};
@@ -100,6 +100,8 @@ struct Shared {
     listed: watch::Sender<u64>,
     /// Whether the address is served, here or by another process of this node.
     listening: watch::Sender<bool>,
+    /// Whether this process has the address.
+    active: AtomicBool,
     /// Whether any server answers; none before the first checks.
     reachable: watch::Sender<Option<bool>>,
     started: Instant,
@@ -128,6 +130,7 @@ impl Balancer {
             state: Mutex::new(State { servers, connections: HashMap::new(), next_id: 0 }),
             listed: watch::Sender::new(0),
             listening: watch::Sender::new(false),
+            active: AtomicBool::new(false),
             reachable: watch::Sender::new(None),
             started: Instant::now(),
         });
@@ -171,13 +174,7 @@ impl Balancer {
         };
         tracing::info!(servers = %learned.iter().map(Server::to_string).collect::<Vec<_>>().join(","), "the API servers, as the cluster names them");
         self.shared.listed.send_modify(|version| *version += 1);
-        if let Some(path) = self.shared.config.kept_in.clone() {
-            tokio::task::spawn_blocking(move || {
-                if let Err(error) = kept::write(&path, &learned) {
-                    tracing::warn!(path = %path.display(), %error, "the list of API servers could not be kept");
-                }
-            });
-        }
+        self.shared.keep(learned);
     }
 
     /// Learns from the endpoints of the Service `kubernetes` until the shutdown. The informers may well use this balancer.
@@ -199,6 +196,19 @@ impl Balancer {
     }
 }
 
+impl Shared {
+    /// Keeps the list on the disk. Only the process that has the address does, so that no two write at a time.
+    fn keep(&self, learned: Vec<Server>) {
+        if let Some(path) = self.config.kept_in.clone().filter(|_| self.active.load(Ordering::Acquire) && !learned.is_empty()) {
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = kept::write(&path, &learned) {
+                    tracing::warn!(path = %path.display(), %error, "the list of API servers could not be kept");
+                }
+            });
+        }
+    }
+}
+
 /// The servers that the slice of the Service `kubernetes` names.
 fn servers_of(slice: &EndpointSlice) -> Vec<Server> {
     let ports = slice.ports.iter().flatten();
@@ -211,7 +221,10 @@ fn servers_of(slice: &EndpointSlice) -> Vec<Server> {
 async fn run(shared: Arc<Shared>, shutdown: CancellationToken) {
     let Some(listener) = bind(&shared, &shutdown).await else { return };
     tracing::info!(address = %shared.config.address, "the way to the API servers is open");
+    shared.active.store(true, Ordering::Release);
     shared.listening.send_replace(true);
+    let learned = shared.state.lock().servers.learned();
+    shared.keep(learned);
     let checks = tokio::spawn(check_all(shared.clone(), shutdown.clone()));
     let moves = tokio::spawn(rebalance(shared.clone(), shutdown.clone()));
     accept(&shared, listener, &shutdown).await;

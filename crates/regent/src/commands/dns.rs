@@ -1,12 +1,15 @@
 //! `regent dns`: the cluster DNS of one node, alone.
 
+use super::balancer::{self, BalancerFlags};
 use anyhow::Result;
 use clap::Args;
 use client::Informers;
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
+    sync::Arc,
 };
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 #[derive(Args)]
@@ -21,17 +24,33 @@ pub struct Dns {
     /// A resolver for names outside the cluster; can be repeated [default: those of /etc/resolv.conf].
     #[arg(long = "upstream")]
     upstreams: Vec<SocketAddr>,
+    /// Where the node keeps its state.
+    #[arg(long, default_value = crate::checkpoint::ROOT_DIR)]
+    root_dir: PathBuf,
+    #[command(flatten)]
+    balancer: BalancerFlags,
+    #[command(flatten)]
+    membership: crate::peers::MembershipFlags,
 }
 
 pub fn run(arguments: Dns) -> Result<()> {
     crate::runtime::run(|shutdown| async move {
-        let client = client::transport::from_kubeconfig(&arguments.kubeconfig).await?;
-        resolve(Informers::new(client), arguments.cluster_dns, &arguments.cluster_domain, arguments.upstreams.clone(), shutdown).await
+        let way = arguments.balancer.way(&arguments.kubeconfig, None, &shutdown).await?;
+        let informers = crate::checkpoint::informers(way.client, &arguments.root_dir, "dns");
+        balancer::follow(way.balancer, &informers, &shutdown);
+        resolve(informers, arguments.cluster_dns, &arguments.cluster_domain, arguments.upstreams.clone(), arguments.membership.view(&shutdown), shutdown).await
     })
 }
 
 /// Answers questions until the shutdown.
-pub async fn resolve(informers: Informers, address: Ipv4Addr, domain: &str, upstreams: Vec<SocketAddr>, shutdown: CancellationToken) -> Result<()> {
+pub async fn resolve(
+    informers: Informers,
+    address: Ipv4Addr,
+    domain: &str,
+    upstreams: Vec<SocketAddr>,
+    view: Option<watch::Receiver<Option<Arc<membership::View>>>>,
+    shutdown: CancellationToken,
+) -> Result<()> {
     let config = dns::Config {
         informers,
         listen: SocketAddr::from((address, 53)),
@@ -39,6 +58,7 @@ pub async fn resolve(informers: Informers, address: Ipv4Addr, domain: &str, upst
         cluster_domain: domain.to_string(),
         upstreams,
         resolv_conf: "/etc/resolv.conf".into(),
+        view,
     };
     Ok(dns::run(config, shutdown).await?)
 }

@@ -1,7 +1,11 @@
 //! `regent kubelet`: the pods of one node, and the pod network, alone.
 
-use super::apiserver::read;
+use super::{
+    apiserver::read,
+    balancer::{self, BalancerFlags},
+};
 use ::node::Serving;
+use crate::rotation::Rotation;
 use anyhow::{Context, Result};
 use clap::Args;
 use client::Informers;
@@ -9,9 +13,13 @@ use network::pods::Mode;
 use std::{
     net::{Ipv4Addr, UdpSocket},
     path::PathBuf,
+    time::Duration,
 };
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
+
+/// How often the kernel is asked whether the rules of the Services are there, after a reboot.
+const RULES_LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// What the kubelet is told, alone or in `regent agent`.
 #[derive(Args, Clone)]
@@ -50,6 +58,8 @@ pub struct KubeletFlags {
     /// How other nodes' pods are reached: routes, vxlan, or auto (routes where the nodes share a link).
     #[arg(long, default_value = "auto", value_parser = mode)]
     pub pod_network: Mode,
+    #[command(flatten)]
+    pub membership: crate::peers::MembershipFlags,
 }
 
 #[derive(Args)]
@@ -66,11 +76,19 @@ pub struct Kubelet {
     /// The authority whose client certificates may use the node's API.
     #[arg(long)]
     client_ca_file: PathBuf,
+    /// Renew the client certificate in the kubeconfig before it ends, through the certificates API.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    rotate_certificates: bool,
+    /// Renew the certificate of the node's own API before it ends, through the certificates API.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    rotate_server_certificates: bool,
     /// The range of all pods' addresses.
     #[arg(long, default_value = "10.244.0.0/16")]
     cluster_cidr: ipnet::Ipv4Net,
     #[command(flatten)]
     flags: KubeletFlags,
+    #[command(flatten)]
+    balancer: BalancerFlags,
 }
 
 /// What makes a node this node.
@@ -86,16 +104,30 @@ pub struct Node {
 
 pub fn run(arguments: Kubelet) -> Result<()> {
     crate::runtime::run(|shutdown| async move {
-        let client = client::transport::from_kubeconfig(&arguments.kubeconfig).await?;
+        let address = arguments.flags.address()?;
+        let way = arguments.balancer.way(&arguments.kubeconfig, Some(address.into()), &shutdown).await?;
+        let rotation = Rotation {
+            kubeconfig: arguments.kubeconfig,
+            server: way.balancer.as_ref().map(network::balancer::Balancer::url),
+            serving_certificate: arguments.tls_cert_file,
+            serving_key: arguments.tls_private_key_file,
+            name: arguments.flags.name(),
+            address: address.into(),
+            token: None,
+            renew_client: arguments.rotate_certificates,
+            renew_serving: arguments.rotate_server_certificates,
+        };
         let node = Node {
             name: arguments.flags.name(),
-            address: arguments.flags.address()?,
+            address,
             root_dir: arguments.root_dir,
-            serving: Serving::known(read(&arguments.tls_cert_file)?, read(&arguments.tls_private_key_file)?),
+            serving: rotation.start(shutdown.clone()),
             authority_pem: read(&arguments.client_ca_file)?,
             cluster_cidr: arguments.cluster_cidr,
         };
-        keep(Informers::new(client), node, &arguments.flags, shutdown).await
+        let informers = crate::checkpoint::informers(way.client, &node.root_dir, "kubelet");
+        balancer::follow(way.balancer, &informers, &shutdown);
+        keep(informers, node, &arguments.flags, shutdown).await
     })
 }
 
@@ -120,6 +152,8 @@ pub async fn keep(informers: Informers, node: Node, flags: &KubeletFlags, shutdo
         cluster_domain: flags.cluster_domain.clone(),
         runtime_endpoint: flags.container_runtime_endpoint.clone(),
         data_dir: node.root_dir.clone(),
+        peers: flags.membership.member(&node.root_dir),
+        service_rules: Some(service_rules(&shutdown)),
         ..node::Config::new(&node.name, node.address.into(), informers.clone(), node.serving, node.authority_pem)
     };
     let network = network::pods::Config {
@@ -143,6 +177,23 @@ pub async fn keep(informers: Informers, node: Node, flags: &KubeletFlags, shutdo
         ended.context("a part of the node panicked")??;
     }
     Ok(())
+}
+
+/// Becomes true when the rules of the Services are in the kernel.
+fn service_rules(shutdown: &CancellationToken) -> watch::Receiver<bool> {
+    let (sender, receiver) = watch::channel(false);
+    let shutdown = shutdown.clone();
+    tokio::spawn(async move {
+        while !network::services::are_in_place().await {
+            tokio::select! {
+                () = tokio::time::sleep(RULES_LOOK_EVERY) => {}
+                () = sender.closed() => return,
+                () = shutdown.cancelled() => return,
+            }
+        }
+        sender.send_replace(true);
+    });
+    receiver
 }
 
 /// The address from which this machine reaches the world: that of its default route. Nothing is sent.

@@ -2,14 +2,17 @@
 
 pub mod agent;
 pub mod apiserver;
+pub mod balancer;
 pub mod controller_manager;
 pub mod dns;
 pub mod drill;
 pub mod election;
 pub mod etcd;
 pub mod kubelet;
+pub mod node;
 pub mod proxy;
 pub mod sandbox;
 pub mod scheduler;
 pub mod server;
+pub mod snapshot;
 pub mod token;

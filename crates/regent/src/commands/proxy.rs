@@ -1,5 +1,6 @@
 //! `regent proxy`: the routing of Services on one node, alone.
 
+use super::balancer::{self, BalancerFlags};
 use anyhow::Result;
 use clap::Args;
 use client::Informers;
@@ -18,6 +19,7 @@ pub struct Routing {
     pub cluster_cidr: ipnet::Ipv4Net,
     pub service_cidr: ipnet::Ipv4Net,
     pub cluster_dns: Ipv4Addr,
+    pub membership: crate::peers::MembershipFlags,
 }
 
 #[derive(Args)]
@@ -36,19 +38,29 @@ pub struct Proxy {
     /// The cluster DNS' address, which every node serves itself.
     #[arg(long, default_value = "10.96.0.10")]
     cluster_dns: Ipv4Addr,
+    /// Where the node keeps its state.
+    #[arg(long, default_value = crate::checkpoint::ROOT_DIR)]
+    root_dir: PathBuf,
+    #[command(flatten)]
+    balancer: BalancerFlags,
+    #[command(flatten)]
+    membership: crate::peers::MembershipFlags,
 }
 
 pub fn run(arguments: Proxy) -> Result<()> {
     crate::runtime::run(|shutdown| async move {
-        let client = client::transport::from_kubeconfig(&arguments.kubeconfig).await?;
+        let way = arguments.balancer.way(&arguments.kubeconfig, arguments.node_ip.map(Into::into), &shutdown).await?;
         let routing = Routing {
             node_name: arguments.hostname_override.clone().unwrap_or_else(crate::runtime::host_name),
             node_ip: arguments.node_ip.or_else(super::kubelet::machine_address),
             cluster_cidr: arguments.cluster_cidr,
             service_cidr: arguments.service_cluster_ip_range,
             cluster_dns: arguments.cluster_dns,
+            membership: arguments.membership.clone(),
         };
-        route(Informers::new(client), routing, shutdown).await
+        let informers = crate::checkpoint::informers(way.client, &arguments.root_dir, "proxy");
+        balancer::follow(way.balancer, &informers, &shutdown);
+        route(informers, routing, shutdown).await
     })
 }
 
@@ -61,6 +73,7 @@ pub async fn route(informers: Informers, routing: Routing, shutdown: Cancellatio
         cluster_cidr: Some(routing.cluster_cidr),
         service_cidr: Some(routing.service_cidr),
         left_alone: vec![routing.cluster_dns],
+        view: routing.membership.view(&shutdown),
         health_address: Some(SocketAddr::from(([127, 0, 0, 1], 10256))),
     };
     Ok(network::services::run(config, shutdown).await?)

@@ -123,7 +123,7 @@ async fn start(arguments: Server, shutdown: CancellationToken) -> Result<()> {
         let client = in_process("system:kube-controller-manager", &[]);
         let ca = ClusterCa { certificate_pem: authority.certificate_pem().into(), key_pem: Some(authority.key_pem().into()) };
         let (flags, election, shutdown) = (arguments.controllers.clone(), arguments.election.clone(), shutdown.clone());
-        parts.spawn(async move { ("controller-manager", controller_manager::control(client, &flags, &election, ca, shutdown).await) });
+        parts.spawn(async move { ("controller-manager", controller_manager::control(client, &flags, &election, &membership, ca, shutdown).await) });
     }
     if runs("agent") {
         let mut flags = arguments.kubelet.clone();
@@ -147,7 +147,7 @@ async fn start(arguments: Server, shutdown: CancellationToken) -> Result<()> {
         };
         let client = in_process(&format!("system:node:{}", node.name), &["system:nodes"]);
         let shutdown = shutdown.clone();
-        parts.spawn(async move { ("agent", agent::run_node(client, node, flags, service_cidr, shutdown).await) });
+        parts.spawn(async move { ("agent", agent::run_node(client, None, node, flags, service_cidr, shutdown).await) });
     }
     let join = token::standing(&server, &directory, &authority.fingerprint()).await?;
     tracing::info!(
