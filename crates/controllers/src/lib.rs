@@ -43,6 +43,7 @@ use std::time::Duration;
 use client::election::{ElectionConfig, lead};
 use client::events::Recorder;
 use client::{Clock, Informers};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// The CA that signs certificates (CertificateSigningRequests) and is published to pods.
@@ -87,6 +88,10 @@ pub struct Options {
     pub terminated_pod_gc_threshold: usize,
     /// The CA for signing and publishing.
     pub ca: ClusterCa,
+    /// How long a certificate is good that is signed here, unless it asks for less (`--cluster-signing-duration`).
+    pub cluster_signing_duration: Duration,
+    /// What the nodes know of each other, as this server's own node sees it; `None` (`--membership=false`) is Kubernetes' way.
+    pub membership: Option<watch::Receiver<Option<Arc<membership::View>>>>,
 }
 
 impl Default for Options {
@@ -104,6 +109,8 @@ impl Default for Options {
             pod_eviction_timeout: None,
             terminated_pod_gc_threshold: 12_500,
             ca: ClusterCa::default(),
+            cluster_signing_duration: Duration::from_secs(365 * 86_400),
+            membership: None,
         }
     }
 }

@@ -10,6 +10,10 @@
 //! come at a limited rate per zone, slower or not at all where most of a zone is gone, and not at all while every node is
 //! gone: then it is more likely this end that is cut off.
 //!
+//! The nodes' membership, where there is one ([`membership::View`]), makes this faster and calmer: a node that the majority
+//! of its peers sees dead is silent at once; one that they vouch for, and that says it cannot reach the API, is not silent;
+//! and while most nodes say so, it is the servers that were gone, and everybody gets the full time again.
+//!
 //! What must stay true: silence only counts while this controller itself could hear. Time during which the API did not
 //! answer, or this process did not run, is no node's fault, so the return of a server marks nobody. Nothing moves back when
 //! a node returns: its taints go, its pods stay where they are.
@@ -30,6 +34,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::Patch;
+use membership::View;
 use parking_lot::Mutex;
 use serde_json::json;
 use tokio::time::timeout;
@@ -49,6 +54,10 @@ const LEASE_NAMESPACE: &str = "kube-node-lease";
 const HEARING_MAX: Duration = Duration::from_secs(3);
 /// How many nodes are written to at once.
 const WRITES_MAX: usize = 16;
+/// With a membership, nodes are looked at at least this often.
+const LOOK_WITH_PEERS: Duration = Duration::from_secs(1);
+/// A node that has given a sign of life to the API within this is not dead, whatever its peers have not heard yet.
+const SIGN_OF_LIFE: Duration = Duration::from_millis(1_500);
 /// The conditions that a silent node no longer knows.
 const REPORTED: [&str; 4] = ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure"];
 
@@ -93,7 +102,8 @@ impl Controller for NodeLifecycle {
 
     fn inputs(&self, inputs: &mut Inputs) {
         let all = Key::new("", "all");
-        inputs.every(self.options.node_monitor_period, all.clone());
+        let period = self.options.node_monitor_period;
+        inputs.every(if self.options.membership.is_some() { period.min(LOOK_WITH_PEERS) } else { period }, all.clone());
         // What a node says of itself shows at once, not at the next look.
         inputs.mapped(&self.nodes, move |change| match change {
             Change::Applied { old: Some(old), new } if facts(old) == facts(new) => Vec::new(),
@@ -125,7 +135,9 @@ impl Controller for NodeLifecycle {
             if !heard {
                 return Err(Error::NotYet("the API does not answer; silence is not counted".to_owned()));
             }
-            plan(&nodes, memory, zones, now, &self.options)
+            let view = self.options.membership.as_ref().and_then(|views| views.borrow().clone()).unwrap_or_default();
+            heed(&view, memory, now);
+            plan(&nodes, memory, zones, now, &self.options, &view)
         };
         let applied = futures::stream::iter(plans).map(|plan| self.apply(plan)).buffer_unordered(WRITES_MAX);
         let failures: Vec<Error> = applied.filter_map(|outcome| async move { outcome.err() }).collect().await;
@@ -202,9 +214,19 @@ struct Plan {
     pods_unready: bool,
 }
 
+/// What the peers say for the silent ones.
+fn heed(view: &View, memory: &mut Memory, now: Timestamp) {
+    if view.api_is_gone() {
+        memory.restart(now);
+    }
+    for node in view.nodes.keys().filter(|node| view.vouched(node)) {
+        memory.vouched(node, now);
+    }
+}
+
 /// What to do now. Remembers in `zones` what evictions it has granted.
-fn plan(nodes: &[Arc<Node>], memory: &mut Memory, zones: &mut Zones, now: Timestamp, options: &crate::Options) -> Vec<Plan> {
-    let judged: Vec<_> = nodes.iter().map(|node| (node, unknown_conditions(node, memory, now, options))).collect();
+fn plan(nodes: &[Arc<Node>], memory: &mut Memory, zones: &mut Zones, now: Timestamp, options: &crate::Options, view: &View) -> Vec<Plan> {
+    let judged: Vec<_> = nodes.iter().map(|node| (node, unknown_conditions(node, memory, now, options, view))).collect();
     let ready = |node: &Node, unknown: &[NodeCondition]| Ready::of(node, unknown);
     let verdicts = judged.iter().map(|(node, unknown)| (zones::of(node), ready(node, unknown) == Ready::True));
     let was_all_gone = zones.all_gone();
@@ -255,10 +277,12 @@ fn status_of<'a>(node: &'a Node, changed: &'a [NodeCondition], type_: &str) -> O
 }
 
 /// The conditions that become Unknown because the node has been silent for too long.
-fn unknown_conditions(node: &Node, memory: &Memory, now: Timestamp, options: &crate::Options) -> Vec<NodeCondition> {
+fn unknown_conditions(node: &Node, memory: &Memory, now: Timestamp, options: &crate::Options, view: &View) -> Vec<NodeCondition> {
     let has_reported = conditions(node).iter().any(|condition| condition.type_ == "Ready");
     let grace = if has_reported { options.node_monitor_grace_period } else { options.node_startup_grace_period };
-    if memory.silence(name_of(node), now) <= grace {
+    let silence = memory.silence(name_of(node), now);
+    let is_dead = view.dead(name_of(node)) && silence >= SIGN_OF_LIFE;
+    if silence <= grace && !is_dead {
         return Vec::new();
     }
     let time = Time(client::clock::whole_seconds(now));

@@ -29,6 +29,7 @@ use std::sync::Arc;
 use client::Informers;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use membership::View;
 use parking_lot::RwLock;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::watch;
@@ -51,6 +52,8 @@ pub struct Config {
     pub upstreams: Vec<SocketAddr>,
     /// Usually `/etc/resolv.conf`.
     pub resolv_conf: PathBuf,
+    /// What the cluster's membership says, as it changes; `None` (`--membership=false`) is to take only the API's word.
+    pub view: Option<watch::Receiver<Option<Arc<View>>>>,
 }
 
 /// Why the DNS server ended.
@@ -80,13 +83,13 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     let server = Arc::new(server::Server::new(zone.clone(), is_ready, forward::Forwarder::new(upstreams)));
     tokio::select! {
         _ = shutdown.cancelled() => Ok(()),
-        result = follow(&config.informers, &zone, &ready) => result,
+        result = follow(&config.informers, config.view.clone(), &zone, &ready) => result,
         () = listen(&config, &server, &shutdown) => Ok(()),
     }
 }
 
 /// Keeps the zone as the informers say.
-async fn follow(informers: &Informers, zone: &RwLock<Zone>, ready: &watch::Sender<bool>) -> Result<(), Error> {
+async fn follow(informers: &Informers, mut views: Option<watch::Receiver<Option<Arc<View>>>>, zone: &RwLock<Zone>, ready: &watch::Sender<bool>) -> Result<(), Error> {
     let (services, slices) = (informers.all::<Service>(), informers.all::<EndpointSlice>());
     let (mut service_changes, mut slice_changes) = (services.subscribe(), slices.subscribe());
     tokio::join!(services.synced(), slices.synced());
@@ -104,6 +107,7 @@ async fn follow(informers: &Informers, zone: &RwLock<Zone>, ready: &watch::Sende
         tokio::select! {
             change = service_changes.next() => zone.write().service(&change.ok_or(Error::InformersEnded)?),
             change = slice_changes.next() => zone.write().slice(&change.ok_or(Error::InformersEnded)?),
+            view = membership::local::newest(&mut views) => zone.write().view(view),
         }
     }
 }

@@ -22,6 +22,7 @@ use hickory_proto::rr::rdata::{A, CNAME, NS, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
+use membership::{Said, View};
 
 use crate::limits;
 
@@ -67,6 +68,8 @@ pub struct Zone {
     /// The Services whose slices name an address, with how often.
     services_by_endpoint: HashMap<Ipv4Addr, BTreeMap<Key, usize>>,
     serial: u32,
+    /// What the membership says, sharpening the slices.
+    view: Option<Arc<View>>,
 }
 
 impl Zone {
@@ -84,6 +87,7 @@ impl Zone {
             service_by_ip: HashMap::new(),
             services_by_endpoint: HashMap::new(),
             serial: 1,
+            view: None,
         })
     }
 
@@ -131,6 +135,12 @@ impl Zone {
                 self.slices.entry(service).or_default().insert(name, new.clone());
             }
         }
+    }
+
+    /// What the membership says now.
+    pub fn view(&mut self, view: Option<Arc<View>>) {
+        self.serial = self.serial.wrapping_add(1);
+        self.view = view;
     }
 
     fn drop_slice(&mut self, slice: &EndpointSlice) {
@@ -320,6 +330,7 @@ impl Zone {
     fn endpoints(&self, key: &Key, service: &Service) -> Vec<Target> {
         let all = service.spec.as_ref().and_then(|s| s.publish_not_ready_addresses).unwrap_or(false);
         let mut targets = Vec::new();
+        let mut lost = Vec::new();
         for slice in self.slices.get(key).into_iter().flat_map(BTreeMap::values).filter(|s| s.address_type == "IPv4") {
             let ports: Vec<TargetPort> = slice
                 .ports
@@ -334,14 +345,32 @@ impl Zone {
                 })
                 .collect();
             for endpoint in slice.endpoints.iter().flatten() {
-                let ready = endpoint.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true);
-                if let (true, Some(address)) = (ready || all, address(endpoint)) {
+                let Some((ready, address, is_lost)) = self.refined(endpoint) else { continue };
+                if ready || all {
                     let hostname = endpoint.hostname.clone().filter(|h| !h.is_empty()).map(|h| h.to_ascii_lowercase());
-                    targets.push(Target { address, hostname, ports: ports.clone() });
+                    let to = if is_lost { &mut lost } else { &mut targets };
+                    to.push(Target { address, hostname, ports: ports.clone() });
                 }
             }
         }
-        targets
+        // Suspicion never empties a Service.
+        if targets.is_empty() { lost } else { targets }
+    }
+
+    /// Whether the endpoint is ready, where it is, and whether its node is lost.
+    fn refined(&self, endpoint: &Endpoint) -> Option<(bool, Ipv4Addr, bool)> {
+        let conditions = endpoint.conditions.as_ref();
+        let ready = conditions.and_then(|c| c.ready).unwrap_or(true);
+        let said = Said {
+            ready,
+            serving: conditions.and_then(|c| c.serving).unwrap_or(ready),
+            terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
+            address: address(endpoint)?,
+        };
+        let pod = endpoint.target_ref.as_ref().and_then(|target| target.uid.as_deref());
+        let Some(view) = &self.view else { return Some((said.ready, said.address, false)) };
+        let refined = view.refine(endpoint.node_name.as_deref(), pod, said);
+        Some((refined.ready, refined.address, refined.lost))
     }
 
     fn addresses(&self, name: &Name, kind: RecordType, addresses: &[Ipv4Addr], ttl: u32) -> Records {

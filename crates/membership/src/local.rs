@@ -87,8 +87,10 @@ pub fn follow(path: PathBuf, shutdown: CancellationToken) -> watch::Receiver<Opt
             let since = *lost.get_or_insert_with(Instant::now);
             if since.elapsed() >= Duration::from_millis(limits::PUBLISHER_GONE_MS) {
                 sender.send_if_modified(|view| match view {
-                    Some(known) if !known.endpoints.is_empty() => {
-                        Arc::make_mut(known).endpoints.clear();
+                    Some(known) if !known.stale => {
+                        let known = Arc::make_mut(known);
+                        known.endpoints.clear();
+                        known.stale = true;
                         true
                     }
                     _ => false,
@@ -116,6 +118,16 @@ async fn read(path: &Path, sender: &watch::Sender<Option<Arc<View>>>, lost: &mut
         *lost = None;
         sender.send_replace(Some(Arc::new(view)));
     }
+}
+
+/// The next view, for a `select!`: pends for ever where there is none, or nobody says anything more.
+pub async fn newest(views: &mut Option<watch::Receiver<Option<Arc<View>>>>) -> Option<Arc<View>> {
+    if let Some(receiver) = views
+        && receiver.changed().await.is_ok()
+    {
+        return receiver.borrow_and_update().clone();
+    }
+    std::future::pending().await
 }
 
 /// The view of a member in this very process, in the form that readers of the socket get.

@@ -65,6 +65,9 @@ pub struct View {
     pub nodes: BTreeMap<String, Member>,
     /// The endpoints that each node says it has, by UID.
     pub endpoints: BTreeMap<String, Endpoints>,
+    /// The process that made it has been silent for a while: nobody can be vouched for any more.
+    #[serde(default)]
+    pub stale: bool,
 }
 
 /// What the API says of an endpoint.
@@ -94,9 +97,10 @@ pub struct Refined {
 }
 
 impl View {
-    /// Whether a node is dead or out of reach, with its host.
+    /// Whether a node's endpoints are of no use from here: it is dead, or it is out of reach and no API can say better.
+    /// While the API can, a minority's view (somebody may have closed the port) does not outweigh its word.
     pub fn lost(&self, node: &str) -> bool {
-        self.nodes.get(node).is_some_and(|member| !member.reachable)
+        self.nodes.get(node).is_some_and(|member| !member.reachable && (member.health == Health::Dead || !self.api_reachable()))
     }
 
     /// Whether this node reaches the API. True while nothing is known.
@@ -108,12 +112,17 @@ impl View {
     /// that are gone.
     pub fn api_is_gone(&self) -> bool {
         let alive = || self.nodes.values().filter(|member| member.health == Health::Alive);
-        2 * alive().filter(|member| !member.api_reachable).count() > alive().count()
+        !self.stale && 2 * alive().filter(|member| !member.api_reachable).count() > alive().count()
     }
 
     /// Whether the peers vouch for a node that the API has not heard from: it is alive, and says that it cannot reach the API.
     pub fn vouched(&self, node: &str) -> bool {
-        self.nodes.get(node).is_some_and(|member| member.health == Health::Alive && !member.api_reachable)
+        !self.stale && self.nodes.get(node).is_some_and(|member| member.health == Health::Alive && !member.api_reachable)
+    }
+
+    /// Whether a node is dead, as the majority sees it now.
+    pub fn dead(&self, node: &str) -> bool {
+        !self.stale && self.nodes.get(node).is_some_and(|member| member.health == Health::Dead)
     }
 
     /// What is so of an endpoint of this pod on this node.
@@ -186,10 +195,13 @@ mod tests {
 
     #[test]
     fn only_who_is_dead_or_out_of_reach_is_lost() {
-        let view = view(true, None);
-        let lost = |node: &str| view.refine(Some(node), Some("pod"), said(true, false)).lost;
-        assert_eq!(["me", "dead", "cut", "maybe", "stopped", "unheard-of"].map(lost), [false, true, true, false, false, false]);
-        assert!(!view.refine(None, None, said(true, false)).lost);
+        let lost = |api_reachable: bool| {
+            let view = view(api_reachable, None);
+            assert!(!view.refine(None, None, said(true, false)).lost);
+            ["me", "dead", "cut", "maybe", "stopped", "unheard-of"].map(|node| view.refine(Some(node), Some("pod"), said(true, false)).lost)
+        };
+        assert_eq!(lost(false), [false, true, true, false, false, false]);
+        assert_eq!(lost(true), [false, true, false, false, false, false]);
     }
 
     #[test]
@@ -216,7 +228,7 @@ mod tests {
         let nodes = |after: &View| after.changed_nodes(&before).into_iter().collect::<Vec<_>>();
         assert!(nodes(&before).is_empty());
         assert_eq!(nodes(&view(true, Some((IP, false)))), ["me"]);
-        assert_eq!(nodes(&view(false, Some((IP, true)))), ["me"]);
+        assert_eq!(nodes(&view(false, Some((IP, true)))), ["cut", "me"]);
         let mut back = before.clone();
         back.nodes.insert("dead".into(), member(Health::Alive, true, true));
         assert_eq!(nodes(&back), ["dead"]);

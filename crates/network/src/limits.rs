@@ -16,6 +16,9 @@ pub const RETRY_FIRST_MS: u64 = 100;
 /// See [`RETRY_FIRST_MS`].
 pub const RETRY_LONGEST_MS: u64 = 5_000;
 
+/// After this many refused transactions in a row, what the membership says is left out until the kernel takes one again.
+pub const FAILURES_BEFORE_DISTRUST: u32 = 2;
+
 /// One run of `nft` may take this long; then it is killed and the sync counts as failed.
 pub const NFT_TIMEOUT: Duration = Duration::from_secs(30);
 

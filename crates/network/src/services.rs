@@ -138,7 +138,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
                     tracing::error!("the kernel refuses what follows from the membership: only the API's word is taken until that works");
                 }
             }
-            view = newest(&mut views) => {
+            view = membership::local::newest(&mut views) => {
                 if applier.failures == 0 && plan.view(view) {
                     applier.wake();
                 }
@@ -165,15 +165,6 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
 /// Whether the rules of the Services are in the kernel.
 pub async fn are_in_place() -> bool {
     Nft::default().has_chain(TABLE, "nat-prerouting").await.unwrap_or(false)
-}
-
-/// The next view of the membership.
-async fn newest(views: &mut Option<watch::Receiver<Option<Arc<View>>>>) -> Option<Arc<View>> {
-    match views {
-        Some(receiver) if receiver.changed().await.is_ok() => receiver.borrow_and_update().clone(),
-        // Nobody will ever say anything more.
-        _ => std::future::pending().await,
-    }
 }
 
 fn zone_of(node: &Node) -> Option<String> {

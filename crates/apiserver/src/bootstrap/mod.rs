@@ -62,6 +62,7 @@ pub async fn run(server: &Arc<Server>) -> Result<(), Error> {
     let config = &server.config;
     let service_cidr = json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": [config.service_cidr.trunc().to_string()]}});
     ensure(server, "networking.k8s.io", "servicecidrs", service_cidr).await.map_err(failed)?;
+    ensure(server, "", "secrets", own::membership_key()).await.map_err(failed)?;
     for (resource, object) in own::config_maps(config) {
         ensure(server, "", resource, object).await.map_err(failed)?;
     }

@@ -8,6 +8,8 @@ use serde_json::json;
 use std::net::IpAddr;
 
 const RBAC: &str = "rbac.authorization.k8s.io";
+/// The Secret with the membership's keys; every node may read it.
+const MEMBERSHIP_SECRET: &str = "regent-membership";
 
 /// The Service through which pods reach the API servers.
 pub(super) fn kubernetes_service(cidr: &ipnet::IpNet, secure_port: u16) -> Option<Value> {
@@ -83,6 +85,15 @@ pub(super) fn config_maps(config: &Config) -> Vec<(&'static str, Value)> {
     maps
 }
 
+/// The key that the nodes' membership is sealed with. Made once; whoever changes it puts the new line second, then first.
+pub(super) fn membership_key() -> Value {
+    use rand::RngCore;
+    let mut key = [0; 32];
+    rand::rng().fill_bytes(&mut key);
+    let line: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+    json!({"metadata": {"name": MEMBERSHIP_SECRET, "namespace": "kube-system"}, "type": "Opaque", "stringData": {"keys": line}})
+}
+
 /// Roles and bindings beside Kubernetes' own, by resource.
 pub(super) fn roles() -> Result<Vec<(&'static str, Value)>, Error> {
     let role = |name: &str, rules: Value| ("clusterroles", json!({"metadata": metadata(name, ""), "rules": rules}));
@@ -127,6 +138,21 @@ pub(super) fn roles() -> Result<Vec<(&'static str, Value)>, Error> {
         // All controllers run under one name.
         role("regent:controller-manager", controller_rules()?),
         bind("regent:controller-manager", "regent:controller-manager", user("system:kube-controller-manager")),
+        // Every node is a member.
+        (
+            "roles",
+            json!({"metadata": metadata("regent:membership", "kube-system"), "rules": [
+                {"apiGroups": [""], "resources": ["secrets"], "resourceNames": [MEMBERSHIP_SECRET], "verbs": ["get"]},
+            ]}),
+        ),
+        (
+            "rolebindings",
+            json!({
+                "metadata": metadata("regent:membership", "kube-system"),
+                "roleRef": {"apiGroup": RBAC, "kind": "Role", "name": "regent:membership"},
+                "subjects": [group("system:nodes")],
+            }),
+        ),
         // Whoever joins reads where the cluster is before it has a name.
         (
             "roles",

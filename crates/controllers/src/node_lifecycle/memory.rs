@@ -96,6 +96,13 @@ impl Memory {
         }
     }
 
+    /// The node's peers vouch for it.
+    pub(super) fn vouched(&mut self, node: &str, now: Timestamp) {
+        if let Some(seen) = self.nodes.get_mut(node) {
+            seen.at = seen.at.max(now);
+        }
+    }
+
     /// Whether the node's pods have been marked since it was last ready.
     pub(super) fn pods_marked(&self, node: &str) -> bool {
         self.nodes.get(node).is_some_and(|seen| seen.pods_marked)

@@ -11,6 +11,7 @@ struct World {
     renewed: BTreeMap<String, Timestamp>,
     state: State,
     options: crate::Options,
+    view: View,
 }
 
 impl World {
@@ -35,8 +36,9 @@ impl World {
         if !heard {
             return Vec::new();
         }
+        heed(&self.view, &mut self.state.memory, at(second));
         let mut marked = Vec::new();
-        for plan in plan(&nodes, &mut self.state.memory, &mut self.state.zones, at(second), &self.options) {
+        for plan in plan(&nodes, &mut self.state.memory, &mut self.state.zones, at(second), &self.options, &self.view) {
             let name = name_of(&*plan.node).to_owned();
             let mut node = (*plan.node).clone();
             let list = node.status.get_or_insert_default().conditions.get_or_insert_default();
@@ -161,4 +163,60 @@ fn conditions_become_taints() {
     // From not ready to unreachable without a new grant.
     world.pass(10, 100, &["s1", "w2", "w3"]);
     assert_eq!(world.taints("w1"), ["unreachable:NoSchedule", "unreachable:NoExecute"]);
+}
+
+/// What the peers say: health and whether it reaches the API.
+fn views(members: &[(&str, membership::Health, bool)]) -> View {
+    let mut view = View { me: "server".into(), majority: true, ..View::default() };
+    for (name, health, api_reachable) in members {
+        let (health, api_reachable) = (*health, *api_reachable);
+        let reachable = health != membership::Health::Dead;
+        let address = "172.30.0.21:7946".parse().expect("an address");
+        let member = membership::view::Member { health, reachable, address, api_reachable, since_unix_ms: 0 };
+        view.nodes.insert((*name).to_owned(), member);
+    }
+    view
+}
+
+#[test]
+fn a_node_that_its_peers_see_dead_is_unknown_at_once() {
+    use membership::Health::{Alive, Dead, Suspect};
+    let mut world = World::of(&["a", "b", "c"]);
+    world.look(0, &["a", "b", "c"], true);
+    world.view = views(&[("a", Alive, true), ("b", Suspect, true), ("c", Dead, true)]);
+    assert_eq!(world.look(2, &["a", "b"], true), ["c"]);
+    assert!(world.taints("c").iter().any(|taint| taint.contains("unreachable")), "{:?}", world.taints("c"));
+    // A sign of life is believed before the peers' word.
+    world.report("c", "True", 3);
+    world.look(3, &["a", "b", "c"], true);
+    assert!(world.taints("c").is_empty(), "{:?}", world.taints("c"));
+    // What is old is not believed at all.
+    world.view.stale = true;
+    assert!(world.look(10, &["a", "b"], true).is_empty());
+}
+
+#[test]
+fn a_node_that_its_peers_vouch_for_stays_as_it_is() {
+    use membership::Health::{Alive, Suspect};
+    let mut world = World::of(&["a", "b", "c", "d"]);
+    world.look(0, &["a", "b", "c", "d"], true);
+    world.view = views(&[("a", Alive, true), ("b", Alive, true), ("c", Alive, false), ("d", Suspect, false)]);
+    assert_eq!(world.pass(5, 300, &["a", "b"]), ["d"], "who is not seen is not vouched for");
+    assert!(world.taints("c").is_empty());
+    // It has its full time from the moment that nobody vouches any more.
+    world.view = views(&[("a", Alive, true), ("b", Alive, true), ("c", Alive, true)]);
+    assert!(world.pass(305, 340, &["a", "b"]).is_empty());
+    assert_eq!(world.pass(345, 400, &["a", "b"]), ["c"]);
+}
+
+#[test]
+fn when_most_could_not_reach_the_servers_everybody_gets_the_full_time_again() {
+    use membership::Health::{Alive, Suspect};
+    let mut world = World::of(&["a", "b", "c", "d"]);
+    world.look(0, &["a", "b", "c", "d"], true);
+    world.view = views(&[("a", Alive, true), ("b", Alive, false), ("c", Alive, false), ("d", Suspect, false)]);
+    assert!(world.pass(5, 300, &["a"]).is_empty());
+    world.view = views(&[("a", Alive, true), ("b", Alive, true), ("c", Alive, true), ("d", Suspect, true)]);
+    assert!(world.pass(305, 340, &["a", "b", "c"]).is_empty());
+    assert_eq!(world.pass(345, 400, &["a", "b", "c"]), ["d"]);
 }

@@ -2,13 +2,15 @@
 //!
 //! What must stay true: a port with a ready endpoint never uses one that is not; without any ready endpoint, those that
 //! are terminating but still serve are used (so that a rolling update of the last pod loses nothing); an endpoint that
-//! several slices name (while it moves between them) counts once.
+//! several slices name (while it moves between them) counts once; what the membership says of a node never leaves a
+//! Service without any endpoint that it had (only an endpoint's owner can say that it is not ready).
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use k8s_openapi::api::core::v1::{Service, ServicePort};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use membership::Said;
 
 use super::NodeFacts;
 
@@ -40,13 +42,16 @@ struct Candidate {
     ready: bool,
     serving: bool,
     terminating: bool,
+    /// Its node is dead or out of reach.
+    lost: bool,
     zones: Vec<String>,
     nodes: Vec<String>,
 }
 
 /// Selects the endpoints of `port` from the Service's slices.
 pub fn select<'a>(service: &Service, port: &ServicePort, slices: impl IntoIterator<Item = &'a EndpointSlice>, node: &NodeFacts) -> Backends {
-    let candidates = candidates(port, slices, node);
+    let as_published = service.spec.as_ref().and_then(|s| s.publish_not_ready_addresses).unwrap_or(false);
+    let candidates = without_lost(candidates(port, slices, node, as_published));
     let mut result = Backends { known: candidates.keys().copied().collect(), ..Backends::default() };
 
     let ready: Vec<(&Backend, &Candidate)> = candidates.iter().filter(|(_, c)| c.ready).collect();
@@ -81,7 +86,21 @@ fn uses_local(service: &Service) -> bool {
     internal_local(service) || external_local(service)
 }
 
-fn candidates<'a>(port: &ServicePort, slices: impl IntoIterator<Item = &'a EndpointSlice>, node: &NodeFacts) -> BTreeMap<Backend, Candidate> {
+/// Drops the endpoints on lost nodes, unless nothing would be left that can be used.
+fn without_lost(mut candidates: BTreeMap<Backend, Candidate>) -> BTreeMap<Backend, Candidate> {
+    if candidates.values().any(|c| !c.lost && (c.ready || (c.serving && c.terminating))) {
+        candidates.retain(|_, c| !c.lost);
+    }
+    candidates
+}
+
+/// `as_published`: the Service wants its endpoints whether they are ready or not.
+fn candidates<'a>(
+    port: &ServicePort,
+    slices: impl IntoIterator<Item = &'a EndpointSlice>,
+    node: &NodeFacts,
+    as_published: bool,
+) -> BTreeMap<Backend, Candidate> {
     let mut found: BTreeMap<Backend, Candidate> = BTreeMap::new();
     let name = port.name.as_deref().unwrap_or("");
     let protocol = port.protocol.as_deref().unwrap_or("TCP");
@@ -104,11 +123,26 @@ fn candidates<'a>(port: &ServicePort, slices: impl IntoIterator<Item = &'a Endpo
             let conditions = endpoint.conditions.as_ref();
             let ready = conditions.and_then(|c| c.ready).unwrap_or(true);
             let hints = endpoint.hints.as_ref();
-            let candidate = Candidate {
-                local: endpoint.node_name.as_deref() == Some(node.name.as_str()),
+            let said = Said {
                 ready,
                 serving: conditions.and_then(|c| c.serving).unwrap_or(ready),
                 terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
+                address,
+            };
+            let pod = endpoint.target_ref.as_ref().and_then(|target| target.uid.as_deref());
+            let refined = node.view.as_ref().map(|view| view.refine(endpoint.node_name.as_deref(), pod, said));
+            let lost = refined.is_some_and(|refined| refined.lost);
+            let address = refined.map_or(address, |refined| refined.address);
+            let (ready, serving) = match refined {
+                Some(refined) if !as_published => (refined.ready, refined.serving),
+                _ => (said.ready, said.serving),
+            };
+            let candidate = Candidate {
+                local: endpoint.node_name.as_deref() == Some(node.name.as_str()),
+                ready,
+                serving,
+                terminating: said.terminating,
+                lost,
                 zones: hints.and_then(|h| h.for_zones.as_ref()).into_iter().flatten().map(|z| z.name.clone()).collect(),
                 nodes: hints.and_then(|h| h.for_nodes.as_ref()).into_iter().flatten().map(|n| n.name.clone()).collect(),
             };

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use client::{Change, Key};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use membership::View;
 
 use super::rules::{self, PortFlows};
 use super::{Facts, TABLE};
@@ -82,6 +83,21 @@ impl Plan {
         self.facts.node.zone = zone;
         self.dirty.extend(self.services.keys().cloned());
         true
+    }
+
+    /// What the membership says now. Says whether anything must be computed anew.
+    pub fn view(&mut self, view: Option<Arc<View>>) -> bool {
+        let nothing = View::default();
+        let (new, old) = (view.as_deref().unwrap_or(&nothing), self.facts.node.view.as_deref().unwrap_or(&nothing));
+        let changed = new.changed_nodes(old);
+        self.facts.node.view = view;
+        let touched = |slice: &Arc<EndpointSlice>| {
+            let mut nodes = slice.endpoints.iter().flatten().filter_map(|endpoint| endpoint.node_name.as_ref());
+            nodes.any(|node| changed.contains(node))
+        };
+        let dirty: Vec<Key> = self.slices.iter().filter(|(_, slices)| slices.values().any(touched)).map(|(key, _)| key.clone()).collect();
+        self.dirty.extend(dirty.iter().cloned());
+        !dirty.is_empty()
     }
 
     /// Computes what is dirty, and says which flows that makes stale.

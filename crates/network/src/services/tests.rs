@@ -15,7 +15,7 @@ use super::*;
 
 fn facts() -> Facts {
     Facts {
-        node: NodeFacts { name: "here".into(), zone: Some("z1".into()) },
+        node: NodeFacts { name: "here".into(), zone: Some("z1".into()), view: None },
         cluster_cidr: Some("10.244.0.0/16".parse().unwrap()),
         service_cidr: Some("10.96.0.0/16".parse().unwrap()),
         left_alone: vec!["10.96.0.10".parse().unwrap()],

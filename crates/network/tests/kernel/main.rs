@@ -185,7 +185,7 @@ impl Node {
 
     fn facts(&self) -> Facts {
         Facts {
-            node: NodeFacts { name: self.name.into(), zone: None },
+            node: NodeFacts { name: self.name.into(), ..NodeFacts::default() },
             cluster_cidr: Some(CLUSTER.parse().unwrap()),
             service_cidr: Some(SERVICES.parse().unwrap()),
             left_alone: vec!["10.96.0.10".parse().unwrap()],

@@ -4,6 +4,7 @@ use super::{
     apiserver::read,
     election::{Election, duration},
 };
+use crate::peers::MembershipFlags;
 use anyhow::Result;
 use clap::Args;
 use controllers::{ClusterCa, Config, Options};
@@ -46,6 +47,9 @@ pub struct ControllerFlags {
     /// How long pods that say nothing of it stay on a lost node [default: what the API server gave them, 5m].
     #[arg(long, value_parser = duration)]
     pub pod_eviction_timeout: Option<Duration>,
+    /// How long a certificate is good that is signed for a node or client, unless it asks for less.
+    #[arg(long, default_value = "8760h", value_parser = duration)]
+    pub cluster_signing_duration: Duration,
     /// Terminated pods that are kept.
     #[arg(long, default_value_t = 12500)]
     pub terminated_pod_gc_threshold: usize,
@@ -59,6 +63,8 @@ pub struct ControllerManager {
     flags: ControllerFlags,
     #[command(flatten)]
     election: Election,
+    #[command(flatten)]
+    membership: MembershipFlags,
     /// The authority that signs nodes' certificates.
     #[arg(long)]
     cluster_signing_cert_file: Option<PathBuf>,
@@ -77,12 +83,19 @@ pub fn run(arguments: ControllerManager) -> Result<()> {
             key_pem: arguments.cluster_signing_key_file.as_deref().map(read).transpose()?,
         };
         let client = client::transport::from_kubeconfig(&arguments.kubeconfig).await?;
-        control(client, &arguments.flags, &arguments.election, ca, shutdown).await
+        control(client, &arguments.flags, &arguments.election, &arguments.membership, ca, shutdown).await
     })
 }
 
 /// Runs the controllers until the shutdown. A lost lease is an error: the process ends, and its supervisor starts it anew.
-pub async fn control(client: kube::Client, flags: &ControllerFlags, election: &Election, ca: ClusterCa, shutdown: CancellationToken) -> Result<()> {
+pub async fn control(
+    client: kube::Client,
+    flags: &ControllerFlags,
+    election: &Election,
+    membership: &MembershipFlags,
+    ca: ClusterCa,
+    shutdown: CancellationToken,
+) -> Result<()> {
     let options = Options {
         cluster_cidr: flags.cluster_cidr.into(),
         node_cidr_mask_size: flags.node_cidr_mask_size,
@@ -96,6 +109,8 @@ pub async fn control(client: kube::Client, flags: &ControllerFlags, election: &E
         pod_eviction_timeout: flags.pod_eviction_timeout,
         terminated_pod_gc_threshold: flags.terminated_pod_gc_threshold,
         ca,
+        cluster_signing_duration: flags.cluster_signing_duration,
+        membership: membership.view(&shutdown),
         ..Options::default()
     };
     let config = Config { client, controllers: flags.controllers.clone(), options, election: election.config("kube-controller-manager") };

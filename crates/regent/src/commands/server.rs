@@ -12,6 +12,7 @@
 use super::{
     agent,
     apiserver::{self, ApiserverFlags, Credentials},
+    certs::{self, Lifetime},
     controller_manager::{self, ControllerFlags},
     election::Election,
     kubelet::{KubeletFlags, Node, machine_address},
@@ -19,6 +20,7 @@ use super::{
 };
 use crate::{
     backend::Backend,
+    rotation::Rotation,
     server_join,
     topology::{self, Asked, Plan, Stacked, Topology},
 };
@@ -26,7 +28,7 @@ use ::apiserver::User;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use controllers::ClusterCa;
-use pki::{Authority, Identity, Kubeconfig, ServiceAccountKeys};
+use pki::{Authority, Identity, Kubeconfig, ServiceAccountKeys, reload::CertificateFiles};
 use std::{
     net::IpAddr,
     path::{Path, PathBuf},
@@ -70,6 +72,8 @@ pub struct Server {
     election: Election,
     #[command(flatten)]
     kubelet: KubeletFlags,
+    #[command(flatten)]
+    lifetime: Lifetime,
     /// Keep pods away from this server's own node, unless they tolerate it.
     #[arg(long)]
     reserved: bool,
@@ -98,8 +102,10 @@ async fn start(arguments: Server, shutdown: CancellationToken) -> Result<()> {
     let credentials = credentials(&directory.join("pki"), &authority, &arguments, address)?;
     let url = format!("https://{}", std::net::SocketAddr::new(address, arguments.apiserver.secure_port));
     let kubeconfig = arguments.data_dir.join("admin.kubeconfig");
-    let admin = authority.issue_kept(&directory.join("pki"), "admin", &Identity::admin())?;
+    let admin = authority.issue_kept(&directory.join("pki"), "admin", &arguments.lifetime.of(Identity::admin()))?;
     Kubeconfig::of(&url, &admin, "kubernetes-admin").write(&kubeconfig)?;
+    let renewed = vec![directory.join("pki"), arguments.data_dir.clone()];
+    tokio::spawn(certs::keep_renewed(renewed, arguments.lifetime.certificate_validity_period, shutdown.clone()));
 
     let stop = CancellationToken::new();
     let keys = Some(topology::pki_directory(&directory));
@@ -123,6 +129,7 @@ async fn start(arguments: Server, shutdown: CancellationToken) -> Result<()> {
         let client = in_process("system:kube-controller-manager", &[]);
         let ca = ClusterCa { certificate_pem: authority.certificate_pem().into(), key_pem: Some(authority.key_pem().into()) };
         let (flags, election, shutdown) = (arguments.controllers.clone(), arguments.election.clone(), shutdown.clone());
+        let membership = arguments.kubelet.membership.clone();
         parts.spawn(async move { ("controller-manager", controller_manager::control(client, &flags, &election, &membership, ca, shutdown).await) });
     }
     if runs("agent") {
@@ -132,11 +139,24 @@ async fn start(arguments: Server, shutdown: CancellationToken) -> Result<()> {
         }
         let name = flags.name();
         let node_address = flags.address()?;
-        let serving = authority.issue_kept(&directory.join("pki"), "kubelet", &Identity::node_serving(&name, &[node_address.into()]))?;
+        let identity = Identity::node_serving(&name, &[node_address.into()]);
+        authority.issue_kept(&directory.join("pki"), "kubelet", &arguments.lifetime.of(identity))?;
+        // This server renews it with its other certificates; the node follows.
+        let rotation = Rotation {
+            kubeconfig: kubeconfig.clone(),
+            server: None,
+            serving_certificate: directory.join("pki/kubelet.crt"),
+            serving_key: directory.join("pki/kubelet.key"),
+            name: name.clone(),
+            address: node_address.into(),
+            token: None,
+            renew_client: false,
+            renew_serving: false,
+        };
         let node = Node {
             address: node_address,
             root_dir: arguments.data_dir.join("node"),
-            serving: node::Serving::known(serving.certificate_pem, serving.key_pem),
+            serving: rotation.start(shutdown.clone()),
             authority_pem: authority.certificate_pem().into(),
             cluster_cidr: arguments.controllers.cluster_cidr,
             name,
@@ -291,12 +311,19 @@ fn credentials(directory: &Path, authority: &Authority, arguments: &Server, addr
     let mut names = arguments.tls_san.clone();
     names.extend([crate::runtime::host_name(), address.to_string()]);
     let service = first_address(arguments.apiserver.service_cluster_ip_range);
-    let identity = Identity::apiserver(service, "cluster.local", &names);
+    let lifetime = &arguments.lifetime;
+    authority.issue_kept(directory, "apiserver", &lifetime.of(Identity::apiserver(service, "cluster.local", &names)))?;
+    let client = authority.issue_kept(directory, "apiserver-kubelet-client", &lifetime.of(Identity::apiserver_kubelet_client()))?;
+    let files = |stem: &str, authority_pem: &str| -> Result<Arc<CertificateFiles>> {
+        let (certificate, key) = (directory.join(format!("{stem}.crt")), directory.join(format!("{stem}.key")));
+        Ok(Arc::new(CertificateFiles::open(&certificate, &key, authority_pem)?))
+    };
     Ok(Credentials {
-        serving: authority.issue_kept(directory, "apiserver", &identity)?,
+        serving: files("apiserver", authority.certificate_pem())?,
         authority_pem: authority.certificate_pem().into(),
         service_account_keys: Arc::new(ServiceAccountKeys::load_or_create(directory)?),
-        kubelet_client: authority.issue_kept(directory, "apiserver-kubelet-client", &Identity::apiserver_kubelet_client())?,
+        kubelet_client: client,
+        kubelet_client_files: files("apiserver-kubelet-client", "")?,
     })
 }
 
