@@ -4,7 +4,7 @@
 //! What must stay true: in-process reads are answered from the watch cache and never touch the store; in-process writes
 //! take the same way as a client's, only without authentication and authorization.
 
-use crate::{admission, allocation, authentication, authorization, bootstrap, cache, health, metrics, presence, tunnel, write};
+use crate::{admission, allocation, authentication, authorization, bootstrap, cache, definitions, health, metrics, presence, tunnel, write};
 use api::{Catalogue, Kind, Status, Value};
 use arc_swap::ArcSwap;
 use rustls::pki_types::CertificateDer;
@@ -116,6 +116,9 @@ pub struct Server {
     pub config: Config,
     pub store: Arc<dyn Store>,
     pub catalogue: ArcSwap<Catalogue>,
+    /// The catalogue without definitions.
+    pub built_in: Arc<Catalogue>,
+    pub definitions: definitions::Definitions,
     pub cache: Arc<cache::Cache>,
     pub authenticators: authentication::Authenticators,
     pub authorizer: authorization::Authorizer,
@@ -135,7 +138,9 @@ impl Server {
         let cache = cache::Cache::start(config.store.clone(), catalogue.clone(), config.shutdown.clone()).await?;
         let server = Arc::new(Server {
             store: config.store.clone(),
+            built_in: catalogue.clone(),
             catalogue: ArcSwap::new(catalogue),
+            definitions: Default::default(),
             cache,
             authenticators: authentication::Authenticators::new(&config)?,
             authorizer: authorization::Authorizer::new(&config)?,
@@ -148,6 +153,7 @@ impl Server {
             config,
         });
         server.allocators.load(&server)?;
+        definitions::start(&server)?;
         let starting = server.clone();
         tokio::spawn(async move {
             // Another server may be at it too, or the store away for a moment; both pass.

@@ -105,6 +105,10 @@ pub async fn delete_object(writer: &Writer<'_>, options: &DeleteOptions) -> Resu
         let old = entry.value();
         check_preconditions(writer.kind, &old, options)?;
         writer.admit(Operation::Delete, &mut Value::Null, Some(&old)).await?;
+        let mut old = old;
+        if old.deletion_timestamp().is_none() {
+            writer.kind.hooks.prepare_delete(&mut old, &write::now());
+        }
         let done = match decide(writer.kind, &old, options, jiff::Timestamp::now()) {
             Decision::Remove(last) => writer.remove(&entry, last).await?.map(|written| Deleted::Gone(written.value())),
             Decision::Mark(marked) => writer.mark(&entry, marked).await?.map(Deleted::Marked),
@@ -167,6 +171,8 @@ fn decide(kind: &Kind, old: &Value, options: &DeleteOptions, now: jiff::Timestam
     } else if !marked_before && kind_is_namespace(kind) {
         new.set("metadata.deletionTimestamp", timestamp(now));
         new.set("status.phase", "Terminating");
+    } else if !marked_before && kind.resource_pair() == ("apiextensions.k8s.io", "customresourcedefinitions") {
+        new.set("metadata.deletionTimestamp", timestamp(now));
     } else if !marked_before && !new.finalizers().is_empty() {
         mark(&mut new, now, 0);
     } else if !marked_before {

@@ -7,7 +7,7 @@ use crate::{
     encode::{Output, respond},
     keys,
 };
-use api::{Catalogue, Kind, Status, kind::Subresource, request::Query};
+use api::{Catalogue, Kind, Status, custom::version_priority, kind::Subresource, request::Query};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use serde_json::{Map, Value, json};
@@ -64,6 +64,9 @@ fn groups(catalogue: &Catalogue) -> Vec<Group<'_>> {
             }
         }
     }
+    for group in groups.iter_mut().filter(|group| group.kinds.iter().all(|kind| kind.custom.is_some())) {
+        group.versions.sort_by_cached_key(|version| version_priority(version));
+    }
     groups.sort_by_key(|group| GROUP_ORDER.iter().position(|name| *name == group.name).unwrap_or(usize::MAX));
     groups
 }
@@ -103,6 +106,7 @@ pub fn answer(server: &Server, path: &str, query: &Query, headers: &HeaderMap) -
             None => return Ok(None),
         },
         ["api", version] => resource_list(&groups, "", version)?,
+        ["apis", name, version] if groups.iter().any(|group| group.name == *name && is_custom(group) && !group.versions.contains(version)) => return Ok(None),
         ["apis", name, version] if groups.iter().any(|group| group.name == *name) => resource_list(&groups, name, version)?,
         _ => return Ok(None),
     };
@@ -110,6 +114,10 @@ pub fn answer(server: &Server, path: &str, query: &Query, headers: &HeaderMap) -
     let as_something = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).is_some_and(|accept| accept.contains("as="));
     let output = Output::negotiate(headers, query, false).map_err(|status| if as_something { status } else { not_acceptable() })?;
     Ok(Some(output.value(StatusCode::OK, &document)))
+}
+
+fn is_custom(group: &Group<'_>) -> bool {
+    group.kinds.iter().all(|kind| kind.custom.is_some())
 }
 
 fn not_acceptable() -> Status {
@@ -157,6 +165,7 @@ fn resource_list(groups: &[Group<'_>], name: &str, version: &str) -> Result<Valu
     let group = groups.iter().find(|group| group.name == name && group.versions.contains(&version)).ok_or_else(Status::path_not_found)?;
     let mut resources = Vec::new();
     for kind in group.kinds.iter().filter(|kind| kind.versions.iter().any(|served| served == version)) {
+        let kind = kind.view(version).unwrap_or(kind);
         let mut resource = json!({
             "name": kind.resource, "singularName": kind.singular, "namespaced": kind.namespaced_scope(), "kind": kind.kind, "verbs": kind.verbs,
         });
@@ -166,7 +175,10 @@ fn resource_list(groups: &[Group<'_>], name: &str, version: &str) -> Result<Valu
         }
         resources.push(resource);
         let mut subresources: Vec<&Subresource> = kind.subresources.iter().collect();
-        subresources.sort_by_key(|subresource| subresource.name());
+        // Those of definitions stand in an order of their own: status, scale.
+        if kind.custom.is_none() {
+            subresources.sort_by_key(|subresource| subresource.name());
+        }
         for subresource in subresources {
             let ((group, version, shown), verbs) = describe(kind, subresource);
             let mut resource = json!({
@@ -253,6 +265,7 @@ fn aggregated(groups: &[Group<'_>], core: bool, version: &str) -> Value {
 
 fn aggregated_group_version(group: &Group<'_>, version: &str) -> Value {
     let resources = group.kinds.iter().filter(|kind| kind.versions.iter().any(|served| served == version)).map(|kind| {
+        let kind = kind.view(version).unwrap_or(kind);
         let response_kind = |(group, version, kind): (&str, &str, &str)| json!({"group": group, "version": version, "kind": kind});
         let mut resource = json!({
             "resource": kind.resource, "responseKind": response_kind(("", "", &kind.kind)), "scope": if kind.namespaced_scope() { "Namespaced" } else { "Cluster" },
@@ -260,7 +273,10 @@ fn aggregated_group_version(group: &Group<'_>, version: &str) -> Value {
         });
         add_names(&mut resource, kind);
         let mut subresources: Vec<&Subresource> = kind.subresources.iter().collect();
-        subresources.sort_by_key(|subresource| subresource.name());
+        // Those of definitions stand in an order of their own: status, scale.
+        if kind.custom.is_none() {
+            subresources.sort_by_key(|subresource| subresource.name());
+        }
         if !subresources.is_empty() {
             let shown = subresources.iter().map(|subresource| {
                 let (shown, verbs) = describe(kind, subresource);

@@ -76,8 +76,25 @@ impl View {
     }
     fn value(&self, entry: &Entry) -> Value {
         let mut value = entry.value();
-        self.show(&mut value);
+        if !self.shows(entry) {
+            self.show(&mut value);
+        }
         value
+    }
+    /// Whether an entry's bytes are what is shown.
+    pub fn shows(&self, entry: &Entry) -> bool {
+        match self.kind.custom {
+            None => self.is_stored_form(),
+            Some(_) => entry.is_in(&self.api_version()),
+        }
+    }
+    /// What a list says beside its items: those of custom resources always have `continue`.
+    fn list_head(&self, metadata: &Value) -> String {
+        let mut metadata = metadata.clone();
+        if self.kind.custom.is_some() && metadata.get("continue").is_none() {
+            metadata.set("continue", "");
+        }
+        format!(r#"{{"kind":{},"apiVersion":{},"metadata":{metadata},"items":["#, json!(self.kind.list_kind), json!(self.api_version()))
     }
 }
 
@@ -149,7 +166,7 @@ impl Output {
     /// One object.
     pub fn entry(&self, code: StatusCode, view: &View, entry: &Entry) -> Response<Body> {
         match (self.shape, self.format) {
-            (Shape::Object, Format::Json) if !self.pretty && view.is_stored_form() => self.finish(code, entry.bytes.clone()),
+            (Shape::Object, Format::Json) if !self.pretty && view.shows(entry) => self.finish(code, entry.bytes.clone()),
             (Shape::Metadata { version }, Format::Json) if !self.pretty => self.finish(code, metadata_bytes(entry, version)),
             _ => self.object(code, view, entry.value()),
         }
@@ -205,9 +222,15 @@ impl Output {
                 let items = entries.into_iter().map(move |entry| metadata_bytes(&entry, version));
                 self.join(head, Box::new(items), b"")
             }
+            Shape::Object if view.kind.custom.is_some() => {
+                // Items say what they are, and may be in another version than the one shown.
+                let shown = view.clone();
+                let items = entries.into_iter().map(move |entry| if shown.shows(&entry) { entry.bytes.clone() } else { shown.value(&entry).to_string().into() });
+                self.join(view.list_head(&list_metadata), Box::new(items), b"")
+            }
             Shape::Object if view.is_stored_form() => {
                 let items = entries.into_iter().map(|entry| entry.item());
-                self.join(list_head(view, &list_metadata), Box::new(items), b"{")
+                self.join(view.list_head(&list_metadata), Box::new(items), b"{")
             }
             Shape::Object => {
                 let shown = view.clone();
@@ -219,7 +242,7 @@ impl Output {
                     }
                     Bytes::from(value.to_string())
                 });
-                self.join(list_head(view, &list_metadata), Box::new(items), b"")
+                self.join(view.list_head(&list_metadata), Box::new(items), b"")
             }
         }
     }
@@ -318,10 +341,6 @@ pub fn respond(code: StatusCode, content_type: &'static str, body: Body) -> Resp
 
 fn encoder() -> flate2::write::GzEncoder<Vec<u8>> {
     flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast())
-}
-
-fn list_head(view: &View, metadata: &Value) -> String {
-    format!(r#"{{"kind":{},"apiVersion":{},"metadata":{metadata},"items":["#, json!(view.kind.list_kind), json!(view.api_version()))
 }
 
 /// PartialObjectMetadata, cut from the cached bytes.

@@ -62,8 +62,13 @@ pub fn serves(path: &str) -> bool {
     split(path).is_some()
 }
 
-fn check(server: &Server, name: &str) -> Result<(), String> {
+fn check(server: &Server, endpoint: &str, name: &str) -> Result<(), String> {
     match name {
+        // A server that lives on without its store is not to be restarted for it, but nobody shall be sent to it.
+        "etcd" if endpoint != "/livez" => match server.store.trouble() {
+            Some(error @ store::Error::Damaged(_)) => Err(error.to_string()),
+            _ => server.cache.lost().map_or(Ok(()), |why| Err(format!("the store does not answer: {why}"))),
+        },
         "poststarthook/rbac/bootstrap-roles" if !server.health.is_bootstrapped() => Err("not finished".into()),
         "shutdown" if server.health.retiring.is_cancelled() || server.config.shutdown.is_cancelled() => Err("process is shutting down".into()),
         _ => Ok(()),
@@ -82,7 +87,7 @@ pub fn answer(server: &Server, path: &str, query: &Query) -> Result<Option<Respo
         if !checks.contains(&only) && !only.starts_with(HOOK) {
             return Ok(None);
         }
-        return Ok(Some(match check(server, only) {
+        return Ok(Some(match check(server, endpoint, only) {
             Ok(()) => text(StatusCode::OK, "ok".into()),
             Err(why) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("internal server error: {why}\n")),
         }));
@@ -96,7 +101,7 @@ pub fn answer(server: &Server, path: &str, query: &Query) -> Result<Option<Respo
             lines += &format!("[+]{name} excluded: ok\n");
             continue;
         }
-        match check(server, name) {
+        match check(server, endpoint, name) {
             Ok(()) => lines += &format!("[+]{name} ok\n"),
             Err(_) => {
                 failed = true;
@@ -130,7 +135,11 @@ pub fn version() -> Response<Body> {
 
 /// `componentstatuses`: deprecated, but `kubectl get cs` still asks.
 pub async fn component_statuses(call: Call) -> Answer {
-    let component = |name: &str| json!({"apiVersion": "v1", "kind": "ComponentStatus", "metadata": {"name": name}, "conditions": [{"type": "Healthy", "status": "True", "message": "ok"}]});
+    let component = |name: &str| {
+        let trouble = if name == "etcd-0" { call.server.store.trouble() } else { None };
+        let (status, message) = trouble.map_or(("True", "ok".to_string()), |error| ("False", error.to_string()));
+        json!({"apiVersion": "v1", "kind": "ComponentStatus", "metadata": {"name": name}, "conditions": [{"type": "Healthy", "status": status, "message": message}]})
+    };
     let all: Vec<Value> = ["scheduler", "controller-manager", "etcd-0"].map(component).into();
     if call.info.name.is_empty() {
         let list = match call.output.shape {

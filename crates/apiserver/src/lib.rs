@@ -18,6 +18,7 @@ pub mod bootstrap;
 pub mod cache;
 pub mod connect;
 pub mod context;
+pub mod definitions;
 pub mod delete;
 pub mod discovery;
 pub mod encode;

@@ -9,7 +9,6 @@ use api::{
     Kind, Status, Value, apply, limits, merge,
     object::ObjectExt,
     request::{FieldValidation, PatchOptions, RequestInfo},
-    schema::Schema,
     structure::{self, Encoding},
 };
 use bytes::Bytes;
@@ -57,6 +56,9 @@ pub fn apply_to(kind: &Kind, version: &str, patch_kind: PatchKind, old: &Value, 
             let mut new = old.clone();
             merge::merge_patch(&mut new, &parsed()?);
             Ok(new)
+        }
+        PatchKind::Strategic if kind.custom.is_some() => {
+            Err(Status::unsupported_media_type(&["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"]))
         }
         PatchKind::Strategic => {
             let schema = kind.schema(version).ok_or_else(unsupported)?;
@@ -162,17 +164,14 @@ fn applied(call: &Call, live: Option<&Value>, config: &Value, manager: &str, for
     if let (Some(live), "" | "0") = (live, object.resource_version()) {
         object.set("metadata.resourceVersion", live.resource_version());
     }
-    let schema = call.kind.schema(&call.info.version).unwrap_or_else(Schema::custom);
     let of = format!("{}{}, Kind={}", if call.kind.group.is_empty() { "/" } else { "" }, call.view().api_version(), call.kind.kind);
     let (namespace, name) = (config.namespace().to_string(), config.name().to_string());
-    let converted = structure::check(object, &schema);
-    let mut object = converted
-        .map_err(|why| {
+    let converted = structure::conform(object, &call.kind, &call.info.version);
+    let mut object = converted.map_err(|why| {
             Status::unknown(format!(
                 "failed to convert new object ({namespace}/{name}; {of}) to proper version: unable to convert unstructured object to {of}: {why}"
             ))
-        })?
-        .value;
+        })?;
     write::check_name(call, &object)?;
     write::check_namespace(call, &object)?;
     if let Some(created) = live.and_then(|live| live.at("metadata.creationTimestamp")) {

@@ -50,6 +50,9 @@ impl Server {
             Err(Status::internal("this request failed in an unexpected way"))
         });
         let mut response = answer.unwrap_or_else(|status| plain.status(&status));
+        if info.is_resource && matches!(info.verb.as_str(), "get" | "list") && self.cache.lost().is_some() {
+            warnings.add("the store does not answer: this is what this server knew last");
+        }
         for text in warnings.take() {
             let quoted = text.replace('\\', "\\\\").replace('"', "\\\"");
             if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
@@ -124,8 +127,27 @@ async fn resource(server: &Arc<Server>, user: User, info: RequestInfo, query: Qu
         return Ok(page_not_found());
     }
     let served = catalogue.resource(&info.group, &info.resource).filter(|kind| kind.versions.contains(&info.version));
-    let kind = served.ok_or_else(Status::path_not_found)?.clone();
-    check_path(&kind, &info)?;
+    let Some(kind) = served.cloned() else {
+        // Groups of definitions know no other answer.
+        let custom = !info.group.is_empty() && catalogue.iter().filter(|kind| kind.group == info.group).all(|kind| kind.custom.is_some());
+        return if custom { Ok(page_not_found()) } else { Err(Status::path_not_found()) };
+    };
+    let kind = kind.view(&info.version).cloned().unwrap_or(kind);
+    match check_path(&kind, &info) {
+        Err(status) if kind.custom.is_some() && status.is_not_found() => return Ok(page_not_found()),
+        Err(status) if kind.custom.is_some() && status.code == 405 => return Err(Status::method_not_supported(kind.resource_pair(), &info.verb)),
+        checked => checked?,
+    }
+    if let Some(custom) = &kind.custom {
+        if custom.terminating && info.verb == "create" {
+            let mut status = Status::method_not_supported(kind.resource_pair(), &info.verb);
+            status.message = format!("{} not allowed while custom resource definition is terminating", info.verb);
+            return Err(status);
+        }
+        if let Some(advice) = custom.version(&info.version).and_then(|version| version.deprecation.as_deref()) {
+            warnings.add(if advice.is_empty() { format!("{}/{} {} is deprecated", kind.group, info.version, kind.kind) } else { advice.to_string() });
+        }
+    }
     if let Some((.., advice)) = DEPRECATED.iter().find(|(group, resource, _)| *group == kind.group && *resource == kind.resource) {
         warnings.add(*advice);
     }

@@ -14,28 +14,29 @@ use api::{
 };
 use http::{StatusCode, header};
 use serde_json::json;
+use std::borrow::Cow;
 
 /// Where the object keeps what a Scale says.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Paths {
-    pub replicas: &'static str,
-    pub status_replicas: &'static str,
-    pub selector: &'static str,
+    pub replicas: Cow<'static, str>,
+    pub status_replicas: Cow<'static, str>,
+    pub selector: Cow<'static, str>,
 }
 
 /// The Scale of an object.
-fn of(object: &Value, paths: Paths) -> Value {
+fn of(object: &Value, paths: &Paths) -> Value {
     let mut metadata = json!({"name": object.name()});
     for key in ["namespace", "uid", "resourceVersion", "creationTimestamp"] {
         if let Some(value) = object.metadata().and_then(|metadata| metadata.get(key)) {
             metadata.set(key, value.clone());
         }
     }
-    let mut scale = json!({"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata, "spec": {}, "status": {"replicas": object.i64_at(paths.status_replicas).unwrap_or(0)}});
-    if let Some(replicas) = object.i64_at(paths.replicas).filter(|&replicas| replicas != 0) {
+    let mut scale = json!({"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata, "spec": {}, "status": {"replicas": object.i64_at(&paths.status_replicas).unwrap_or(0)}});
+    if let Some(replicas) = object.i64_at(&paths.replicas).filter(|&replicas| replicas != 0) {
         scale.set("spec.replicas", replicas);
     }
-    if let Some(selector) = selector_text(object, paths.selector) {
+    if let Some(selector) = selector_text(object, &paths.selector) {
         scale.set("status.selector", selector);
     }
     scale
@@ -57,7 +58,11 @@ pub async fn answer(mut call: Call, paths: Paths) -> Answer {
         call.server.cache.fresh().await?;
         let found = call.server.cache.of(&call.kind).get(call.namespace(), &call.info.name);
         let entry = found.ok_or_else(|| Status::not_found(call.resource(), &call.info.name))?;
-        return Ok(call.output.value(StatusCode::OK, &of(&entry.value(), paths)));
+        let object = entry.value();
+        if call.kind.custom.is_some() && object.at(&paths.replicas).is_none() {
+            return Err(Status::internal(format!("the spec replicas field \".{}\" does not exist", paths.replicas)));
+        }
+        return Ok(call.output.value(StatusCode::OK, &of(&object, &paths)));
     }
     let scale_kind = Kind::namespaced("autoscaling", "v1", "Scale", "scales");
     let patch_kind = match call.info.verb.as_str() {
@@ -80,32 +85,36 @@ pub async fn answer(mut call: Call, paths: Paths) -> Answer {
         let scale = match (&put, patch_kind) {
             (Some(scale), _) => scale.clone(),
             (None, kind) => {
-                let patched = patch::apply_to(&scale_kind, "v1", kind.unwrap_or(PatchKind::Merge), &of(old, paths), &bytes)?;
+                let patched = patch::apply_to(&scale_kind, "v1", kind.unwrap_or(PatchKind::Merge), &of(old, &paths), &bytes)?;
                 let (scale, warnings) = structure::check_object(patched, &scale_kind, "v1", options.field_validation)?;
                 call.warnings.extend(warnings);
                 scale
             }
         };
-        change(old, &scale, paths, call.resource())
+        change(old, &scale, &paths, &call.kind)
     });
     let written = written.await?;
-    Ok(call.output.value(StatusCode::OK, &of(&written.value(), paths)))
+    Ok(call.output.value(StatusCode::OK, &of(&written.value(), &paths)))
 }
 
-fn change(old: &Value, scale: &Value, paths: Paths, (group, resource): (&str, &str)) -> Result<Changed, Status> {
+fn change(old: &Value, scale: &Value, paths: &Paths, kind: &Kind) -> Result<Changed, Status> {
     let replicas = scale.i64_at("spec.replicas").unwrap_or(0);
     if replicas < 0 {
         let mut errors = field::Errors::default();
+        if kind.custom.is_some() {
+            errors.invalid(field::Path::new(&format!(".{}", paths.replicas)), replicas, "should be a non-negative integer");
+            return Err(Status::invalid(&kind.group, &kind.kind, old.name(), &errors));
+        }
         errors.invalid(field::Path::new("spec").child("replicas"), replicas, "must be greater than or equal to 0");
         return Err(Status::invalid("autoscaling", "Scale", old.name(), &errors));
     }
     if !scale.uid().is_empty() && scale.uid() != old.uid() {
         let detail = format!("Precondition failed: UID in precondition: {}, UID in object meta: {}", scale.uid(), old.uid());
-        return Err(Status::conflict((group, resource), old.name(), &detail));
+        return Err(Status::conflict(kind.resource_pair(), old.name(), &detail));
     }
     let pinned = !matches!(scale.resource_version(), "" | "0");
     let mut object = old.clone();
-    object.set(paths.replicas, replicas);
+    object.set(&paths.replicas, replicas);
     if pinned {
         object.set("metadata.resourceVersion", scale.resource_version());
     }
@@ -116,19 +125,20 @@ fn change(old: &Value, scale: &Value, paths: Paths, (group, resource): (&str, &s
 mod tests {
     use super::*;
 
-    const PATHS: Paths = Paths { replicas: "spec.replicas", status_replicas: "status.replicas", selector: "spec.selector" };
+    const PATHS: Paths =
+        Paths { replicas: Cow::Borrowed("spec.replicas"), status_replicas: Cow::Borrowed("status.replicas"), selector: Cow::Borrowed("spec.selector") };
 
     #[test]
     fn a_scale_is_read_and_written() {
         let old = json!({"metadata": {"name": "a", "namespace": "n", "uid": "u", "resourceVersion": "4", "labels": {"x": "y"}},
             "spec": {"replicas": 3}, "status": {"replicas": 2}});
-        let scale = of(&old, PATHS);
+        let scale = of(&old, &PATHS);
         assert_eq!(scale["metadata"], json!({"name": "a", "namespace": "n", "uid": "u", "resourceVersion": "4"}));
         assert_eq!((&scale["spec"]["replicas"], &scale["status"]["replicas"]), (&json!(3), &json!(2)));
         let wanted = json!({"metadata": {"name": "a"}, "spec": {"replicas": 5}});
-        let changed = change(&old, &wanted, PATHS, ("apps", "deployments")).unwrap();
+        let changed = change(&old, &wanted, &PATHS, &Kind::namespaced("apps", "v1", "Deployment", "deployments")).unwrap();
         assert_eq!((changed.object["spec"]["replicas"].as_i64(), changed.pinned), (Some(5), false));
-        let bad = change(&old, &json!({"spec": {"replicas": -1}}), PATHS, ("apps", "deployments"));
+        let bad = change(&old, &json!({"spec": {"replicas": -1}}), &PATHS, &Kind::namespaced("apps", "v1", "Deployment", "deployments"));
         assert_eq!(bad.err().unwrap().code, 422);
     }
 }

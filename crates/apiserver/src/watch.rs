@@ -168,7 +168,8 @@ struct Framer {
 impl Framer {
     fn event(&mut self, message: &Message) -> Bytes {
         match self.output.shape {
-            Shape::Object if self.view.is_stored_form() => message.frame(),
+            Shape::Object if self.view.kind.custom.is_none() && self.view.is_stored_form() => message.frame(),
+            Shape::Object if self.view.kind.custom.is_some() && self.view.shows(&message.entry()) => message.frame(),
             Shape::Metadata { version } => frame(message.kind().name(), &metadata_bytes(&message.entry(), version)),
             _ => self.shown(message.kind(), &message.entry()),
         }

@@ -13,6 +13,7 @@ use crate::{
     allocation,
     cache::{Entry, encode_stored},
     connect::{Answer, Call, Warnings},
+    encode::View,
     keys, namespaces,
 };
 use api::{Kind, Status, Value, apply, field, limits, metadata, object::ObjectExt, request::RequestInfo, schema, structure};
@@ -162,7 +163,11 @@ pub fn check_namespace(call: &Call, object: &Value) -> Result<(), Status> {
 /// What the store's failures are to a client.
 pub fn store_failure(error: store::Error) -> Status {
     match error {
-        store::Error::Unavailable(why) => Status::service_unavailable(format!("the store is unavailable: {why}")),
+        store::Error::Unavailable(why) => Status::service_unavailable(format!("the store is unavailable, so nothing can be written: {why}")),
+        // The client must look before it tries again, as with Kubernetes.
+        error @ store::Error::Unknown(_) => Status::timeout(error, 0),
+        error @ store::Error::TooLarge(_) => Status::request_entity_too_large(error),
+        error @ store::Error::Unwritable(_) => Status::service_unavailable(error.to_string()),
         other => Status::internal(other),
     }
 }
@@ -364,7 +369,7 @@ impl<'a> Writer<'a> {
 
     /// What stands under a name now.
     pub async fn standing(&self, name: &str) -> Result<Option<Arc<Entry>>, Status> {
-        self.server.cache.fresh().await?;
+        self.server.cache.certain().await?;
         Ok(self.server.cache.of(self.kind).get(self.namespace, name))
     }
 
@@ -517,10 +522,22 @@ impl<'a> Writer<'a> {
         if self.books != Books::Changes {
             return;
         }
-        let (group, resource) = keys::stored(self.kind);
-        let Ok(kind) = self.server.kind(group, resource) else { return };
+        // In the form in which the writer sees the object: that is what its sets speak of.
+        let version = if self.info.version.is_empty() { self.kind.version() } else { self.info.version.as_str() };
         let subresource = self.info.subresource.as_str();
-        apply::update(old, new, &apply::Writer { kind: &kind, version: kind.version(), manager: self.manager, subresource, now: &now() });
+        let writer = apply::Writer { kind: self.kind, version, manager: self.manager, subresource, now: &now() };
+        if self.kind.stored_as.is_none() && version == self.kind.version() {
+            return apply::update(old, new, &writer);
+        }
+        let view = View { kind: Arc::new(self.kind.clone()), version: version.to_string() };
+        let shown = |object: &Value| {
+            let mut object = object.clone();
+            view.show(&mut object);
+            object
+        };
+        let (old, mut seen) = (old.map(shown), shown(new));
+        apply::update(old.as_ref(), &mut seen, &writer);
+        put_books(new, books_of(&seen));
     }
 
     fn count_generation(&self, new: &mut Value, old: &Value) {
@@ -565,6 +582,9 @@ impl<'a> Writer<'a> {
     }
 
     async fn commit(&self, write: Write) -> Result<Outcome, Status> {
+        if let Some(why) = self.server.cache.lost() {
+            return Err(store_failure(store::Error::Unavailable(why.to_string())));
+        }
         self.server.store.commit(write).await.map_err(store_failure)
     }
 
@@ -577,7 +597,7 @@ impl<'a> Writer<'a> {
             return Ok(Written::Stored(entry));
         }
         let place = keys::place(self.namespace, name);
-        let entry = Entry::of(&place, stored, object, revision, cache.kind.as_deref());
+        let entry = Entry::of(&place, stored, object, revision, cache.kind().as_deref());
         Ok(Written::Stored(Arc::new(entry.ok_or_else(|| Status::internal("the stored object cannot be read"))?)))
     }
 }
@@ -626,7 +646,7 @@ pub fn may_go(kind: &Kind, object: &Value) -> bool {
 }
 
 /// The request that a write of the server itself stands for.
-fn internal_request(verb: &str, kind: &Kind, namespace: &str, name: &str, subresource: &str) -> RequestInfo {
+pub(crate) fn internal_request(verb: &str, kind: &Kind, namespace: &str, name: &str, subresource: &str) -> RequestInfo {
     RequestInfo {
         is_resource: true,
         verb: verb.into(),

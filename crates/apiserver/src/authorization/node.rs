@@ -179,7 +179,7 @@ fn on_node_config(server: &Server, node: &str, namespace: &str, name: &str) -> b
 /// otherwise give itself whatever it likes by making one.
 fn any_pod_on(server: &Server, node: &str, namespace: &str, refers: &dyn Fn(&Value) -> bool) -> bool {
     let cache = server.cache.resource("", "pods");
-    let place = cache.kind.as_ref().and_then(|kind| kind.selectable_fields.iter().position(|field| field == "spec.nodeName"));
+    let place = cache.kind().and_then(|kind| kind.selectable_fields.iter().position(|field| field == "spec.nodeName"));
     let snapshot = cache.snapshot();
     let mut pods = snapshot.entries(Some(namespace)).filter(|entry| match place.and_then(|i| entry.fields.get(i)) {
         Some(bound) => **bound == *node,

@@ -32,13 +32,32 @@ pub struct Entry {
     pub owner_uids: Box<[Box<str>]>,
     /// Whether `metadata.deletionTimestamp` is set.
     pub deleting: bool,
+    /// What is stored, where that is not what is shown: an older custom resource under a newer definition.
+    stored: Option<Bytes>,
 }
 
 impl Entry {
     /// Reads a stored value. `None` if it is not an object's JSON.
     pub fn read(place: &str, stored: &Bytes, revision: Revision, kind: Option<&Kind>) -> Option<Entry> {
-        let value: Value = serde_json::from_slice(stored).ok()?;
+        let mut value: Value = serde_json::from_slice(stored).ok()?;
+        if kind.is_some_and(|kind| kind.hooks.revives() && kind.hooks.revive(&mut value)) {
+            let shown = Bytes::from(encode_stored(&value));
+            let entry = Entry::of(place, &shown, &value, revision, kind)?;
+            return Some(Entry { stored: Some(stored.clone()), ..entry });
+        }
         Entry::of(place, stored, &value, revision, kind)
+    }
+
+    /// The same object under another record of its kind.
+    pub fn under(&self, kind: Option<&Kind>) -> Option<Entry> {
+        let stored = self.stored.clone().unwrap_or_else(|| encode_stored(&self.value()).into());
+        Entry::read(&self.place, &stored, self.revision, kind)
+    }
+
+    /// Whether the object is in this version, `group/version`.
+    pub fn is_in(&self, api_version: &str) -> bool {
+        const BEFORE: &[u8] = br#"{"apiVersion":""#;
+        self.bytes.strip_prefix(BEFORE).and_then(|rest| rest.strip_prefix(api_version.as_bytes())).is_some_and(|rest| rest.first() == Some(&b'"'))
     }
 
     /// The same, when the value is parsed already.
@@ -81,6 +100,7 @@ impl Entry {
                 .unwrap_or_default(),
             owner_uids: value.owner_references().iter().map(|owner| owner.uid.into()).collect(),
             deleting: value.deletion_timestamp().is_some(),
+            stored: None,
         })
     }
 
@@ -104,6 +124,7 @@ impl Entry {
             fields: self.fields.clone(),
             owner_uids: self.owner_uids.clone(),
             deleting: self.deleting,
+            stored: None,
         }
     }
 

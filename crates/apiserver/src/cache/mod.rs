@@ -5,7 +5,8 @@
 //!
 //! If the store's watch breaks so that changes may have been missed, everything is loaded anew and every running watch is
 //! ended: clients then start again, and are told 410 if they ask for what was missed.
-//! While the store cannot be reached at all, reads go on from what is here.
+//! While the store cannot be reached at all, reads go on from what is here. One task asks the store all the time whether it
+//! answers; as long as it does not, nobody else waits for it: reads are answered at once, writes refused at once.
 
 mod entry;
 mod resource;
@@ -15,7 +16,7 @@ pub use resource::{Change, ChangeKind, From, Message, ResourceCache, Selection, 
 
 use crate::{Error, keys};
 use api::{Catalogue, Kind, Status, limits};
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use futures::StreamExt;
 use parking_lot::RwLock;
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -29,6 +30,10 @@ const LOAD_PAGE_OBJECTS: usize = 1000;
 const RESUME_REVISIONS: u64 = 2000;
 /// Pauses between attempts to reach the store, growing from the first to the last.
 const RETRY_MS: (u64, u64) = (50, 2000);
+/// How long the store may take to say how far it is, before reads are answered without its word.
+const STORE_WAIT: Duration = Duration::from_secs(3);
+/// How often the store is asked whether it answers, while it does and while it does not.
+const STORE_PROBE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(300));
 
 /// The cache of everything.
 pub struct Cache {
@@ -36,20 +41,23 @@ pub struct Cache {
     catalogue: ArcSwap<Catalogue>,
     resources: RwLock<HashMap<String, Arc<ResourceCache>>>,
     reached: watch::Sender<Revision>,
+    /// Why the store does not answer; `None` if it does.
+    lost: ArcSwapOption<String>,
 }
 
 impl Cache {
     /// Loads everything and starts the feed, which runs until `shutdown`.
     pub async fn start(store: Arc<dyn Store>, catalogue: Arc<Catalogue>, shutdown: CancellationToken) -> Result<Arc<Cache>, Error> {
         let cache =
-            Arc::new(Cache { store, catalogue: ArcSwap::new(catalogue), resources: RwLock::default(), reached: watch::Sender::new(Revision(0)) });
+            Arc::new(Cache { store, catalogue: ArcSwap::new(catalogue), resources: RwLock::default(), reached: watch::Sender::new(Revision(0)), lost: ArcSwapOption::empty() });
         let newest = cache.store.revision().await?;
         let from = Revision(newest.0.saturating_sub(RESUME_REVISIONS).max(1));
         let loaded = match cache.load(Some(from)).await {
             Err(store::Error::Compacted { .. }) => cache.load(None).await?,
             other => other?,
         };
-        tokio::spawn(feed(cache.clone(), loaded, shutdown));
+        tokio::spawn(feed(cache.clone(), loaded, shutdown.clone()));
+        tokio::spawn(probe(cache.clone(), shutdown));
         cache.reach(newest).await.map_err(|status| Error::Configuration(status.to_string()))?;
         Ok(cache)
     }
@@ -65,6 +73,25 @@ impl Cache {
         // Nothing of it has been stored since the load, or it would be there.
         let loaded = *self.reached.borrow();
         resources.entry(prefix).or_insert_with(|| Arc::new(ResourceCache::new(kind, loaded))).clone()
+    }
+
+    /// Puts another catalogue in the place of the one before. Objects of kinds whose record is another one are read anew.
+    pub fn set_catalogue(&self, catalogue: Arc<Catalogue>) {
+        self.catalogue.store(catalogue.clone());
+        let resources: Vec<_> = self.resources.read().iter().map(|(prefix, cache)| (prefix.clone(), cache.clone())).collect();
+        for (prefix, cache) in resources {
+            let any = format!("{prefix}x");
+            let Some((group, resource, _)) = keys::parse(&any) else { continue };
+            let kind = catalogue.resource(group, resource).cloned();
+            let same = match (&kind, &cache.kind()) {
+                (Some(new), Some(old)) => Arc::ptr_eq(new, old),
+                (None, None) => true,
+                _ => false,
+            };
+            if !same {
+                cache.set_kind(kind);
+            }
+        }
     }
 
     /// The cache of the objects that a kind shows.
@@ -106,11 +133,48 @@ impl Cache {
     /// Waits until the cache shows everything that was acknowledged before now. A store that cannot be reached does not
     /// stop reads: they go on from what is here.
     pub async fn fresh(&self) -> Result<(), Status> {
-        match self.store.revision().await {
+        match self.newest().await {
             Ok(newest) => self.reach(newest).await,
             Err(store::Error::Unavailable(_)) => Ok(()),
             Err(error) => Err(Status::internal(error)),
         }
+    }
+
+    /// The same for what must not go on from an old state: a store that cannot be reached is a 503.
+    pub async fn certain(&self) -> Result<(), Status> {
+        let newest = self.newest().await.map_err(crate::write::store_failure)?;
+        self.reach(newest).await
+    }
+
+    /// Why the store does not answer now, if it does not: then what is read here may be old.
+    pub fn lost(&self) -> Option<Arc<String>> {
+        self.lost.load_full()
+    }
+
+    /// How far the store is. Bounded, and without waiting while it is known not to answer.
+    async fn newest(&self) -> Result<Revision, store::Error> {
+        match self.lost() {
+            Some(why) => Err(store::Error::Unavailable(why.to_string())),
+            None => self.ask().await,
+        }
+    }
+
+    async fn ask(&self) -> Result<Revision, store::Error> {
+        let answer = tokio::time::timeout(STORE_WAIT, self.store.revision()).await;
+        let answer = answer.unwrap_or_else(|_| Err(store::Error::Unavailable(format!("it has not answered for {} s", STORE_WAIT.as_secs()))));
+        match &answer {
+            Err(store::Error::Unavailable(why)) => {
+                if self.lost.swap(Some(Arc::new(why.clone()))).is_none() {
+                    tracing::error!(why, "the store does not answer: reads go on from what is known here, writes are refused");
+                }
+            }
+            _ => {
+                if self.lost.swap(None).is_some() {
+                    tracing::info!("the store answers again");
+                }
+            }
+        }
+        answer
     }
 
     /// All objects that a kind shows, and the version they show.
@@ -131,7 +195,7 @@ impl Cache {
             for item in page.items {
                 let Some((group, resource, place)) = keys::parse(&item.key) else { continue };
                 let cache = self.resource(group, resource);
-                match Entry::read(place, &item.value, item.modified, cache.kind.as_deref()) {
+                match Entry::read(place, &item.value, item.modified, cache.kind().as_deref()) {
                     Some(entry) => entries.entry(keys::prefix(group, resource)).or_default().push(Arc::new(entry)),
                     None => tracing::error!(key = item.key, "a stored value is not an object; it is left out"),
                 }
@@ -166,6 +230,16 @@ impl Cache {
             *current = (*current).max(reached);
             newer
         });
+    }
+}
+
+/// Asks the store for ever whether it answers.
+async fn probe(cache: Arc<Cache>, shutdown: CancellationToken) {
+    loop {
+        // What it answers is noted where it is asked.
+        let _ = cache.ask().await;
+        let pause = if cache.lost().is_none() { STORE_PROBE.0 } else { STORE_PROBE.1 };
+        tokio::select! { () = shutdown.cancelled() => return, () = tokio::time::sleep(pause) => {} }
     }
 }
 

@@ -10,7 +10,7 @@ use api::{
     selector::{FieldSelector, LabelSelector},
 };
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use rpds::RedBlackTreeMapSync;
 use std::{
     collections::VecDeque,
@@ -256,14 +256,32 @@ impl Snapshot {
 /// The cache of one resource.
 pub struct ResourceCache {
     /// The kind whose objects these are; `None` for what is stored but not served (yet).
-    pub kind: Option<Arc<Kind>>,
+    kind: RwLock<Option<Arc<Kind>>>,
     inner: Mutex<Inner>,
 }
 
 impl ResourceCache {
     pub(super) fn new(kind: Option<Arc<Kind>>, loaded: Revision) -> ResourceCache {
         let inner = Inner { changed: loaded, complete_after: loaded, ..Inner::default() };
-        ResourceCache { kind, inner: Mutex::new(inner) }
+        ResourceCache { kind: RwLock::new(kind), inner: Mutex::new(inner) }
+    }
+
+    /// The kind whose objects these are; `None` for what is stored but not served (yet).
+    pub fn kind(&self) -> Option<Arc<Kind>> {
+        self.kind.read().clone()
+    }
+
+    /// Puts another record in the place of the kind: every object is read anew under it, and who watches has to begin anew.
+    pub(super) fn set_kind(&self, kind: Option<Arc<Kind>>) {
+        let mut inner = self.inner.lock();
+        *self.kind.write() = kind.clone();
+        let mut map = Map::new_sync();
+        for entry in inner.map.values() {
+            let entry = entry.under(kind.as_deref()).map_or_else(|| entry.clone(), Arc::new);
+            map.insert_mut(entry.place.clone(), entry);
+        }
+        let changed = inner.changed;
+        *inner = Inner { map, changed, complete_after: changed, ..Inner::default() };
     }
 
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<Entry>> {
@@ -356,8 +374,15 @@ impl ResourceCache {
 
     /// Takes in one change. `stored` is the new state, `None` for a deletion.
     pub(super) fn apply(&self, place: &str, revision: Revision, stored: Option<&Bytes>) {
-        let read = stored.map(|stored| Entry::read(place, stored, revision, self.kind.as_deref()));
+        let kind = self.kind();
+        let read = stored.map(|stored| Entry::read(place, stored, revision, kind.as_deref()));
         let mut inner = self.inner.lock();
+        let current = self.kind();
+        let moved = match (&kind, &current) {
+            (Some(kind), Some(current)) => !Arc::ptr_eq(kind, current),
+            (kind, current) => kind.is_some() != current.is_some(),
+        };
+        let read = if moved { stored.map(|stored| Entry::read(place, stored, revision, current.as_deref())) } else { read };
         if revision <= inner.changed && !inner.history.is_empty() {
             return;
         }

@@ -25,6 +25,8 @@ const REFUSAL_BYTES_MAX: usize = 8 * 1024;
 pub struct Config {
     /// With what the server goes to nodes; without, logs and exec are not available.
     pub client: Option<Issued>,
+    /// The same certificate in files that may be renewed: new connections use what they hold.
+    pub client_files: Option<Arc<pki::reload::CertificateFiles>>,
     /// Who signs the nodes' serving certificates; by default the authority that issued `client`.
     pub authorities_pem: Option<String>,
 }
@@ -53,7 +55,11 @@ impl Nodes {
     pub fn new(config: &crate::Config) -> Result<Nodes, Error> {
         let Some(issued) = &config.tunnel.client else { return Ok(Nodes { connector: None }) };
         let authorities = config.tunnel.authorities_pem.as_deref().unwrap_or(&issued.authority_pem);
-        let tls = pki::tls::client(authorities, Some(issued)).map_err(|error| Error::Configuration(error.to_string()))?;
+        let tls = match &config.tunnel.client_files {
+            Some(files) => pki::tls::client_of(authorities, files.clone()),
+            None => pki::tls::client(authorities, Some(issued)),
+        };
+        let tls = tls.map_err(|error| Error::Configuration(error.to_string()))?;
         Ok(Nodes { connector: Some(TlsConnector::from(Arc::new(tls))) })
     }
 
