@@ -38,7 +38,7 @@ pub struct Figures {
     pub failed: u64,
     /// The longest time without an answer on any way of the application, from any source.
     pub longest_gap_ms: u64,
-    /// From a fault to the last failed request that it caused; 0: none failed.
+    /// From a fault, or from a heal, to the last failed request before the next one; the longest. 0: none failed.
     pub route_around_ms: u64,
     /// From the first fault until the cluster knew: a node not Ready, or another leader.
     pub detect_ms: Option<u64>,
@@ -158,14 +158,15 @@ fn longest_gap(requests: &[&Request]) -> u64 {
     streams.values_mut().filter_map(gap).max().unwrap_or(0)
 }
 
-/// For each fault, how long after it a request still failed before the next fault or heal; the worst of them.
+/// For each fault and each heal, how long after it a request still failed before the next one; the worst of them.
 fn route_around(requests: &[&Request], faults: &[u64], heals: &[u64]) -> u64 {
     let failed: Vec<u64> = requests.iter().filter(|r| !r.ok() && !r.way.is_api()).map(|r| r.started_ms).collect();
-    let of = |fault: &u64| {
-        let end = faults.iter().chain(heals).filter(|at| *at > fault).min().copied().unwrap_or(u64::MAX);
-        failed.iter().filter(|at| (*fault..end).contains(*at)).max().map(|last| last - fault)
+    let moments = || faults.iter().chain(heals);
+    let of = |moment: &u64| {
+        let end = moments().filter(|at| *at > moment).min().copied().unwrap_or(u64::MAX);
+        failed.iter().filter(|at| (*moment..end).contains(*at)).max().map(|last| last - moment)
     };
-    faults.iter().filter_map(of).max().unwrap_or(0)
+    moments().filter_map(of).max().unwrap_or(0)
 }
 
 /// When the cluster first showed that it knew of a fault.
@@ -263,6 +264,8 @@ mod tests {
         // From the answer at 1492 to the one at 2402; the failures that end later are after it.
         assert_eq!(figures.longest_gap_ms, 910);
         assert_eq!(figures.recover_ms, None);
+        let request = |at: u64| Request { started_ms: at, ..request("a", at, false) };
+        assert_eq!(route_around(&[&request(5200)], &[1000], &[5000]), 200, "a heal can disturb too");
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub struct Check {
 pub enum Expectation {
     /// Every request to the application was answered.
     NoFailedRequest,
-    /// After each fault, requests fail for this long at most.
+    /// After each fault, and after each heal, requests fail for this long at most.
     RoutedAroundWithin(u64),
     /// No source waits longer than this for an answer on any way.
     GapAtMost(u64),

@@ -31,6 +31,7 @@ enum Broken {
     Stopped { node: String, component: Option<String> },
     Paused { node: String, component: String },
     Cut { node: String, peers: Vec<String> },
+    CutOneWay { from: String, to: String },
     Blocked { node: String },
     Cordoned { node: String },
 }
@@ -248,6 +249,37 @@ impl Stage {
         self.on_node(node, &rules).map(|_| ())
     }
 
+    /// Loses the frames from one node to another; those back arrive.
+    pub fn cut_one_way(&self, from: &str, to: &str) -> Result<()> {
+        self.broke(Broken::CutOneWay { from: from.into(), to: to.into() });
+        self.one_way(from, to, "add element")
+    }
+
+    /// Lets them through again.
+    pub fn mend_one_way(&self, from: &str, to: &str) -> Result<()> {
+        self.one_way(from, to, "delete element")?;
+        self.mended(&Broken::CutOneWay { from: from.into(), to: to.into() });
+        Ok(())
+    }
+
+    fn one_way(&self, from: &str, to: &str, verb: &str) -> Result<()> {
+        let (from, to) = (self.sandbox.node(from)?.link(), self.sandbox.node(to)?.link());
+        self.shell(&format!("nft '{verb} bridge regent-sandbox cut {{ \"{from}\" . \"{to}\" }}'")).map(|_| ())
+    }
+
+    /// Sabotage: drops the gossip of a node, in and out.
+    pub fn block_membership(&self, node: &str) -> Result<()> {
+        self.broke(Broken::Blocked { node: node.into() });
+        let chains = [("in", "input", "dport"), ("out", "output", "dport")];
+        let rules = chains.map(|(name, hook, port)| {
+            format!(
+                "nft 'add chain ip {BLOCK} {name} {{ type filter hook {hook} priority -350; }}' && \
+                 nft add rule ip {BLOCK} {name} udp {port} {MEMBERSHIP_PORT} drop"
+            )
+        });
+        self.on_node(node, &format!("nft add table ip {BLOCK} && {}", rules.join(" && "))).map(|_| ())
+    }
+
     /// `kubectl drain` as the seed does it, and whatever further flags.
     pub fn drain(&self, node: &str, flags: &str) -> Result<String> {
         self.broke(Broken::Cordoned { node: node.into() });
@@ -279,6 +311,7 @@ impl Stage {
                 Broken::Stopped { node, component: None } => self.power_on(&node).await,
                 Broken::Paused { node, component } => self.resume(&node, &component),
                 Broken::Cut { node, peers } => self.mend(&node, &peers),
+                Broken::CutOneWay { from, to } => self.mend_one_way(&from, &to),
                 Broken::Blocked { node } => self.on_node(&node, &format!("nft delete table ip {BLOCK} || true")).map(|_| ()),
                 Broken::Cordoned { node } => {
                     self.eventually("kubectl uncordon", 30, || async { self.uncordon(&node).map_err(|error| error.to_string()) }).await
@@ -315,6 +348,13 @@ impl Stage {
         let arguments: Vec<String> = std::iter::once(regent).chain(arguments.iter().map(|a| (*a).to_owned())).collect();
         let command = self.sandbox.command(node, &arguments)?;
         block_in_place(|| finish(command, ""))
+    }
+
+    /// A shell command on the machine itself.
+    pub fn shell(&self, command: &str) -> Result<String> {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", command]);
+        block_in_place(|| finish(shell, ""))
     }
 
     /// A shell command inside a node.
@@ -425,6 +465,8 @@ impl Stage {
 
 /// The nft table with which a sabotage blocks traffic.
 const BLOCK: &str = "drill-sabotage";
+/// Where nodes gossip (UDP).
+const MEMBERSHIP_PORT: u16 = 7946;
 
 /// Whether exactly so many pods are ready and no other is there.
 pub fn exactly(view: &View, count: usize) -> std::result::Result<(), String> {

@@ -11,7 +11,7 @@ use crate::{
 pub const SCENARIO: Scenario = Scenario {
     name: "api-server-stopped",
     shows: "With the API server stopped, kubectl is refused and the applications go on serving on every node; started again, all is as before.",
-    kubernetes: "The same: \"a failure in the control plane does not prevents user applications to work\" (seed 004).",
+    kubernetes: "\"a failure in the control plane does not prevents user applications to work\" (seed 004): the same.",
     topology: SINGLE,
     sabotage: "requests of one node are dropped while the API server is down",
     expects: &[NoFailedRequest, RecoveredWithin(15_000)],

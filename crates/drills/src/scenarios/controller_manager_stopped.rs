@@ -12,7 +12,7 @@ use crate::{
 pub const SCENARIO: Scenario = Scenario {
     name: "controller-manager-stopped",
     shows: "With the controllers stopped, deleted pods are not replaced and requests leave them all the same; started again, they are replaced.",
-    kubernetes: "\"the controller failure prevents\" new pods, and with the endpoints controller gone too, requests go on to the deleted ones (seed 004).",
+    kubernetes: "\"But the controller failure prevents it\" (seed 004); and as nobody updates the endpoints either, requests go on to the deleted pods.",
     topology: SINGLE,
     sabotage: "the controller manager is not started again",
     expects: &[NoFailedRequest, RecoveredWithin(30_000)],

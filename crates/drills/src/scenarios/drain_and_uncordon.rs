@@ -12,7 +12,7 @@ use crate::{
 pub const SCENARIO: Scenario = Scenario {
     name: "drain-and-uncordon",
     shows: "A drained node's pods run elsewhere before they end here, within the disruption budget and without a failed request; uncordon moves nothing back.",
-    kubernetes: "\"all the pods running on that node\" move \"without impacting on the user applications\"; \"pods are not moved back\" (seed 004).",
+    kubernetes: "\"We see pods are not moved back to the restored node.\" (seed 004): the same.",
     topology: SINGLE,
     sabotage: "the pods are killed at once instead of evicted",
     expects: &[NoFailedRequest],

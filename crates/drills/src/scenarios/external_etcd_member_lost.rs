@@ -11,7 +11,7 @@ use crate::{
 pub const SCENARIO: Scenario = Scenario {
     name: "external-etcd-member-lost",
     shows: "When a member of an external etcd loses power, API writes go on within 5 s, whichever member it was, and nothing else notices.",
-    kubernetes: "The same: the API server is given a list of endpoints (seed 002).",
+    kubernetes: "\"This is less risky as a failed control plan node does not impact the ETCD Cluster\" (seed 002).",
     topology: EXTERNAL,
     sabotage: "a second member loses power too",
     expects: &[NoFailedRequest, ApiWritesAgainWithin(5_000)],

@@ -13,7 +13,7 @@ use crate::{
 pub const SCENARIO: Scenario = Scenario {
     name: "kubelet-stopped",
     shows: "A node whose kubelet stops is NotReady after the grace period, its pods are replaced elsewhere after their toleration; back again, the old pod goes and nothing moves back.",
-    kubernetes: "The same, after 40 to 50 s and 5 minutes: \"It will take 5 minutes by design and it is controlled by the --pod-eviction-timeout\" (seed 004).",
+    kubernetes: "\"It will take 5 minutes by design and it is controlled by the --pod-eviction-timeout of the controller manager.\" (seed 004): the same, after 40 to 50 s until NotReady.",
     topology: SINGLE,
     sabotage: "the kubelet is started again before anybody notices",
     expects: &[NoFailedRequest, DetectedWithin(35_000), ReplacedWithin(70_000)],

@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 pub const SCENARIO: Scenario = Scenario {
     name: "leader-killed",
     shows: "A killed leader (scheduler or controller manager) is followed by another within the lease, a stopped one within 2 s, and no pod is made or placed twice.",
-    kubernetes: "The same by Leases of 15 s, renewed within 10 s, tried every 2 s (seed 002); a stopped leader of the scheduler is waited out too.",
+    kubernetes: "The same by Leases of 15 s, renewed within 10 s, tried every 2 s (seed 002).",
     topology: MASTERS,
     sabotage: "the other candidates are stopped before",
     expects: &[NoFailedRequest, NoFailedApiCall],

@@ -1,20 +1,39 @@
 //! The drills. One is one file and one line here.
 
+mod agent_restarted_without_master;
 mod api_server_stopped;
+mod asymmetric_partition;
+mod backup_and_restore;
+mod container_crashes_without_master;
 mod controller_manager_stopped;
+mod deleted_before_outage_stays_deleted;
 mod dns_restarted;
 mod drain_and_uncordon;
+mod every_node_reboots_without_master;
 mod external_etcd_member_lost;
 mod kubelet_stopped;
 mod leader_killed;
+mod long_outage;
+mod master_link_cut;
+mod master_power_cut;
+mod master_returns_after_reboots;
+mod master_with_workloads_dies;
 mod masters;
 mod one_of_three_masters_lost;
+mod pod_out_of_memory;
+mod pod_unready_without_master;
+mod proxy_and_dns_restarted_without_master;
 mod proxy_restarted;
 mod quorum_lost;
 mod rolling_restart_of_masters;
 mod scheduler_stopped;
+mod second_node_dies_without_master;
 mod server_killed_under_load;
+mod snapshots;
+mod store_corrupted;
+mod without_master;
 mod worker_power_cut;
+mod worker_reboots_without_master;
 
 use crate::scenario::{Scenario, Store, Topology};
 
@@ -29,11 +48,28 @@ pub const ALL: &[&Scenario] = &[
     &kubelet_stopped::SCENARIO,
     &worker_power_cut::SCENARIO,
     &server_killed_under_load::SCENARIO,
+    &backup_and_restore::SCENARIO,
+    &store_corrupted::SCENARIO,
     &leader_killed::SCENARIO,
     &one_of_three_masters_lost::SCENARIO,
     &rolling_restart_of_masters::SCENARIO,
     &quorum_lost::SCENARIO,
     &external_etcd_member_lost::SCENARIO,
+    &master_power_cut::SCENARIO,
+    &proxy_and_dns_restarted_without_master::SCENARIO,
+    &agent_restarted_without_master::SCENARIO,
+    &container_crashes_without_master::SCENARIO,
+    &pod_unready_without_master::SCENARIO,
+    &second_node_dies_without_master::SCENARIO,
+    &worker_reboots_without_master::SCENARIO,
+    &every_node_reboots_without_master::SCENARIO,
+    &master_with_workloads_dies::SCENARIO,
+    &master_returns_after_reboots::SCENARIO,
+    &deleted_before_outage_stays_deleted::SCENARIO,
+    &long_outage::SCENARIO,
+    &master_link_cut::SCENARIO,
+    &asymmetric_partition::SCENARIO,
+    &pod_out_of_memory::SCENARIO,
 ];
 
 /// The drill of this name.

@@ -14,7 +14,7 @@ use crate::{
 pub const SCENARIO: Scenario = Scenario {
     name: "one-of-three-masters-lost",
     shows: "When the master that leads loses power, API writes succeed again within 3 s, scheduler and controllers lead elsewhere within the lease, and no request to the applications fails.",
-    kubernetes: "\"if one master fails the others take over\" (seed 002); clients wait for their load balancer's health checks.",
+    kubernetes: "The others go on (seed 002); clients wait for the health checks of their load balancer.",
     topology: MASTERS,
     sabotage: "a second master loses power too",
     expects: &[NoFailedRequest, ApiWritesAgainWithin(3_000), DetectedWithin(25_000)],

@@ -11,7 +11,7 @@ use crate::{
 pub const SCENARIO: Scenario = Scenario {
     name: "proxy-restarted",
     shows: "While the proxy of a node is stopped, and when it starts again, no request from that node fails and no connection breaks.",
-    kubernetes: "Rules stay while kube-proxy is down; \"would also be bad\" is all that seed 004 says of it.",
+    kubernetes: "The rules stay while kube-proxy is down; restarted with an API server, it goes on.",
     topology: SINGLE,
     sabotage: "the node's rules are flushed while its proxy is down",
     expects: &[NoFailedRequest, RecoveredWithin(10_000)],

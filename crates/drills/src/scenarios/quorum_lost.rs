@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 pub const SCENARIO: Scenario = Scenario {
     name: "quorum-lost",
     shows: "Without a quorum every server still answers reads, writes fail within 5 s with a reason, nodes and applications go on; when it returns, all goes on without a restart.",
-    kubernetes: "\"reads may still be answered\", writes hang until their clients give up (seed 002).",
+    kubernetes: "\"The cluster will not be able to respond to node failures, create new resources, move pods to new nodes\" until \"Enough etcd instances are back online to form a quorum\" (seed 000).",
     topology: MASTERS,
     sabotage: "one member keeps running, so that there is a quorum",
     expects: &[NoFailedRequest, RecoveredWithin(60_000)],

@@ -11,7 +11,7 @@ use crate::{
 pub const SCENARIO: Scenario = Scenario {
     name: "rolling-restart-of-masters",
     shows: "All masters are restarted one after the other, and no API call fails beyond one retry, no application request at all.",
-    kubernetes: "The same with a load balancer and care (seed 002).",
+    kubernetes: "The same, with a load balancer and care (seed 002).",
     topology: MASTERS,
     sabotage: "all masters are restarted at once, and stay away for twelve seconds",
     expects: &[NoFailedRequest, NoFailedApiCall],

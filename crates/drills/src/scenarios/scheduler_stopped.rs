@@ -6,7 +6,7 @@ use crate::{Result, expectation::Expectation::NoFailedRequest, scenario::Scenari
 pub const SCENARIO: Scenario = Scenario {
     name: "scheduler-stopped",
     shows: "With the scheduler stopped, scaling up leaves the new pods Pending; started again, it places them.",
-    kubernetes: "The same: \"We see new pods stucking in pending state since the scheduler is not available\" (seed 004).",
+    kubernetes: "\"We see new pods stucking in pending state since the scheduler is not available.\" (seed 004): the same.",
     topology: SINGLE,
     sabotage: "the scheduler is not started again",
     expects: &[NoFailedRequest],

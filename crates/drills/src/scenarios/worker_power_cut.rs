@@ -14,7 +14,7 @@ use crate::{
 pub const SCENARIO: Scenario = Scenario {
     name: "worker-power-cut",
     shows: "When a worker loses power, every other node stops routing to it within 3 s; its pods are replaced; powered on again, the old pod goes and nothing moves back.",
-    kubernetes: "Requests to its pods fail for 40 to 50 s, until the node is NotReady.",
+    kubernetes: "\"a worker nodes can fail\" (seed 004): requests to its pods fail for 40 to 50 s, until the node is NotReady.",
     topology: SINGLE,
     sabotage: "a second worker loses power two seconds after the first, and a third node's requests are dropped",
     expects: &[RoutedAroundWithin(3_000), DetectedWithin(30_000), ReplacedWithin(60_000), ReturnedWithin(30_000)],
