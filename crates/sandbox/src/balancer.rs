@@ -35,7 +35,7 @@ fn configuration(servers: &[(&str, &str)], authority: &str) -> String {
         )
     };
     format!(
-        "global\n    maxconn 10000\n\n\
+        "global\n    maxconn 4000\n\n\
          defaults\n    mode tcp\n    timeout connect 2s\n    timeout client 1h\n    timeout server 1h\n    timeout check 2s\n    \
          retries 3\n    option redispatch\n\n\
          frontend kubernetes\n    bind *:{API_PORT}\n    use_backend ready if {{ nbsrv(ready) gt 0 }}\n    default_backend alive\n\n\
