@@ -1,7 +1,7 @@
 # The front door. What is more than one line lives in xtask.
 .DEFAULT_GOAL := help
 REGENT := target/release/regent
-.PHONY: help setup images build up down test unit e2e check fmt bench
+.PHONY: help setup images build up down test unit e2e drills check fmt bench
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ unit: setup ## the tests that need no cluster
 
 e2e: setup images ## the cluster end to end, with real containers; `make e2e only=NAME` runs what has NAME in its name
 	@cargo test --package regent --test e2e -- $(only)
+
+drills: build images ## every drill, with a report: target/drills.html; some of them take minutes
+	@$(REGENT) drill run all --dir target/drills-sandbox --images target/images --report target/drills.html --document docs/what-happens-when.md
 
 check: setup ## formatting, lints and house rules
 	@cargo fmt --all --check
