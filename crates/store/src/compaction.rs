@@ -6,6 +6,9 @@
 //! changed has been relieved of this turn and remembers the change. So one server goes on as long as it lives, another takes over
 //! within two periods, and every revision can be read for at least one period.
 //!
+//! A store that takes no more writes for want of space ([`Error::Unwritable`]) is compacted without a turn, by every server, up to what was
+//! the newest at that server's own last look: otherwise it would never have space again.
+//!
 //! What must stay true: nothing younger than one period is forgotten.
 
 use crate::{Error, KeyValue, Outcome, Result, Revision, Store, Write};
@@ -31,16 +34,19 @@ pub enum Turn {
 pub struct Compactor {
     store: Arc<dyn Store>,
     seen: Option<KeyValue>,
+    /// The newest revision at the last look.
+    before: Option<Revision>,
 }
 
 impl Compactor {
     pub fn new(store: Arc<dyn Store>) -> Compactor {
-        Compactor { store, seen: None }
+        Compactor { store, seen: None, before: None }
     }
 
     /// Called once a period.
     pub async fn turn(&mut self) -> Result<Turn> {
         let newest = self.store.revision().await?;
+        let period_ago = self.before.replace(newest);
         let value = newest.0.to_string().into();
         let write = match &self.seen {
             None => match self.store.get(KEY).await? {
@@ -52,22 +58,28 @@ impl Compactor {
             },
             Some(seen) => Write::Update { key: KEY.into(), value, expected: seen.modified },
         };
-        match self.store.commit(write).await? {
-            Outcome::Conflict(standing) => {
+        match self.store.commit(write).await {
+            Err(Error::Unwritable(_)) => self.compact(period_ago).await,
+            Err(error) => Err(error),
+            Ok(Outcome::Conflict(standing)) => {
                 self.seen = standing;
                 Ok(Turn::Others)
             }
-            Outcome::Committed(_) => {
+            Ok(Outcome::Committed(_)) => {
                 let before = self.seen.take().and_then(|kv| std::str::from_utf8(&kv.value).ok()?.parse().ok().map(Revision));
                 self.seen = self.store.get(KEY).await?;
-                let Some(at) = before.filter(|at| *at > Revision(1)) else { return Ok(Turn::Begun) };
-                match self.store.compact(at).await {
-                    Ok(()) | Err(Error::Compacted { .. }) => Ok(Turn::Compacted(at)),
-                    // A store that was restored to an older state.
-                    Err(Error::Future { .. }) => Ok(Turn::Begun),
-                    Err(error) => Err(error),
-                }
+                self.compact(before).await
             }
+        }
+    }
+
+    async fn compact(&self, at: Option<Revision>) -> Result<Turn> {
+        let Some(at) = at.filter(|at| *at > Revision(1)) else { return Ok(Turn::Begun) };
+        match self.store.compact(at).await {
+            Ok(()) | Err(Error::Compacted { .. }) => Ok(Turn::Compacted(at)),
+            // A store that was restored to an older state.
+            Err(Error::Future { .. }) => Ok(Turn::Begun),
+            Err(error) => Err(error),
         }
     }
 }
@@ -114,6 +126,43 @@ mod tests {
         assert_eq!(second.turn().await.unwrap(), Turn::Compacted(Revision(6)));
         assert!(matches!(store.list("/", None, 0, Some(Revision(5))).await, Err(Error::Compacted { .. })));
         assert!(store.list("/", None, 0, Some(Revision(6))).await.is_ok());
+    }
+
+    /// A store without space for another byte.
+    struct Full(Memory);
+
+    #[async_trait::async_trait]
+    impl Store for Full {
+        async fn get(&self, key: &str) -> Result<Option<KeyValue>> {
+            self.0.get(key).await
+        }
+        async fn list(&self, prefix: &str, after: Option<&str>, limit: usize, at: Option<Revision>) -> Result<crate::Page> {
+            self.0.list(prefix, after, limit, at).await
+        }
+        async fn commit(&self, write: Write) -> Result<Outcome> {
+            if write.key() == KEY { Err(Error::Unwritable("full".into())) } else { self.0.commit(write).await }
+        }
+        async fn watch(&self, prefix: &str, from: Revision) -> Result<crate::Watch> {
+            self.0.watch(prefix, from).await
+        }
+        async fn revision(&self) -> Result<Revision> {
+            self.0.revision().await
+        }
+        async fn compact(&self, at: Revision) -> Result<()> {
+            self.0.compact(at).await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_store_is_compacted_without_a_turn() {
+        let store: Arc<dyn Store> = Arc::new(Full(Memory::default()));
+        let mut server = Compactor::new(store.clone());
+        let write = |i: u32| store.commit(Write::Create { key: format!("/registry/x/{i}"), value: "".into() });
+        write(1).await.unwrap();
+        assert_eq!(server.turn().await.unwrap(), Turn::Begun);
+        write(2).await.unwrap();
+        assert_eq!(server.turn().await.unwrap(), Turn::Compacted(Revision(2)));
+        assert_eq!(server.turn().await.unwrap(), Turn::Compacted(Revision(3)));
     }
 
     #[tokio::test]

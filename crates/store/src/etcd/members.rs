@@ -2,7 +2,8 @@
 //!
 //! **A call** ([`Members::race`]) goes to the member that answered last. If that refuses, the next is asked at once; if it keeps silent
 //! for [`SILENT_MEMBER_MS`], the next is asked too, and the first answer counts. After [`CALL_MS`] the call fails, with a sentence that
-//! holds what each member said. Once a call has failed so, further calls get [`CALL_WHILE_LOST_MS`], until one succeeds.
+//! holds what each member said. Once a call has failed so, further calls get one round of refusals or [`CALL_WHILE_LOST_MS`], until
+//! one succeeds.
 //!
 //! What must stay true: a connection is never waited for without bound; whoever judges an answer is told whether another attempt at
 //! the same call may have had an effect.
@@ -174,7 +175,8 @@ impl Members {
     where
         R: Send,
     {
-        let budget_ms = if self.lost() { CALL_WHILE_LOST_MS } else { CALL_MS };
+        let known_lost = self.lost();
+        let budget_ms = if known_lost { CALL_WHILE_LOST_MS } else { CALL_MS };
         let (start, ms) = (Instant::now(), Duration::from_millis);
         let deadline = start + ms(budget_ms);
         let count = self.all().len();
@@ -209,6 +211,10 @@ impl Members {
                             self.set_lost(false);
                             return Err(Failure { uncertain: uncertain || !running.is_empty(), fault: final_fault });
                         }
+                    }
+                    // While the store is known to be lost, one round of refusals is enough.
+                    if known_lost && running.is_empty() && tried >= count {
+                        return Err(Failure { uncertain, fault: Fault::NoEffect(sentence(&said, budget_ms, &self.config())) });
                     }
                     // The others at once; after a whole round, a pause.
                     let pause = if tried % count == 0 { ms(ROUND_PAUSE_MS) } else { Duration::ZERO };
@@ -297,7 +303,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn without_an_answer_a_call_ends_in_time_and_the_next_one_sooner() {
         let members = members(3);
-        for budget_ms in [CALL_MS, CALL_WHILE_LOST_MS] {
+        for budget_ms in [CALL_MS, 0] {
             let start = Instant::now();
             let failure = members.race(|_, _| settled::<()>(Err(Fault::NoEffect("no leader".into()))), |(), _| Some(())).await.unwrap_err();
             assert!(!failure.uncertain);
@@ -305,6 +311,9 @@ mod tests {
             assert!(text.starts_with("etcd has no quorum") && text.contains("http://192.0.2.2:2379: no leader"), "{text}");
             assert_eq!(start.elapsed().as_millis() / 100, u128::from(budget_ms) / 100);
         }
+        let start = Instant::now();
+        assert!(members.read(|_| futures::future::pending::<std::result::Result<(), Fault>>().boxed()).await.is_err());
+        assert_eq!(start.elapsed().as_millis() / 100, u128::from(CALL_WHILE_LOST_MS) / 100);
         members.read(|_| settled(Ok(()))).await.unwrap();
         assert!(!members.lost());
     }

@@ -5,12 +5,15 @@
 
 #![allow(dead_code)]
 
+pub mod history;
 pub mod proxy;
 
 use pki::{Authority, Identity, Issued};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, geteuid, kill_process};
 use std::{
+    io::Write as _,
     net::{IpAddr, Ipv4Addr},
+    os::unix::fs::{PermissionsExt, chown},
     os::unix::process::CommandExt,
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -34,6 +37,8 @@ pub struct Cluster {
     credentials: Credentials,
     members: Vec<Process>,
     extra_flags: Vec<String>,
+    /// The table of nftables that cuts members off, once one has been.
+    cuts: Option<String>,
 }
 
 struct Credentials {
@@ -47,6 +52,8 @@ pub struct Process {
     pub address: Ipv4Addr,
     state: String,
     initial_cluster: String,
+    /// The user that it runs as, if we may choose: so that the kernel can tell its packets from the others'.
+    user: Option<u32>,
     child: Option<Child>,
 }
 
@@ -68,6 +75,12 @@ fn address() -> Ipv4Addr {
     Ipv4Addr::new(127, 16 + high % 200, low, host)
 }
 
+fn nft(rules: &str) {
+    let mut child = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().expect("nft is needed: apt-get install nftables");
+    child.stdin.take().unwrap().write_all(rules.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success(), "nft refuses: {rules}");
+}
+
 impl Cluster {
     /// Starts `count` members and waits until they serve.
     pub async fn start(count: usize) -> Cluster {
@@ -83,7 +96,9 @@ impl Cluster {
             credentials: Credentials { authority, client },
             members: Vec::new(),
             extra_flags: extra_flags.iter().map(|flag| flag.to_string()).collect(),
+            cuts: None,
         };
+        std::fs::set_permissions(cluster.directory.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
         for i in 0..count {
             cluster.place(&format!("etcd-{}", i + 1), "new");
         }
@@ -102,7 +117,17 @@ impl Cluster {
         for (file, text) in [("crt", &issued.certificate_pem), ("key", &issued.key_pem), ("ca", &issued.authority_pem)] {
             std::fs::write(self.path(name, file), text).unwrap();
         }
-        self.members.push(Process { name: name.into(), address, state: state.into(), initial_cluster: String::new(), child: None });
+        std::fs::create_dir(self.path(name, "data")).unwrap();
+        std::fs::set_permissions(self.path(name, "data"), std::fs::Permissions::from_mode(0o700)).unwrap();
+        let [.., network, host] = address.octets();
+        let user = geteuid().is_root().then(|| 100_000 + (u32::from(address.octets()[1]) << 16) + (u32::from(network) << 8) + u32::from(host));
+        if let Some(user) = user {
+            for file in ["crt", "key", "ca", "data"] {
+                chown(self.path(name, file), Some(user), Some(user)).unwrap();
+            }
+        }
+        let member = Process { name: name.into(), address, state: state.into(), initial_cluster: String::new(), user, child: None };
+        self.members.push(member);
         self.members.len() - 1
     }
 
@@ -131,6 +156,9 @@ impl Cluster {
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
+        if let Some(user) = member.user {
+            command.uid(user).gid(user);
+        }
         // SAFETY: one system call between fork and exec, which touches no memory of ours. So etcd dies with a test that is killed.
         unsafe { command.pre_exec(|| Ok(rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?)) };
         let child = command.spawn().unwrap_or_else(|error| panic!("etcd cannot be started ({error}); install it: apt-get install etcd-server"));
@@ -224,6 +252,28 @@ impl Cluster {
         self.signal(i, Signal::CONT);
     }
 
+    /// Cuts a member off from the other members: nothing that it sends them arrives. Clients reach it still.
+    pub fn cut(&mut self, i: usize) {
+        let user = self.members[i].user.expect("cutting members off needs root: run the tests as root");
+        if self.cuts.is_none() {
+            let [_, a, b, c] = self.members[0].address.octets();
+            let table = format!("regent_etcd_{a}_{b}_{c}");
+            nft(&format!("add table inet {table}\nadd chain inet {table} output {{ type filter hook output priority 0; policy accept; }}"));
+            self.cuts = Some(table);
+        }
+        let table = self.cuts.as_deref().unwrap_or_default();
+        nft(&format!(
+            "add rule inet {table} output meta skuid {user} tcp dport 2380 drop\nadd rule inet {table} output meta skuid {user} tcp sport 2380 drop"
+        ));
+    }
+
+    /// Takes back all cuts.
+    pub fn mend(&mut self) {
+        if let Some(table) = &self.cuts {
+            nft(&format!("flush chain inet {table} output"));
+        }
+    }
+
     /// A place for a further member, which is not started yet: its number.
     pub fn prepare_member(&mut self, name: &str) -> usize {
         self.place(name, "existing")
@@ -245,6 +295,9 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
+        if let Some(table) = self.cuts.take() {
+            let _ = Command::new("nft").args(["delete", "table", "inet", &table]).status();
+        }
         for member in &mut self.members {
             if let Some(mut child) = member.child.take() {
                 let _ = child.kill();
