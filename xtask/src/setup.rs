@@ -28,6 +28,8 @@ const NEEDED: &[(&str, &str)] = &[
 /// A file that must be there, likewise.
 const NEEDED_FILES: &[(&str, &str)] = &[
     ("/usr/lib/cni/ptp", "containernetworking-plugins"),
+    // What etcd's messages are built on.
+    ("/usr/include/google/protobuf/descriptor.proto", "libprotobuf-dev"),
     // The static one, which runs in an image of nothing else; a plain `busybox` would not.
     ("/usr/share/doc/busybox-static", "busybox-static"),
 ];
