@@ -3,65 +3,39 @@
 //! [`reserve`] runs on every create and update after mutating admission and before validation; what it takes is given
 //! back unless [`Reservation::keep`] is called after the commit. [`release`] runs after an object is gone.
 //!
-//! What is taken is in two bit maps in memory, filled from the stored Services at start. Taking is one step under one lock,
-//! so two writes never get the same address or port. A write whose fields make no sense takes nothing: validation, which comes
-//! next, says what is wrong.
+//! What is taken stands in the store, one key per address (an IPAddress object, as in Kubernetes) and per port, so that of
+//! several API servers one gets it: taking is the creation of that key. The cache says what is probably free; the store
+//! decides. A write whose fields make no sense takes nothing: validation, which comes next, says what is wrong.
+//!
+//! A server that dies between the two writes leaves a claim without a Service; [`look_after`] removes it, and makes what
+//! claims are missing (of Services from a snapshot or an older version).
 
-use crate::{Error, Server};
+use crate::{
+    Error, Server,
+    cache::encode_stored,
+    keys,
+    write::{now, store_failure},
+};
 use api::{
     Kind, Status, Value,
     field::{Errors, Path},
     object::ObjectExt,
 };
-use parking_lot::Mutex;
 use rand::Rng;
 use serde_json::json;
-use std::{net::IpAddr, ops::RangeInclusive, sync::Arc};
+use std::{collections::HashSet, net::IpAddr, ops::RangeInclusive, sync::Arc, time::Duration};
+use store::{Outcome, Revision, Write};
 
 /// Addresses of a Service network that can be given out at most; of a larger network the first so many.
 const ADDRESSES_MAX: u64 = 1 << 20;
-
-/// Numbers from 0 on, each free or taken.
-struct Pool {
-    bits: Vec<u64>,
-    size: usize,
-    /// Numbers below are for those who ask for one by name, as long as there are others.
-    lower_band: usize,
-}
-
-impl Pool {
-    fn new(size: usize, lower_band: usize) -> Pool {
-        Pool { bits: vec![0; size.div_ceil(64)], size, lower_band: lower_band.min(size) }
-    }
-    fn is_taken(&self, i: usize) -> bool {
-        self.bits[i / 64] & (1 << (i % 64)) != 0
-    }
-    /// Takes one number; false if it is taken already.
-    fn take(&mut self, i: usize) -> bool {
-        if i >= self.size || self.is_taken(i) {
-            return false;
-        }
-        self.bits[i / 64] |= 1 << (i % 64);
-        true
-    }
-    fn free(&mut self, i: usize) {
-        if i < self.size {
-            self.bits[i / 64] &= !(1 << (i % 64));
-        }
-    }
-    /// Takes the first free number from a random place on; `None` if all are taken.
-    fn take_any(&mut self) -> Option<usize> {
-        let bands = [self.lower_band..self.size, 0..self.lower_band];
-        for band in bands.into_iter().filter(|band| !band.is_empty()) {
-            let start = rand::rng().random_range(band.clone());
-            if let Some(i) = (start..band.end).chain(band.start..start).find(|i| !self.is_taken(*i)) {
-                self.take(i);
-                return Some(i);
-            }
-        }
-        None
-    }
-}
+/// How often claims are held against Services. One that is without twice in a row is given back.
+const REPAIR_EVERY: Duration = Duration::from_secs(60);
+/// As Kubernetes marks the IPAddresses that belong to Services.
+const MANAGED_BY: (&str, &str) = ("ipaddress.kubernetes.io/managed-by", "ipallocator.k8s.io");
+const FAMILY: &str = "ipaddress.kubernetes.io/ip-family";
+/// Where claims of ports are stored. They are no API objects, but have their form.
+const PORTS: (&str, &str) = ("", "servicenodeports");
+const ADDRESSES: (&str, &str) = ("networking.k8s.io", "ipaddresses");
 
 /// How many numbers are kept for those who ask by name, as Kubernetes reckons.
 fn lower_band(size: usize, divisor: usize, max: usize) -> usize {
@@ -69,78 +43,99 @@ fn lower_band(size: usize, divisor: usize, max: usize) -> usize {
 }
 
 /// One thing that a Service holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Item {
     Address(IpAddr),
     Port(u16),
 }
 
-struct Pools {
+impl Item {
+    /// Group, resource and name under which it is claimed.
+    fn place(self) -> ((&'static str, &'static str), String) {
+        match self {
+            Item::Address(address) => (ADDRESSES, address.to_string()),
+            Item::Port(port) => (PORTS, port.to_string()),
+        }
+    }
+    fn key(self) -> String {
+        let ((group, resource), name) = self.place();
+        keys::object(group, resource, "", &name)
+    }
+}
+
+/// What there is to give out.
+struct Ranges {
     cidr: ipnet::IpNet,
     ports: RangeInclusive<u16>,
     /// Usable addresses: all but that of the network itself and, for IPv4, the broadcast address.
-    taken_addresses: Pool,
-    taken_ports: Pool,
+    addresses: usize,
 }
 
-impl Pools {
-    fn new(cidr: ipnet::IpNet, ports: RangeInclusive<u16>) -> Pools {
+impl Ranges {
+    fn new(cidr: ipnet::IpNet, ports: RangeInclusive<u16>) -> Ranges {
         let bits = u32::from(cidr.max_prefix_len() - cidr.prefix_len());
         let all = 1u64.checked_shl(bits).unwrap_or(u64::MAX);
         let usable = if cidr.addr().is_ipv4() { all.saturating_sub(2) } else { all.saturating_sub(1) }.min(ADDRESSES_MAX) as usize;
-        let port_count = ports.clone().count();
-        Pools {
-            cidr,
-            taken_addresses: Pool::new(usable, lower_band(usable, 16, 256)),
-            taken_ports: Pool::new(port_count, lower_band(port_count, 32, 128)),
-            ports,
-        }
+        Ranges { cidr, addresses: usable, ports }
     }
 
-    /// The place of an address in its pool: the network's own address would be before the first.
-    fn index(&self, item: Item) -> Option<usize> {
+    /// Whether an item is in its range. The network's own address is before the first.
+    fn contains(&self, item: Item) -> bool {
         match item {
             Item::Address(address) if self.cidr.contains(&address) => {
                 let distance = match (address, self.cidr.network()) {
                     (IpAddr::V4(address), IpAddr::V4(network)) => u128::from(u32::from(address) - u32::from(network)),
                     (IpAddr::V6(address), IpAddr::V6(network)) => u128::from(address) - u128::from(network),
-                    _ => return None,
+                    _ => return false,
                 };
-                usize::try_from(distance.checked_sub(1)?).ok().filter(|i| *i < self.taken_addresses.size)
+                (1..=self.addresses as u128).contains(&distance)
             }
-            Item::Port(port) if self.ports.contains(&port) => Some(usize::from(port - self.ports.start())),
-            _ => None,
+            Item::Port(port) => self.ports.contains(&port),
+            Item::Address(_) => false,
         }
     }
-    fn address(&self, i: usize) -> IpAddr {
-        match self.cidr.network() {
+    fn address(&self, i: usize) -> Item {
+        Item::Address(match self.cidr.network() {
             IpAddr::V4(network) => IpAddr::from((u32::from(network) + i as u32 + 1).to_be_bytes()),
             IpAddr::V6(network) => IpAddr::from((u128::from(network) + i as u128 + 1).to_be_bytes()),
-        }
+        })
     }
-    fn take(&mut self, item: Item) -> bool {
-        let Some(i) = self.index(item) else { return false };
-        match item {
-            Item::Address(_) => self.taken_addresses.take(i),
-            Item::Port(_) => self.taken_ports.take(i),
-        }
-    }
-    fn free(&mut self, item: Item) {
-        if let Some(i) = self.index(item) {
-            match item {
-                Item::Address(_) => self.taken_addresses.free(i),
-                Item::Port(_) => self.taken_ports.free(i),
-            }
-        }
+    fn port(&self, i: usize) -> Item {
+        // The range is as long as `i` may be.
+        Item::Port(self.ports.start() + i as u16)
     }
     fn family(&self) -> &'static str {
         if self.cidr.addr().is_ipv4() { "IPv4" } else { "IPv6" }
     }
 }
 
-/// What is taken.
+/// Where it stands what is taken.
+#[async_trait::async_trait]
+trait Ledger: Send {
+    /// Whether nobody is known to have it. Only a claim decides.
+    fn seems_free(&self, item: Item) -> bool;
+    /// Takes it; false if somebody else has it.
+    async fn claim(&mut self, item: Item) -> Result<bool, Status>;
+}
+
+/// Takes the first item that is free, from a random place on; `None` if all are taken.
+async fn claim_any<L: Ledger>(ledger: &mut L, size: usize, lower_band: usize, item: impl Fn(usize) -> Item) -> Result<Option<Item>, Status> {
+    let lower_band = lower_band.min(size);
+    for band in [lower_band..size, 0..lower_band].into_iter().filter(|band| !band.is_empty()) {
+        let start = rand::rng().random_range(band.clone());
+        for i in (start..band.end).chain(band.start..start) {
+            let item = item(i);
+            if ledger.seems_free(item) && ledger.claim(item).await? {
+                return Ok(Some(item));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// The ranges of this server.
 pub struct Allocators {
-    pools: Arc<Mutex<Pools>>,
+    ranges: Ranges,
 }
 
 impl Allocators {
@@ -148,84 +143,209 @@ impl Allocators {
         if config.node_ports.is_empty() {
             return Err(Error::Configuration("the range of node ports is empty".into()));
         }
-        Ok(Allocators { pools: Arc::new(Mutex::new(Pools::new(config.service_cidr, config.node_ports.clone()))) })
+        Ok(Allocators { ranges: Ranges::new(config.service_cidr, config.node_ports.clone()) })
+    }
+}
+
+/// The ledger of all servers: the store.
+struct Claims {
+    server: Arc<Server>,
+    /// Namespace and name of the Service.
+    holder: (String, String),
+    /// Nothing is written.
+    dry_run: bool,
+    taken: Vec<(Item, Revision)>,
+}
+
+#[async_trait::async_trait]
+impl Ledger for Claims {
+    fn seems_free(&self, item: Item) -> bool {
+        let ((group, resource), name) = item.place();
+        self.server.cache.resource(group, resource).get("", &name).is_none()
     }
 
-    /// Learns what the stored Services hold.
-    pub fn load(&self, server: &Server) -> Result<(), Error> {
-        let services = server.entries("", "services", None).map_err(|status| Error::Bootstrap(status.to_string()))?;
-        let mut pools = self.pools.lock();
-        for entry in services {
-            for item in held(&entry.value()) {
-                if !pools.take(item) {
-                    tracing::warn!(service = &*entry.place, ?item, "a Service holds what another holds too, or what is out of range");
-                }
-            }
+    async fn claim(&mut self, item: Item) -> Result<bool, Status> {
+        if self.dry_run {
+            return Ok(self.seems_free(item));
         }
-        Ok(())
+        let write = Write::Create { key: item.key(), value: encode_stored(&claim(item, &self.holder.0, &self.holder.1)).into() };
+        match self.server.store.commit(write).await.map_err(store_failure)? {
+            Outcome::Committed(revision) => {
+                self.taken.push((item, revision));
+                Ok(true)
+            }
+            Outcome::Conflict(_) => Ok(false),
+        }
     }
+}
+
+/// The object that says that a Service has an item.
+fn claim(item: Item, namespace: &str, name: &str) -> Value {
+    let parent = json!({"group": "", "resource": "services", "namespace": namespace, "name": name});
+    let mut claim = json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "IPAddress",
+        "metadata": {
+            "name": item.place().1,
+            "uid": uuid::Uuid::new_v4().to_string(),
+            "creationTimestamp": now(),
+            "labels": {MANAGED_BY.0: MANAGED_BY.1},
+        },
+        "spec": {"parentRef": parent},
+    });
+    match item {
+        Item::Address(address) => claim.set_label(FAMILY, if address.is_ipv4() { "IPv4" } else { "IPv6" }),
+        Item::Port(_) => {
+            claim.set("apiVersion", "v1");
+            claim.set("kind", "ServiceNodePort");
+        }
+    }
+    claim
+}
+
+/// The Service that a claim is for, if it is one that this module has made.
+fn holder(claim: &Value) -> Option<(String, String)> {
+    if claim.label(MANAGED_BY.0) != Some(MANAGED_BY.1) {
+        return None;
+    }
+    let part = |name: &str| claim.str_at(&format!("spec.parentRef.{name}")).map(String::from);
+    Some((part("namespace")?, part("name")?))
 }
 
 /// What one write took. Dropped without `keep`, it is given back.
 #[must_use]
 pub struct Reservation {
-    pools: Option<Arc<Mutex<Pools>>>,
-    taken: Vec<Item>,
+    claims: Option<Claims>,
     /// What the old state held and the new one does not.
     given_up: Vec<Item>,
 }
 
 impl Reservation {
-    fn nothing() -> Reservation {
-        Reservation { pools: None, taken: vec![], given_up: vec![] }
-    }
     /// The write is on disk.
-    pub fn keep(mut self) {
-        self.taken.clear();
-        if let Some(pools) = &self.pools {
-            let mut pools = pools.lock();
-            self.given_up.drain(..).for_each(|item| pools.free(item));
+    pub async fn keep(mut self) {
+        let Some(claims) = &mut self.claims else { return };
+        claims.taken.clear();
+        for item in std::mem::take(&mut self.given_up) {
+            give_back(&claims.server, item, &claims.holder.0, &claims.holder.1).await;
         }
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        if let Some(pools) = &self.pools
-            && !self.taken.is_empty()
-        {
-            let mut pools = pools.lock();
-            self.taken.drain(..).for_each(|item| pools.free(item));
-        }
+        let Some(claims) = self.claims.take().filter(|claims| !claims.taken.is_empty()) else { return };
+        tokio::spawn(async move {
+            for (item, expected) in claims.taken {
+                // One that cannot be given back now is found by the repair.
+                let _ = claims.server.store.commit(Write::Delete { key: item.key(), expected }).await;
+            }
+        });
     }
 }
 
 /// Takes what the object needs and writes it into the object.
-pub fn reserve(server: &Server, kind: &Kind, object: &mut Value, old: Option<&Value>, _dry_run: bool) -> Result<Reservation, Status> {
+pub async fn reserve(server: &Arc<Server>, kind: &Kind, object: &mut Value, old: Option<&Value>, dry_run: bool) -> Result<Reservation, Status> {
     if !is_service(kind) {
-        return Ok(Reservation::nothing());
+        return Ok(Reservation { claims: None, given_up: vec![] });
     }
-    let shared = &server.allocators.pools;
-    let mut taken = Vec::new();
-    let given = reserve_in(&mut shared.lock(), object, old, &mut taken);
-    // From here on whatever was taken is given back unless it is kept.
-    let mut reservation = Reservation { pools: Some(shared.clone()), taken, given_up: vec![] };
-    match given {
-        Ok(errors) if errors.is_empty() => {
-            let now = held(object);
-            reservation.given_up = old.map(held).unwrap_or_default().into_iter().filter(|item| !now.contains(item)).collect();
-            Ok(reservation)
-        }
-        Ok(errors) => Err(Status::invalid("", "Service", object.name(), &errors)),
-        Err(status) => Err(status),
+    let holder = (object.namespace().to_string(), object.name().to_string());
+    // From here on whatever is taken is given back unless it is kept.
+    let mut reservation = Reservation { claims: None, given_up: vec![] };
+    let claims = reservation.claims.insert(Claims { server: server.clone(), holder, dry_run, taken: vec![] });
+    let errors = reserve_in(&server.allocators.ranges, claims, object, old).await?;
+    if !errors.is_empty() {
+        return Err(Status::invalid("", "Service", object.name(), &errors));
     }
+    if !dry_run {
+        let now = held(object);
+        reservation.given_up = old.map(held).unwrap_or_default().into_iter().filter(|item| !now.contains(item)).collect();
+    }
+    Ok(reservation)
 }
 
 /// Gives back what a deleted object held.
-pub fn release(server: &Server, kind: &Kind, object: &Value) {
+pub async fn release(server: &Arc<Server>, kind: &Kind, object: &Value) {
     if is_service(kind) {
-        let mut pools = server.allocators.pools.lock();
-        held(object).into_iter().for_each(|item| pools.free(item));
+        for item in held(object) {
+            give_back(server, item, object.namespace(), object.name()).await;
+        }
+    }
+}
+
+/// Removes the claim of a Service, if it is that one's. What fails is found by the repair.
+async fn give_back(server: &Arc<Server>, item: Item, namespace: &str, name: &str) {
+    let work = async {
+        let Some(standing) = server.store.get(&item.key()).await? else { return Ok(()) };
+        let own = serde_json::from_slice::<Value>(&standing.value).ok().and_then(|claim| holder(&claim));
+        if own.is_some_and(|(ns, n)| ns == namespace && n == name) {
+            server.store.commit(Write::Delete { key: standing.key, expected: standing.modified }).await?;
+        }
+        Ok::<(), store::Error>(())
+    };
+    if let Err(error) = work.await {
+        tracing::warn!(?item, %error, "a Service's address or port could not be given back now");
+    }
+}
+
+/// Makes the claims that are missing; answers with those that no Service holds, and whose they are.
+async fn compare(server: &Arc<Server>) -> Result<HashSet<(Item, Revision)>, Status> {
+    // The claims first: a Service that is made meanwhile has its claims before.
+    server.cache.certain().await?;
+    let mut claims: Vec<(Item, Revision, (String, String))> = Vec::new();
+    for (group, resource) in [ADDRESSES, PORTS] {
+        for entry in server.entries(group, resource, None)? {
+            let item = match resource {
+                "ipaddresses" => entry.name().parse().ok().map(Item::Address),
+                _ => entry.name().parse().ok().map(Item::Port),
+            };
+            if let (Some(item), Some(holder)) = (item, holder(&entry.value())) {
+                claims.push((item, entry.revision, holder));
+            }
+        }
+    }
+    let services = server.entries("", "services", None)?;
+    let mut wanted: HashSet<(Item, (String, String))> = HashSet::new();
+    for service in services {
+        let holder = (service.namespace().to_string(), service.name().to_string());
+        for item in held(&service.value()).into_iter().filter(|item| server.allocators.ranges.contains(*item)) {
+            wanted.insert((item, holder.clone()));
+        }
+    }
+    for (item, holder) in &wanted {
+        if claims.iter().any(|(claimed, _, by)| claimed == item && by == holder) {
+            continue;
+        }
+        let value = encode_stored(&claim(*item, &holder.0, &holder.1)).into();
+        if let Outcome::Conflict(Some(standing)) = server.store.commit(Write::Create { key: item.key(), value }).await.map_err(store_failure)?
+            && self::holder(&serde_json::from_slice(&standing.value).unwrap_or_default()).as_ref() != Some(holder)
+        {
+            tracing::warn!(service = format!("{}/{}", holder.0, holder.1), ?item, "a Service holds what somebody else holds too");
+        }
+    }
+    Ok(claims
+        .into_iter()
+        .filter(|(item, _, holder)| !wanted.contains(&(*item, holder.clone())))
+        .map(|(item, revision, _)| (item, revision))
+        .collect())
+}
+
+/// Keeps claims and Services in agreement until the shutdown.
+pub(crate) async fn look_after(server: Arc<Server>) {
+    let mut orphans = HashSet::new();
+    let mut ticks = tokio::time::interval(REPAIR_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! { () = server.config.shutdown.cancelled() => return, _ = ticks.tick() => {} }
+        match compare(&server).await {
+            Ok(now) => {
+                for (item, expected) in orphans.intersection(&now) {
+                    tracing::info!(?item, "no Service holds it any more; it is given back");
+                    let _ = server.store.commit(Write::Delete { key: Item::key(*item), expected: *expected }).await;
+                }
+                orphans = now;
+            }
+            Err(status) => tracing::debug!(error = %status, "addresses and ports of Services could not be compared; will try again"),
+        }
     }
 }
 
@@ -247,17 +367,17 @@ fn held(service: &Value) -> Vec<Item> {
     items
 }
 
-fn reserve_in(pools: &mut Pools, service: &mut Value, old: Option<&Value>, taken: &mut Vec<Item>) -> Result<Errors, Status> {
+async fn reserve_in<L: Ledger>(ranges: &Ranges, ledger: &mut L, service: &mut Value, old: Option<&Value>) -> Result<Errors, Status> {
     let mut errors = Errors::default();
     if service.str_at("spec.type") == Some("ExternalName") {
         return Ok(errors);
     }
     let before = old.map(held).unwrap_or_default();
-    if families(pools, service, &mut errors) && errors.is_empty() {
-        addresses(pools, service, &before, taken, &mut errors)?;
+    if families(ranges, service, &mut errors) && errors.is_empty() {
+        addresses(ranges, ledger, service, &before, &mut errors).await?;
     }
     if errors.is_empty() {
-        ports(pools, service, &before, taken, &mut errors)?;
+        ports(ranges, ledger, service, &before, &mut errors).await?;
     }
     Ok(errors)
 }
@@ -267,14 +387,14 @@ fn is_headless(service: &Value) -> bool {
 }
 
 /// Fills in policy and families. False if they make no sense and validation will say so.
-fn families(pools: &Pools, service: &mut Value, errors: &mut Errors) -> bool {
+fn families(ranges: &Ranges, service: &mut Value, errors: &mut Errors) -> bool {
     let spec = Path::new("spec");
     let listed = service.list_at("spec.clusterIPs").to_vec();
     let first = service.str_at("spec.clusterIP").unwrap_or_default();
     if listed.len() > 2 || listed.first().is_some_and(|address| address != first) || listed.iter().skip(1).any(|_| first == "None") {
         return false;
     }
-    let (own, other) = match pools.family() {
+    let (own, other) = match ranges.family() {
         "IPv4" => ("IPv4", "IPv6"),
         _ => ("IPv6", "IPv4"),
     };
@@ -316,7 +436,7 @@ fn families(pools: &Pools, service: &mut Value, errors: &mut Errors) -> bool {
     true
 }
 
-fn addresses(pools: &mut Pools, service: &mut Value, before: &[Item], taken: &mut Vec<Item>, errors: &mut Errors) -> Result<(), Status> {
+async fn addresses<L: Ledger>(ranges: &Ranges, ledger: &mut L, service: &mut Value, before: &[Item], errors: &mut Errors) -> Result<(), Status> {
     if is_headless(service) {
         service.set("spec.clusterIP", "None");
         service.set_default("spec.clusterIPs", json!(["None"]));
@@ -325,9 +445,8 @@ fn addresses(pools: &mut Pools, service: &mut Value, before: &[Item], taken: &mu
     let listed: Vec<Value> = service.list_at("spec.clusterIPs").to_vec();
     let first = service.str_at("spec.clusterIP").unwrap_or_default().to_string();
     if listed.is_empty() && first.is_empty() {
-        let i = pools.taken_addresses.take_any().ok_or_else(|| Status::internal("failed to allocate a serviceIP: range is full"))?;
-        let address = pools.address(i);
-        taken.push(Item::Address(address));
+        let found = claim_any(ledger, ranges.addresses, lower_band(ranges.addresses, 16, 256), |i| ranges.address(i)).await?;
+        let Some(Item::Address(address)) = found else { return Err(Status::internal("failed to allocate a serviceIP: range is full")) };
         service.set("spec.clusterIP", address.to_string());
         service.set("spec.clusterIPs", vec![address.to_string()]);
         return Ok(());
@@ -340,19 +459,16 @@ fn addresses(pools: &mut Pools, service: &mut Value, before: &[Item], taken: &mu
     if before.contains(&item) {
         return Ok(());
     }
-    let problem = match pools.index(item) {
-        None => "the provided network does not match the current range",
-        Some(_) if !pools.take(item) => "provided IP is already allocated",
-        Some(_) => {
-            taken.push(item);
-            return Ok(());
-        }
+    let problem = match ranges.contains(item) {
+        false => "the provided network does not match the current range",
+        true if ledger.claim(item).await? => return Ok(()),
+        true => "provided IP is already allocated",
     };
     errors.invalid(Path::new("spec").child("clusterIPs"), listed, &format!("failed to allocate IP {address}: {problem}"));
     Ok(())
 }
 
-fn ports(pools: &mut Pools, service: &mut Value, before: &[Item], taken: &mut Vec<Item>, errors: &mut Errors) -> Result<(), Status> {
+async fn ports<L: Ledger>(ranges: &Ranges, ledger: &mut L, service: &mut Value, before: &[Item], errors: &mut Errors) -> Result<(), Status> {
     let balanced = service.str_at("spec.type") == Some("LoadBalancer");
     if !balanced && service.str_at("spec.type") != Some("NodePort") {
         return Ok(());
@@ -366,7 +482,8 @@ fn ports(pools: &mut Pools, service: &mut Value, before: &[Item], taken: &mut Ve
     for (i, port) in listed.iter().enumerate() {
         let Some(number) = port.i64_at("nodePort").filter(|number| *number != 0) else { continue };
         let key = (port.str_at("protocol").unwrap_or("TCP").to_string(), number);
-        match explicit(pools, number, before, taken, own.iter().any(|(protocol, other)| *other == number && *protocol != key.0), own.contains(&key)) {
+        let (shared, twice) = (own.iter().any(|(protocol, other)| *other == number && *protocol != key.0), own.contains(&key));
+        match explicit(ranges, ledger, number, before, shared, twice).await? {
             Ok(()) => numbers[i] = Some(number),
             Err(problem) => errors.invalid(path.index(i).child("nodePort"), number, &problem),
         }
@@ -388,7 +505,7 @@ fn ports(pools: &mut Pools, service: &mut Value, before: &[Item], taken: &mut Ve
         });
         let number = match sibling {
             Some(number) => number,
-            None => any_port(pools, taken)?,
+            None => any_port(ranges, ledger).await?,
         };
         own.push((protocol.to_string(), number));
         numbers[i] = Some(number);
@@ -403,57 +520,90 @@ fn ports(pools: &mut Pools, service: &mut Value, before: &[Item], taken: &mut Ve
     if balanced && service.str_at("spec.externalTrafficPolicy") == Some("Local") {
         match service.i64_at("spec.healthCheckNodePort").filter(|number| *number != 0) {
             Some(number) => {
-                if let Err(problem) = explicit(pools, number, before, taken, false, own.iter().any(|(_, other)| *other == number)) {
+                if let Err(problem) = explicit(ranges, ledger, number, before, false, own.iter().any(|(_, other)| *other == number)).await? {
                     errors.invalid(Path::new("spec").child("healthCheckNodePort"), number, &problem);
                 }
             }
-            None => service.set("spec.healthCheckNodePort", any_port(pools, taken)?),
+            None => service.set("spec.healthCheckNodePort", any_port(ranges, ledger).await?),
         }
     }
     Ok(())
 }
 
 /// Takes a port that was asked for by number. `shared`: this Service has it already for another protocol; `twice`: for this one.
-fn explicit(pools: &mut Pools, number: i64, before: &[Item], taken: &mut Vec<Item>, shared: bool, twice: bool) -> Result<(), String> {
-    let item = u16::try_from(number).ok().map(Item::Port).filter(|item| pools.index(*item).is_some());
+async fn explicit<L: Ledger>(
+    ranges: &Ranges,
+    ledger: &mut L,
+    number: i64,
+    before: &[Item],
+    shared: bool,
+    twice: bool,
+) -> Result<Result<(), String>, Status> {
+    let item = u16::try_from(number).ok().map(Item::Port).filter(|item| ranges.contains(*item));
     let Some(item) = item else {
-        let (first, last) = (pools.ports.start(), pools.ports.end());
-        return Err(format!("provided port is not in the valid range. The range of valid ports is {first}-{last}"));
+        let (first, last) = (ranges.ports.start(), ranges.ports.end());
+        return Ok(Err(format!("provided port is not in the valid range. The range of valid ports is {first}-{last}")));
     };
-    if twice {
-        return Err("provided port is already allocated".into());
+    let taken = || Ok(Err("provided port is already allocated".into()));
+    match () {
+        () if twice => taken(),
+        () if shared || before.contains(&item) => Ok(Ok(())),
+        () if ledger.claim(item).await? => Ok(Ok(())),
+        () => taken(),
     }
-    if shared || before.contains(&item) {
-        return Ok(());
-    }
-    if !pools.take(item) {
-        return Err("provided port is already allocated".into());
-    }
-    taken.push(item);
-    Ok(())
 }
 
-fn any_port(pools: &mut Pools, taken: &mut Vec<Item>) -> Result<i64, Status> {
-    let i = pools.taken_ports.take_any().ok_or_else(|| Status::internal("failed to allocate a nodePort: range is full"))?;
-    // The pool is as long as the range.
-    let port = pools.ports.start() + i as u16;
-    taken.push(Item::Port(port));
-    Ok(i64::from(port))
+async fn any_port<L: Ledger>(ranges: &Ranges, ledger: &mut L) -> Result<i64, Status> {
+    let size = ranges.ports.clone().count();
+    match claim_any(ledger, size, lower_band(size, 32, 128), |i| ranges.port(i)).await? {
+        Some(Item::Port(port)) => Ok(i64::from(port)),
+        _ => Err(Status::internal("failed to allocate a nodePort: range is full")),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Ranges, and what is taken of them.
+    struct Pools {
+        ranges: Ranges,
+        taken: HashSet<Item>,
+    }
+
+    struct Book<'a>(&'a mut HashSet<Item>);
+
+    #[async_trait::async_trait]
+    impl Ledger for Book<'_> {
+        fn seems_free(&self, item: Item) -> bool {
+            !self.0.contains(&item)
+        }
+        async fn claim(&mut self, item: Item) -> Result<bool, Status> {
+            Ok(self.0.insert(item))
+        }
+    }
+
+    impl Pools {
+        fn new(cidr: ipnet::IpNet, ports: RangeInclusive<u16>) -> Pools {
+            Pools { ranges: Ranges::new(cidr, ports), taken: HashSet::new() }
+        }
+        fn free(&mut self, item: Item) {
+            self.taken.remove(&item);
+        }
+    }
+
     fn pools() -> Pools {
         Pools::new("10.96.0.0/16".parse().unwrap(), 30000..=32767)
+    }
+
+    fn change(pools: &mut Pools, service: &mut Value, old: Option<&Value>) -> Result<Errors, Status> {
+        futures::executor::block_on(reserve_in(&pools.ranges, &mut Book(&mut pools.taken), service, old))
     }
 
     /// What a Service becomes, or what is wrong with it.
     fn reserve(pools: &mut Pools, spec: Value) -> Result<Value, String> {
         let mut service = json!({"metadata": {"name": "s"}, "spec": spec});
-        let mut taken = vec![];
-        match reserve_in(pools, &mut service, None, &mut taken) {
+        match change(pools, &mut service, None) {
             Ok(errors) if errors.is_empty() => Ok(service["spec"].take()),
             Ok(errors) => Err(errors.to_string()),
             Err(status) => Err(status.message),
@@ -465,7 +615,8 @@ mod tests {
         let mut pools = pools();
         let spec = reserve(&mut pools, json!({"type": "ClusterIP"})).unwrap();
         let address: IpAddr = spec["clusterIP"].as_str().unwrap().parse().unwrap();
-        assert!(pools.cidr.contains(&address) && pools.index(Item::Address(address)).unwrap() >= 256, "not from the lower band");
+        let IpAddr::V4(v4) = address else { panic!("{address}") };
+        assert!(pools.ranges.contains(Item::Address(address)) && u32::from(v4) & 0xffff > 256, "not from the lower band");
         assert_eq!(spec["clusterIPs"], json!([spec["clusterIP"]]));
         assert_eq!((&spec["ipFamilies"], &spec["ipFamilyPolicy"]), (&json!(["IPv4"]), &json!("SingleStack")));
         let explicit = |address: &str| json!({"type": "ClusterIP", "clusterIP": address, "clusterIPs": [address]});
@@ -534,10 +685,9 @@ mod tests {
         let mut pools = pools();
         let spec = reserve(&mut pools, json!({"type": "NodePort", "ports": [{"port": 80}]})).unwrap();
         let old = json!({"metadata": {"name": "s"}, "spec": spec});
-        let (mut new, mut taken) = (old.clone(), vec![]);
-        assert!(reserve_in(&mut pools, &mut new, Some(&old), &mut taken).unwrap().is_empty());
-        assert_eq!(new, old);
-        assert!(taken.is_empty());
+        let (mut new, before) = (old.clone(), pools.taken.clone());
+        assert!(change(&mut pools, &mut new, Some(&old)).unwrap().is_empty());
+        assert_eq!((new, pools.taken), (old, before));
     }
 
     #[test]

@@ -152,7 +152,7 @@ impl Server {
             openapi: Default::default(),
             config,
         });
-        server.allocators.load(&server)?;
+        tokio::spawn(allocation::look_after(server.clone()));
         definitions::start(&server)?;
         let starting = server.clone();
         tokio::spawn(async move {

@@ -308,7 +308,7 @@ impl<'a> Writer<'a> {
         let name = object.name().to_string();
         let cx = self.admission(Operation::Create, known_as, None);
         self.server.admission.admit(&cx, &mut object).await?;
-        let reservation = allocation::reserve(self.server, self.kind, &mut object, None, self.dry_run)?;
+        let reservation = allocation::reserve(self.server, self.kind, &mut object, None, self.dry_run).await?;
         let mut errors = field::Errors::default();
         metadata::validate_create(&object, self.kind, &mut errors);
         hooks.validate(&object, None, &mut errors);
@@ -328,7 +328,7 @@ impl<'a> Writer<'a> {
         let stored = Bytes::from(encode_stored(&object));
         match self.commit(Write::Create { key: self.key(&name), value: stored.clone() }).await? {
             Outcome::Committed(revision) => {
-                reservation.keep();
+                reservation.keep().await;
                 self.stored(&name, &stored, &object, revision).await
             }
             Outcome::Conflict(standing) => {
@@ -394,7 +394,20 @@ impl<'a> Writer<'a> {
         self.check_preconditions(old, &new, pinned)?;
         if part == Part::Status {
             // Beside the status, metadata may change here too: that is where nodes put what they find out.
-            let (status, metadata) = (new.remove("status"), new.remove("metadata"));
+            let (status, mut metadata) = (new.remove("status"), new.remove("metadata"));
+            if self.kind.custom.is_some() {
+                // Not so with custom resources: only the books are the writer's.
+                let books = metadata.as_mut().and_then(|metadata| metadata.remove("managedFields"));
+                let uid = metadata.as_ref().and_then(|metadata| metadata.get("uid").cloned());
+                metadata = old.get("metadata").cloned();
+                if let Some(metadata) = metadata.as_mut() {
+                    for (key, value) in [("managedFields", books), ("uid", uid)] {
+                        if let Some(value) = value {
+                            metadata.set(key, value);
+                        }
+                    }
+                }
+            }
             new = old.clone();
             for (key, value) in [("status", status), ("metadata", metadata)] {
                 match value {
@@ -430,7 +443,7 @@ impl<'a> Writer<'a> {
         put_books(&mut new, books);
         let cx = self.admission(Operation::Update, self.name, Some(old));
         self.server.admission.admit(&cx, &mut new).await?;
-        let reservation = allocation::reserve(self.server, self.kind, &mut new, Some(old), self.dry_run)?;
+        let reservation = allocation::reserve(self.server, self.kind, &mut new, Some(old), self.dry_run).await?;
         let mut errors = field::Errors::default();
         metadata::validate_update(&new, old, self.kind, &mut errors);
         // Kubernetes checks metadata in common and once more per kind, and clients see each cause twice.
@@ -462,7 +475,7 @@ impl<'a> Writer<'a> {
         let stored = Bytes::from(encode_stored(&new));
         match self.commit(Write::Update { key: self.key(self.name), value: stored.clone(), expected: entry.revision }).await? {
             Outcome::Committed(revision) => {
-                reservation.keep();
+                reservation.keep().await;
                 self.stored(self.name, &stored, &new, revision).await.map(Some)
             }
             Outcome::Conflict(_) => Ok(None),
@@ -556,7 +569,7 @@ impl<'a> Writer<'a> {
         if !self.dry_run {
             match self.commit(Write::Delete { key: self.key(self.name), expected: entry.revision }).await? {
                 Outcome::Committed(revision) => {
-                    allocation::release(self.server, self.kind, &last);
+                    allocation::release(self.server, self.kind, &last).await;
                     // The answer is true even if the cache is late.
                     let _ = self.server.cache.reach(revision).await;
                 }
