@@ -19,7 +19,7 @@ use kube::core::Selector;
 use crate::Context;
 use crate::common::owner::{Owner, controller_of, labels_of, uid_of, workload_selector};
 use crate::common::pods::{PodControl, from_template, slow_start};
-use crate::common::{claim, patch, pod_state};
+use crate::common::{claim, on_return, patch, pod_state};
 
 /// Pods created or deleted in one reconcile at most; the next one goes on.
 const BURST_PODS: usize = 500;
@@ -98,10 +98,15 @@ pub struct Plan {
     pub delete: Vec<Arc<Pod>>,
 }
 
+/// Whether the pod is one of the replicas: active, and not set aside while its node is away.
+fn counts(pod: &Pod) -> bool {
+    pod_state::is_active(pod) && !on_return::is_set_aside(pod)
+}
+
 /// Decides from the pods that are the set's own.
 pub fn decide(replicas: i32, pods: &[Arc<Pod>], neighbours: &BTreeMap<String, usize>, now: Timestamp) -> Plan {
     let replicas = usize::try_from(replicas).unwrap_or(0);
-    let mut active: Vec<Arc<Pod>> = pods.iter().filter(|pod| pod_state::is_active(pod)).cloned().collect();
+    let mut active: Vec<Arc<Pod>> = pods.iter().filter(|pod| counts(pod)).cloned().collect();
     if active.len() < replicas {
         return Plan { create: (replicas - active.len()).min(BURST_PODS), delete: Vec::new() };
     }
@@ -122,7 +127,7 @@ pub fn status_of(wanted: &Wanted, generation: Option<i64>, pods: &[Arc<Pod>], fa
         if pod_state::is_terminating(pod) {
             terminating += 1;
         }
-        if !pod_state::is_active(pod) {
+        if !counts(pod) {
             continue;
         }
         replicas += 1;

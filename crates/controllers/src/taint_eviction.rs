@@ -2,6 +2,8 @@
 //!
 //! What must stay true: the time that a pod tolerates a taint runs from when the taint was added (or the pod came), so a
 //! restart of this controller neither shortens nor extends it.
+//!
+//! A pod may ask to be set aside instead of deleted while its node is lost ([`crate::common::on_return`]).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,11 +15,13 @@ use client::events::{Normal, Recorder};
 use client::{Change, Clock, Deletion, ErrorExt, Informer, Key};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
+use kube::api::Patch;
 use parking_lot::Mutex;
 use tracing::info;
 
 use crate::Context;
 use crate::common::disruption;
+use crate::common::on_return;
 use crate::common::owner::name_of;
 use crate::common::placement::tolerates;
 use crate::common::pod_state::{is_deleting, is_finished, node_name};
@@ -34,6 +38,9 @@ pub fn new(context: &Context) -> Arc<dyn Controller> {
         scheduled: Mutex::default(),
     })
 }
+
+/// How often a pod whose node is back is looked at until it is ready.
+const RETURN_LOOK_EVERY: Duration = Duration::from_millis(500);
 
 struct TaintEviction {
     pods: Informer<Pod>,
@@ -83,6 +90,16 @@ impl Controller for TaintEviction {
             scheduled.get(key).filter(|(known, _)| *known == uid).map_or(now, |(_, since)| *since)
         };
         match decide(&pod, &taints, known_since, now, self.eviction_timeout) {
+            Verdict::Stay if on_return::is_set_aside(&pod) => {
+                // The node reports first: a pod that counts before it is known to be ready would be the first to go.
+                if !on_return::counts_again(&pod) {
+                    return Ok(Next::After(RETURN_LOOK_EVERY));
+                }
+                info!(pod = %key, "its node is back, and it runs there: it counts again");
+                self.recorder.about(&*pod, Normal, "TakenBack", format!("Pod {key} counts again: its node is back"));
+                self.change(key, on_return::take_back(&pod, &now.to_string())).await?;
+                Ok(Next::Done)
+            }
             Verdict::Stay => {
                 if self.scheduled.lock().remove(key).is_some_and(|(known, _)| known == uid) {
                     let message = format!("Cancelling deletion of Pod {key}");
@@ -94,6 +111,16 @@ impl Controller for TaintEviction {
                 self.scheduled.lock().insert(key.clone(), (uid, known_since));
                 Ok(Next::After(delay))
             }
+            Verdict::Leave if on_return::sets_aside(&pod, &taints) => {
+                if !on_return::is_set_aside(&pod) {
+                    info!(pod = %key, "set aside: its node is lost, and it asks not to be deleted for that");
+                    let message = format!("Pod {key} is set aside while its node is away; it may be replaced");
+                    self.recorder.about(&*pod, Normal, "SetAside", message);
+                    self.change(key, on_return::set_aside(&pod, &now.to_string())).await?;
+                }
+                self.scheduled.lock().remove(key);
+                Ok(Next::Done)
+            }
             Verdict::Leave => {
                 self.evict(key, &pod).await?;
                 self.scheduled.lock().remove(key);
@@ -104,6 +131,14 @@ impl Controller for TaintEviction {
 }
 
 impl TaintEviction {
+    /// Patches the pod. One that is gone, or another by now, is no failure.
+    async fn change(&self, key: &Key, patch: serde_json::Value) -> Result<(), Error> {
+        match self.pods.patch(key, &Patch::Merge(patch)).await {
+            Err(error) if !error.is_not_found() && !error.is_conflict() => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
     async fn evict(&self, key: &Key, pod: &Pod) -> Result<(), Error> {
         info!(pod = %key, "evicting: its node has a taint that it does not tolerate (any longer)");
         self.recorder.about(pod, Normal, "TaintManagerEviction", format!("Marking for deletion Pod {key}"));

@@ -8,6 +8,7 @@ pub mod disruption;
 pub mod hash;
 pub mod history;
 pub mod namespaces;
+pub mod on_return;
 pub mod owner;
 pub mod patch;
 pub mod placement;

@@ -86,12 +86,16 @@ pub fn restarts_total(pod: &Pod) -> i32 {
     statuses.map(|status| status.restart_count).sum()
 }
 
-/// Sorts pods so that those come first that are missed least: not bound, not running, not ready, cheap to delete, on
+/// Sorts pods so that those come first that are missed least: not bound, not running, not ready, not to be kept on
+/// their node's return ([`super::on_return`]), cheap to delete, on
 /// crowded nodes, ready only lately, restarted often, young.
 ///
 /// `neighbours` counts, per node, the pods of all that serve the same purpose. Times are compared in orders of magnitude
 /// of the age, so that among pods of about the same age it is not always the same one's turn.
 pub fn sort_for_deletion(pods: &mut [std::sync::Arc<Pod>], neighbours: &BTreeMap<String, usize>, now: Timestamp) {
+    let objects: Vec<&Pod> = pods.iter().map(|pod| &**pod).collect();
+    let on_return: BTreeMap<String, i64> =
+        objects.iter().map(|pod| super::owner::uid_of(*pod).to_owned()).zip(super::on_return::ranks(&objects)).collect();
     pods.sort_by_cached_key(|pod| {
         let phase_rank = match phase(pod) {
             "Pending" => 0,
@@ -106,6 +110,7 @@ pub fn sort_for_deletion(pods: &mut [std::sync::Arc<Pod>], neighbours: &BTreeMap
             node_name(pod).is_some(),
             phase_rank,
             is_ready(pod),
+            on_return.get(super::owner::uid_of(&**pod)).copied().unwrap_or(0),
             cost,
             std::cmp::Reverse(crowd),
             age_rank(ready_since(pod)),
