@@ -83,8 +83,7 @@ impl Bucket {
         let wrong = failed("cannot be used");
         let endpoint: Url = config.endpoint.parse().map_err(|e| wrong(format!("--snapshot-s3-endpoint {}: {e}", config.endpoint)))?;
         let tls = (endpoint.scheme() == "https").then(|| connector(config.authorities.as_deref())).transpose()?;
-        let address =
-            Address::new(endpoint, UrlStyle::Path, config.bucket.clone(), config.region.clone()).map_err(|e| wrong(e.to_string()))?;
+        let address = Address::new(endpoint, UrlStyle::Path, config.bucket.clone(), config.region.clone()).map_err(|e| wrong(e.to_string()))?;
         let credentials = Credentials::new(config.access_key.clone(), config.secret_key.clone());
         Ok(Bucket { address, credentials, prefix: config.prefix.clone(), tls })
     }

@@ -50,6 +50,8 @@ pub struct Request<'a> {
     pub force: bool,
     /// Take the keys of the snapshot instead of the server's.
     pub replace_keys: bool,
+    /// A revision that the cluster is known to have had in another store.
+    pub newest: Option<Revision>,
 }
 
 /// Where a restore is: told before each step, so that a person sees it and a test can end there.
@@ -66,8 +68,7 @@ pub enum Step {
 }
 
 /// All steps, in their order.
-pub const STEPS: [Step; 8] =
-    [Step::Verify, Step::Begin, Step::Build, Step::Built, Step::Keys, Step::Exchange, Step::KeepAside, Step::Finish];
+pub const STEPS: [Step; 8] = [Step::Verify, Step::Begin, Step::Build, Step::Built, Step::Keys, Step::Exchange, Step::KeepAside, Step::Finish];
 
 /// What a restore did.
 #[derive(Debug)]
@@ -126,9 +127,7 @@ fn sync_directory(path: &Path) -> Result<()> {
 /// Refuses a snapshot of another cluster.
 pub fn check_cluster(status: &Status, ours: Option<&str>, force: bool) -> Result<()> {
     match ours {
-        Some(ours) if !force && ours != status.header.cluster => {
-            Err(Error::Foreign { theirs: short(&status.header.cluster), ours: short(ours) })
-        }
+        Some(ours) if !force && ours != status.header.cluster => Err(Error::Foreign { theirs: short(&status.header.cluster), ours: short(ours) }),
         _ => Ok(()),
     }
 }
@@ -264,7 +263,7 @@ fn begin(places: &Places<'_>, request: &Request<'_>, status: &Status) -> Result<
 async fn build(places: &Places<'_>, journal: &Journal, request: &Request<'_>, status: &Status) -> Result<Restored> {
     pki::files::create_directory(&places.building).map_err(|error| Error::Refused(error.to_string()))?;
     write_json(&places.building.join(ORIGIN), &OriginFile { id: journal.id.clone() })?;
-    let newest: Option<Revision> = Sqlite::newest_known(&places.store);
+    let newest = Sqlite::newest_known(&places.store).max(request.newest);
     let store = Sqlite::create(&places.building, snapshot::beyond(status, newest, now_s()))?;
     let restored = snapshot::restore_into(&store, request.file, request.secret).await?;
     // Waits until all of it is on disk.

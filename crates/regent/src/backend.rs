@@ -95,6 +95,8 @@ impl Backend {
     pub async fn open(&self, shutdown: &CancellationToken) -> Result<Arc<dyn Store>> {
         match self {
             Backend::Sqlite(directory) => {
+                // Between a restore's begin and its end there is no whole store.
+                backup::restore::check_finished(directory.parent().unwrap_or(directory))?;
                 let store = Sqlite::open(directory).with_context(|| format!("opening the store in {}", directory.display()))?;
                 Ok(Arc::new(store))
             }

@@ -10,6 +10,7 @@ mod bundle;
 mod commands;
 mod etcd;
 mod join;
+mod moving;
 mod peers;
 mod progress;
 mod rotation;
@@ -53,6 +54,8 @@ enum Command {
     Node(commands::node::Node),
     /// Make, list and revoke the tokens with which nodes join.
     Token(commands::token::Token),
+    /// Move the store of a stopped server between SQLite and etcd.
+    Store(commands::store::StoreCommand),
     /// Save, list and restore snapshots of the cluster.
     Snapshot(Box<commands::snapshot::Snapshot>),
     /// A cluster of many nodes on this machine, for trying, testing and breaking things.
@@ -92,6 +95,7 @@ fn start() -> Result<()> {
         Command::Dns(arguments) => commands::dns::run(arguments),
         Command::Node(arguments) => commands::node::run(arguments),
         Command::Token(arguments) => commands::token::run(arguments),
+        Command::Store(arguments) => commands::store::run(arguments),
         Command::Snapshot(arguments) => commands::snapshot::run(*arguments),
         Command::SandboxLaunch { configuration } => Ok(sandbox::launch::launch(&configuration)?),
         Command::SandboxInit { configuration } => Ok(sandbox::supervisor::run(&configuration)?),

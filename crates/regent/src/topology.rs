@@ -16,7 +16,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const FILE: &str = "topology.json";
+pub const FILE: &str = "topology.json";
 
 /// Where the objects are, if not in SQLite on this server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -55,6 +55,11 @@ pub struct ApiserverFlags {
     pub default_unreachable_toleration_seconds: i64,
     #[command(flatten)]
     pub etcd: EtcdFlags,
+    #[command(flatten)]
+    pub snapshots: crate::backups::ScheduleFlags,
+    /// How often the store is read from end to end in search of damage; 0s: at the start alone.
+    #[arg(long, default_value = "1h", value_parser = super::election::duration)]
+    pub store_check_interval: Duration,
 }
 
 #[derive(Args)]
@@ -136,6 +141,8 @@ pub async fn start(
         () = shutdown.cancelled() => return Ok(None),
     };
     tokio::spawn(store::compaction::run(store.clone(), store::compaction::PERIOD, stop.clone().cancelled_owned()));
+    tokio::spawn(crate::backups::look_after(store.clone(), flags.store_check_interval, stop.clone()));
+    crate::backups::start_schedule(&flags.snapshots, store.clone(), backend, pki_dir.clone(), stop.clone())?;
     let advertise_address = match flags.advertise_address {
         Some(address) => address,
         None => super::kubelet::machine_address().context("finding the machine's address; say --advertise-address")?.into(),

@@ -15,4 +15,5 @@ pub mod sandbox;
 pub mod scheduler;
 pub mod server;
 pub mod snapshot;
+pub mod store;
 pub mod token;

@@ -22,10 +22,12 @@ pub const ANSWER_BYTES_MAX: usize = 64 << 20;
 pub const PAGE_KEYS_MAX: usize = 1_000;
 /// How often a watch asks whether its member is alive and how far it is, in milliseconds.
 pub const PROGRESS_EVERY_MS: u64 = 1_500;
-/// How often at most, while the store is known to be ahead of what the watch has seen.
-pub const PROGRESS_BEHIND_MS: u64 = 50;
-/// A watch whose member has said nothing for so long moves to another.
-pub const WATCH_SILENCE_MS: u64 = 4_000;
+/// The same once the store is known to be ahead of what the watch has seen: how soon, and how often from then on.
+pub const PROGRESS_BEHIND_MS: (u64, u64) = (50, 300);
+/// A watch whose member has said nothing for so long moves to another: in general, and while the store is known to be ahead.
+pub const WATCH_SILENCE_MS: (u64, u64) = (4_000, 1_000);
+/// A watch whose member speaks, but has fallen so long behind what other members have shown, moves too.
+pub const WATCH_LAG_MS: u64 = 2_000;
 /// Pauses between attempts to open a watch again, growing from the first to the last.
 pub const WATCH_RETRY_MS: (u64, u64) = (20, 1_000);
 /// Answers of a watch that may wait for its reader; then etcd is no longer read, and holds the rest.

@@ -13,7 +13,7 @@
 //! **Watches** (`watch.rs`) live on when their member, the leader or the connection dies, from the last revision that was handed over.
 //!
 //! **Alarms.** A full database is [`Error::Unwritable`], diverged data are [`Error::Damaged`]; [`Store::check`] finds both, and
-//! [`Store::trouble`] says so until they are gone.
+//! [`Store::trouble`] says so until they are gone. Of diverged data nothing is served: each member would say something else.
 //!
 //! What this module does not do: start etcd. It says with which flags ([`flags`]).
 
@@ -23,6 +23,7 @@ pub mod flags;
 pub mod limits;
 mod mark;
 mod members;
+pub mod restore;
 mod watch;
 mod write;
 
@@ -34,7 +35,7 @@ use mark::{Mark, Marks};
 use members::{Member, Members};
 use parking_lot::Mutex;
 use std::{
-    sync::{Arc, atomic::AtomicUsize, atomic::Ordering::Relaxed},
+    sync::{Arc, atomic::AtomicBool, atomic::AtomicUsize, atomic::Ordering::Relaxed},
     time::Duration,
 };
 use tokio::sync::watch as newest;
@@ -67,6 +68,8 @@ struct Shared {
     newest: newest::Sender<u64>,
     trouble: Mutex<Option<Error>>,
     page_keys: AtomicUsize,
+    /// Whether this store is the one that restores a snapshot.
+    restoring: AtomicBool,
 }
 
 /// A key as it stands in etcd.
@@ -85,6 +88,7 @@ impl Etcd {
             newest: newest::Sender::new(0),
             trouble: Mutex::new(None),
             page_keys: AtomicUsize::new(limits::PAGE_KEYS_MAX),
+            restoring: AtomicBool::new(false),
         };
         Ok(Etcd { shared: Arc::new(shared) })
     }
@@ -149,6 +153,9 @@ impl Shared {
     }
 
     async fn range(&self, key: Vec<u8>, options: GetOptions, asked: Revision) -> Result<etcd_client::proto::PbRangeResponse> {
+        if let Some(error @ Error::Damaged(_)) = self.trouble.lock().clone() {
+            return Err(error);
+        }
         let fault = match self.members.read(|member| range(member, key.clone(), options.clone())).await {
             Ok(answer) => {
                 self.saw(answer.header.as_ref());
@@ -218,6 +225,8 @@ impl Store for Etcd {
             };
             if page.revision == Revision(0) {
                 page.revision = answer.header.as_ref().map_or(Revision(0), |header| revision(header.revision));
+                // Asked after the list: half of a restore cannot have been read if no fence stands now.
+                shared.unfenced().await?;
             }
             page.more = answer.more;
             for kv in answer.kvs {
@@ -240,10 +249,8 @@ impl Store for Etcd {
     }
 
     async fn revision(&self) -> Result<Revision> {
-        // Any key will do: the answer's header holds the revision, and a linearizable read is never answered from the past.
-        let options = GetOptions::new().with_limit(1).with_count_only();
-        let answer = self.shared.range(self.shared.stored_key("/"), options, Revision(0)).await?;
-        Ok(answer.header.map_or(Revision(0), |header| revision(header.revision)))
+        // The answer's header holds the revision, and a linearizable read is never answered from the past.
+        self.shared.unfenced().await
     }
 
     async fn compact(&self, at: Revision) -> Result<()> {
@@ -266,7 +273,6 @@ impl Store for Etcd {
 
     /// Whether a majority answers and no alarm is raised.
     async fn check(&self, _depth: Depth) -> Result<()> {
-        self.revision().await?;
         let ask = |member: &Member| {
             let mut client = member.plain();
             async move { Ok(client.alarm(AlarmAction::Get, AlarmType::None, None).await?) }.boxed()
@@ -281,7 +287,10 @@ impl Store for Etcd {
             None
         };
         *self.shared.trouble.lock() = found.clone();
-        found.map_or(Ok(()), Err)
+        if let Some(error) = found {
+            return Err(error);
+        }
+        self.revision().await.map(drop)
     }
 }
 

@@ -1,10 +1,11 @@
 //! A watch that outlives the member that serves it.
 //!
 //! One task per watch reads etcd's stream and hands its events on; what it has handed on last ([`Cursor::done`]) is all it remembers.
-//! When the stream breaks, when its member has no leader, or when nothing was heard for [`WATCH_SILENCE_MS`], it opens another from
-//! there, at the next member.
+//! When the stream breaks, when its member has no leader, keeps silent or lags, it opens another from there, at the next member.
 //!
-//! **Silence.** The task asks for progress every [`PROGRESS_EVERY_MS`]; a member that does not answer is left.
+//! **Silence.** The task asks for progress every [`PROGRESS_EVERY_MS`], and a member that does not answer is left. Every other answer of
+//! the store shows a revision too: once it is known to be ahead of the watch, the task asks at once, and is sooner gone
+//! ([`WATCH_SILENCE_MS`], [`WATCH_LAG_MS`]), for readers wait for that revision.
 //!
 //! **Progress** is handed on as `Watched::Progress` only if nothing can come after it that is older. Old members (before 3.4.25 and
 //! 3.5.8) answer a request for progress past the queue of events; from them only the regular notices count, and the answer shows no more
@@ -18,7 +19,9 @@
 
 use super::{
     Fault, Shared,
-    limits::{CONNECT_MS, PROGRESS_BEHIND_MS, PROGRESS_EVERY_MS, SILENT_MEMBER_MS, WATCH_ANSWERS_MAX, WATCH_RETRY_MS, WATCH_SILENCE_MS},
+    limits::{
+        CONNECT_MS, PROGRESS_BEHIND_MS, PROGRESS_EVERY_MS, SILENT_MEMBER_MS, WATCH_ANSWERS_MAX, WATCH_LAG_MS, WATCH_RETRY_MS, WATCH_SILENCE_MS,
+    },
     mark,
     members::{Attempt, Member},
     prefix_end, range, revision, signed,
@@ -119,6 +122,7 @@ async fn run(shared: Arc<Shared>, mut cursor: Cursor, mut opened: Opened, out: m
 
 /// Opens a stream after the cursor at the first member that can.
 async fn open(shared: &Shared, cursor: &Cursor) -> Result<Opened> {
+    shared.unfenced().await?;
     let all = shared.members.all();
     let ask = |member: &Member| -> Attempt<Opened> {
         let Some(member) = all.iter().find(|known| std::ptr::eq(known.as_ref(), member)).cloned() else {
@@ -177,8 +181,15 @@ async fn follow(shared: &Shared, cursor: &mut Cursor, opened: Opened, out: &mpsc
     let mut newest = shared.newest.subscribe();
     let mut part: Vec<Event> = Vec::new();
     let (mut verified, mut heard, mut asked) = (from == Revision(0), Instant::now(), Instant::now());
-    let mut ask_at = asked + ms(PROGRESS_BEHIND_MS);
+    let mut ask_at = asked + ms(PROGRESS_BEHIND_MS.0);
+    // Since when the store has been known to be ahead of the cursor, which has not moved meanwhile.
+    let mut behind: Option<Instant> = None;
     loop {
+        let silent_at = match behind {
+            Some(since) => heard.max(since) + ms(WATCH_SILENCE_MS.1),
+            None => heard + ms(WATCH_SILENCE_MS.0),
+        };
+        let lags_at = behind.map_or(heard + ms(WATCH_SILENCE_MS.0), |since| since + ms(WATCH_LAG_MS));
         tokio::select! {
             biased;
             answer = stream.message() => {
@@ -202,6 +213,8 @@ async fn follow(shared: &Shared, cursor: &mut Cursor, opened: Opened, out: &mpsc
                 } else {
                     for event in answer.events {
                         match read(shared, event) {
+                            // The changes behind it are the restore's own, half of which nobody shall see.
+                            Ok(event) if event.key == super::restore::KEY && event.value.is_some() => return End::Failed(super::restore::standing()),
                             Ok(event) => part.push(event),
                             Err(error) => return End::Failed(error),
                         }
@@ -210,31 +223,42 @@ async fn follow(shared: &Shared, cursor: &mut Cursor, opened: Opened, out: &mpsc
                 };
                 let Some(watched) = watched else { continue };
                 if !verified {
-                    match timeout(ms(WATCH_SILENCE_MS), readable(&member, cursor.key.clone(), from)).await {
+                    match timeout(ms(WATCH_SILENCE_MS.0), readable(&member, cursor.key.clone(), from)).await {
                         Ok(Ok(())) => verified = true,
                         Ok(Err(fault @ (Fault::Compacted | Fault::Future))) => return End::Failed(failed(shared, fault, from).await),
                         Ok(Err(fault)) => return End::Broken(format!("{fault:?}")),
                         Err(_) => return End::Broken("no answer".into()),
                     }
                 }
+                let before = cursor.done;
                 if !hand_on(cursor, watched, out).await {
                     return End::ReaderGone;
                 }
                 heard = Instant::now();
+                if *newest.borrow() <= cursor.done.0 {
+                    (behind, ask_at) = (None, asked + ms(PROGRESS_EVERY_MS));
+                } else if cursor.done > before {
+                    behind = behind.and(Some(heard));
+                }
             }
             () = sleep_until(ask_at) => {
                 asked = Instant::now();
                 // The channel to the stream is never full unless the connection stands; then the silence tells.
-                let _ = timeout(ms(PROGRESS_BEHIND_MS), stream.request_progress()).await;
-                ask_at = asked + ms(PROGRESS_EVERY_MS);
+                let _ = timeout(ms(PROGRESS_BEHIND_MS.0), stream.request_progress()).await;
+                ask_at = asked + ms(if behind.is_some() { PROGRESS_BEHIND_MS.1 } else { PROGRESS_EVERY_MS });
             }
-            changed = newest.changed(), if progress != Progress::AliveOnly => {
-                if changed.is_ok() && *newest.borrow_and_update() > cursor.done.0 {
-                    ask_at = ask_at.min((asked + ms(PROGRESS_BEHIND_MS)).max(Instant::now() + ms(PROGRESS_BEHIND_MS)));
+            changed = newest.changed() => {
+                if changed.is_ok() && *newest.borrow_and_update() > cursor.done.0 && behind.is_none() {
+                    behind = Some(Instant::now());
+                    ask_at = ask_at.min(Instant::now() + ms(PROGRESS_BEHIND_MS.0));
                 }
             }
-            () = sleep_until(heard + ms(WATCH_SILENCE_MS)), if progress != Progress::MayBeSilent => {
-                return End::Broken(format!("silent for {} s", WATCH_SILENCE_MS / 1000));
+            () = sleep_until(silent_at), if progress != Progress::MayBeSilent => {
+                return End::Broken(format!("its member has been silent for {:?}", heard.elapsed()));
+            }
+            // An old member cannot say that there was nothing for this watch, so its lag cannot be told from a lull.
+            () = sleep_until(lags_at), if progress == Progress::Trusted && behind.is_some() => {
+                return End::Broken("its member lags behind the others".into());
             }
             () = out.closed() => return End::ReaderGone,
         }

@@ -9,8 +9,9 @@
 
 use super::{Fault, Mark, Member, Shared, Stored, mark, range, revision, signed};
 use crate::{Error, Outcome, Result, Revision, Write};
-use etcd_client::{Compare, CompareOp, GetOptions, Txn, TxnOp, proto::PbKeyValue, proto::PbTxnOpResponse};
+use etcd_client::{Compare, CompareOp, GetOptions, Txn, TxnOp, proto::PbKeyValue, proto::PbResponseOp, proto::PbTxnOpResponse};
 use futures::FutureExt;
+use std::sync::atomic::Ordering::SeqCst;
 
 /// What etcd said to one attempt.
 enum Answer<T> {
@@ -43,6 +44,9 @@ pub(super) async fn commit(shared: &Shared, write: Write) -> Result<Outcome> {
         let (mut kv, txn) = (member.kv(), transaction(shared, &write, own));
         async move {
             let answer = kv.txn(txn).await?.0;
+            if !answer.succeeded && fenced(&answer.responses) {
+                return Err(Fault::Final(super::restore::standing()));
+            }
             let seen = answer.header.as_ref().map_or(Revision(0), |header| revision(header.revision));
             Ok((answer.header, if answer.succeeded { Answer::Done(seen) } else { Answer::Refused(standing(answer.responses)) }))
         }
@@ -62,7 +66,13 @@ pub(super) async fn commit(shared: &Shared, write: Write) -> Result<Outcome> {
         }
     };
     match shared.members.race(ask, judge_answer).await {
-        Ok(outcome) => outcome,
+        Ok(outcome) => {
+            if matches!(outcome, Ok(Outcome::Committed(_))) {
+                // There is room again.
+                shared.trouble.lock().take_if(|error| matches!(error, Error::Unwritable(_)));
+            }
+            outcome
+        }
         Err(failure) => Err(match (failure.fault, failure.uncertain) {
             (Fault::Final(error), false) => {
                 shared.note(&error);
@@ -90,12 +100,24 @@ fn transaction(shared: &Shared, write: &Write, own: Mark) -> Txn {
         }
         Write::Delete { expected, .. } => (Compare::mod_revision(key.clone(), CompareOp::Equal, signed(*expected)), TxnOp::delete(key.clone(), None)),
     };
-    Txn::new().when([condition]).and_then([change]).or_else([TxnOp::get(key, None)])
+    let mut conditions = vec![condition];
+    let mut otherwise = vec![TxnOp::get(key, None)];
+    if !shared.restoring.load(SeqCst) {
+        let fence = shared.stored_key(super::restore::KEY);
+        conditions.push(Compare::create_revision(fence.clone(), CompareOp::Equal, 0));
+        otherwise.push(TxnOp::get(fence, Some(GetOptions::new().with_keys_only())));
+    }
+    Txn::new().when(conditions).and_then([change]).or_else(otherwise)
+}
+
+/// Whether the else branch has found the fence of a restore.
+fn fenced(responses: &[PbResponseOp]) -> bool {
+    responses.get(1).is_some_and(|op| matches!(&op.response, Some(PbTxnOpResponse::ResponseRange(range)) if !range.kvs.is_empty()))
 }
 
 /// What the else branch has read.
-fn standing(responses: Vec<etcd_client::proto::PbResponseOp>) -> Option<PbKeyValue> {
-    responses.into_iter().find_map(|op| match op.response {
+fn standing(responses: Vec<PbResponseOp>) -> Option<PbKeyValue> {
+    responses.into_iter().take(1).find_map(|op| match op.response {
         Some(PbTxnOpResponse::ResponseRange(range)) => range.kvs.into_iter().next(),
         _ => None,
     })

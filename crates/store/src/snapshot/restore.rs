@@ -4,7 +4,7 @@
 //! What is the same already is left alone: an interrupted restore goes on where it was, and an object that did not change
 //! keeps its revision.
 
-use super::{Blob, Error, Item, Result, SAVED_PREFIX, Secret, Status};
+use super::{Blob, Error, Item, Result, SAVED_PREFIX, Secret, Status, save::is_saved};
 use crate::{KeyValue, Outcome, Revision, Store, Write};
 use futures::{StreamExt, stream::FuturesUnordered};
 use std::path::Path;
@@ -169,7 +169,7 @@ impl<'a> Standing<'a> {
 
     async fn next(&mut self) -> Result<Option<KeyValue>> {
         loop {
-            if let Some(kv) = self.page.next() {
+            if let Some(kv) = self.page.find(|kv| is_saved(&kv.key)) {
                 return Ok(Some(kv));
             }
             if !self.more {

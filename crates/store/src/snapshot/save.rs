@@ -12,6 +12,11 @@ use tokio::sync::mpsc;
 
 /// The keys that a snapshot holds: the objects. What a back end keeps beside them is its own affair.
 pub const SAVED_PREFIX: &str = "/registry/";
+/// Whether a key under [`SAVED_PREFIX`] is an object's. The others are how servers and restores agree among themselves.
+pub(super) fn is_saved(key: &str) -> bool {
+    key != crate::compaction::KEY && key != crate::etcd::restore::KEY
+}
+
 /// Keys that are read from the store at once.
 const PAGE_KEYS: usize = 500;
 /// Pages that may wait for the disk.
@@ -91,6 +96,7 @@ async fn read_pages(
     let mut page = first;
     loop {
         let (last, more) = (page.items.last().map(|item| item.key.clone()), page.more);
+        page.items.retain(|kv| is_saved(&kv.key));
         pages.send(page.items).await.map_err(|_| None)?;
         match last {
             Some(last) if more => page = store.list(SAVED_PREFIX, Some(&last), PAGE_KEYS, Some(revision)).await.map_err(Some)?,
