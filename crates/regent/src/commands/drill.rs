@@ -140,9 +140,10 @@ fn drill(arguments: Run) -> Result<()> {
     let began = Instant::now();
     let say: drills::stage::Say = Arc::new(move |text: &str| eprintln!("[{:7.1} s] {text}", began.elapsed().as_secs_f64()));
     let mut outcomes = Vec::new();
-    crate::runtime::run(|shutdown| async {
+    let ended = &mut outcomes;
+    crate::runtime::run(|shutdown| async move {
         tokio::select! {
-            ran = engine::run(&config, &drills, &say) => outcomes = ran?,
+            ran = engine::run(&config, &drills, &say) => *ended = ran?,
             () = shutdown.cancelled() => {
                 let directory = config.directory.display();
                 bail!("interrupted; `regent sandbox --dir {directory} down` takes the sandbox away");
