@@ -18,6 +18,15 @@ pub struct Election {
     /// The pause between attempts.
     #[arg(long, default_value = "2s", value_parser = duration)]
     leader_elect_retry_period: Duration,
+    /// What is competed for: Leases are the only kind.
+    #[arg(long, default_value = "leases", value_parser = ["leases"])]
+    leader_elect_resource_lock: String,
+    /// The Lease's name [default: the component's].
+    #[arg(long)]
+    leader_elect_resource_name: Option<String>,
+    /// The Lease's namespace.
+    #[arg(long, default_value = "kube-system")]
+    leader_elect_resource_namespace: String,
 }
 
 impl Election {
@@ -27,7 +36,8 @@ impl Election {
             lease_duration: self.leader_elect_lease_duration,
             renew_deadline: self.leader_elect_renew_deadline,
             retry_period: self.leader_elect_retry_period,
-            ..ElectionConfig::new(lease_name, identity)
+            namespace: self.leader_elect_resource_namespace.clone(),
+            ..ElectionConfig::new(self.leader_elect_resource_name.as_deref().unwrap_or(lease_name), identity)
         })
     }
 }
