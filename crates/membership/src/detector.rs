@@ -6,6 +6,7 @@
 //! - Whoever hears of a suspicion pings the suspect itself, tells it (so that it can refute), and asks others to vouch. Only
 //!   a suspect that has answered nobody asked goes down; foca's own timer for that is not used.
 //! - A member that others have found to be down is pinged before that is believed, and told, so that it comes back.
+//! - Who is down stands in every digest, so that a member that was away while it was told finds it out too.
 //! - A host that answers that nobody listens on the port (ICMP, seen as a refused connection) has only lost its agent.
 //!
 //! Pure: time and packets in, packets out. Randomness comes from the seed.
@@ -54,7 +55,7 @@ struct Contact {
     standing: Standing,
     /// Its last answer to a ping.
     heard: Option<u64>,
-    /// The epoch that it told then.
+    /// The latest epoch of it that is known.
     epoch: u64,
     /// When somebody last vouched for it.
     vouched: Option<u64>,
@@ -237,6 +238,31 @@ impl Detector {
         self.contacts.iter().map(|(id, contact)| (*id, sight(contact))).collect()
     }
 
+    /// Members that are down, with their last epoch; of many some.
+    pub fn down(&mut self) -> Vec<(NodeId, u64)> {
+        let down = self.contacts.iter().filter(|(_, contact)| contact.standing == Standing::Down && contact.epoch > 0);
+        let mut down: Vec<(NodeId, u64)> = down.map(|(id, contact)| (*id, contact.epoch)).collect();
+        if down.len() > limits::DIGEST_DOWN_MAX {
+            let start = self.rng.random_range(0..down.len());
+            down.rotate_left(start);
+            down.truncate(limits::DIGEST_DOWN_MAX);
+        }
+        down
+    }
+
+    /// What a peer says of who is down. It is checked before it is believed.
+    pub fn hearsay(&mut self, down: &[(NodeId, u64)]) {
+        for (id, epoch) in down {
+            if self.contacts.contains_key(id)
+                && self.known(*id).is_some_and(|known| known.state != Belief::Down && known.epoch <= *epoch)
+            {
+                let member = foca::Member::down(Identity { node: *id, epoch: *epoch });
+                let _ = self.foca.apply_many(std::iter::once(member), true, &mut self.runtime);
+                self.after_foca();
+            }
+        }
+    }
+
     /// Members that answer, in random order.
     pub fn some_alive(&mut self, count: usize, but: Option<NodeId>) -> Vec<NodeId> {
         let alive = self.contacts.iter().filter(|(id, contact)| contact.standing == Standing::Alive && Some(**id) != but);
@@ -311,6 +337,7 @@ impl Detector {
         for (id, contact) in &mut self.contacts {
             let known = swim.get(id).copied();
             let belief = known.map(|known| known.state);
+            contact.epoch = contact.epoch.max(known.map_or(0, |known| known.epoch));
             if belief == Some(Belief::Alive) {
                 contact.doubtful = None;
             } else {
@@ -395,7 +422,7 @@ impl Detector {
         let known = self.known(from);
         let Some(contact) = self.contacts.get_mut(&from).filter(|contact| token != 0 && contact.tokens.contains(&token)) else { return };
         contact.heard = Some(now);
-        contact.epoch = epoch;
+        contact.epoch = contact.epoch.max(epoch);
         contact.probing = None;
         contact.unanswered = 0;
         let waiters = std::mem::take(&mut contact.waiters);

@@ -98,7 +98,9 @@ pub const TOMBSTONES_MAX: usize = 256;
 /// Bytes of an endpoint's UID at most.
 pub const UID_BYTES_MAX: usize = 64;
 /// Owners named in one digest at most; a bigger cluster's digests name a part each.
-pub const DIGEST_OWNERS_MAX: usize = 56;
+pub const DIGEST_OWNERS_MAX: usize = 48;
+/// Members named as down in one digest at most; the next ones name others.
+pub const DIGEST_DOWN_MAX: usize = 12;
 /// How often a random member is asked what it knows.
 pub const DIGEST_EVERY_MS: u64 = 1_000;
 /// Own changes are gathered for this long before they are told.

@@ -136,7 +136,8 @@ impl Member {
             return;
         };
         match message {
-            Message::Digest { known, whole, answer } => {
+            Message::Digest { known, whole, down, answer } => {
+                self.detector.hearsay(&down);
                 let (deltas, lacking) = self.records.compare(&known, whole);
                 for delta in deltas {
                     self.send(from, Message::Delta(delta));
@@ -217,7 +218,8 @@ impl Member {
     fn send_digest(&mut self, to: NodeId, answer: bool) {
         self.digests = self.digests.wrapping_add(limits::DIGEST_OWNERS_MAX);
         let (known, whole) = self.records.digest(self.digests);
-        self.send(to, Message::Digest { known, whole, answer });
+        let down = self.detector.down();
+        self.send(to, Message::Digest { known, whole, down, answer });
     }
 
     fn send(&mut self, to: NodeId, message: Message) {

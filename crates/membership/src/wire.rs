@@ -46,6 +46,8 @@ pub enum Message {
         known: Vec<(NodeId, u64, u64)>,
         /// Whether all owners that the sender knows are named.
         whole: bool,
+        /// Who is down, as the sender found out itself, with the epoch.
+        down: Vec<(NodeId, u64)>,
         /// Whether the sender would like to have the receiver's digest when that knows less.
         answer: bool,
     },

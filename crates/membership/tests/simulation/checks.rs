@@ -3,6 +3,7 @@
 //! - Nobody who runs and reaches more than half of all who run, undisturbed for a while, is dead or lost to another such one.
 //! - Whoever is off is lost to everybody who runs, within a bound, and dead to everybody on a side with a majority.
 //! - On a side with half of all nodes or less, nobody of the other side is ever called dead when all were well before.
+//! - A changed endpoint is known to everybody who is well, within a bound.
 //! - An owner's (epoch, version) never goes back at a running node.
 //! - After the last fault all agree with what is so: who is alive, who is dead, every endpoint.
 
@@ -16,6 +17,8 @@ const SETTLE_MS: u64 = 3_500;
 const DEATH_KNOWN_MS: u64 = 3_000;
 /// The same when packets are lost, or the machine lags.
 const DEATH_KNOWN_BADLY_MS: u64 = 4_500;
+/// A changed endpoint is known to everybody who is well after this at the latest.
+const CHANGE_KNOWN_MS: u64 = 4_000;
 
 #[derive(Default)]
 pub struct Figures {
@@ -53,6 +56,9 @@ pub struct Checker {
     known: BTreeMap<(usize, usize), bool>,
     off_since: Vec<Option<u64>>,
     all_well_since: Option<u64>,
+    /// How many changes of endpoints were taken in, and which of them not all have heard of.
+    changes_seen: usize,
+    pending: Vec<(u64, usize, String)>,
     sides: Option<Vec<bool>>,
 }
 
@@ -70,6 +76,8 @@ impl Checker {
             known: BTreeMap::new(),
             off_since: none,
             all_well_since: None,
+            changes_seen: 0,
+            pending: Vec::new(),
             sides: None,
         }
     }
@@ -124,7 +132,40 @@ impl Checker {
                 }
             }
         }
+        let well: Vec<usize> = running.iter().copied().filter(|a| central(*a) && settled(*a)).collect();
+        self.changes(world, &well)?;
         self.sides(world)
+    }
+
+    fn changes(&mut self, world: &World, well: &[usize]) -> Result<(), String> {
+        self.pending.extend(world.changes[self.changes_seen..].iter().cloned());
+        self.changes_seen = world.changes.len();
+        let mut late = None;
+        self.pending.retain(|(at, owner, uid)| {
+            let superseded = world.changes.iter().any(|(later, node, other)| later > at && node == owner && other == uid);
+            if superseded || !well.contains(owner) || world.nodes[*owner].touched > *at {
+                return false;
+            }
+            let node = &world.nodes[*owner];
+            let wanted = node.pods.get(uid).copied();
+            let has_it = |a: &usize| {
+                let told = world.nodes[*a].member.as_ref().and_then(|member| member.view().endpoints.get(&node.name)?.get(uid).cloned());
+                told.map(|endpoint| (endpoint.address, endpoint.ready)) == wanted
+            };
+            match well.iter().find(|a| !has_it(a)) {
+                None => {
+                    self.figures.changes_ms.push(world.now - at);
+                    false
+                }
+                Some(a) => {
+                    if world.now - at > CHANGE_KNOWN_MS {
+                        late = Some(format!("{} has not heard of a change of {uid} for {} ms", world.nodes[*a].name, world.now - at));
+                    }
+                    true
+                }
+            }
+        });
+        late.map_or(Ok(()), Err)
     }
 
     /// A side with half of all nodes or less kills nobody, when all were well before the partition.

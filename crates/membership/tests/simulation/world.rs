@@ -78,6 +78,8 @@ pub struct World {
     /// Links that carry nothing, by direction.
     pub cut: Vec<Vec<bool>>,
     pub packets: u64,
+    /// Endpoints that were changed at running nodes: when, where, which.
+    pub changes: Vec<(u64, usize, String)>,
     events: BinaryHeap<Reverse<Event>>,
     order: u64,
     by_id: BTreeMap<NodeId, usize>,
@@ -116,7 +118,7 @@ impl World {
         let by_id = nodes.iter().enumerate().map(|(i, node)| (NodeId::of(&node.name), i)).collect();
         let cut = vec![vec![false; count]; count];
         let (events, now) = (BinaryHeap::new(), 0);
-        let mut world = World { seed, rng, now, nodes, loss, jitter_ms, lag_ms, cut, packets: 0, events, order: 0, by_id };
+        let mut world = World { seed, rng, now, nodes, loss, jitter_ms, lag_ms, cut, packets: 0, changes: Vec::new(), events, order: 0, by_id };
         for node in 0..count {
             for pod in 0..3 {
                 let uid = format!("pod-{node}-{pod}");
@@ -199,6 +201,7 @@ impl World {
         };
         if let Some(member) = &mut self.nodes[node].member {
             member.publish(uid, pod.map(|(ip, ready)| (ip, ready, ready))).expect("a valid endpoint");
+            self.changes.push((self.now, node, uid.to_owned()));
         }
     }
 
