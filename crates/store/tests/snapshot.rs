@@ -1,8 +1,11 @@
 //! Snapshots across back ends: what is saved is what comes back, at a revision beyond everything seen.
 
+mod support;
+
+use futures::StreamExt;
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 use store::{
-    Error, Outcome, Store, Write,
+    Error, Outcome, Revision, Store, Write,
     memory::Memory,
     snapshot::{self, Blob, Origin, Secret, restore_into, save, verify},
     sqlite::Sqlite,
@@ -166,4 +169,74 @@ async fn a_restored_store_stands_beyond_what_was_seen() {
     assert!(into.list("/registry/", None, 0, None).await.unwrap().items.iter().all(|kv| kv.modified > known));
     drop(into);
     assert!(Sqlite::open(&directory.path().join("into")).is_ok(), "and it is whole");
+}
+
+/// Whether a store refuses because a restore is under way.
+fn is_fenced<T>(result: store::Result<T>) -> bool {
+    matches!(result, Err(Error::Unavailable(why)) if why.contains("being restored"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_etcd_is_brought_back_and_nobody_sees_half_of_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("snapshot");
+    let cluster = support::Cluster::start(3).await;
+    let (server, restorer) = (cluster.connect_to(0).await, cluster.connect_to(1).await);
+    fill(&*server, 300).await;
+    put(&*server, store::compaction::KEY, "7").await;
+    let status = save(&*server, &origin(), &file, None).await.unwrap();
+    assert_eq!(status.summary.keys, 300, "what servers agree on among themselves is not saved");
+    let wanted = content(&*server).await;
+    put(&*server, "/registry/core/pods/default/pod-00001", "changed since").await;
+    put(&*server, "/registry/core/pods/default/stray", "made since").await;
+    let before = server.revision().await.unwrap();
+    let mut watch = server.watch("/registry/", before).await.unwrap();
+
+    // The restorer dies after it has raised the fence.
+    restorer.begin_restore().await.unwrap();
+    assert!(is_fenced(server.commit(Write::Create { key: "/registry/x".into(), value: "x".into() }).await));
+    assert!(is_fenced(server.revision().await) && is_fenced(server.list("/registry/", None, 0, None).await));
+    assert!(is_fenced(server.watch("/registry/", before).await.map(drop)));
+    loop {
+        match watch.next().await.expect("the watch ends with a reason") {
+            Ok(store::Watched::Progress(_)) => {}
+            Ok(other) => panic!("{other:?} was seen behind the fence"),
+            Err(error) => break assert!(is_fenced(Err::<(), _>(error))),
+        }
+    }
+    drop(restorer);
+
+    let again = cluster.connect_to(2).await;
+    let done = again.restore(&file, None, before, |_| {}).await.unwrap();
+    assert_eq!((done.created, done.changed, done.deleted, done.unchanged), (0, 1, 1, 299));
+    let mut found = content(&*server).await;
+    found.remove(store::compaction::KEY).unwrap();
+    let expected: BTreeMap<_, _> = wanted.into_iter().filter(|(key, _)| key != store::compaction::KEY).collect();
+    assert_eq!(found, expected);
+    assert!(matches!(server.watch("/registry/", before).await.map(drop), Err(Error::Compacted { .. })), "every watcher lists anew");
+    put(&*server, "/registry/core/pods/default/pod-00001", "and it goes on").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_etcd_is_led_beyond_the_old_store() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("snapshot");
+    let old = Sqlite::open(&directory.path().join("store")).unwrap();
+    fill(&old, 200).await;
+    save(&old, &origin(), &file, None).await.unwrap();
+    fill(&old, 200).await;
+    let newest = old.revision().await.unwrap();
+    let cluster = support::Cluster::start(1).await;
+    let etcd = cluster.connect().await;
+    let floor = Revision(newest.0 + 2_000);
+    let done = etcd.restore(&file, None, floor, |_| {}).await.unwrap();
+    assert!(done.revision > floor);
+    assert_eq!(content(&*etcd).await, content(&old).await);
+    assert!(matches!(etcd.watch("/registry/", newest).await.map(drop), Err(Error::Compacted { .. })), "no old revision means anything here");
+    // And back again.
+    let back = directory.path().join("back");
+    let status = save(&*etcd, &origin(), &back, None).await.unwrap();
+    let into = Sqlite::create(&directory.path().join("into"), snapshot::beyond(&status, Some(done.revision), 1_000)).unwrap();
+    restore_into(&into, &back, None).await.unwrap();
+    assert_eq!(content(&into).await, content(&old).await);
 }

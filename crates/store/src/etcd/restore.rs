@@ -8,13 +8,12 @@
 use super::{Etcd, Shared};
 use crate::{Error, KeyValue, Outcome, Result, Revision, Store, Write, snapshot};
 use etcd_client::GetOptions;
-use futures::{StreamExt, stream::FuturesUnordered};
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 /// Where the fence stands: under the root of all objects, so that every watch of them meets it.
 pub const KEY: &str = "/registry/restore";
 /// Writes under way while revisions are used up.
-const BURNERS: usize = 512;
+const BURNERS: usize = 256;
 
 pub(super) fn standing() -> Error {
     Error::Unavailable(
@@ -43,32 +42,30 @@ impl Etcd {
 
     /// Uses up revisions until the store stands at `wanted` at least. Only under the fence. `progress` hears where it stands.
     pub async fn advance(&self, wanted: Revision, progress: impl Fn(Revision)) -> Result<()> {
-        const PLACE: &str = "/registry/restore/";
-        let mut now = self.revision().await?;
-        let mut waves = 0u64;
-        while now < wanted {
-            let mut writes = FuturesUnordered::new();
-            for i in 0..BURNERS.min(usize::try_from(wanted.0 - now.0).unwrap_or(BURNERS)) {
-                writes.push(async move {
-                    let key = format!("{PLACE}{i}");
-                    let write = match self.get(&key).await? {
-                        None => Write::Create { key, value: "".into() },
-                        Some(kv) => Write::Update { key, value: "".into(), expected: kv.modified },
-                    };
-                    self.commit(write).await
-                });
-            }
-            while let Some(written) = writes.next().await {
-                if let Outcome::Committed(revision) = written? {
-                    now = now.max(revision);
+        let reached = AtomicU64::new(self.revision().await?.0);
+        let burn = async |number: usize| -> Result<()> {
+            let key = format!("{KEY}/{number}");
+            let mut standing = None;
+            while reached.load(SeqCst) < wanted.0 {
+                let (key, value) = (key.clone(), "".into());
+                let write = match standing {
+                    None => Write::Create { key, value },
+                    Some(expected) => Write::Update { key, value, expected },
+                };
+                match self.commit(write).await? {
+                    Outcome::Committed(revision) => {
+                        standing = Some(revision);
+                        reached.fetch_max(revision.0, SeqCst);
+                    }
+                    Outcome::Conflict(found) => standing = found.map(|kv| kv.modified),
+                }
+                if number == 0 {
+                    progress(Revision(reached.load(SeqCst)));
                 }
             }
-            waves += 1;
-            if waves.is_multiple_of(20) {
-                progress(now);
-            }
-        }
-        Ok(())
+            Ok(())
+        };
+        futures::future::try_join_all((0..BURNERS).map(burn)).await.map(drop)
     }
 
     /// Makes the objects equal to the snapshot's, at a revision beyond `floor`, behind the fence. The file MUST have been verified.
