@@ -53,6 +53,12 @@ pub(crate) fn malformed(what: &'static str, detail: impl ToString) -> Error {
     Error::Malformed { what, detail: detail.to_string() }
 }
 
+/// SHA-256 in hexadecimal.
+pub fn sha256(bytes: &[u8]) -> String {
+    // Of a whole program, too: this one is fast in every build.
+    hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref())
+}
+
 /// Lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;

@@ -17,7 +17,7 @@ use std::{
 };
 
 /// What every server has alike, in its directory of keys; those that there are.
-const FILES: [&str; 11] = [
+pub const FILES: [&str; 11] = [
     "ca.crt",
     "ca.key",
     "sa.key",

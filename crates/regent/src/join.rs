@@ -98,14 +98,7 @@ pub async fn join(server: &str, token: Option<&JoinToken>, directory: &Path, nam
 }
 
 /// The node's certificate as a client, asked for with a token.
-pub async fn client_with_token(
-    server: &str,
-    authority_pem: &str,
-    token: &JoinToken,
-    directory: &Path,
-    name: &str,
-    key_pem: &str,
-) -> Result<Issued> {
+pub async fn client_with_token(server: &str, authority_pem: &str, token: &JoinToken, directory: &Path, name: &str, key_pem: &str) -> Result<Issued> {
     let bootstrap = directory.join("bootstrap.kubeconfig");
     Kubeconfig::with_token(server, authority_pem, &token.bearer(), "bootstrap").write(&bootstrap)?;
     let client = client::transport::from_kubeconfig(&bootstrap).await;
@@ -193,7 +186,7 @@ pub async fn signed(client: &kube::Client, key_pem: &str, identity: &Identity, s
             tokio::time::sleep(RETRY_EVERY / 4).await;
         }
     };
-    tokio::time::timeout(SIGNING_TIMEOUT, signed).await.map_err(|_| {
-        anyhow::anyhow!("the request {} was not signed; does the controller manager run? (`kubectl get csr`)", made.name_any())
-    })?
+    tokio::time::timeout(SIGNING_TIMEOUT, signed)
+        .await
+        .map_err(|_| anyhow::anyhow!("the request {} was not signed; does the controller manager run? (`kubectl get csr`)", made.name_any()))?
 }

@@ -17,6 +17,7 @@ mod rotation;
 mod runtime;
 mod server_join;
 mod topology;
+mod units;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -52,6 +53,12 @@ enum Command {
     Dns(commands::dns::Dns),
     /// This node's own pods, logs and commands in them, with no server needed.
     Node(commands::node::Node),
+    /// How long certificates are good, and new ones.
+    Certs(commands::certs::Certs),
+    /// Make this machine a server or a node by systemd units; run again with a newer program, it upgrades.
+    Install(commands::install::Install),
+    /// Undo what `install` made; data and containers stay.
+    Uninstall(commands::install::Uninstall),
     /// Make, list and revoke the tokens with which nodes join.
     Token(commands::token::Token),
     /// Move the store of a stopped server between SQLite and etcd.
@@ -94,6 +101,9 @@ fn start() -> Result<()> {
         Command::Proxy(arguments) => commands::proxy::run(arguments),
         Command::Dns(arguments) => commands::dns::run(arguments),
         Command::Node(arguments) => commands::node::run(arguments),
+        Command::Certs(arguments) => commands::certs::run(arguments),
+        Command::Install(arguments) => commands::install::install(arguments),
+        Command::Uninstall(arguments) => commands::install::uninstall(arguments),
         Command::Token(arguments) => commands::token::run(arguments),
         Command::Store(arguments) => commands::store::run(arguments),
         Command::Snapshot(arguments) => commands::snapshot::run(*arguments),

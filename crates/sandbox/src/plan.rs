@@ -119,17 +119,31 @@ pub fn nodes(options: &Options, directory: &Path, regent: &Path) -> Vec<Node> {
     let names: String = named.iter().map(|(name, _, address)| format!("{address} {name}\n")).collect();
     let hosts = format!("127.0.0.1 localhost\n::1 localhost\n{names}");
     let members = etcd_members(options);
+    let servers: Vec<String> =
+        named.iter().filter(|(_, role, _)| *role == Role::Server).map(|(_, _, address)| format!("https://{address}:{API_PORT}")).collect();
     let nodes = named.into_iter().map(|(name, role, address)| {
         let directory = directory.join("nodes").join(&name);
         let mut node = Node { name, role, address, directory, hosts: hosts.clone(), components: Vec::new() };
         node.components = components(&node, regent, &members);
         for component in &mut node.components {
+            if servers.len() > 1 && NODE_COMPONENTS.contains(&component.name.as_str()) {
+                component.command.extend(balancer_flags(node.role, &servers));
+            }
             let extra = options.extra_flags.iter().filter(|(name, _)| *name == component.name);
             component.command.extend(extra.map(|(_, flag)| flag.clone()));
         }
         node
     });
     nodes.collect()
+}
+
+/// What reaches the API from every node; with several servers through the node's own balancer over all of them.
+const NODE_COMPONENTS: [&str; 3] = ["kubelet", "proxy", "dns"];
+
+/// A server's own API has port 6443 on every address of its node.
+fn balancer_flags(role: Role, servers: &[String]) -> [String; 2] {
+    let port = if role == Role::Server { API_PORT + 1 } else { API_PORT };
+    [format!("--api-servers={}", servers.join(",")), format!("--balancer-address=127.0.0.1:{port}")]
 }
 
 /// The members of etcd, by name and address; none with SQLite.
@@ -226,6 +240,7 @@ fn components(node: &Node, regent: &Path, members: &[(String, String)]) -> Vec<C
                     format!("--kubelet-client-certificate={}", file("apiserver-kubelet-client.crt")),
                     format!("--kubelet-client-key={}", file("apiserver-kubelet-client.key")),
                     format!("--kubelet-certificate-authority={}", file("ca.crt")),
+                    format!("--cert-dir={}", credentials.display()),
                     format!("--pki-dir={}", credentials.display()),
                 ],
                 store,
@@ -308,6 +323,11 @@ mod tests {
             assert!(apiserver.command.contains(&format!("--etcd-servers={etcd_servers}")), "{:?}", apiserver.command);
             assert_eq!(api_url(options, Some(second)), "https://172.30.0.12:6443");
             assert_eq!(api_url(options, None), "https://172.30.0.3:6443");
+            for name in NODE_COMPONENTS {
+                let component = second.components.iter().find(|c| c.name == name).unwrap();
+                assert!(component.command.contains(&"--api-servers=https://172.30.0.11:6443,https://172.30.0.12:6443".to_string()));
+                assert!(component.command.contains(&"--balancer-address=127.0.0.1:6444".to_string()));
+            }
         };
         let stacked = Options { servers: 2, workers: 0, store: StoreKind::Etcd, ..Options::default() };
         let expected = [("registry", "registry"), ("lb", "haproxy"), ("server-1", "etcd"), ("server-2", "etcd")];

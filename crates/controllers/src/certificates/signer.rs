@@ -16,9 +16,7 @@ use tracing::{error, info};
 use super::{API_CLIENT, KUBELET_CLIENT, KUBELET_SERVING, LEGACY, breaks_rules, condition, conditions, is, is_issued, parse};
 use crate::Context;
 
-/// How long a certificate is good for that asks for no shorter time.
-const VALIDITY_MAX: Duration = Duration::from_secs(365 * 86_400);
-/// No certificate is good for less.
+/// No certificate is good for less because it asks for less.
 const VALIDITY_MIN: Duration = Duration::from_secs(600);
 
 /// Makes the controller.
@@ -28,11 +26,14 @@ pub fn new(context: &Context) -> Arc<dyn Controller> {
         let loaded = Authority::from_pem(&ca.certificate_pem, key);
         loaded.inspect_err(|problem| error!(%problem, "the authority can't be used; nothing will be signed")).ok()
     });
-    Arc::new(Signer { authority, requests: context.informers.all(), clock: context.clock.clone() })
+    let longest = context.options.cluster_signing_duration;
+    Arc::new(Signer { authority, longest, requests: context.informers.all(), clock: context.clock.clone() })
 }
 
 struct Signer {
     authority: Option<Authority>,
+    /// How long a certificate is good that asks for no shorter time.
+    longest: Duration,
     requests: Informer<CertificateSigningRequest>,
     clock: Clock,
 }
@@ -54,7 +55,7 @@ impl Controller for Signer {
         if !ours || !is(&csr, "Approved") || is(&csr, "Denied") || is(&csr, "Failed") || is_issued(&csr) {
             return Ok(Next::Done);
         }
-        let status = match sign(authority, &csr) {
+        let status = match sign(authority, &csr, self.longest) {
             Ok(certificate) => json!({"certificate": ByteString(certificate.into_bytes())}),
             Err(problem) => {
                 let failed = condition("Failed", "SignerValidationFailure", &problem, self.clock.now());
@@ -73,7 +74,7 @@ impl Controller for Signer {
 }
 
 /// The signed certificate, or why there is none.
-fn sign(authority: &Authority, csr: &CertificateSigningRequest) -> Result<String, String> {
+fn sign(authority: &Authority, csr: &CertificateSigningRequest, longest: Duration) -> Result<String, String> {
     let request = parse(csr)?;
     if let Some(broken) = breaks_rules(csr, &request) {
         return Err(broken.to_owned());
@@ -85,12 +86,12 @@ fn sign(authority: &Authority, csr: &CertificateSigningRequest) -> Result<String
         .map(|(_, usage)| usage)
         .collect();
     let pem = std::str::from_utf8(&csr.spec.request.0).map_err(|error| error.to_string())?;
-    authority.sign_request(pem, &usages, validity(csr.spec.expiration_seconds)).map_err(|error| error.to_string())
+    authority.sign_request(pem, &usages, validity(csr.spec.expiration_seconds, longest)).map_err(|error| error.to_string())
 }
 
-fn validity(asked_s: Option<i32>) -> Duration {
+fn validity(asked_s: Option<i32>, longest: Duration) -> Duration {
     let asked = asked_s.and_then(|seconds| u64::try_from(seconds).ok()).map(Duration::from_secs);
-    asked.map_or(VALIDITY_MAX, |asked| asked.clamp(VALIDITY_MIN, VALIDITY_MAX))
+    asked.map_or(longest, |asked| asked.max(VALIDITY_MIN).min(longest))
 }
 
 #[cfg(test)]
@@ -99,23 +100,28 @@ mod tests {
     use super::*;
     use pki::Identity;
 
+    const YEAR: Duration = Duration::from_secs(365 * 86_400);
+
     #[test]
     fn what_follows_the_rules_is_signed() {
         let authority = Authority::generate("kubernetes").expect("an authority");
         let sound = csr(KUBELET_CLIENT, &Identity::node("w1"), &["digital signature", "client auth"]);
-        assert!(sign(&authority, &sound).is_ok_and(|pem| pem.starts_with("-----BEGIN CERTIFICATE-----")));
+        assert!(sign(&authority, &sound, YEAR).is_ok_and(|pem| pem.starts_with("-----BEGIN CERTIFICATE-----")));
         let unsound = csr(KUBELET_CLIENT, &Identity::admin(), &["digital signature", "client auth"]);
-        assert!(sign(&authority, &unsound).is_err());
+        assert!(sign(&authority, &unsound, YEAR).is_err());
         let mut broken = sound;
         broken.spec.request = ByteString(b"nothing".to_vec());
-        assert!(sign(&authority, &broken).is_err());
+        assert!(sign(&authority, &broken, YEAR).is_err());
     }
 
     #[test]
     fn validity_has_its_bounds() {
-        assert_eq!(validity(None), VALIDITY_MAX);
-        assert_eq!(validity(Some(3600)), Duration::from_secs(3600));
-        assert_eq!(validity(Some(1)), VALIDITY_MIN);
-        assert_eq!(validity(Some(i32::MAX)), VALIDITY_MAX);
+        assert_eq!(validity(None, YEAR), YEAR);
+        assert_eq!(validity(Some(3600), YEAR), Duration::from_secs(3600));
+        assert_eq!(validity(Some(1), YEAR), VALIDITY_MIN);
+        assert_eq!(validity(Some(i32::MAX), YEAR), YEAR);
+        // A drill lets them live for minutes.
+        let short = Duration::from_secs(120);
+        assert_eq!((validity(None, short), validity(Some(3600), short)), (short, short));
     }
 }

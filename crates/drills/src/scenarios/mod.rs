@@ -4,6 +4,7 @@ mod agent_restarted_without_master;
 mod api_server_stopped;
 mod asymmetric_partition;
 mod backup_and_restore;
+mod certificate_expiry;
 mod container_crashes_without_master;
 mod controller_manager_stopped;
 mod deleted_before_outage_stays_deleted;
@@ -50,6 +51,8 @@ pub const ALL: &[&Scenario] = &[
     &server_killed_under_load::SCENARIO,
     &backup_and_restore::SCENARIO,
     &store_corrupted::SCENARIO,
+    &certificate_expiry::SCENARIO,
+    &certificate_expiry::SCENARIO,
     &leader_killed::SCENARIO,
     &one_of_three_masters_lost::SCENARIO,
     &rolling_restart_of_masters::SCENARIO,
@@ -87,6 +90,9 @@ const SHORTENED: &[&str] = &[
 
 /// One server on SQLite and three workers: what most drills need.
 const SINGLE: Topology = Topology { servers: 1, workers: 3, store: Store::Sqlite, flags: SHORTENED };
+
+/// The same, where certificates are signed for two minutes.
+const SHORT_LIVED: Topology = Topology { flags: &["controller-manager=--cluster-signing-duration=2m"], ..SINGLE };
 
 /// Three servers, each with a member of etcd, behind a real HAProxy, and two workers.
 const MASTERS: Topology = Topology { servers: 3, workers: 2, store: Store::Etcd, flags: SHORTENED };

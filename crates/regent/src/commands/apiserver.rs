@@ -1,10 +1,11 @@
 //! `regent apiserver`: the API server alone.
 
 use crate::backend::{Backend, EtcdFlags};
+use super::certs::{self, Lifetime};
 use anyhow::{Context, Result, bail};
 use apiserver::{Config, Server};
 use clap::Args;
-use pki::{Issued, ServiceAccountKeys};
+use pki::{Issued, ServiceAccountKeys, reload::CertificateFiles};
 use std::{
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
@@ -88,15 +89,21 @@ pub struct Apiserver {
     /// The directory of the cluster's keys, from which a server that joins is given its own.
     #[arg(long)]
     pki_dir: Option<PathBuf>,
+    /// Renew the certificates and kubeconfigs in this directory before they end; it must hold the authorities' keys.
+    #[arg(long)]
+    cert_dir: Option<PathBuf>,
+    #[command(flatten)]
+    lifetime: Lifetime,
 }
 
 /// What the server proves itself and checks others with.
 pub struct Credentials {
-    pub serving: Issued,
+    pub serving: Arc<CertificateFiles>,
     pub authority_pem: String,
     pub service_account_keys: Arc<ServiceAccountKeys>,
     /// For the node API.
     pub kubelet_client: Issued,
+    pub kubelet_client_files: Arc<CertificateFiles>,
 }
 
 pub fn read(path: &Path) -> Result<String> {
@@ -105,15 +112,21 @@ pub fn read(path: &Path) -> Result<String> {
 
 pub fn run(arguments: Apiserver) -> Result<()> {
     crate::runtime::run(|shutdown| async move {
+        if let Some(directory) = arguments.cert_dir {
+            // At once, for what ended while the server was off.
+            pki::rotation::renew_due(&[&directory], Some(arguments.lifetime.certificate_validity_period), pki::now_unix_s())?;
+            tokio::spawn(certs::keep_renewed(vec![directory], arguments.lifetime.certificate_validity_period, shutdown.clone()));
+        }
         let authority_pem = read(&arguments.client_ca_file)?;
         let issued = |certificate: &Path, key: &Path, authority: String| -> Result<Issued> {
             Ok(Issued { certificate_pem: read(certificate)?, key_pem: read(key)?, authority_pem: authority })
         };
         let kubelet_authority = arguments.kubelet_certificate_authority.as_deref().map(read).transpose()?.unwrap_or_else(|| authority_pem.clone());
         let credentials = Credentials {
-            serving: issued(&arguments.tls_cert_file, &arguments.tls_private_key_file, authority_pem.clone())?,
+            serving: Arc::new(CertificateFiles::open(&arguments.tls_cert_file, &arguments.tls_private_key_file, &authority_pem)?),
             service_account_keys: Arc::new(ServiceAccountKeys::from_pem(&read(&arguments.service_account_signing_key_file)?)?),
             kubelet_client: issued(&arguments.kubelet_client_certificate, &arguments.kubelet_client_key, kubelet_authority)?,
+            kubelet_client_files: Arc::new(CertificateFiles::open(&arguments.kubelet_client_certificate, &arguments.kubelet_client_key, "")?),
             authority_pem,
         };
         let backend = Backend::of(&arguments.flags.etcd, &arguments.data_dir)?;
@@ -171,6 +184,7 @@ pub async fn start(
     config.admission.not_ready_toleration_s = flags.default_not_ready_toleration_seconds;
     config.admission.unreachable_toleration_s = flags.default_unreachable_toleration_seconds;
     config.tunnel.client = Some(credentials.kubelet_client.clone());
+    config.tunnel.client_files = Some(credentials.kubelet_client_files.clone());
     config.bootstrap.authority_pem = Some(credentials.authority_pem.clone());
     // A store that answers now may lose its quorum the next moment: then it is asked again.
     loop {
@@ -203,7 +217,7 @@ pub async fn serve(server: Arc<Server>, flags: &ApiserverFlags, credentials: &Cr
     let address = SocketAddr::new(flags.bind_address, flags.secure_port);
     let listener = TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))?;
     tracing::info!(%address, "the API server listens");
-    Ok(server.serve(listener, pki::tls::server(&credentials.serving)?, shutdown).await?)
+    Ok(server.serve(listener, pki::tls::server_of(credentials.serving.clone())?, shutdown).await?)
 }
 
 fn ports(text: &str) -> Result<RangeInclusive<u16>, String> {

@@ -3,11 +3,13 @@
 pub mod agent;
 pub mod apiserver;
 pub mod balancer;
+pub mod certs;
 pub mod controller_manager;
 pub mod dns;
 pub mod drill;
 pub mod election;
 pub mod etcd;
+pub mod install;
 pub mod kubelet;
 pub mod node;
 pub mod proxy;

@@ -62,7 +62,7 @@ pub struct Server {
     #[arg(long, value_name = "URL", requires = "token")]
     server: Option<String>,
     /// The token to join with; `regent token create --server` on a server prints one.
-    #[arg(long, requires = "server")]
+    #[arg(long, requires = "server", env = "REGENT_TOKEN", hide_env_values = true)]
     token: Option<String>,
     #[command(flatten)]
     apiserver: ApiserverFlags,
