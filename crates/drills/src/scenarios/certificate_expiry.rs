@@ -19,12 +19,14 @@ pub const SCENARIO: Scenario = Scenario {
     steps: |stage| Box::pin(steps(stage)),
 };
 
+/// What the server renews by itself.
+const OF_SERVER: [&str; 4] = ["apiserver", "apiserver-kubelet-client", "scheduler.kubeconfig", "controller-manager.kubeconfig"];
 /// How long the certificates live at first, in seconds; those that follow live as long as the topology says.
 const LIFE_S: u64 = 75;
 /// As they live in the sandbox.
 const USUAL: &str = "8760h";
-/// What renews itself: the server's own, and what each node has from the certificates API.
-const OF_NODES: [&str; 2] = ["kubelet", "kubelet-client"];
+/// What each node has from the certificates API.
+const OF_NODES: [&str; 2] = ["kubelet", "kubelet.kubeconfig"];
 
 async fn steps(stage: &Stage) -> Result<()> {
     let mut directories = vec![stage.disk(SERVER)?.join("pki")];
@@ -34,7 +36,7 @@ async fn steps(stage: &Stage) -> Result<()> {
     let all = directories.iter().map(|directory| directory.display().to_string()).collect::<Vec<_>>().join(",");
     let rotate = |validity: &str| {
         let (validity, directories) = (format!("--certificate-validity-period={validity}"), format!("--cert-dir={all}"));
-        let names: Vec<&str> = OF_NODES.into_iter().chain(["apiserver", "apiserver-kubelet-client"]).collect();
+        let names: Vec<&str> = OF_NODES.into_iter().chain(OF_SERVER).collect();
         let arguments: Vec<&str> = ["certs", "rotate"].into_iter().chain(names).chain([validity.as_str(), directories.as_str()]).collect();
         stage.regent(&arguments)
     };

@@ -52,7 +52,6 @@ pub const ALL: &[&Scenario] = &[
     &backup_and_restore::SCENARIO,
     &store_corrupted::SCENARIO,
     &certificate_expiry::SCENARIO,
-    &certificate_expiry::SCENARIO,
     &leader_killed::SCENARIO,
     &one_of_three_masters_lost::SCENARIO,
     &rolling_restart_of_masters::SCENARIO,
