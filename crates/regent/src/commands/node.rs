@@ -49,13 +49,10 @@ enum Command {
         #[arg(long)]
         tail: Option<i64>,
     },
-    /// Run a command in a container.
+    /// Run a command in a container. It gets no standard input: the runtime's protocol cannot tell it where that ends.
     Exec {
         #[command(flatten)]
         which: Which,
-        /// Pass this command's standard input on.
-        #[arg(short = 'i', long)]
-        stdin: bool,
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
@@ -93,14 +90,19 @@ pub fn run(arguments: Node) -> Result<()> {
             Command::Status { output } => status(&client(), output == "json").await,
             Command::Pods { output } => pods(&client(), output == "json").await,
             Command::Logs { which, follow, previous, tail } => logs(client(), &which, follow, previous, tail).await,
-            Command::Exec { which, stdin, command } => exec(client(), &which, stdin, command).await,
+            Command::Exec { which, command } => exec(client(), &which, command).await,
             Command::Restart { which } => restart(&client(), &which).await,
         }
     };
     let result = runtime.block_on(asked);
-    // A thread that waits for standard input is not waited for.
-    runtime.shutdown_background();
-    result.with_context(|| format!("asking this node's agent at {} (does it run, and is this root?)", socket.display()))
+    drop(runtime);
+    match result {
+        // What the agent itself said needs no explanation.
+        Err(error) if error.downcast_ref::<kube::Error>().is_some_and(client::ErrorExt::is_answer) => {
+            bail!("{}", error.downcast_ref::<kube::Error>().map(client::ErrorExt::short).unwrap_or_default())
+        }
+        other => other.with_context(|| format!("asking this node's agent at {} (does it run, and is this root?)", socket.display())),
+    }
 }
 
 async fn status(client: &kube::Client, as_json: bool) -> Result<()> {
@@ -179,23 +181,13 @@ async fn logs(client: kube::Client, which: &Which, follow: bool, previous: bool,
     Ok(())
 }
 
-async fn exec(client: kube::Client, which: &Which, stdin: bool, command: Vec<String>) -> Result<()> {
+async fn exec(client: kube::Client, which: &Which, command: Vec<String>) -> Result<()> {
     let (namespace, name) = which.place();
     let api: Api<Pod> = Api::namespaced(client, namespace);
-    let params = AttachParams { container: which.container.clone(), stdin, ..AttachParams::default() };
+    let params = AttachParams { container: which.container.clone(), stdin: false, ..AttachParams::default() };
     let mut process = api.exec(name, command, &params).await?;
-    if let Some(mut into) = process.stdin() {
-        tokio::spawn(async move { tokio::io::copy(&mut tokio::io::stdin(), &mut into).await });
-    }
     let (out, errors, end) = (process.stdout(), process.stderr(), process.take_status());
-    let pass = |from: Option<_>, mut to: Box<dyn tokio::io::AsyncWrite + Unpin>| async move {
-        if let Some(mut from) = from {
-            tokio::io::copy(&mut from, &mut to).await?;
-            tokio::io::AsyncWriteExt::flush(&mut to).await?;
-        }
-        std::io::Result::Ok(())
-    };
-    tokio::try_join!(pass(out, Box::new(tokio::io::stdout())), pass_errors(errors))?;
+    tokio::try_join!(pass(out, tokio::io::stdout()), pass(errors, tokio::io::stderr()))?;
     let status = match end {
         Some(end) => end.await,
         None => None,
@@ -212,9 +204,11 @@ async fn exec(client: kube::Client, which: &Which, stdin: bool, command: Vec<Str
     }
 }
 
-async fn pass_errors(from: Option<impl tokio::io::AsyncRead + Unpin>) -> std::io::Result<()> {
+/// Copies a stream of the container's to one of ours.
+async fn pass(from: Option<impl tokio::io::AsyncRead + Unpin>, mut to: impl tokio::io::AsyncWrite + Unpin) -> std::io::Result<()> {
     if let Some(mut from) = from {
-        tokio::io::copy(&mut from, &mut tokio::io::stderr()).await?;
+        tokio::io::copy(&mut from, &mut to).await?;
+        tokio::io::AsyncWriteExt::flush(&mut to).await?;
     }
     Ok(())
 }

@@ -5,14 +5,16 @@ mod client;
 mod failures;
 mod healing;
 mod manifests;
+mod many_masters;
 mod network;
 mod pods;
+mod without_a_server;
 mod workloads;
 
 use super::Scenario;
 
 /// Every scenario.
-pub const ALL: [&[Scenario]; 8] = [
+pub const ALL: [&[Scenario]; 9] = [
     network::SCENARIOS,
     client::SCENARIOS,
     healing::SCENARIOS,
@@ -21,7 +23,11 @@ pub const ALL: [&[Scenario]; 8] = [
     manifests::SCENARIOS,
     access::SCENARIOS,
     failures::SCENARIOS,
+    without_a_server::SCENARIOS,
 ];
+
+/// Those that need several servers.
+pub const MANY_MASTERS: [&[Scenario]; 1] = [many_masters::SCENARIOS];
 
 /// A Deployment of nginx with a readiness probe every second, whose readiness is a file in its page directory.
 pub fn nginx(name: &str, replicas: u32, image: &str) -> String {
