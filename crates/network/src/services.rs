@@ -268,3 +268,5 @@ pub(crate) fn retry_ms(failures: u32) -> u64 {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod view_tests;

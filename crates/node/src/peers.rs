@@ -17,7 +17,7 @@ use crate::spec::PodId;
 use client::{Informer, Informers};
 use k8s_openapi::api::core::v1::{Node, Pod, PodStatus, Secret};
 use kube::Api;
-use membership::{Handle, Keys, Peer, local};
+use membership::{Handle, Health, Keys, Peer, View, local};
 use parking_lot::Mutex;
 use std::{
     collections::BTreeMap,
@@ -48,7 +48,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often it is looked whether the API is reached.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// The API counts as out of reach when it has been for this long.
-const UNREACHED_FOR: Duration = Duration::from_millis(1_500);
+const UNREACHED_FOR: Duration = Duration::from_millis(500);
+/// While a peer is suspected, or the API was silent, it is asked this often, and has to answer within this.
+const ASK_API_EVERY: Duration = Duration::from_secs(1);
 /// A pod that is over is told as not ready for this long, and until the API is reached.
 const OVER_FOR: Duration = Duration::from_secs(30);
 
@@ -140,7 +142,7 @@ pub async fn run(config: Config, node_name: String, node_ip: IpAddr, informers: 
             tokio::time::sleep(KEY_RETRY).await;
         };
         tracing::info!(listen = %config.listen, "a member of the cluster's membership");
-        tokio::join!(publish(&config.socket, &handle, &shutdown), tell(&handle, &informers, &board));
+        tokio::join!(publish(&config.socket, &handle, &shutdown), tell(&handle, &informers, &board), ask_api(&handle, &informers, &board));
     };
     tokio::select! {
         () = shutdown.cancelled() => {}
@@ -148,7 +150,13 @@ pub async fn run(config: Config, node_name: String, node_ip: IpAddr, informers: 
     }
 }
 
-fn begin(config: &Config, name: &str, ip: IpAddr, keys: watch::Receiver<Keys>, shutdown: &CancellationToken) -> Result<Handle, membership::transport::Error> {
+fn begin(
+    config: &Config,
+    name: &str,
+    ip: IpAddr,
+    keys: watch::Receiver<Keys>,
+    shutdown: &CancellationToken,
+) -> Result<Handle, membership::transport::Error> {
     let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
     let (epoch, kept) = membership::epoch::next(&config.directory.join("epoch"), unix_ms);
     if let Err(error) = kept {
@@ -163,6 +171,26 @@ async fn publish(socket: &Path, handle: &Handle, shutdown: &CancellationToken) {
     while let Err(error) = local::publish(socket, handle.view(), shutdown.clone()).await {
         tracing::error!(path = %socket.display(), %error, "the membership cannot be published on this node; trying again");
         tokio::time::sleep(KEY_RETRY).await;
+    }
+}
+
+/// Asks the API for a sign of life while something is wrong: a server that has lost its power closes no connection, and
+/// who has to judge by the membership must know soon whether anybody could say better.
+async fn ask_api(handle: &Handle, informers: &Informers, board: &Board) {
+    let client = informers.client();
+    let mut view = handle.view();
+    let mut ticks = tokio::time::interval(ASK_API_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let doubtful = |view: &View| view.nodes.values().any(|member| member.health == Health::Suspect) || !view.api_reachable();
+        if view.wait_for(|view| doubtful(view)).await.is_err() {
+            return;
+        }
+        ticks.tick().await;
+        match tokio::time::timeout(ASK_API_EVERY, client.apiserver_version()).await {
+            Ok(answer) => board.answered(&answer),
+            Err(_) => board.silent.store(true, Ordering::Relaxed),
+        }
     }
 }
 
@@ -334,7 +362,10 @@ mod tests {
     #[test]
     fn a_node_without_an_address_for_a_moment_stays_a_peer() {
         let node = |value: serde_json::Value| Arc::new(serde_json::from_value::<Node>(value).unwrap());
-        let known = addresses(&[node(json!({"metadata": {"name": "a"}, "status": {"addresses": [{"type": "InternalIP", "address": "172.30.0.21"}]}}))], &BTreeMap::new());
+        let known = addresses(
+            &[node(json!({"metadata": {"name": "a"}, "status": {"addresses": [{"type": "InternalIP", "address": "172.30.0.21"}]}}))],
+            &BTreeMap::new(),
+        );
         assert_eq!(known["a"], "172.30.0.21:7946".parse().unwrap());
         assert_eq!(addresses(&[node(json!({"metadata": {"name": "a"}}))], &known), known);
         assert!(addresses(&[node(json!({"metadata": {"name": "b"}}))], &known).is_empty());
