@@ -18,6 +18,18 @@ const FLAGS: [&str; 1] = ["controller-manager=--node-monitor-grace-period=20s"];
 pub const NODES: [(&str, &str); 4] =
     [("server-1", "172.30.0.11"), ("worker-1", "172.30.0.21"), ("worker-2", "172.30.0.22"), ("worker-3", "172.30.0.23")];
 
+/// What a sandbox consists of, and where it lives below `target`.
+pub struct Shape {
+    directory: &'static str,
+    flags: &'static [&'static str],
+    nodes: usize,
+}
+
+/// One server with SQLite, three workers.
+pub const ONE_SERVER: Shape = Shape { directory: "target/e2e-sandbox", flags: &[], nodes: 4 };
+/// Three servers over etcd behind HAProxy, two workers.
+pub const THREE_SERVERS: Shape = Shape { directory: "target/e2e-sandbox-masters", flags: &["--servers", "3", "--workers", "2"], nodes: 5 };
+
 /// A running sandbox.
 pub struct Cluster {
     directory: PathBuf,
@@ -27,10 +39,10 @@ pub struct Cluster {
 
 impl Cluster {
     /// Brings the sandbox up and waits until its nodes are Ready.
-    pub fn up() -> Result<Cluster, String> {
+    pub fn up(shape: &Shape) -> Result<Cluster, String> {
         let root = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
         let root = root.canonicalize().map_err(|e| e.to_string())?;
-        let directory = root.join("target/e2e-sandbox");
+        let directory = root.join(shape.directory);
         let keep = std::env::var_os("REGENT_E2E_KEEP").is_some();
         let mut cluster = Cluster { directory, kubeconfig: String::new(), keep };
         let foreign = run("ip", &["link", "show", "rgsb0"]).is_ok() && !cluster.directory.join("sandbox.json").exists();
@@ -44,14 +56,15 @@ impl Cluster {
         }
         let images = root.join("target/images").display().to_string();
         let mut arguments = vec!["up", "--images", &images];
+        arguments.extend(shape.flags);
         for flag in FLAGS {
             arguments.extend(["--flag", flag]);
         }
         cluster.sandbox(&arguments)?;
         cluster.kubeconfig = cluster.sandbox(&["kubeconfig"])?.trim().to_string();
-        cluster.wait("four nodes to be Ready", 60, || {
+        cluster.wait("all nodes to be Ready", 60, || {
             let nodes = cluster.kubectl("get nodes --no-headers")?;
-            expect(nodes.lines().filter(|l| l.contains(" Ready")).count() == 4, &nodes)
+            expect(nodes.lines().filter(|l| l.contains(" Ready")).count() == shape.nodes, &nodes)
         })?;
         Ok(cluster)
     }

@@ -1,4 +1,5 @@
-//! The cluster end to end: a sandbox of one server and three workers with real containers, driven by an unchanged kubectl.
+//! The cluster end to end: a sandbox of one server and three workers with real containers, driven by an unchanged kubectl;
+//! after it another one of three servers.
 //!
 //! `make e2e` runs all of it, `make e2e only=WORD` what has WORD in its name. With `REGENT_E2E_KEEP=1` the sandbox is left
 //! running (and found again by the next run). Scenarios that disturb nobody run side by side, each in a namespace of its own;
@@ -8,7 +9,7 @@ mod cluster;
 mod drills;
 mod scenarios;
 
-use cluster::Cluster;
+use cluster::{Cluster, ONE_SERVER, Shape, THREE_SERVERS};
 use std::{
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -38,17 +39,48 @@ struct Report {
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    let chosen: Vec<&Scenario> =
-        scenarios::ALL.iter().copied().flatten().filter(|s| words.is_empty() || words.iter().any(|w| s.name.contains(w.as_str()))).collect();
-    let started = Instant::now();
-    let cluster = match Cluster::up() {
-        Ok(cluster) => cluster,
-        Err(why) => {
-            eprintln!("the sandbox did not come up: {why}");
-            println!("0 passed, 1 failed");
-            return ExitCode::FAILURE;
+    let mut passed = 0;
+    let mut failed = Vec::new();
+    // A sandbox that stays up leaves no room for another one.
+    let room = std::env::var_os("REGENT_E2E_KEEP").is_none();
+    for (shape, all) in [(&ONE_SERVER, &scenarios::ALL[..]), (&THREE_SERVERS, &scenarios::MANY_MASTERS[..])] {
+        let chosen: Vec<&Scenario> =
+            all.iter().copied().flatten().filter(|s| words.is_empty() || words.iter().any(|w| s.name.contains(w.as_str()))).collect();
+        if chosen.is_empty() {
+            continue;
         }
-    };
+        match run_in(shape, chosen) {
+            Ok(report) => {
+                passed += report.passed;
+                failed.extend(report.failed);
+            }
+            Err(why) => failed.push(format!("the sandbox did not come up: {why}")),
+        }
+        if !room {
+            break;
+        }
+    }
+    for (name, drill) in drills::ALL.iter().filter(|(name, _)| room && (words.is_empty() || words.iter().any(|w| name.contains(w.as_str())))) {
+        let started = Instant::now();
+        let outcome = drill();
+        let seconds = started.elapsed().as_secs_f64();
+        println!("test {name} ... {} ({seconds:.1} s)", if outcome.is_ok() { "ok" } else { "FAILED" });
+        match outcome {
+            Ok(()) => passed += 1,
+            Err(why) => failed.push(format!("{name}: {why}")),
+        }
+    }
+    for failure in &failed {
+        println!("FAILED {failure}\n");
+    }
+    println!("{passed} passed, {} failed", failed.len());
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Brings a sandbox up, runs scenarios in it, and takes it down.
+fn run_in(shape: &Shape, chosen: Vec<&Scenario>) -> Result<Report, String> {
+    let started = Instant::now();
+    let cluster = Cluster::up(shape)?;
     println!("sandbox ready after {:.1} s; {} scenarios", started.elapsed().as_secs_f64(), chosen.len());
     let report = Mutex::new(Report { passed: 0, failed: Vec::new() });
     let (alone, together): (Vec<&Scenario>, Vec<&Scenario>) = chosen.into_iter().partition(|s| s.alone);
@@ -69,29 +101,11 @@ fn main() -> ExitCode {
     for scenario in alone {
         run(&cluster, scenario, &report);
     }
-    let report = report.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let mut failed = report.failed;
+    let mut report = report.into_inner().unwrap_or_else(PoisonError::into_inner);
     if let Err(why) = cluster.down() {
-        failed.push(format!("taking the sandbox down: {why}"));
+        report.failed.push(format!("taking the sandbox down: {why}"));
     }
-    let mut passed = report.passed;
-    // A sandbox that stays up leaves no room for theirs.
-    let room = std::env::var_os("REGENT_E2E_KEEP").is_none();
-    for (name, drill) in drills::ALL.iter().filter(|(name, _)| room && (words.is_empty() || words.iter().any(|w| name.contains(w.as_str())))) {
-        let started = Instant::now();
-        let outcome = drill();
-        let seconds = started.elapsed().as_secs_f64();
-        println!("test {name} ... {} ({seconds:.1} s)", if outcome.is_ok() { "ok" } else { "FAILED" });
-        match outcome {
-            Ok(()) => passed += 1,
-            Err(why) => failed.push(format!("{name}: {why}")),
-        }
-    }
-    for failure in &failed {
-        println!("FAILED {failure}\n");
-    }
-    println!("{passed} passed, {} failed", failed.len());
-    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    Ok(report)
 }
 
 fn run(cluster: &Cluster, scenario: &Scenario, report: &Mutex<Report>) {
