@@ -229,6 +229,9 @@ async fn a_watch_whose_past_was_compacted_while_it_was_away_says_so() {
     for i in 4..10 {
         standing = update(&store, "/c/a", i.to_string(), standing).await;
     }
+    // A watch that had another member to go to has seen it all by now.
+    let events = events_until(&mut live, |events| events.len() >= 8).await;
+    assert_eq!((events.len(), events[7].revision), (8, standing));
     store.compact(standing).await.unwrap();
     cluster.restart(0);
     let end = timeout(PATIENCE, async {
@@ -240,8 +243,8 @@ async fn a_watch_whose_past_was_compacted_while_it_was_away_says_so() {
         }
     });
     assert!(matches!(end.await, Ok(Err(Error::Compacted { asked, oldest })) if asked == third && oldest == standing), "the gap must be told");
-    let events = events_until(&mut live, |events| events.len() >= 8).await;
-    assert_eq!((events.len(), events[7].revision), (8, standing), "the other watch saw everything in time");
+    let after = update(&store, "/c/a", "10", standing).await;
+    assert_eq!(events_until(&mut live, |events| !events.is_empty()).await[0].revision, after, "the other watch goes on");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -400,4 +403,60 @@ async fn members_join_lead_and_leave() {
     let new = etcd.connect_to(joined).await;
     assert_eq!(new.list("/m/", None, 0, None).await.unwrap().items.len(), 50);
     assert!(matches!(cluster::remove(&store, 77).await, Err(cluster::Error::NoSuchMember(_))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_soon_leaves_a_member_that_hangs() {
+    let cluster = Cluster::start(3).await;
+    let store = cluster.connect().await;
+    let mut standing = create(&store, "/h/a", "0").await;
+    let mut watch = store.watch("/h/", standing).await.unwrap();
+    // The member that answers first serves the watch.
+    let url = &cluster.config().endpoints[0];
+    let first = cluster.members().iter().position(|member| member.client_url() == *url).unwrap();
+    for hung in [first, (first + 1) % 3, (first + 2) % 3] {
+        cluster.pause(hung);
+        let written = loop {
+            match store.commit(Write::Update { key: "/h/a".into(), value: "1".into(), expected: standing }).await {
+                Ok(Outcome::Committed(revision)) => break revision,
+                Ok(Outcome::Conflict(Some(kv))) => standing = kv.modified,
+                Err(Error::Unknown(_) | Error::Unavailable(_)) => {}
+                other => panic!("{other:?}"),
+            }
+        };
+        let asked = Instant::now();
+        let events = events_until(&mut watch, |events| events.last().is_some_and(|event| event.revision >= written)).await;
+        assert!(asked.elapsed() < Duration::from_secs(3), "readers waited {:?} for {} events", asked.elapsed(), events.len());
+        standing = written;
+        cluster.resume(hung);
+        cluster.wait_ready().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_members_that_differ_nothing_is_served() {
+    use etcd_client::{AlarmAction, AlarmOptions, AlarmType, Certificate, Client, ConnectOptions, Identity, TlsOptions};
+    let cluster = Cluster::start(1).await;
+    let store = cluster.connect().await;
+    let at = create(&store, "/d/a", "1").await;
+    let config = cluster.config();
+    let tls = TlsOptions::new()
+        .ca_certificate(Certificate::from_pem(config.ca_pem.clone().unwrap()))
+        .identity(Identity::from_pem(config.certificate_pem.clone().unwrap(), config.key_pem.clone().unwrap()));
+    let mut client = Client::connect(&config.endpoints, Some(ConnectOptions::new().with_tls(tls))).await.unwrap();
+    let member = cluster::list(&store).await.unwrap()[0].id;
+    let mut options = AlarmOptions::new();
+    options.with_member(member);
+    client.alarm(AlarmAction::Activate, AlarmType::Corrupt, Some(options)).await.unwrap();
+
+    let refused = store.commit(Write::Update { key: "/d/a".into(), value: "2".into(), expected: at }).await;
+    assert!(matches!(&refused, Err(Error::Damaged(why)) if why.contains("CORRUPT")), "{refused:?}");
+    assert!(matches!(store.trouble(), Some(Error::Damaged(_))));
+    assert!(matches!(store.get("/d/a").await, Err(Error::Damaged(_))));
+    assert!(matches!(store.check(Depth::Quick).await, Err(Error::Damaged(_))));
+    let status = cluster::status(&store).await.unwrap();
+    assert_eq!(status[0].health.as_ref().unwrap().alarms, [cluster::Alarm::Corrupt]);
+    assert_eq!(cluster::disarm(&store).await.unwrap(), 1);
+    store.check(Depth::Quick).await.unwrap();
+    update(&store, "/d/a", "2", at).await;
 }

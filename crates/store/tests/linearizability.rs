@@ -74,6 +74,20 @@ struct Record {
 }
 
 impl Record {
+    fn new(prefix: String) -> Record {
+        Record {
+            prefix,
+            clock: AtomicU64::new(0),
+            next_value: AtomicU64::new(1),
+            acknowledged: AtomicU64::new(0),
+            over: AtomicBool::new(false),
+            operations: parking_lot::Mutex::default(),
+            committed: parking_lot::Mutex::default(),
+            never: parking_lot::Mutex::default(),
+            pages: parking_lot::Mutex::default(),
+        }
+    }
+
     fn tick(&self) -> u64 {
         self.clock.fetch_add(1, SeqCst)
     }
@@ -93,7 +107,7 @@ fn text(value: Value) -> Bytes {
 }
 
 /// One client: reads, creates, updates and deletes what it believes to stand there.
-async fn client(store: Etcd, record: Arc<Record>, mut random: Random) {
+async fn client(store: Arc<dyn Store>, record: Arc<Record>, mut random: Random) {
     let mut known: HashMap<String, Option<(Value, Revision)>> = HashMap::new();
     while !record.over.load(SeqCst) {
         tokio::time::sleep(random.ms(0, 12)).await;
@@ -156,7 +170,7 @@ async fn client(store: Etcd, record: Arc<Record>, mut random: Random) {
 }
 
 /// Follows the prefix until the event of the last key, and gives all events.
-async fn watcher(store: Etcd, record: Arc<Record>, from: Revision) -> Vec<Event> {
+async fn watcher(store: Arc<dyn Store>, record: Arc<Record>, from: Revision) -> Vec<Event> {
     let mut watch = loop {
         match store.watch(&record.prefix, from).await {
             Ok(watch) => break watch,
@@ -221,22 +235,12 @@ async fn nemesis(cluster: &mut Cluster, random: &mut Random, admin: &Etcd) -> Ve
 /// One seed on a cluster that is whole, and is whole again afterwards. Returns how many writes were committed, and how many unknown.
 async fn run_seed(cluster: &mut Cluster, seed: u64) -> (usize, usize) {
     let mut random = Random(seed);
-    let record = Arc::new(Record {
-        prefix: format!("/linearizability/{seed}/"),
-        clock: AtomicU64::new(0),
-        next_value: AtomicU64::new(1),
-        acknowledged: AtomicU64::new(0),
-        over: AtomicBool::new(false),
-        operations: parking_lot::Mutex::default(),
-        committed: parking_lot::Mutex::default(),
-        never: parking_lot::Mutex::default(),
-        pages: parking_lot::Mutex::default(),
-    });
+    let record = Arc::new(Record::new(format!("/linearizability/{seed}/")));
     // Each has connections of its own, and asks another member first.
     let connect = async |turn: usize| {
         let mut endpoints = cluster.config().endpoints;
         endpoints.rotate_left(turn % 3);
-        Etcd::connect(Config { endpoints, ..cluster.config() }).await.unwrap()
+        Arc::new(Etcd::connect(Config { endpoints, ..cluster.config() }).await.unwrap())
     };
     let admin = connect(0).await;
     let from = admin.revision().await.unwrap();
@@ -274,18 +278,25 @@ async fn run_seed(cluster: &mut Cluster, seed: u64) -> (usize, usize) {
         let log = tokio::time::timeout(PATIENCE, watcher).await;
         logs.push(log.unwrap_or_else(|_| panic!("seed {seed}: a watch does not catch up after {faults:?}")).unwrap());
     }
-    let mut unknown = 0;
-    for (key, operations) in record.operations.lock().iter() {
-        unknown += operations.iter().filter(|operation| operation.answer == Answer::Unknown).count();
-        linearizable(operations).unwrap_or_else(|why| panic!("seed {seed}, {key}, after {faults:?}: {why}"));
-    }
+    judge(&record, &logs).unwrap_or_else(|why| panic!("seed {seed}, after {faults:?}: {why}"));
     let log = &logs[0];
-    watched(log).unwrap_or_else(|why| panic!("seed {seed}, after {faults:?}: {why}"));
-    assert!(logs.iter().all(|other| other == log), "seed {seed}: two watchers saw different things");
-    compare(&record, log).unwrap_or_else(|why| panic!("seed {seed}, after {faults:?}: {why}"));
+    let is_unknown = |operation: &&Operation| operation.answer == Answer::Unknown;
+    let unknown = record.operations.lock().values().flatten().filter(is_unknown).count();
     let committed = record.committed.lock().len();
     println!("seed {seed}: {committed} writes committed, {unknown} unknown, {} events; {faults:?}", log.len());
     (committed, unknown)
+}
+
+/// Whether what clients were told and what watchers saw is one history.
+fn judge(record: &Record, logs: &[Vec<Event>]) -> Result<(), String> {
+    for (key, operations) in record.operations.lock().iter() {
+        linearizable(operations).map_err(|why| format!("{key}: {why}"))?;
+    }
+    watched(&logs[0])?;
+    if logs.iter().any(|other| *other != logs[0]) {
+        return Err("two watchers saw different things".into());
+    }
+    compare(record, &logs[0])
 }
 
 /// What clients were told against what watchers saw.
@@ -337,6 +348,121 @@ async fn what_clients_are_told_is_one_history_whatever_happens_to_members() {
 
 mod judges {
     use super::*;
+    use store::{KeyValue, Watch, memory::Memory};
+
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Lie {
+        None,
+        /// Reads show what stood there before.
+        Stale,
+        /// Writes are acknowledged and forgotten.
+        Forgotten,
+        /// Writes are done and said not to be.
+        Denied,
+        /// Watches leave events out.
+        Skipped,
+        /// Watches show events twice.
+        Repeated,
+    }
+
+    /// A store that is honest nine times out of ten.
+    struct Liar {
+        truth: Memory,
+        lie: Lie,
+        random: parking_lot::Mutex<Random>,
+        before: parking_lot::Mutex<HashMap<String, KeyValue>>,
+    }
+
+    impl Liar {
+        fn lies(&self, lie: Lie) -> bool {
+            self.lie == lie && self.random.lock().chance(10)
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl Store for Liar {
+        async fn get(&self, key: &str) -> store::Result<Option<KeyValue>> {
+            let stale = if self.lies(Lie::Stale) { self.before.lock().get(key).cloned() } else { None };
+            if stale.is_some() { Ok(stale) } else { self.truth.get(key).await }
+        }
+        async fn list(&self, prefix: &str, after: Option<&str>, limit: usize, at: Option<Revision>) -> store::Result<Page> {
+            self.truth.list(prefix, after, limit, at).await
+        }
+        async fn commit(&self, write: Write) -> store::Result<Outcome> {
+            if write.key().ends_with("end") {
+                return self.truth.commit(write).await;
+            }
+            if let Some(kv) = self.truth.get(write.key()).await? {
+                self.before.lock().insert(kv.key.clone(), kv);
+            }
+            if self.lies(Lie::Forgotten) {
+                return Ok(Outcome::Committed(Revision(self.truth.revision().await?.0 + 1)));
+            }
+            let outcome = self.truth.commit(write).await;
+            if self.lies(Lie::Denied) { Err(Error::Unavailable("a lie".into())) } else { outcome }
+        }
+        async fn watch(&self, prefix: &str, from: Revision) -> store::Result<Watch> {
+            let (lie, seed) = (self.lie, self.random.lock().next());
+            let distort = move |watched: store::Result<Watched>| {
+                let Ok(Watched::Events(events)) = watched else { return watched };
+                let mut random = Random(seed ^ events[0].revision.0);
+                let mut shown = Vec::new();
+                for event in events {
+                    let count = match lie {
+                        Lie::Skipped if !event.key.ends_with("end") && random.chance(10) => 0,
+                        Lie::Repeated if random.chance(10) => 2,
+                        _ => 1,
+                    };
+                    shown.extend(std::iter::repeat_n(event, count));
+                }
+                Ok(Watched::Events(shown))
+            };
+            Ok(self.truth.watch(prefix, from).await?.map(distort).boxed())
+        }
+        async fn revision(&self) -> store::Result<Revision> {
+            self.truth.revision().await
+        }
+        async fn compact(&self, at: Revision) -> store::Result<()> {
+            self.truth.compact(at).await
+        }
+    }
+
+    /// The verdict on a short run against a store with this fault.
+    async fn verdict(lie: Lie) -> Result<(), String> {
+        let random = parking_lot::Mutex::new(Random(lie as u64));
+        let store: Arc<dyn Store> = Arc::new(Liar { truth: Memory::default(), lie, random, before: parking_lot::Mutex::default() });
+        let record = Arc::new(Record::new("/lies/".into()));
+        let mut clients = tokio::task::JoinSet::new();
+        for i in 0..CLIENTS {
+            clients.spawn(client(store.clone(), record.clone(), Random(i as u64)));
+        }
+        let mut watchers = tokio::task::JoinSet::new();
+        for _ in 0..WATCHERS {
+            watchers.spawn(watcher(store.clone(), record.clone(), Revision(1)));
+        }
+        let enough = Instant::now() + Duration::from_secs(20);
+        while record.committed.lock().len() < 120 && Instant::now() < enough && clients.len() == CLIENTS {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        record.over.store(true, SeqCst);
+        while let Some(ended) = clients.join_next().await {
+            ended.map_err(|error| format!("a client: {error}"))?;
+        }
+        store.commit(Write::Create { key: "/lies/end".into(), value: text(0) }).await.unwrap();
+        let mut logs = Vec::new();
+        while let Some(ended) = watchers.join_next().await {
+            logs.push(ended.map_err(|error| format!("a watcher: {error}"))?);
+        }
+        judge(&record, &logs)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_store_that_lies_is_found_out() {
+        assert_eq!(verdict(Lie::None).await, Ok(()));
+        for lie in [Lie::Stale, Lie::Forgotten, Lie::Denied, Lie::Skipped, Lie::Repeated] {
+            assert!(verdict(lie).await.is_err(), "{lie:?} was not noticed");
+        }
+    }
 
     fn operation(called: u64, returned: u64, action: Action, answer: Answer) -> Operation {
         Operation { called, returned, action, answer }

@@ -18,7 +18,7 @@ use std::{
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU8, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -73,6 +73,19 @@ fn address() -> Ipv4Addr {
     let [.., high, low] = std::process::id().to_be_bytes();
     let host = NEXT.fetch_update(Relaxed, Relaxed, |n| Some(if n >= 250 { 1 } else { n + 1 })).unwrap_or(1);
     Ipv4Addr::new(127, 16 + high % 200, low, host)
+}
+
+/// What etcd says of itself.
+fn version() -> &'static str {
+    static VERSION: OnceLock<String> = OnceLock::new();
+    VERSION.get_or_init(|| match Command::new("etcd").arg("--version").output() {
+        Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
+        Err(error) => panic!("etcd cannot be run ({error}); install it: apt-get install etcd-server"),
+    })
+}
+
+fn notify(every_s: u64) -> String {
+    format!("notify-interval={every_s}s")
 }
 
 fn nft(rules: &str) {
@@ -149,9 +162,9 @@ impl Cluster {
             .args(["--cert-file", &file("crt"), "--key-file", &file("key"), "--trusted-ca-file", &file("ca"), "--client-cert-auth"])
             .args(["--peer-cert-file", &file("crt"), "--peer-key-file", &file("key"), "--peer-trusted-ca-file", &file("ca")])
             .arg("--peer-client-cert-auth")
-            .args(flags::tuning())
-            // Sooner than the defaults, so that a test sees many elections; the last of a flag counts.
-            .args(["--heartbeat-interval=50", "--election-timeout=500", "--experimental-watch-progress-notify-interval=1s"])
+            .args(flags::tuning_of(version()).iter().map(|flag| flag.replace(&notify(flags::PROGRESS_NOTIFY_S), &notify(1))))
+            // Sooner than the defaults, so that a test sees many elections.
+            .args(["--heartbeat-interval=50", "--election-timeout=500"])
             .args(&self.extra_flags)
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
