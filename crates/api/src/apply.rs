@@ -190,6 +190,12 @@ fn blank(schema: &Schema) -> Value {
     Value::Object(map)
 }
 
+/// The live object with what `config` says, as an apply merges, without any books: how mutating policies change objects.
+pub fn merged(live: &Value, config: &Value, kind: &Kind, version: &str) -> Value {
+    let schema = kind.schema(version).unwrap_or_else(Schema::custom);
+    View::of(&schema).merge(Some(live), Some(config))
+}
+
 /// Keeps the books of a create (`old` is `None`), an update or a patch: `new` is what will be stored, with the
 /// `managedFields` that the client sent, if any. Call after defaulting and before admission.
 pub fn update(old: Option<&Value>, new: &mut Value, writer: &Writer<'_>) {
@@ -301,10 +307,29 @@ pub fn apply(live: Option<&Value>, config: &Value, writer: &Writer<'_>, force: b
         other => other,
     }
     .map_err(|conflicts| conflict_status(&conflicts))
-    .map(|mut object| {
+    .and_then(|mut object| {
+        check_other_versions(&object, writer)?;
         remember_for_client_side(live, config, writer, &mut object);
-        object
+        Ok(object)
     })
+}
+
+/// The object must be what managers of its other versions could have written too: their sets are read in those versions.
+fn check_other_versions(object: &Value, writer: &Writer<'_>) -> Result<()> {
+    if writer.kind.custom.is_none() {
+        return Ok(());
+    }
+    for entry in decode(object).unwrap_or_default() {
+        let version = entry.api_version.rsplit('/').next().unwrap_or_default();
+        if version == writer.version || !entry.subresource.is_empty() {
+            continue;
+        }
+        let Some(schema) = writer.kind.schema(version) else { continue };
+        if let Some(first) = View::of(&schema).check(&without_managed_fields(object)).first() {
+            return Err(Status::unknown(format!("failed to convert new object: {first}")));
+        }
+    }
+    Ok(())
 }
 
 /// What other managers own and would lose.

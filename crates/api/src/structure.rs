@@ -156,7 +156,7 @@ pub fn decode_object(bytes: &[u8], encoding: Encoding, kind: &Kind, version: &st
         return Err(handled(&why));
     }
     let mut problems = outcome.decoded.problems;
-    problems.extend(fit(&mut object, kind, version));
+    problems.extend(fit(&mut object, kind, version, true));
     if validation == FieldValidation::Strict && !problems.is_empty() {
         let all = if encoding == Encoding::Yaml { with_yaml_lines(bytes, &problems) } else { problems.join(", ") };
         return Err(handled(&format!("strict decoding error: {all}")));
@@ -202,7 +202,7 @@ pub fn check_patched(
         return Err(refuse(why));
     }
     problems.extend(outcome.decoded.problems);
-    problems.extend(fit(&mut object, kind, version));
+    problems.extend(fit(&mut object, kind, version, true));
     if validation == FieldValidation::Strict && !problems.is_empty() {
         return Err(refuse(format!("strict decoding error: {}", problems.join(", "))));
     }
@@ -214,7 +214,7 @@ pub fn check_patched(
 /// The same for what an apply has made: nothing is strict, the error is text in Go's words.
 pub fn conform(value: Value, kind: &Kind, version: &str) -> Result<Value, String> {
     let mut object = check(value, &read_by(kind, version))?.value;
-    fit(&mut object, kind, version);
+    fit(&mut object, kind, version, false);
     Ok(object)
 }
 
@@ -227,10 +227,14 @@ fn read_by(kind: &Kind, version: &str) -> std::sync::Arc<Schema> {
     }
 }
 
-/// Prunes a custom resource. Names what was unknown.
-fn fit(object: &mut Value, kind: &Kind, version: &str) -> Vec<String> {
-    let custom = kind.custom.as_ref().and_then(|custom| custom.version(version));
-    let unknown = custom.map(|version| shape::fit(&version.props, object)).unwrap_or_default();
+/// Prunes a custom resource. Names what was unknown. `nulls` is whether nulls are as if not said.
+fn fit(object: &mut Value, kind: &Kind, version: &str, nulls: bool) -> Vec<String> {
+    let Some(custom) = kind.custom.as_ref().and_then(|custom| custom.version(version)) else { return vec![] };
+    shape::whole_numbers(object);
+    let unknown = shape::fit(&custom.props, object);
+    if nulls {
+        shape::drop_nulls(&custom.props, object);
+    }
     unknown.into_iter().map(|path| format!("unknown field {path:?}")).collect()
 }
 

@@ -135,6 +135,9 @@ async fn resource(server: &Arc<Server>, user: User, info: RequestInfo, query: Qu
     let kind = kind.view(&info.version).cloned().unwrap_or(kind);
     match check_path(&kind, &info) {
         Err(status) if kind.custom.is_some() && status.is_not_found() => return Ok(page_not_found()),
+        Err(status) if kind.custom.is_some() && status.code == 405 && kind.namespaced_scope() && info.namespace.is_empty() => {
+            return Ok(page_not_found());
+        }
         Err(status) if kind.custom.is_some() && status.code == 405 => return Err(Status::method_not_supported(kind.resource_pair(), &info.verb)),
         checked => checked?,
     }

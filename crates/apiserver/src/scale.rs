@@ -69,11 +69,20 @@ pub async fn answer(mut call: Call, paths: Paths) -> Answer {
         "update" => None,
         _ => Some(PatchKind::of(call.header(header::CONTENT_TYPE)).ok_or_else(patch::unsupported)?),
     };
-    let options = PatchOptions::parse(&call.query, call.header(header::USER_AGENT), false)?;
+    if call.kind.custom.is_some() && patch_kind == Some(PatchKind::Strategic) {
+        return Err(Status::unsupported_media_type(&["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"]));
+    }
+    let options = PatchOptions::parse(&call.query, call.header(header::USER_AGENT), patch_kind == Some(PatchKind::Apply))?;
     let (encoding, bytes) = if call.info.verb == "update" { call.input().await? } else { (Encoding::Json, call.body().await?) };
     let put = match patch_kind {
         Some(_) => None,
         None => {
+            let said = structure::parse(&bytes, encoding).unwrap_or_default();
+            if call.kind.custom.is_some() && said.is_object() && !matches!((said.api_version(), said.kind()), ("autoscaling/v1" | "", "Scale" | "")) {
+                return Err(Status::bad_request(
+                    "no kind is registered for the type v1.Scale in scheme \"k8s.io/apiextensions-apiserver/pkg/apiserver/customresource_handler.go:781\"",
+                ));
+            }
             let (scale, warnings) = structure::decode_object(&bytes, encoding, &scale_kind, "v1", options.field_validation)?;
             call.warnings.extend(warnings);
             write::check_name(&call, &scale)?;

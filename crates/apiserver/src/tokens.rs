@@ -46,6 +46,8 @@ pub async fn request(mut call: Call) -> Answer {
     };
     server.admission.admit(&cx, &mut request).await?;
     server.admission.validate(&cx, &request).await?;
+    // It may have been made a moment ago, by another server.
+    server.cache.fresh().await?;
     let account = server.lookup("", "serviceaccounts", &namespace, &name)?.ok_or_else(|| Status::not_found(("", "serviceaccounts"), &name))?;
     match request.name() {
         "" => request.set("metadata.name", name.as_str()),

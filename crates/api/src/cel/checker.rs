@@ -172,6 +172,12 @@ impl Checker {
     }
 
     fn select(&mut self, expr: &Expr, operand: &Expr, field: &str, test: bool, optional: bool) -> Type {
+        // Some variables have dots in their names.
+        if let Some(name) = dotted(expr)
+            && let Some(type_) = self.variable(&name)
+        {
+            return type_;
+        }
         // A name of a type with dots.
         if let Some(name) = dotted(expr)
             && let Some(type_) = named_type(&name)

@@ -145,6 +145,11 @@ impl<'a> Machine<'a, '_> {
     fn select(&mut self, expr: &'a Expr, operand: &'a Expr, field: &'a str, test: bool, optional: bool) -> Outcome<'a> {
         self.pay(1)?;
         if let Some(name) = dotted(expr)
+            && let Some(value) = self.variables.find(&name)
+        {
+            return Ok(value.clone());
+        }
+        if let Some(name) = dotted(expr)
             && super::checker::named_type(&name).is_some()
             && self.variables.find(name.split('.').next().unwrap_or_default()).is_none()
         {
@@ -157,13 +162,6 @@ impl<'a> Machine<'a, '_> {
             Val::Optional(Some(value)) => ((*value).clone(), true),
             value => (value, optional),
         };
-        if let Val::Lazy(lazy) = &value {
-            return match lazy.field(field) {
-                Some(Ok(value)) => Ok(value),
-                Some(Err(why)) => Err(Error::Failed(why)),
-                None => Err(Error::failed(format!("no such key: {field}"))),
-            };
-        }
         let found = match &value {
             Val::Map(_) | Val::JsonMap(..) => {
                 let name = types::unescape(field);
@@ -171,6 +169,9 @@ impl<'a> Machine<'a, '_> {
             }
             other => return Err(Error::failed(format!("no such overload: {}.{field}", other.type_name()))),
         };
+        if let (Some(Val::Failed(why)), false) = (&found, test) {
+            return Err(Error::failed(why.to_string()));
+        }
         match (found, test, wrapped) {
             (found, true, _) => Ok(Val::Bool(found.is_some())),
             (Some(found), false, true) => Ok(Val::some(found)),

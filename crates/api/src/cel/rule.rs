@@ -100,6 +100,9 @@ struct Total {
 impl Total {
     fn add(&mut self, cost: u64, path: Path) {
         self.cost = self.cost.saturating_add(cost);
+        if cost < limits::ESTIMATED_SCHEMA_COST_MAX / 100 {
+            return;
+        }
         self.dearest.push((cost, path));
         self.dearest.sort_by_key(|(cost, _)| std::cmp::Reverse(*cost));
         self.dearest.truncate(4);
@@ -114,10 +117,8 @@ pub fn validate_schema(props: &Props, raw: &Value, path: &Path, errors: &mut Err
     let mut total = Total::default();
     below(props, raw, path, true, 1, &mut total, errors);
     if total.cost > limits::ESTIMATED_SCHEMA_COST_MAX {
-        for (cost, path) in &total.dearest {
-            if *cost > 0 {
-                errors.forbidden(path.clone(), "contributed to estimated rule cost total exceeding cost limit for entire OpenAPIv3 schema");
-            }
+        for (_, path) in &total.dearest {
+            errors.forbidden(path.clone(), "contributed to estimated rule cost total exceeding cost limit for entire OpenAPIv3 schema");
         }
         let what = "x-kubernetes-validations estimated rule cost total for entire OpenAPIv3 schema";
         errors.forbidden(path.clone(), &over_budget(what, total.cost, limits::ESTIMATED_SCHEMA_COST_MAX));

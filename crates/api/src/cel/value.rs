@@ -67,13 +67,8 @@ pub enum Val<'a> {
     Optional(Option<Rc<Val<'a>>>),
     Type(Cow<'static, str>),
     Opaque(Rc<Opaque<'a>>),
-    /// Variables that are computed when they are asked for first.
-    Lazy(&'a dyn Lazy<'a>),
-}
-
-/// Named values that are computed on demand: `variables` of a policy.
-pub trait Lazy<'a> {
-    fn field(&self, name: &str) -> Option<Result<Val<'a>, String>>;
+    /// What could not be computed: an error only for who asks for it (`variables` of a policy).
+    Failed(Rc<str>),
 }
 
 impl<'a> Val<'a> {
@@ -132,7 +127,8 @@ impl<'a> Val<'a> {
             Val::Timestamp(_) => "google.protobuf.Timestamp",
             Val::Duration(_) => "google.protobuf.Duration",
             Val::List(_) | Val::JsonList(..) => "list",
-            Val::Map(_) | Val::JsonMap(..) | Val::Lazy(_) => "map",
+            Val::Failed(_) => "error",
+            Val::Map(_) | Val::JsonMap(..) => "map",
             Val::Optional(_) => "optional_type",
             Val::Type(_) => "type",
             Val::Opaque(opaque) => match &**opaque {
@@ -231,7 +227,7 @@ impl<'a> Val<'a> {
             Val::JsonMap(map, _) => Value::Object((*map).clone()),
             Val::Optional(Some(value)) => value.to_json()?,
             Val::Optional(None) => Value::Null,
-            Val::Type(_) | Val::Opaque(_) | Val::Lazy(_) => return None,
+            Val::Type(_) | Val::Opaque(_) | Val::Failed(_) => return None,
         })
     }
 }

@@ -45,22 +45,50 @@ pub fn prune(props: &Props, value: &mut Value, root: bool, path: &str, unknown: 
     }
 }
 
-/// Fills defaults, and removes nulls that are no values. Answers whether anything changed.
+/// Removes nulls that are no values and have no default.
+pub fn drop_nulls(props: &Props, value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|key, below| {
+                let Some(schema) = props.properties.get(key).or(props.additional()) else { return true };
+                !below.is_null() || schema.nullable || schema.default.is_some() || schema.types.is_empty()
+            });
+            for (key, below) in map.iter_mut() {
+                if let Some(schema) = props.properties.get(key).or(props.additional()) {
+                    drop_nulls(schema, below);
+                }
+            }
+        }
+        Value::Array(items) => {
+            if let Some(schema) = &props.items {
+                items.iter_mut().for_each(|item| drop_nulls(schema, item));
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Whole numbers are written without a fraction, whatever they came as.
+pub fn whole_numbers(value: &mut Value) {
+    match value {
+        Value::Number(number) => {
+            // Beyond this a double no longer holds every whole number.
+            const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
+            if let Some(whole) = number.as_f64().filter(|n| number.is_f64() && n.fract() == 0.0 && n.abs() <= EXACT_MAX) {
+                *value = Value::from(whole as i64);
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(whole_numbers),
+        Value::Object(map) => map.values_mut().for_each(whole_numbers),
+        _ => {}
+    }
+}
+
+/// Fills defaults. Answers whether anything changed.
 pub fn default(props: &Props, value: &mut Value) -> bool {
     let mut changed = false;
     match value {
         Value::Object(map) => {
-            let mut gone = vec![];
-            for (key, below) in map.iter() {
-                let Some(schema) = props.properties.get(key).or(props.additional()) else { continue };
-                if below.is_null() && !schema.nullable && schema.default.is_none() && !schema.types.is_empty() {
-                    gone.push(key.clone());
-                }
-            }
-            for key in gone {
-                map.remove(&key);
-                changed = true;
-            }
             for (key, schema) in &props.properties {
                 if let Some(default) = &schema.default
                     && map.get(key).is_none_or(|value| value.is_null() && !schema.nullable)
@@ -172,6 +200,7 @@ mod tests {
             "a": {"type": "string", "default": "x"}, "n": {"type": "string", "nullable": true, "default": "y"}, "s": {"type": "string"},
             "o": {"type": "object", "default": {}, "properties": {"p": {"type": "integer", "default": 3}}}, "l": {"type": "array", "items": {"type": "string"}}}}));
         let mut object = json!({"a": null, "n": null, "s": null, "l": [null]});
+        drop_nulls(&props, &mut object);
         assert!(default(&props, &mut object));
         assert_eq!(object, json!({"a": "x", "n": null, "o": {"p": 3}, "l": [null]}));
         assert!(!default(&props, &mut object));

@@ -8,18 +8,23 @@ mod certificates;
 mod default_ingress_class;
 mod default_storage_class;
 mod default_toleration_seconds;
+mod expressions;
 mod limit_ranger;
+mod matching;
 mod namespace_lifecycle;
 mod node_restriction;
+mod policies;
 mod persistent_volume_claim_resize;
 mod pod_security;
 mod priority;
 mod resource_quota;
+mod review;
 mod role_escalation;
 mod runtime_class;
 mod service_account;
 mod storage_protection;
 mod taint_nodes;
+pub mod webhooks;
 
 use crate::connect::Warnings;
 use crate::{Error, Server, User};
@@ -130,6 +135,10 @@ fn all(config: &Config) -> Vec<Box<dyn Plugin>> {
         Box::new(certificates::CertificateSubjectRestriction),
         Box::new(default_ingress_class::DefaultIngressClass),
         Box::new(role_escalation::RoleEscalation),
+        Box::new(policies::MutatingPolicies::default()),
+        Box::new(webhooks::Webhooks::mutating()),
+        Box::new(policies::ValidatingPolicies::default()),
+        Box::new(webhooks::Webhooks::validating()),
         Box::new(resource_quota::ResourceQuota::default()),
     ]
 }

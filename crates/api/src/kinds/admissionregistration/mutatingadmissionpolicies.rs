@@ -30,6 +30,7 @@ impl Hooks for MutatingAdmissionPolicies {
     fn validate(&self, policy: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(policy), Path::new("spec"));
         rules::validate_policy(spec, &path, errors);
+        let scope = rules::policy_scope(spec, &path, errors);
         match text(spec, "reinvocationPolicy") {
             "" => errors.required(path.child("reinvocationPolicy"), ""),
             _ => checks::one_of(spec, "reinvocationPolicy", &["Never", "IfNeeded"], &path, errors),
@@ -54,6 +55,12 @@ impl Hooks for MutatingAdmissionPolicies {
             };
             if !has(mutation, member) {
                 errors.required(path.child(member), &format!("must be specified when patchType is {}", text(mutation, "patchType")));
+            }
+            let source = mutation.get(member).map(|member| text(member, "expression")).unwrap_or_default();
+            if !source.trim().is_empty()
+                && let Err(why) = scope.compile(source)
+            {
+                errors.invalid(path.child(member).child("expression"), source, &format!("compilation failed: {why}"));
             }
             if has(mutation, other) {
                 errors.forbidden(path.child(other), &format!("must not be specified when patchType is {}", text(mutation, "patchType")));

@@ -1,6 +1,10 @@
 //! What webhooks and admission policies share: which requests they are about.
 
 use crate::{
+    cel::{
+        Program, Type,
+        policy::{Scope, is_identifier},
+    },
     field::{Errors, Path},
     kinds::{
         checks,
@@ -155,7 +159,7 @@ pub fn validate_webhooks(configuration: &Value, mutating: bool, errors: &mut Err
         }
         validate_match(webhook, &path, errors);
         client(webhook.get("clientConfig").unwrap_or(&Value::Null), &path.child("clientConfig"), errors);
-        match_conditions(webhook, &path, errors);
+        match_conditions(webhook, &Scope { authorizer: true, ..Scope::default() }, &path, errors);
     }
 }
 
@@ -222,14 +226,55 @@ fn web_address(url: &str, path: &Path, errors: &mut Errors) {
     }
 }
 
-/// Names of match conditions; their expressions are compiled elsewhere.
-pub fn match_conditions(parent: &Value, path: &Path, errors: &mut Errors) {
+/// Compiles an expression; what is wrong with it is named.
+pub fn expression(source: &str, scope: &Scope, wanted: &[Type], path: Path, errors: &mut Errors) -> Option<Program> {
+    match scope.check(source, wanted) {
+        Ok(program) => Some(program),
+        Err(why) => {
+            errors.invalid(path, source, &why);
+            None
+        }
+    }
+}
+
+/// What the expressions of a policy may speak of, its variables included; names what is wrong with those.
+pub fn policy_scope(spec: &Value, path: &Path, errors: &mut Errors) -> Scope {
+    let mut scope = Scope { params: member(spec, "paramKind").is_some(), authorizer: true, namespace_object: true, variables: vec![] };
+    for (i, variable) in list(spec, "variables").iter().enumerate() {
+        let path = path.child("variables").index(i);
+        let (name, source) = (text(variable, "name"), text(variable, "expression"));
+        if name.is_empty() {
+            errors.required(path.child("name"), "name is not specified");
+        } else if !is_identifier(name) {
+            errors.invalid(path.child("name"), name, "must be a valid CEL identifier");
+        }
+        if source.trim().is_empty() {
+            errors.required(path.child("expression"), "expression is not specified");
+        }
+        let compiled = if source.trim().is_empty() { Err(String::new()) } else { scope.compile(source) };
+        let type_ = match compiled {
+            Ok(program) => program.type_,
+            Err(why) if why.is_empty() => Type::Dyn,
+            Err(why) => {
+                errors.invalid(path.child("expression"), source, &format!("compilation failed: {why}"));
+                Type::Dyn
+            }
+        };
+        scope.variables.push((name.to_string(), type_));
+    }
+    scope
+}
+
+/// Match conditions: their names, and that their expressions compile.
+pub fn match_conditions(parent: &Value, scope: &Scope, path: &Path, errors: &mut Errors) {
     let conditions = list(parent, "matchConditions");
     for (i, condition) in conditions.iter().enumerate() {
         let path = path.child("matchConditions").index(i);
         let name = text(condition, "name");
         if text(condition, "expression").trim().is_empty() {
             errors.required(path.child("expression"), "");
+        } else {
+            expression(text(condition, "expression"), scope, &[Type::Bool], path.child("expression"), errors);
         }
         if checks::required(condition, "name", &path, errors) {
             errors.invalid_all(&path.child("name"), name, names::qualified_name(name));
@@ -300,7 +345,8 @@ pub fn validate_policy(spec: &Value, path: &Path, errors: &mut Errors) {
             }
         }
     }
-    match_conditions(spec, path, errors);
+    let scope = Scope { params: member(spec, "paramKind").is_some(), authorizer: true, namespace_object: true, variables: vec![] };
+    match_conditions(spec, &scope, path, errors);
 }
 /// Checks of a binding.
 pub fn validate_binding(spec: &Value, path: &Path, errors: &mut Errors) {

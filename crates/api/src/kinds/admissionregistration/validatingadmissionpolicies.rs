@@ -2,6 +2,7 @@
 
 use super::rules;
 use crate::{
+    cel::Type,
     field::{Errors, Path},
     kind::{Hooks, Kind},
     kinds::{
@@ -9,7 +10,7 @@ use crate::{
         values::{list, put, text},
         workload,
     },
-    table,
+    names, table,
 };
 use serde_json::{Value, json};
 
@@ -34,14 +35,33 @@ impl Hooks for ValidatingAdmissionPolicies {
     fn validate(&self, policy: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(policy), Path::new("spec"));
         rules::validate_policy(spec, &path, errors);
-        let validations = list(spec, "validations");
-        if validations.is_empty() && list(spec, "auditAnnotations").is_empty() {
-            errors.required(path.child("validations"), "validations or auditAnnotations must contain at least one item");
+        let scope = rules::policy_scope(spec, &path, errors);
+        let (validations, annotations) = (list(spec, "validations"), list(spec, "auditAnnotations"));
+        if validations.is_empty() && annotations.is_empty() {
+            for key in ["validations", "auditAnnotations"] {
+                errors.required(path.child(key), "validations or auditAnnotations must contain at least one item");
+            }
+        }
+        for (i, annotation) in annotations.iter().enumerate() {
+            let path = path.child("auditAnnotations").index(i);
+            checks::required_checked(annotation, "key", &path, names::qualified_name, errors);
+            let source = text(annotation, "valueExpression");
+            if source.trim().is_empty() {
+                errors.required(path.child("valueExpression"), "valueExpression is not specified");
+            } else {
+                rules::expression(source, &scope, &[Type::String, Type::Null], path.child("valueExpression"), errors);
+            }
         }
         for (i, validation) in validations.iter().enumerate() {
             let path = path.child("validations").index(i);
             if text(validation, "expression").trim().is_empty() {
                 errors.required(path.child("expression"), "expression is not specified");
+            } else {
+                rules::expression(text(validation, "expression"), &scope, &[Type::Bool], path.child("expression"), errors);
+            }
+            let message = text(validation, "messageExpression");
+            if !message.trim().is_empty() {
+                rules::expression(message, &scope, &[Type::String], path.child("messageExpression"), errors);
             }
             if text(validation, "message").contains('\n') {
                 errors.invalid(path.child("message"), text(validation, "message"), "must not contain line breaks");

@@ -84,7 +84,7 @@ impl Hooks for CustomResourceDefinitions {
         }
         validate_spec(spec, old.map(workload::spec), &path, errors);
         if let Some(old) = old {
-            immutable(spec, old, &path, errors);
+            immutable(spec, workload::spec(old), &path, errors);
         }
         approval(definition, errors);
     }

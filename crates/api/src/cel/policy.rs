@@ -1,0 +1,104 @@
+//! What expressions of admission may speak of: policies, their bindings' parameters, and webhooks' match conditions.
+
+use super::{Fields, Program, Type, checker::named_type};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// What is there to speak of, beside `object`, `oldObject` and `request`.
+#[derive(Clone, Debug, Default)]
+pub struct Scope {
+    pub params: bool,
+    pub authorizer: bool,
+    pub namespace_object: bool,
+    /// The policy's own variables, in order.
+    pub variables: Vec<(String, Type)>,
+}
+
+fn object(name: &str, fields: &[(&str, Type)]) -> Type {
+    let fields: BTreeMap<String, Type> = fields.iter().map(|(name, type_)| (name.to_string(), type_.clone())).collect();
+    Type::Object(Arc::new(Fields { name: name.into(), fields }))
+}
+
+/// The type of `request`.
+fn request() -> Type {
+    let kind = object("kubernetes.GroupVersionKind", &[("group", Type::String), ("version", Type::String), ("kind", Type::String)]);
+    let resource = object("kubernetes.GroupVersionResource", &[("group", Type::String), ("version", Type::String), ("resource", Type::String)]);
+    let extra = Type::Map(Box::new(Type::String), Box::new(Type::List(Box::new(Type::String))));
+    let user = object(
+        "kubernetes.UserInfo",
+        &[("username", Type::String), ("uid", Type::String), ("groups", Type::List(Box::new(Type::String))), ("extra", extra)],
+    );
+    object(
+        "kubernetes.AdmissionRequest",
+        &[
+            ("kind", kind.clone()),
+            ("resource", resource.clone()),
+            ("subResource", Type::String),
+            ("requestKind", kind),
+            ("requestResource", resource),
+            ("requestSubResource", Type::String),
+            ("name", Type::String),
+            ("namespace", Type::String),
+            ("operation", Type::String),
+            ("userInfo", user),
+            ("dryRun", Type::Bool),
+            ("options", Type::Dyn),
+            ("uid", Type::String),
+        ],
+    )
+}
+
+impl Scope {
+    /// Compiles an expression. The error is without the words that say whose expression it is.
+    pub fn compile(&self, source: &str) -> Result<Program, String> {
+        let mut names = vec![("object", Type::Dyn), ("oldObject", Type::Dyn), ("request", request())];
+        if self.params {
+            names.push(("params", Type::Dyn));
+        }
+        if self.namespace_object {
+            names.push(("namespaceObject", Type::Dyn));
+        }
+        if self.authorizer {
+            names.push(("authorizer", Type::Opaque("kubernetes.authorization.Authorizer")));
+            names.push(("authorizer.requestResource", Type::Opaque("kubernetes.authorization.ResourceCheck")));
+        }
+        if !self.variables.is_empty() {
+            let fields = self.variables.iter().map(|(name, type_)| (name.as_str(), type_.clone())).collect::<Vec<_>>();
+            names.push(("variables", object("kubernetes.variables", &fields)));
+        }
+        Program::compile(source, &names)
+    }
+
+    /// The same for one that must be of a type; the error is in the words of validation.
+    pub fn check(&self, source: &str, wanted: &[Type]) -> Result<Program, String> {
+        let program = self.compile(source).map_err(|why| format!("compilation failed: {why}"))?;
+        let fits = matches!(program.type_, Type::Dyn | Type::Param(_)) || wanted.contains(&program.type_);
+        if fits {
+            return Ok(program);
+        }
+        let names: Vec<String> = wanted.iter().map(ToString::to_string).collect();
+        Err(format!("must evaluate to {} but got {}", names.join(" or "), program.type_))
+    }
+}
+
+/// Whether a name can be that of a variable.
+pub fn is_identifier(name: &str) -> bool {
+    let shaped = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    shaped && super::types::escape(name).is_some_and(|escaped| escaped == name) && named_type(name).is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn expressions_are_checked_in_their_scope() {
+        let scope = Scope { authorizer: true, ..Scope::default() };
+        assert!(scope.check("object.spec.x == 1 && authorizer.requestResource.check('get').allowed()", &[Type::Bool]).is_ok());
+        assert_eq!(scope.check("'text'", &[Type::Bool]).unwrap_err(), "must evaluate to bool but got string");
+        assert!(scope.check("variables.a", &[Type::Bool]).unwrap_err().contains("undeclared reference to 'variables'"));
+        assert!(scope.check("request.nothing == 1", &[Type::Bool]).unwrap_err().contains("undefined field 'nothing'"));
+        let scope = Scope { variables: vec![("a".into(), Type::Bool)], ..Scope::default() };
+        assert!(scope.check("variables.a", &[Type::Bool]).is_ok());
+        assert!(is_identifier("a1") && !is_identifier("1x") && !is_identifier("in"));
+    }
+}

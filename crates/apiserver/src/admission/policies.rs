@@ -1,0 +1,341 @@
+//! ValidatingAdmissionPolicy and MutatingAdmissionPolicy: expressions that refuse or change objects, bound by bindings, with
+//! parameters.
+//!
+//! Compiled policies are kept by their version, so a write pays only for what its policies compute. Where there is no binding,
+//! a write pays one look at two empty caches.
+
+use super::{
+    AdmissionContext, Plugin,
+    expressions::{self, Asker, Input},
+    matching,
+};
+use crate::cache::{Entry, ResourceCache};
+use api::{
+    Status, Value, apply,
+    cel::{Program, Type, Val, policy::Scope},
+    merge,
+    object::ObjectExt,
+    selector::LabelSelector,
+};
+use parking_lot::Mutex;
+use serde_json::json;
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+};
+use store::Revision;
+
+const GROUP: &str = "admissionregistration.k8s.io";
+/// What all expressions of one policy may cost on one request.
+const POLICY_COST_MAX: u64 = 10_000_000;
+/// Objects that one binding may take its parameters from.
+const PARAMS_MAX: usize = 1000;
+
+/// A policy, compiled.
+struct Policy {
+    name: String,
+    spec: Value,
+    fails: bool,
+    conditions: Vec<(String, Option<Program>)>,
+    variables: Vec<(String, Option<Program>)>,
+    checks: Vec<Check>,
+    mutations: Vec<(bool, Option<Program>)>,
+}
+
+struct Check {
+    expression: String,
+    program: Option<Program>,
+    message: String,
+    message_expression: Option<Program>,
+    reason: String,
+}
+
+impl Policy {
+    fn of(policy: &Value) -> Policy {
+        let spec = policy.get("spec").cloned().unwrap_or_default();
+        let text = |value: &Value, key: &str| value.str_at(key).unwrap_or_default().to_string();
+        let mut scope = Scope { params: spec.at("paramKind").is_some(), authorizer: true, namespace_object: true, variables: vec![] };
+        let compile = |scope: &Scope, source: &str, wanted: &[Type]| scope.check(source, wanted).ok();
+        let conditions =
+            spec.list_at("matchConditions").iter().map(|c| (text(c, "name"), compile(&scope, &text(c, "expression"), &[Type::Bool]))).collect();
+        let mut variables = vec![];
+        for variable in spec.list_at("variables") {
+            let program = scope.compile(&text(variable, "expression")).ok();
+            scope.variables.push((text(variable, "name"), program.as_ref().map_or(Type::Dyn, |program| program.type_.clone())));
+            variables.push((text(variable, "name"), program));
+        }
+        let checks = spec.list_at("validations").iter().map(|check| {
+            let expression = text(check, "expression");
+            Check {
+                program: compile(&scope, &expression, &[Type::Bool]),
+                message: text(check, "message"),
+                message_expression: check.str_at("messageExpression").and_then(|source| compile(&scope, source, &[Type::String])),
+                reason: text(check, "reason"),
+                expression,
+            }
+        });
+        let checks = checks.collect();
+        let mutations = spec.list_at("mutations").iter().map(|mutation| {
+            let is_patch = mutation.str_at("patchType") == Some("JSONPatch");
+            let source = mutation.str_at(if is_patch { "jsonPatch.expression" } else { "applyConfiguration.expression" });
+            (is_patch, source.and_then(|source| scope.compile(source).ok()))
+        });
+        let mutations = mutations.collect();
+        Policy { name: policy.name().into(), fails: text(&spec, "failurePolicy") != "Ignore", conditions, variables, checks, mutations, spec }
+    }
+}
+
+/// Policies of one sort and what is bound to them.
+struct Sort {
+    policies: &'static str,
+    bindings: &'static str,
+    caches: OnceLock<(Arc<ResourceCache>, Arc<ResourceCache>)>,
+    compiled: Mutex<HashMap<String, (Revision, Arc<Policy>)>>,
+}
+
+impl Sort {
+    fn new(policies: &'static str, bindings: &'static str) -> Sort {
+        Sort { policies, bindings, caches: OnceLock::new(), compiled: Mutex::default() }
+    }
+
+    fn caches(&self, cx: &AdmissionContext<'_>) -> &(Arc<ResourceCache>, Arc<ResourceCache>) {
+        self.caches.get_or_init(|| (cx.server.cache.resource(GROUP, self.policies), cx.server.cache.resource(GROUP, self.bindings)))
+    }
+
+    fn policy(&self, entry: &Entry) -> Arc<Policy> {
+        let mut compiled = self.compiled.lock();
+        if let Some((revision, policy)) = compiled.get(entry.name())
+            && *revision == entry.revision
+        {
+            return policy.clone();
+        }
+        let policy = Arc::new(Policy::of(&entry.value()));
+        compiled.insert(entry.name().to_string(), (entry.revision, policy.clone()));
+        policy
+    }
+
+    /// All policies with their bindings, in order of names.
+    fn bound(&self, cx: &AdmissionContext<'_>) -> Vec<(Arc<Policy>, Vec<Value>)> {
+        let (policies, bindings) = self.caches(cx);
+        if policies.is_empty() || bindings.is_empty() || matching::is_exempt(cx) {
+            return vec![];
+        }
+        let bindings: Vec<Value> = bindings.snapshot().entries(None).map(|entry| entry.value()).collect();
+        let snapshot = policies.snapshot();
+        let all = snapshot.entries(None).filter_map(|entry| {
+            let own: Vec<Value> = bindings.iter().filter(|binding| binding.str_at("spec.policyName") == Some(entry.name())).cloned().collect();
+            (!own.is_empty()).then(|| (self.policy(entry), own))
+        });
+        all.collect()
+    }
+}
+
+/// The objects that a binding takes its parameters from; null where the policy has none.
+fn params(cx: &AdmissionContext<'_>, policy: &Policy, binding: &Value) -> Result<Vec<Value>, String> {
+    let Some(kind) = policy.spec.get("paramKind") else { return Ok(vec![Value::Null]) };
+    let Some(reference) = binding.at("spec.paramRef") else { return Ok(vec![Value::Null]) };
+    let (group, _) = kind.api_version().rsplit_once('/').unwrap_or(("", kind.api_version()));
+    let catalogue = cx.server.catalogue.load();
+    let Some(record) = catalogue.kind(group, kind.kind()) else {
+        return Err(format!("failed to find resource referenced by paramKind: '{}, Kind={}'", kind.api_version(), kind.kind()));
+    };
+    let namespace = match (record.namespaced_scope(), reference.str_at("namespace")) {
+        (false, _) => "",
+        (true, Some(namespace)) if !namespace.is_empty() => namespace,
+        (true, _) if cx.namespace.is_empty() => return Err("cannot use namespaced paramRef in policy binding that matches cluster-scoped resources".into()),
+        (true, _) => cx.namespace,
+    };
+    let cache = cx.server.cache.of(record);
+    let found: Vec<Value> = match reference.str_at("name").filter(|name| !name.is_empty()) {
+        Some(name) => cache.get(namespace, name).map(|entry| entry.value()).into_iter().collect(),
+        None => {
+            let selector = reference.get("selector").map(LabelSelector::from_value).transpose()?.unwrap_or_default();
+            let snapshot = cache.snapshot();
+            let entries = snapshot.entries(Some(namespace).filter(|namespace| !namespace.is_empty()));
+            entries.filter(|entry| selector.matches(|key| entry.label(key))).take(PARAMS_MAX).map(|entry| entry.value()).collect()
+        }
+    };
+    match (found.is_empty(), reference.str_at("parameterNotFoundAction")) {
+        (true, Some("Allow")) => Ok(vec![]),
+        (true, _) => Err("no params found for policy binding with `Deny` parameterNotFoundAction".into()),
+        _ => Ok(found),
+    }
+}
+
+/// Whether policy and binding are about the request, and in which version the policy wants to see it.
+fn concerns(policy: &Policy, binding: &Value, cx: &AdmissionContext<'_>, object: &Value) -> Option<String> {
+    let version = policy.spec.get("matchConstraints").map_or(Some(cx.request_version().to_string()), |m| matching::matches(m, "resourceRules", cx, object))?;
+    match binding.at("spec.matchResources") {
+        Some(resources) => matching::matches(resources, "resourceRules", cx, object).map(|_| version),
+        None => Some(version),
+    }
+}
+
+/// What a policy finds wrong: the message, and the reason of the answer.
+struct Finding {
+    message: String,
+    reason: String,
+}
+
+pub struct ValidatingPolicies(Sort);
+
+impl Default for ValidatingPolicies {
+    fn default() -> ValidatingPolicies {
+        ValidatingPolicies(Sort::new("validatingadmissionpolicies", "validatingadmissionpolicybindings"))
+    }
+}
+
+/// All that one policy with one set of parameters finds. Errors of a policy that may fail are no findings.
+fn judge(policy: &Policy, cx: &AdmissionContext<'_>, object: &Value, version: &str, params: Value) -> Vec<Finding> {
+    let input = Input::of(cx, object, version, params);
+    let asker = Asker::new(cx);
+    let names = expressions::variables(&input, Some(&asker));
+    let mut budget = POLICY_COST_MAX;
+    let failed = |message: String| if policy.fails { vec![Finding { message, reason: "Invalid".into() }] } else { vec![] };
+    match expressions::conditions_hold(&policy.conditions, &names, &mut budget) {
+        Ok(true) => {}
+        Ok(false) => return vec![],
+        Err(why) => return failed(why),
+    }
+    let names = expressions::with_computed(names, &policy.variables, &mut budget);
+    let mut findings = vec![];
+    for check in &policy.checks {
+        let expression = check.expression.trim();
+        let Some(program) = &check.program else {
+            findings.extend(failed(format!("expression '{expression}' resulted in error: it cannot be compiled")));
+            continue;
+        };
+        match expressions::run(program, &names, &mut budget) {
+            Ok(Val::Bool(true)) => {}
+            Ok(_) => {
+                let computed = check.message_expression.as_ref().and_then(|program| match expressions::run(program, &names, &mut budget) {
+                    Ok(Val::String(text)) if !text.trim().is_empty() && !text.contains('\n') => Some(text.trim().to_string()),
+                    _ => None,
+                });
+                let given = Some(check.message.trim().to_string()).filter(|message| !message.is_empty());
+                let message = computed.or(given).unwrap_or_else(|| format!("failed expression: {expression}"));
+                let reason = if check.reason.is_empty() { "Invalid".to_string() } else { check.reason.clone() };
+                findings.push(Finding { message, reason });
+            }
+            Err(why) => findings.extend(failed(format!("expression '{expression}' resulted in error: {why}"))),
+        }
+    }
+    findings
+}
+
+fn refuse(cx: &AdmissionContext<'_>, object: &Value, what: &str, finding: &Finding) -> Status {
+    let mut status = cx.forbidden(object, format!("{what} denied request: {}", finding.message));
+    let (code, reason) = match finding.reason.as_str() {
+        "Forbidden" => (403, "Forbidden"),
+        "RequestEntityTooLarge" => (413, "RequestEntityTooLarge"),
+        "Unauthorized" => (401, "Unauthorized"),
+        _ => (422, "Invalid"),
+    };
+    status.code = code;
+    status.reason = reason.into();
+    status.with_cause("", finding.message.clone(), "")
+}
+
+#[async_trait::async_trait]
+impl Plugin for ValidatingPolicies {
+    fn name(&self) -> &'static str {
+        "ValidatingAdmissionPolicy"
+    }
+    async fn validate(&self, cx: &AdmissionContext<'_>, object: &Value) -> Result<(), Status> {
+        for (policy, bindings) in self.0.bound(cx) {
+            for binding in bindings {
+                let Some(version) = concerns(&policy, &binding, cx, object) else { continue };
+                let what = format!("ValidatingAdmissionPolicy '{}' with binding '{}'", policy.name, binding.name());
+                let findings = match params(cx, &policy, &binding) {
+                    Ok(all) => all.into_iter().flat_map(|params| judge(&policy, cx, object, &version, params)).collect(),
+                    Err(why) if policy.fails => vec![Finding { message: format!("failed to configure binding: {why}"), reason: "Invalid".into() }],
+                    Err(_) => vec![],
+                };
+                let acts = |action: &str| binding.list_at("spec.validationActions").iter().any(|known| known == action);
+                for finding in &findings {
+                    if acts("Warn") {
+                        cx.warnings.add(format!("Validation failed for {what}: {}", finding.message));
+                    }
+                    if acts("Deny") {
+                        return Err(refuse(cx, object, &what, finding));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+pub struct MutatingPolicies(Sort);
+
+impl Default for MutatingPolicies {
+    fn default() -> MutatingPolicies {
+        MutatingPolicies(Sort::new("mutatingadmissionpolicies", "mutatingadmissionpolicybindings"))
+    }
+}
+
+/// The object after one policy's mutations; `None` if its conditions leave it alone.
+fn mutated(policy: &Policy, cx: &AdmissionContext<'_>, object: &Value, version: &str, params: Value) -> Result<Option<Value>, String> {
+    let mut shown = cx.shown(object, version);
+    for (is_patch, program) in &policy.mutations {
+        let input = Input { object: shown.clone(), ..Input::of(cx, object, version, params.clone()) };
+        let asker = Asker::new(cx);
+        let names = expressions::variables(&input, Some(&asker));
+        let mut budget = POLICY_COST_MAX;
+        if !expressions::conditions_hold(&policy.conditions, &names, &mut budget)? {
+            return Ok(None);
+        }
+        let names = expressions::with_computed(names, &policy.variables, &mut budget);
+        let program = program.as_ref().ok_or("its expression cannot be compiled")?;
+        let made = expressions::run(program, &names, &mut budget)?;
+        let made = made.to_json().ok_or("its expression gives no object")?;
+        shown = if *is_patch {
+            let operations: Vec<Value> = made.as_array().cloned().unwrap_or_default();
+            merge::json_patch(&shown, &bytes::Bytes::from(json!(operations).to_string())).map_err(|status| status.message)?
+        } else {
+            let forbidden = ["apiVersion", "kind", "metadata.name", "metadata.namespace", "metadata.uid"];
+            if let Some(field) = forbidden.iter().find(|field| made.at(field).is_some_and(|value| Some(value) != shown.at(field))) {
+                return Err(format!("invalid ApplyConfiguration: may not mutate {field}"));
+            }
+            apply::merged(&shown, &made, cx.kind, version)
+        };
+    }
+    Ok(Some(cx.stored(shown, version)))
+}
+
+#[async_trait::async_trait]
+impl Plugin for MutatingPolicies {
+    fn name(&self) -> &'static str {
+        "MutatingAdmissionPolicy"
+    }
+    async fn admit(&self, cx: &AdmissionContext<'_>, object: &mut Value) -> Result<(), Status> {
+        if object.is_null() {
+            return Ok(());
+        }
+        for (policy, bindings) in self.0.bound(cx) {
+            for binding in bindings {
+                let Some(version) = concerns(&policy, &binding, cx, object) else { continue };
+                let all = match params(cx, &policy, &binding) {
+                    Ok(all) => all,
+                    Err(why) if policy.fails => return Err(failed_policy(cx, object, &policy, &binding, &format!("failed to configure binding: {why}"))),
+                    Err(_) => continue,
+                };
+                for params in all {
+                    match mutated(&policy, cx, object, &version, params) {
+                        Ok(Some(changed)) => *object = changed,
+                        Ok(None) => {}
+                        Err(why) if policy.fails => return Err(failed_policy(cx, object, &policy, &binding, &why)),
+                        Err(_) => {}
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn failed_policy(cx: &AdmissionContext<'_>, object: &Value, policy: &Policy, binding: &Value, why: &str) -> Status {
+    let message = why.to_string();
+    let what = format!("policy '{}' with binding '{}'", policy.name, binding.name());
+    refuse(cx, object, &what, &Finding { message, reason: "Invalid".into() })
+}
