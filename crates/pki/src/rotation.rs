@@ -69,7 +69,7 @@ impl Held {
     /// How it stands.
     pub fn standing(&self, now_unix_s: i64) -> Standing {
         let life = self.not_after_unix_s - self.not_before_unix_s;
-        let near = self.not_before_unix_s + life / 100 * i64::try_from(RENEW_TO_PERCENT).unwrap_or(90);
+        let near = self.not_before_unix_s + life * i64::try_from(RENEW_TO_PERCENT).unwrap_or(90) / 100;
         match now_unix_s {
             now if now >= self.not_after_unix_s => Standing::Expired,
             now if now > near => Standing::Near,
@@ -319,6 +319,11 @@ mod tests {
         let all = [directory.path()];
         let now = crate::now_unix_s();
         assert!(renew_due(&all, None, now + 50).unwrap().is_empty());
+        let standings =
+            |at| inventory(&all).unwrap().iter().filter(|held| held.name == "apiserver").map(|held| held.standing(at)).collect::<Vec<_>>();
+        assert_eq!(standings(now + 50), [Standing::Good]);
+        assert_eq!(standings(now + 95), [Standing::Near]);
+        assert_eq!(standings(now + 101), [Standing::Expired]);
         assert_eq!(renew_due(&all, Some(Duration::from_secs(86_400)), now + 95).unwrap(), ["admin.kubeconfig", "apiserver"]);
         assert!(renew_due(&all, None, now + 95).unwrap().is_empty());
         assert!(next_due_unix_s(&all).unwrap().unwrap() > now + 40_000);

@@ -85,7 +85,7 @@ pub async fn join(server: &str, token: Option<&JoinToken>, directory: &Path, nam
     let issued = loop {
         match client_with_token(server, &authority_pem, token, directory, name, &key_pem).await {
             Ok(issued) => break issued,
-            Err(error) if is_refusal(&error) => return Err(error.context(REFUSED)),
+            Err(error) if is_refusal(&error) => bail!(REFUSED),
             Err(error) => tracing::warn!("no certificate yet: {error:#}"),
         }
         tokio::time::sleep(RETRY_EVERY).await;

@@ -13,6 +13,8 @@ use tokio::time::Instant;
 pub const SERVERS_MAX: usize = 64;
 /// A server that answers TCP, but nothing more, for so long hangs: its connections are given up.
 pub const HANGS_AFTER: Duration = Duration::from_secs(3);
+/// How long a server that the cluster no longer names is asked on.
+pub const FORMER_KEPT: Duration = Duration::from_secs(3_600);
 /// A server that has come back is given its share over this time.
 pub const SLOW_START: Duration = Duration::from_secs(10);
 /// A connection counts as quiet, and can be moved, after this time without a byte.
@@ -53,7 +55,7 @@ pub enum Source {
     Kept,
     /// A flag names it.
     Seed,
-    /// The cluster named it once. It goes when its last connection has.
+    /// The cluster named it once. It is asked on for a while: it may be the one that returns when all others have gone.
     Former,
 }
 
@@ -68,6 +70,10 @@ pub enum Action {
 #[derive(Clone, Debug)]
 struct Entry {
     source: Source,
+    /// A flag names it: it is never forgotten.
+    is_seed: bool,
+    /// Since when the cluster no longer names it.
+    former_since: Option<Instant>,
     health: Health,
     /// Since when the health is this one.
     since: Instant,
@@ -101,8 +107,11 @@ impl Servers {
     fn add(&mut self, server: Server, source: Source, now: Instant) {
         if let Some(entry) = self.entries.get_mut(&server) {
             entry.source = entry.source.min(source);
+            entry.is_seed |= source == Source::Seed;
         } else if self.entries.len() < SERVERS_MAX {
-            self.entries.insert(server, Entry { source, health: Health::Unknown, since: now, returned: None, connections: 0 });
+            let is_seed = source == Source::Seed;
+            let entry = Entry { source, is_seed, former_since: None, health: Health::Unknown, since: now, returned: None, connections: 0 };
+            self.entries.insert(server, entry);
         }
     }
 
@@ -119,25 +128,28 @@ impl Servers {
             return false;
         }
         for (server, entry) in &mut self.entries {
-            // Seeds stay: behind one may be a load balancer that reaches servers nobody has named here.
-            if entry.source != Source::Seed && !after.contains(server) {
-                entry.source = Source::Former;
+            if after.contains(server) {
+                continue;
             }
+            // Seeds stay: behind one may be a load balancer that reaches servers nobody has named here.
+            entry.source = if entry.is_seed { Source::Seed } else { Source::Former };
+            entry.former_since.get_or_insert(now);
         }
         for server in after {
             self.add(server.clone(), Source::Learned, now);
             if let Some(entry) = self.entries.get_mut(&server) {
-                entry.source = Source::Learned;
+                (entry.source, entry.former_since) = (Source::Learned, None);
             }
         }
         self.has_learned = true;
-        self.forget();
+        self.forget(now);
         true
     }
 
-    /// Former servers go when nobody is connected to them, or when they are dead.
-    fn forget(&mut self) {
-        self.entries.retain(|_, entry| entry.source != Source::Former || (entry.connections > 0 && entry.health != Health::Dead));
+    /// Former servers go when their time is over and nobody is connected to them.
+    fn forget(&mut self, now: Instant) {
+        let over = |entry: &Entry| entry.former_since.is_some_and(|since| now.duration_since(since) >= FORMER_KEPT);
+        self.entries.retain(|_, entry| entry.source != Source::Former || entry.connections > 0 || !over(entry));
     }
 
     /// What the cluster has named last, in order.
@@ -182,7 +194,7 @@ impl Servers {
             actions.push(Action::Changed(server.clone(), health));
         }
         actions.extend(self.cuts());
-        self.forget();
+        self.forget(now);
         actions
     }
 
@@ -235,7 +247,6 @@ impl Servers {
         if let Some(entry) = self.entries.get_mut(server) {
             entry.connections = entry.connections.saturating_sub(1);
         }
-        self.forget();
     }
 
     /// The server from which one quiet connection should move, if the load is uneven. Asked now and then, it lets a server
@@ -372,12 +383,18 @@ mod tests {
         assert!(!servers.learn(&[server(3), server(2), server(1)], now), "the same in another order");
         connect(&mut servers, 3, now);
         assert!(servers.learn(&[server(2), server(4)], now));
-        // The first one was named at the start, too, but the cluster no longer names it: it goes with its last connection.
+        servers.checked(&server(4), Verdict::Ready, now);
+        // The third one is no longer named: its connections move, and after a while it is forgotten.
+        assert_eq!(servers.overloaded(now), Some(server(3)));
+        servers.closed(&server(3));
         assert_eq!(servers.all().len(), 4);
-        assert_eq!(servers.overloaded(now), Some(server(1)));
-        servers.closed(&server(1));
-        servers.checked(&server(3), Verdict::Gone, now);
-        assert_eq!(servers.all(), [server(2), server(4)]);
+        for number in [2, 4] {
+            servers.checked(&server(number), Verdict::Gone, now);
+        }
+        assert_eq!(servers.choose(&[server(1)], 0, now), Some(server(3)), "it may be the one that is left");
+        servers.checked(&server(3), Verdict::Gone, now + FORMER_KEPT);
+        // The first one stays, because a flag names it.
+        assert_eq!(servers.all(), [server(1), server(2), server(4)]);
     }
 
     #[test]
