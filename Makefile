@@ -26,6 +26,7 @@ test: setup images ## everything that must pass: house rules, unit and API tests
 	@cargo xtask tidy
 	@cargo test --workspace --quiet --exclude regent --all-targets
 	@cargo test --package regent --quiet --bins
+	@cargo test --package regent --quiet --test operations
 	@$(MAKE) --no-print-directory e2e
 
 unit: setup ## the tests that need no cluster
