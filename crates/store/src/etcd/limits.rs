@@ -34,3 +34,6 @@ pub const WATCH_RETRY_MS: (u64, u64) = (20, 1_000);
 pub const WATCH_ANSWERS_MAX: usize = 64;
 /// How long a member may take to move its whole database into a new file, in seconds.
 pub const DEFRAGMENT_S: u64 = 120;
+/// What a member may send ahead on one connection, and on one call of it.
+pub const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+pub const STREAM_WINDOW_BYTES: u32 = 2 << 20;

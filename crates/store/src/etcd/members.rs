@@ -46,7 +46,10 @@ impl Member {
             .map_err(|error| unusable(&error))?
             .connect_timeout(ms(CONNECT_MS))
             .tcp_nodelay(true)
-            .http2_adaptive_window(true)
+            // Fixed, not adaptive: h2 takes half of the connection's window for how much overhead small answers may have before it
+            // ends the connection as hostile, and hundreds of writes at once are nothing but small answers.
+            .initial_connection_window_size(super::limits::CONNECTION_WINDOW_BYTES)
+            .initial_stream_window_size(super::limits::STREAM_WINDOW_BYTES)
             .http2_keep_alive_interval(Duration::from_secs(KEEP_ALIVE_S.0))
             .keep_alive_timeout(Duration::from_secs(KEEP_ALIVE_S.1));
         match url.split_once("://").map(|(scheme, _)| scheme) {

@@ -47,17 +47,19 @@ impl Etcd {
             let key = format!("{KEY}/{number}");
             let mut standing = None;
             while reached.load(SeqCst) < wanted.0 {
-                let (key, value) = (key.clone(), "".into());
                 let write = match standing {
-                    None => Write::Create { key, value },
-                    Some(expected) => Write::Update { key, value, expected },
+                    None => Write::Create { key: key.clone(), value: "".into() },
+                    Some(expected) => Write::Update { key: key.clone(), value: "".into(), expected },
                 };
-                match self.commit(write).await? {
-                    Outcome::Committed(revision) => {
+                match self.commit(write).await {
+                    Ok(Outcome::Committed(revision)) => {
                         standing = Some(revision);
                         reached.fetch_max(revision.0, SeqCst);
                     }
-                    Outcome::Conflict(found) => standing = found.map(|kv| kv.modified),
+                    Ok(Outcome::Conflict(found)) => standing = found.map(|kv| kv.modified),
+                    // Whether or not it was done, the next look at the key tells.
+                    Err(Error::Unknown(_)) => standing = self.get(&key).await?.map(|kv| kv.modified),
+                    Err(error) => return Err(error),
                 }
                 if number == 0 {
                     progress(Revision(reached.load(SeqCst)));

@@ -16,6 +16,8 @@ const WRITES_MAX: usize = 256;
 const PAGE_KEYS: usize = 500;
 /// Keys of the snapshot that may wait for the store.
 const KEYS_WAITING_MAX: usize = 512;
+/// How often a write is asked for whose answer did not come.
+const ATTEMPTS: usize = 5;
 /// Revisions by which a restored store stands beyond everything that was ever seen of the cluster.
 const STEP_REVISIONS: u64 = 1_000_000;
 /// More changes per second than any cluster makes: what is added for the time since a snapshot whose store cannot be read.
@@ -124,12 +126,27 @@ pub async fn restore_into(store: &dyn Store, path: &Path, secret: Option<&Secret
     }
 }
 
+/// One write, asked for again where its answer was lost. Nobody else writes, so what stands there then says whether it was done.
 async fn commit(store: &dyn Store, write: Write) -> Result<()> {
-    let key = write.key().to_string();
-    match store.commit(write).await? {
-        Outcome::Committed(_) => Ok(()),
-        Outcome::Conflict(_) => Err(Error::Contended { key }),
+    for _ in 1..ATTEMPTS {
+        let failure = match store.commit(write.clone()).await {
+            Ok(outcome) => return judge(&write, outcome),
+            Err(error @ (crate::Error::Unknown(_) | crate::Error::Unavailable(_))) => error,
+            Err(error) => return Err(error.into()),
+        };
+        tracing::debug!(error = %failure, key = write.key(), "a write of the restore is asked for again");
     }
+    judge(&write, store.commit(write.clone()).await?)
+}
+
+fn judge(write: &Write, outcome: Outcome) -> Result<()> {
+    let done = match (&outcome, write) {
+        (Outcome::Committed(_), _) => true,
+        (Outcome::Conflict(None), Write::Delete { .. }) => true,
+        (Outcome::Conflict(Some(kv)), Write::Create { value, .. } | Write::Update { value, .. }) => kv.value == *value,
+        (Outcome::Conflict(_), _) => false,
+    };
+    if done { Ok(()) } else { Err(Error::Contended { key: write.key().to_string() }) }
 }
 
 fn read_keys(path: &Path, secret: Option<&Secret>, keys: &mpsc::Sender<Result<KeyValue>>) -> Result<()> {
