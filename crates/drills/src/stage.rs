@@ -280,10 +280,10 @@ impl Stage {
         self.on_node(node, &format!("nft add table ip {BLOCK} && {}", rules.join(" && "))).map(|_| ())
     }
 
-    /// `kubectl drain` as the seed does it, and whatever further flags.
+    /// `kubectl drain` with these flags. It cordons the node even where it refuses.
     pub fn drain(&self, node: &str, flags: &str) -> Result<String> {
         self.broke(Broken::Cordoned { node: node.into() });
-        self.kubectl(&format!("drain {node} --force {flags}"))
+        self.kubectl(&format!("drain {node} {flags}"))
     }
 
     /// Lets pods be scheduled there again.

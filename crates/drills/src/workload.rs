@@ -9,7 +9,7 @@ pub const API_OBJECT: &str = "api-calls";
 /// As in the seeds' example.
 pub const NODE_PORT: u16 = 31000;
 /// How long a pod that is to end goes on serving, in seconds: until every node's routing has left it.
-const PRE_STOP_S: u32 = 3;
+const PRE_STOP_S: u32 = 5;
 
 /// The Service's name in the cluster DNS.
 pub fn dns_name() -> String {
@@ -50,7 +50,7 @@ spec:
   template:
     metadata: {{labels: {{app: {APP}}}}}
     spec:
-      terminationGracePeriodSeconds: 10
+      terminationGracePeriodSeconds: 15
       topologySpreadConstraints:
       - maxSkew: 1
         topologyKey: kubernetes.io/hostname

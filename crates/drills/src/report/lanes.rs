@@ -85,8 +85,12 @@ impl Row {
     }
 }
 
+/// Over the pods that no node has yet.
+const NOT_PLACED: &str = "not placed";
+
 /// The lanes in the order in which they are drawn: endpoints, then each node with its pods, what is nowhere yet, leaders.
-pub fn lanes(events: &[Event], end_ms: u64) -> Vec<Lane> {
+/// What was over before `begin_ms` is left out.
+pub fn lanes(events: &[Event], begin_ms: u64, end_ms: u64) -> Vec<Lane> {
     let (mut nodes, mut leaders): (BTreeMap<String, Row>, BTreeMap<String, Row>) = (BTreeMap::new(), BTreeMap::new());
     // Pods by node (empty: not placed), name and UID.
     let mut pods: BTreeMap<(String, String, String), Row> = BTreeMap::new();
@@ -139,6 +143,7 @@ pub fn lanes(events: &[Event], end_ms: u64) -> Vec<Lane> {
     }
     let lane = |label: String, kind: Kind, mut row: Row| {
         row.close(end_ms);
+        row.bars.retain(|bar| bar.to_ms > begin_ms);
         Lane { label, kind, bars: row.bars }
     };
     let mut all = vec![lane("ready endpoints".into(), Kind::Endpoints, counted)];
@@ -147,7 +152,7 @@ pub fn lanes(events: &[Event], end_ms: u64) -> Vec<Lane> {
     for name in names {
         match nodes.remove(&name) {
             Some(row) => all.push(lane(name.clone(), Kind::Node, row)),
-            None if pods.keys().any(|key| key.0 == name) => all.push(Lane { label: "not placed".into(), kind: Kind::Node, bars: Vec::new() }),
+            None if pods.keys().any(|key| key.0 == name) => all.push(Lane { label: NOT_PLACED.into(), kind: Kind::Node, bars: Vec::new() }),
             None => {}
         }
         let own: Vec<_> = pods.keys().filter(|key| key.0 == name).cloned().collect();
@@ -159,6 +164,9 @@ pub fn lanes(events: &[Event], end_ms: u64) -> Vec<Lane> {
     }
     all.extend(leaders.into_iter().map(|(name, row)| lane(name, Kind::Leader, row)));
     all.retain(|lane| lane.kind != Kind::Pod || lane.bars.iter().any(|bar| bar.to_ms > bar.from_ms));
+    if all.iter().rposition(|lane| lane.kind == Kind::Pod) < all.iter().position(|lane| lane.label == NOT_PLACED) {
+        all.retain(|lane| lane.label != NOT_PLACED);
+    }
     all
 }
 
@@ -184,7 +192,7 @@ mod tests {
             event(30, pod("n", "Running", true)),
             event(40, What::PodGone { uid: "u".into(), name: "web-1".into(), node: "n".into() }),
         ];
-        let lanes = lanes(&events, 100);
+        let lanes = lanes(&events, 5, 100);
         let shown: Vec<_> =
             lanes.iter().map(|l| (l.label.as_str(), l.bars.iter().map(|b| (b.state.as_str(), b.from_ms, b.to_ms)).collect::<Vec<_>>())).collect();
         assert_eq!(
@@ -197,6 +205,8 @@ mod tests {
                 ("web-1", vec![("pending", 10, 20)]),
             ]
         );
+        let later: Vec<String> = super::lanes(&events, 50, 100).into_iter().map(|lane| lane.label).collect();
+        assert_eq!(later, ["ready endpoints", "n"]);
     }
 
     #[test]

@@ -56,7 +56,7 @@ pub fn draw(outcome: &Outcome) -> String {
     let end_ms = outcome.ended_ms.max(begin_ms + 1000);
     let zero_ms = moments.iter().find(|moment| moment.mark == Mark::Fault).map_or(begin_ms, |moment| moment.at_ms);
     let mut picture = Picture { svg: String::new(), begin_ms, zero_ms, end_ms };
-    let rows = lanes::lanes(&outcome.events, end_ms);
+    let rows = lanes::lanes(&outcome.events, begin_ms, end_ms);
     let strips: Vec<Way> = Way::APPLICATION.into_iter().chain(Way::API).filter(|way| outcome.strips.contains_key(way)).collect();
     let lane_height = |kind: Kind| match kind {
         Kind::Node => 22.0,

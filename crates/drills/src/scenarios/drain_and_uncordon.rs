@@ -69,14 +69,14 @@ async fn drained(stage: &Stage) -> Result<()> {
     };
     stage.wait("a DaemonSet's pod and a bare one there", 40, present).await?;
     // Without its flags a drain refuses, names what it would lose, and evicts nothing.
-    let refusal = stage.kubectl(&format!("drain {VICTIM}")).err().map(|error| error.to_string()).unwrap_or_else(|| "it went through".into());
+    let refusal = stage.drain(VICTIM, "").map_or_else(|error| error.to_string(), |_| "it went through".into());
     let names_all = ["DaemonSet", "--delete-emptydir-data", "--force"].iter().all(|part| refusal.contains(part));
     stage.check("a drain without flags refuses and says why", names_all && stage.view().ready(APP).count() == replicas, refusal);
     stage.fault(format!("kubectl drain {VICTIM} --force --ignore-daemonsets --delete-emptydir-data"));
     if stage.sabotaged() {
         stage.kubectl(&format!("delete pod -n {NAMESPACE} -l app={APP} --force --grace-period=0"))?;
     }
-    let said = stage.drain(VICTIM, "--ignore-daemonsets --delete-emptydir-data --timeout=60s")?;
+    let said = stage.drain(VICTIM, "--force --ignore-daemonsets --delete-emptydir-data --timeout=60s")?;
     stage.check("the node is drained", said.contains("drained"), said.lines().last().unwrap_or_default());
     let elsewhere = |view: &crate::timeline::View| {
         let well = view.ready(APP).filter(|pod| pod.node != VICTIM).count();

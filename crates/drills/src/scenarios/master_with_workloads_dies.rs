@@ -32,7 +32,7 @@ spec:
   template:
     metadata: {{labels: {{app: {APP}, place: master}}}}
     spec:
-      terminationGracePeriodSeconds: 5
+      terminationGracePeriodSeconds: 15
       nodeSelector: {{kubernetes.io/hostname: {SERVER}}}
       tolerations: [{{operator: Exists}}]
       containers:
@@ -40,7 +40,7 @@ spec:
         image: nginx:1.22
         imagePullPolicy: IfNotPresent
         ports: [{{containerPort: 80, name: http}}]
-        lifecycle: {{preStop: {{exec: {{command: [sleep, "3"]}}}}}}
+        lifecycle: {{preStop: {{exec: {{command: [sleep, "5"]}}}}}}
         readinessProbe: {{httpGet: {{path: /, port: http}}, periodSeconds: 1}}
         volumeMounts: [{{name: site, mountPath: /etc/nginx/conf.d}}]
       volumes: [{{name: site, configMap: {{name: site}}}}]
