@@ -266,6 +266,19 @@ async fn a_write_whose_answer_is_lost_is_recognised_or_called_unknown() {
     let kv = direct.get("/u/a").await.unwrap().unwrap();
     assert_eq!((kv.value, kv.modified), (Bytes::from("1"), created));
 
+    // Gone again before anyone could look: it is not made a second time, for another has deleted it.
+    let remove = async {
+        let kv = eventually("the create", || async { direct.get("/u/gone").await.unwrap() }).await;
+        expect_committed(direct.commit(Write::Delete { key: "/u/gone".into(), expected: kv.modified }).await)
+    };
+    proxy.mute(false);
+    let both = Etcd::connect(Config { endpoints: muted_first.to_vec(), ..cluster.config() }).await.unwrap();
+    both.revision().await.unwrap();
+    proxy.mute(true);
+    let (outcome, deleted) = tokio::join!(both.commit(Write::Create { key: "/u/gone".into(), value: "1".into() }), remove);
+    assert!(matches!(outcome, Err(Error::Unknown(_))), "{outcome:?}");
+    assert_eq!((direct.get("/u/gone").await.unwrap(), direct.revision().await.unwrap()), (None, deleted));
+
     // No way is left: nobody knows, and nobody says that it was not done.
     let asked = Instant::now();
     let outcome = alone.commit(Write::Create { key: "/u/b".into(), value: "1".into() }).await;
