@@ -84,12 +84,16 @@ impl Member {
             ("peer-cert-file", file("peer.crt")),
             ("peer-key-file", file("peer.key")),
             ("snapshot-count", SNAPSHOT_EVERY_CHANGES.to_string()),
-            // A member that was cut off must not unseat a leader that the others are content with.
-            ("pre-vote", "true".into()),
             ("log-level", "warn".into()),
         ];
         let own = flags.into_iter().map(|(name, value)| format!("--{name}={value}"));
-        own.chain(store::etcd::flags::tuning()).chain(self.extra.iter().cloned()).collect()
+        own.chain(store::etcd::flags::tuning_of(&self.version())).chain(self.extra.iter().cloned()).collect()
+    }
+
+    /// What the program says of itself; nothing if it cannot be run, which starting it will tell.
+    fn version(&self) -> String {
+        let said = std::process::Command::new(&self.binary).arg("--version").output();
+        said.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
     }
 
     /// Whether this member has been started before.
