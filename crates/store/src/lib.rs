@@ -116,7 +116,9 @@ pub enum Error {
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
     /// What is on disk is not what was written, or cannot be read. Trying again does not help, and nothing is served from it any more.
-    #[error("the store is damaged: {0}; bring the newest good snapshot back with `regent snapshot restore FILE` (`regent snapshot list` shows what there is)")]
+    #[error(
+        "the store is damaged: {0}; bring the newest good snapshot back with `regent snapshot restore FILE` (`regent snapshot list` shows what there is)"
+    )]
     Damaged(String),
     /// Reads go on, but nothing can be written: the disk is full or read-only. Writes go on by themselves when that is mended.
     #[error("the store cannot be written: {0}")]
