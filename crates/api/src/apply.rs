@@ -175,7 +175,7 @@ fn schema_of(writer: &Writer<'_>) -> std::sync::Arc<Schema> {
 /// The object that nobody has set anything in: what Go shows of an empty one.
 fn blank(schema: &Schema) -> Value {
     let mut map = Map::new();
-    for field in &schema.fields {
+    for field in schema.fields.iter().filter(|field| field.always.is_some() || !field.omit_zero) {
         let value = match (field.always, field.required, field.schema.type_) {
             (Some(Zero::Object), ..) | (None, true, Type::Object) => blank(&field.schema),
             (Some(always), ..) => always.value(),

@@ -91,12 +91,8 @@ pub fn join(server: &Arc<Server>) {
     let mut made = server.definitions.made.lock();
     let mut now: BTreeMap<String, (Value, Arc<Kind>)> = BTreeMap::new();
     for definition in definitions.iter().filter(|definition| is_established(definition)) {
-        let from = json!([
-            definition.get("spec"),
-            definition.at("status.acceptedNames"),
-            definition.uid(),
-            definition.deletion_timestamp().is_some(),
-        ]);
+        let from =
+            json!([definition.get("spec"), definition.at("status.acceptedNames"), definition.uid(), definition.deletion_timestamp().is_some(),]);
         let known = made.get(definition.name()).filter(|(known, _)| *known == from).map(|(_, kind)| kind.clone());
         if let Some(kind) = known.or_else(|| custom::kind(definition).map(Arc::new)) {
             now.insert(definition.name().to_string(), (from, kind));
@@ -173,8 +169,13 @@ fn accept(definition: &mut Value, all: &[Value], now: &str) -> bool {
             Some(Value::String(name)) if before.str_at(key) != Some(name) && used.contains(name) => Some(taken(name)),
             Some(Value::Array(list)) => {
                 let ours = before.list_at(key);
-                let bad: Vec<String> =
-                    list.iter().filter(|name| !ours.contains(name)).filter_map(Value::as_str).filter(|name| used.contains(*name)).map(taken).collect();
+                let bad: Vec<String> = list
+                    .iter()
+                    .filter(|name| !ours.contains(name))
+                    .filter_map(Value::as_str)
+                    .filter(|name| used.contains(*name))
+                    .map(taken)
+                    .collect();
                 match bad.as_slice() {
                     [] => None,
                     [one] => Some(one.clone()),
@@ -211,7 +212,12 @@ fn accept(definition: &mut Value, all: &[Value], now: &str) -> bool {
 }
 
 /// Changes a definition as the server itself, keeping the books.
-async fn update(server: &Arc<Server>, name: &str, part: Part, mut change: impl FnMut(&mut Value) -> Result<bool, Status> + Send) -> Result<(), Status> {
+async fn update(
+    server: &Arc<Server>,
+    name: &str,
+    part: Part,
+    mut change: impl FnMut(&mut Value) -> Result<bool, Status> + Send,
+) -> Result<(), Status> {
     let kind = server.kind(GROUP, RESOURCE)?;
     let (info, user, warnings) = (internal_request("update", &kind, "", name, "status"), User::system(), Warnings::default());
     let writer = Writer {

@@ -23,7 +23,11 @@ fn least_bytes(props: &Props, depth: usize) -> u64 {
     match props.types.first().map(String::as_str) {
         Some("string" | "array") => 2,
         Some("object") if depth < 20 => {
-            2 + props.required.iter().filter_map(|key| props.properties.get(key).map(|below| key.len() as u64 + 3 + least_bytes(below, depth + 1))).sum::<u64>()
+            2 + props
+                .required
+                .iter()
+                .filter_map(|key| props.properties.get(key).map(|below| key.len() as u64 + 3 + least_bytes(below, depth + 1)))
+                .sum::<u64>()
         }
         Some("object") => 2,
         Some("boolean") => 4,
@@ -62,12 +66,7 @@ fn known(props: Option<&Props>) -> Known<'_> {
     let Some(props) = props else { return Known { size: u64::MAX, is_text: false, props: None, item: u64::MAX } };
     match props.types.first().map(String::as_str) {
         Some("string") if matches!(props.format.as_str(), "date" | "date-time" | "duration") => Known { props: Some(props), ..SCALAR },
-        Some("string") => Known {
-            size: text_size(props),
-                is_text: true,
-            props: Some(props),
-            item: 1,
-        },
+        Some("string") => Known { size: text_size(props), is_text: true, props: Some(props), item: 1 },
         Some("array") => Known { size: count(props), is_text: false, props: Some(props), item: 1 },
         Some("object") if props.additional().is_some() => Known { size: count(props), is_text: false, props: Some(props), item: 1 },
         Some("object") => Known { size: props.properties.len() as u64, is_text: false, props: Some(props), item: 1 },
@@ -162,7 +161,9 @@ impl<'p> Estimator<'p> {
                 let smaller = size(0).min(size(1));
                 (1u64.saturating_add(if smaller <= 1 { 0 } else { tenth(smaller) }), SCALAR)
             }
-            "_+_" if known.iter().any(|known| known.is_text) => (1u64.saturating_add(tenth(size(0).saturating_add(size(1)))), text(size(0).saturating_add(size(1)))),
+            "_+_" if known.iter().any(|known| known.is_text) => {
+                (1u64.saturating_add(tenth(size(0).saturating_add(size(1)))), text(size(0).saturating_add(size(1))))
+            }
             "_+_" if size(0) > 1 || size(1) > 1 => (1, Known { size: size(0).saturating_add(size(1)), ..first }),
             "@in" => (1u64.saturating_add(size(1)), SCALAR),
             "_[_]" | "_[?_]" => {
@@ -185,8 +186,8 @@ impl<'p> Estimator<'p> {
             "split" => (1u64.saturating_add(tenth(size(0))), Known { size: size(0), is_text: false, props: None, item: size(0) }),
             "join" => (1u64.saturating_add(tenth(size(0).saturating_mul(first.item))), text(size(0).saturating_mul(first.item.max(1)))),
             "indexOf" | "lastIndexOf" | "isSorted" | "sum" | "min" | "max" | "sort" | "distinct" => (1u64.saturating_add(size(0)), first),
-            "isURL" | "url" | "isIP" | "ip" | "isCIDR" | "cidr" | "isQuantity" | "quantity" | "isSemver" | "semver" | "timestamp" | "duration" | "int"
-            | "double" | "bytes" => (1u64.saturating_add(if first.is_text { tenth(size(0)) } else { 0 }), SCALAR),
+            "isURL" | "url" | "isIP" | "ip" | "isCIDR" | "cidr" | "isQuantity" | "quantity" | "isSemver" | "semver" | "timestamp" | "duration"
+            | "int" | "double" | "bytes" => (1u64.saturating_add(if first.is_text { tenth(size(0)) } else { 0 }), SCALAR),
             "contains_all" | "equivalent" | "intersects" => (1u64.saturating_add(size(0).saturating_mul(size(1))), SCALAR),
             "format" => (1u64.saturating_add(tenth(size(0))), text(u64::MAX)),
             "check" => (350_000, SCALAR),
@@ -245,7 +246,9 @@ pub fn over_budget(what: &str, cost: u64, limit: u64) -> String {
     } else {
         format!("{factor:.1}x")
     };
-    format!("{what} exceeds budget by factor of {shown} (try simplifying the rule, or adding maxItems, maxProperties, and maxLength where arrays, maps, and strings are declared)")
+    format!(
+        "{what} exceeds budget by factor of {shown} (try simplifying the rule, or adding maxItems, maxProperties, and maxLength where arrays, maps, and strings are declared)"
+    )
 }
 
 #[cfg(test)]

@@ -62,10 +62,16 @@ pub fn cost(name: &str, values: &[Val<'_>]) -> u64 {
         }
         "_<_" | "_<=_" | "_>_" | "_>=_" if matches!(values.first(), Some(Val::String(_))) => tenth(weight(0).min(weight(1))),
         "_+_" if matches!(values.first(), Some(Val::String(_) | Val::Bytes(_))) => tenth(weight(0) + weight(1)),
-        "_+_" => if matches!(values.first(), Some(Val::List(_) | Val::JsonList(..))) { weight(0) + weight(1) } else { 0 },
-        "string" | "bytes" | "lowerAscii" | "upperAscii" | "trim" | "replace" | "split" | "substring" | "indexOf" | "lastIndexOf" | "url" | "isURL"
-        | "ip" | "isIP" | "cidr" | "isCIDR" | "quantity" | "isQuantity" | "semver" | "isSemver" | "charAt" | "format" | "strings.quote" | "base64.encode"
-        | "base64.decode" => values.iter().map(|value| tenth(value.weight())).sum(),
+        "_+_" => {
+            if matches!(values.first(), Some(Val::List(_) | Val::JsonList(..))) {
+                weight(0) + weight(1)
+            } else {
+                0
+            }
+        }
+        "string" | "bytes" | "lowerAscii" | "upperAscii" | "trim" | "replace" | "split" | "substring" | "indexOf" | "lastIndexOf" | "url"
+        | "isURL" | "ip" | "isIP" | "cidr" | "isCIDR" | "quantity" | "isQuantity" | "semver" | "isSemver" | "charAt" | "format" | "strings.quote"
+        | "base64.encode" | "base64.decode" => values.iter().map(|value| tenth(value.weight())).sum(),
         "join" => values.first().and_then(Val::items).map_or(0, |items| items.iter().map(|item| tenth(item.weight()) + 1).sum()),
         "@in" if !matches!(values.get(1), Some(Val::Map(_) | Val::JsonMap(..))) => weight(1),
         "isSorted" | "sum" | "min" | "max" | "sort" | "distinct" | "reverse" | "flatten" | "slice" => weight(0),
@@ -263,8 +269,23 @@ fn convert<'a>(name: &str, value: &Val<'a>) -> Outcome<'a> {
 fn string_function(name: &str) -> bool {
     matches!(
         name,
-        "contains" | "startsWith" | "endsWith" | "matches" | "charAt" | "indexOf" | "lastIndexOf" | "lowerAscii" | "upperAscii" | "replace" | "split"
-            | "substring" | "trim" | "reverse" | "format" | "find" | "findAll"
+        "contains"
+            | "startsWith"
+            | "endsWith"
+            | "matches"
+            | "charAt"
+            | "indexOf"
+            | "lastIndexOf"
+            | "lowerAscii"
+            | "upperAscii"
+            | "replace"
+            | "split"
+            | "substring"
+            | "trim"
+            | "reverse"
+            | "format"
+            | "find"
+            | "findAll"
     )
 }
 
@@ -322,7 +343,9 @@ fn strings<'a>(name: &str, receiver: &Cow<'a, str>, args: &[Val<'a>], values: &[
             let parts: Vec<Val<'a>> = match (limit, separator.is_empty()) {
                 (0, _) => vec![],
                 (_, true) => receiver.chars().map(|c| Val::string(c.to_string())).collect(),
-                (limit, false) if limit > 0 => receiver.splitn(limit as usize, separator.as_ref()).map(|part| Val::string(part.to_string())).collect(),
+                (limit, false) if limit > 0 => {
+                    receiver.splitn(limit as usize, separator.as_ref()).map(|part| Val::string(part.to_string())).collect()
+                }
                 _ => receiver.split(separator.as_ref()).map(|part| Val::string(part.to_string())).collect(),
             };
             Val::list(parts)
@@ -348,7 +371,8 @@ fn formatted(pattern: &str, args: &[Val<'_>]) -> Result<String, Error> {
             Val::Null => "null".into(),
             Val::List(_) | Val::JsonList(..) => format!("[{}]", value.items().unwrap_or_default().iter().map(shown).collect::<Vec<_>>().join(", ")),
             Val::Map(_) | Val::JsonMap(..) => {
-                let mut entries: Vec<String> = value.entries().unwrap_or_default().iter().map(|(key, value)| format!("{}: {}", shown(key), shown(value))).collect();
+                let mut entries: Vec<String> =
+                    value.entries().unwrap_or_default().iter().map(|(key, value)| format!("{}: {}", shown(key), shown(value))).collect();
                 entries.sort();
                 format!("{{{}}}", entries.join(", "))
             }
@@ -625,8 +649,19 @@ fn order_semver(a: (&u64, &u64, &u64, &String), b: (&u64, &u64, &u64, &String)) 
 }
 
 const FORMATS: &[&str] = &[
-    "dns1123Label", "dns1123Subdomain", "dns1035Label", "qualifiedName", "dns1123LabelPrefix", "dns1123SubdomainPrefix", "dns1035LabelPrefix", "labelValue", "uri",
-    "uuid", "byte", "date", "datetime",
+    "dns1123Label",
+    "dns1123Subdomain",
+    "dns1035Label",
+    "qualifiedName",
+    "dns1123LabelPrefix",
+    "dns1123SubdomainPrefix",
+    "dns1035LabelPrefix",
+    "labelValue",
+    "uri",
+    "uuid",
+    "byte",
+    "date",
+    "datetime",
 ];
 
 fn format_problems(format: &str, text: &str) -> Vec<String> {
@@ -641,7 +676,13 @@ fn format_problems(format: &str, text: &str) -> Vec<String> {
         "dns1123SubdomainPrefix" => names::dns1123_subdomain(&padded()),
         "dns1035LabelPrefix" => names::dns1035_label(&padded()),
         "labelValue" => names::label_value(text),
-        "uri" => if parse_url(text).is_some() { vec![] } else { vec!["invalid URI".to_string()] },
+        "uri" => {
+            if parse_url(text).is_some() {
+                vec![]
+            } else {
+                vec!["invalid URI".to_string()]
+            }
+        }
         "uuid" => known("uuid", "does not match the UUID format"),
         "byte" => known("byte", "invalid base64"),
         "date" => known("date", "invalid date"),
@@ -804,15 +845,22 @@ fn plain<'a>(name: &str, values: &[Val<'a>]) -> Outcome<'a> {
     let lenient = matches!(values.get(1), Some(Val::Bool(true)));
     let unknown = |why: String| failed(why);
     match name {
-        "url" => parse_url(given).map(|url| Val::opaque(Opaque::Url(url))).map_or_else(|| unknown(format!("URL parse error during conversion from string: parse {given:?}: invalid URI for request")), Ok),
+        "url" => parse_url(given)
+            .map(|url| Val::opaque(Opaque::Url(url)))
+            .map_or_else(|| unknown(format!("URL parse error during conversion from string: parse {given:?}: invalid URI for request")), Ok),
         "isURL" => flag(parse_url(given).is_some()),
-        "ip" => parse_ip(given).map(|address| Val::opaque(Opaque::Ip(address))).map_or_else(|| unknown(format!("IP Address {given:?} parse error during conversion from string: ParseAddr({given:?}): unable to parse IP")), Ok),
+        "ip" => parse_ip(given).map(|address| Val::opaque(Opaque::Ip(address))).map_or_else(
+            || unknown(format!("IP Address {given:?} parse error during conversion from string: ParseAddr({given:?}): unable to parse IP")),
+            Ok,
+        ),
         "isIP" => flag(parse_ip(given).is_some()),
         "ip.isCanonical" => match parse_ip(given) {
             Some(address) => flag(address.to_string() == given),
             None => unknown(format!("IP Address {given:?} parse error during conversion from string: ParseAddr({given:?}): unable to parse IP")),
         },
-        "cidr" => parse_cidr(given).map(|(address, bits)| Val::opaque(Opaque::Cidr(address, bits))).map_or_else(|| unknown(format!("network address parse error during conversion from string: netip.ParsePrefix({given:?})")), Ok),
+        "cidr" => parse_cidr(given)
+            .map(|(address, bits)| Val::opaque(Opaque::Cidr(address, bits)))
+            .map_or_else(|| unknown(format!("network address parse error during conversion from string: netip.ParsePrefix({given:?})")), Ok),
         "isCIDR" => flag(parse_cidr(given).is_some()),
         "quantity" => match Quantity::parse(given) {
             Ok(quantity) => Ok(Val::opaque(Opaque::Quantity(quantity))),
@@ -824,7 +872,9 @@ fn plain<'a>(name: &str, values: &[Val<'a>]) -> Outcome<'a> {
             None => failed(format!("invalid semantic version {given:?}")),
         },
         "isSemver" => flag(parse_semver(given, lenient).is_some()),
-        "format.named" => Ok(FORMATS.iter().find(|known| **known == given).map_or(Val::Optional(None), |known| Val::some(Val::opaque(Opaque::Format(known))))),
+        "format.named" => {
+            Ok(FORMATS.iter().find(|known| **known == given).map_or(Val::Optional(None), |known| Val::some(Val::opaque(Opaque::Format(known)))))
+        }
         _ if name.starts_with("format.") => {
             let known = FORMATS.iter().find(|known| Some(**known) == name.strip_prefix("format."));
             known.map(|known| Val::opaque(Opaque::Format(known))).map_or_else(|| wrong(name, values), Ok)

@@ -55,9 +55,8 @@ impl Program {
     /// Parses and checks. `variables` are the names that it may use and their types. The error is as cel-go shows it.
     pub fn compile(source: &str, variables: &[(&str, Type)]) -> Result<Program, String> {
         let tree = syntax::parse(source).map_err(|problem| problem.shown(source))?;
-        let type_ = checker::check(&tree, variables).map_err(|problems| {
-            problems.iter().map(|problem| problem.shown(source)).collect::<Vec<_>>().join("\n")
-        })?;
+        let type_ = checker::check(&tree, variables)
+            .map_err(|problems| problems.iter().map(|problem| problem.shown(source)).collect::<Vec<_>>().join("\n"))?;
         Ok(Program { source: source.to_string(), tree, type_ })
     }
     /// Computes it. What it costs is taken from `budget`; an empty budget is an error.

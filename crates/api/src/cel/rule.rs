@@ -85,9 +85,8 @@ impl Rule {
 
 fn mentions_old(rule: &str) -> bool {
     let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    rule.match_indices("oldSelf").any(|(at, found)| {
-        !rule[..at].ends_with(|c: char| is_word(c) || c == '.') && !rule[at + found.len()..].starts_with(is_word)
-    })
+    rule.match_indices("oldSelf")
+        .any(|(at, found)| !rule[..at].ends_with(|c: char| is_word(c) || c == '.') && !rule[at + found.len()..].starts_with(is_word))
 }
 
 /// Rules of a definition that cost most, for the complaint about all of them.
@@ -226,11 +225,7 @@ fn field_path(props: &Props, text: &str) -> Result<Vec<String>, String> {
     let names: Vec<String> = parsed.fields().ok_or("only fields can be named")?.into_iter().map(String::from).collect();
     let mut here = props;
     for name in &names {
-        here = here
-            .properties
-            .get(name)
-            .or_else(|| here.additional())
-            .ok_or_else(|| format!("does not refer to a valid field: {name:?}"))?;
+        here = here.properties.get(name).or_else(|| here.additional()).ok_or_else(|| format!("does not refer to a valid field: {name:?}"))?;
     }
     Ok(names)
 }
@@ -313,7 +308,9 @@ fn run(rule: &Rule, props: &Props, value: &Value, old: Option<&Value>, root: boo
             seen = seen.with("oldSelf", former.unwrap_or(Val::Null));
             let mut message_budget = limits::CALL_COST_MAX.min((*budget).max(1));
             let computed = compiled.message.as_ref().and_then(|program| match program.run(&seen, &mut message_budget) {
-                Ok(Val::String(text)) if !text.trim().is_empty() && !text.contains(['\n', '\r']) && text.len() <= 5 * 1024 => Some(text.trim().to_string()),
+                Ok(Val::String(text)) if !text.trim().is_empty() && !text.contains(['\n', '\r']) && text.len() <= 5 * 1024 => {
+                    Some(text.trim().to_string())
+                }
                 _ => None,
             });
             let default = || message.map_or_else(|| format!("failed rule: {}", rule.rule.trim()), |message| message.trim().to_string());

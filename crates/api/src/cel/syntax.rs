@@ -30,9 +30,18 @@ pub enum Kind {
     Literal(Literal),
     Ident(String),
     /// `a.b`, `a.?b`, and `has(a.b)` when `test`.
-    Select { operand: Box<Expr>, field: String, test: bool, optional: bool },
+    Select {
+        operand: Box<Expr>,
+        field: String,
+        test: bool,
+        optional: bool,
+    },
     /// Functions and operators; operators under cel's names (`_+_`, `_[_]`).
-    Call { target: Option<Box<Expr>>, function: String, args: Vec<Expr> },
+    Call {
+        target: Option<Box<Expr>>,
+        function: String,
+        args: Vec<Expr>,
+    },
     /// Items, and whether each is optional.
     List(Vec<(Expr, bool)>),
     Map(Vec<(Expr, Expr, bool)>),
@@ -100,7 +109,23 @@ const OPERATORS: &[&str] =
     &["==", "!=", "<=", ">=", "&&", "||", "<", ">", "+", "-", "*", "/", "%", "!", "?", ":", ".", ",", "[", "]", "(", ")", "{", "}"];
 const OPERANDS: &str = "{'[', '{', '(', '.', '-', '!', 'true', 'false', 'null', NUM_FLOAT, NUM_INT, NUM_UINT, STRING, BYTES, IDENTIFIER}";
 const RESERVED: &[&str] = &[
-    "as", "break", "const", "continue", "else", "for", "function", "if", "import", "let", "loop", "package", "namespace", "return", "var", "void", "while",
+    "as",
+    "break",
+    "const",
+    "continue",
+    "else",
+    "for",
+    "function",
+    "if",
+    "import",
+    "let",
+    "loop",
+    "package",
+    "namespace",
+    "return",
+    "var",
+    "void",
+    "while",
 ];
 
 struct Lexer<'a> {
@@ -298,7 +323,10 @@ impl Lexer<'_> {
 /// Parses one expression.
 pub fn parse(source: &str) -> Result<Expr, Problem> {
     if source.len() > limits::SOURCE_BYTES_MAX {
-        return Err(Problem { at: 0, message: format!("expression code point size exceeds limit: size: {}, limit {}", source.len(), limits::SOURCE_BYTES_MAX) });
+        return Err(Problem {
+            at: 0,
+            message: format!("expression code point size exceeds limit: size: {}, limit {}", source.len(), limits::SOURCE_BYTES_MAX),
+        });
     }
     let chars: Vec<char> = source.chars().collect();
     let tokens = Lexer { chars: &chars, at: 0 }.all()?;
@@ -663,12 +691,21 @@ mod tests {
 
     #[test]
     fn odd_texts_are_refused_and_nothing_panics() {
-        for text in ["", "(", "a.", "a..b", "[1,", "{1:", "'x", "1 +", "a ? b", "has(a)", "x.all(1, true)", "\u{1F600}", "if", "9223372036854775808", "a b"] {
+        for text in
+            ["", "(", "a.", "a..b", "[1,", "{1:", "'x", "1 +", "a ? b", "has(a)", "x.all(1, true)", "\u{1F600}", "if", "9223372036854775808", "a b"]
+        {
             assert!(parse(text).is_err(), "{text:?}");
         }
         assert!(parse(&"(".repeat(100_000)).is_err());
         assert!(parse(&format!("{}1", "1+".repeat(20_000))).is_err());
-        for text in ["-9223372036854775808", "a.b[0].c('x', r'\\d').d", "[1, 2u, 3.5, b'x', \"\\u00e9\"]", "{'a': 1}.?b.orValue(2)", "x.all(y, y > 1) || !!z", "a in [1] ? 1 : 2"] {
+        for text in [
+            "-9223372036854775808",
+            "a.b[0].c('x', r'\\d').d",
+            "[1, 2u, 3.5, b'x', \"\\u00e9\"]",
+            "{'a': 1}.?b.orValue(2)",
+            "x.all(y, y > 1) || !!z",
+            "a in [1] ? 1 : 2",
+        ] {
             assert!(parse(text).is_ok(), "{text:?} {:?}", parse(text));
         }
     }

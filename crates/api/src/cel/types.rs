@@ -75,8 +75,27 @@ impl fmt::Display for Type {
 /// How a field is written in an expression: names that are no identifiers are escaped. `None` for a name that cannot be written.
 pub fn escape(name: &str) -> Option<String> {
     const WORDS: &[&str] = &[
-        "true", "false", "null", "in", "as", "break", "const", "continue", "else", "for", "function", "if", "import", "let", "loop", "package", "namespace",
-        "return", "var", "void", "while",
+        "true",
+        "false",
+        "null",
+        "in",
+        "as",
+        "break",
+        "const",
+        "continue",
+        "else",
+        "for",
+        "function",
+        "if",
+        "import",
+        "let",
+        "loop",
+        "package",
+        "namespace",
+        "return",
+        "var",
+        "void",
+        "while",
     ];
     if WORDS.contains(&name) {
         return Some(format!("__{name}__"));
@@ -164,7 +183,9 @@ mod tests {
 
     #[test]
     fn names_are_escaped_and_back() {
-        for (name, escaped) in [("a", "a"), ("a.b-c/d", "a__dot__b__dash__c__slash__d"), ("namespace", "__namespace__"), ("a__b", "a__underscores__b")] {
+        for (name, escaped) in
+            [("a", "a"), ("a.b-c/d", "a__dot__b__dash__c__slash__d"), ("namespace", "__namespace__"), ("a__b", "a__underscores__b")]
+        {
             assert_eq!(escape(name).as_deref(), Some(escaped));
             assert_eq!(unescape(escaped), name);
         }

@@ -220,9 +220,9 @@ impl<'a> Val<'a> {
             Val::Bytes(bytes) => Value::from(crate::custom::formats::to_base64(bytes)),
             Val::Timestamp(_) | Val::Duration(_) => Value::from(super::library::text(self)?),
             Val::List(items) => Value::Array(items.iter().map(Val::to_json).collect::<Option<_>>()?),
-            Val::Map(entries) => Value::Object(
-                entries.iter().map(|(key, value)| Some((super::library::text(key)?, value.to_json()?))).collect::<Option<Map<_, _>>>()?,
-            ),
+            Val::Map(entries) => {
+                Value::Object(entries.iter().map(|(key, value)| Some((super::library::text(key)?, value.to_json()?))).collect::<Option<Map<_, _>>>()?)
+            }
             Val::JsonList(items, _) => Value::Array(items.to_vec()),
             Val::JsonMap(map, _) => Value::Object((*map).clone()),
             Val::Optional(Some(value)) => value.to_json()?,

@@ -79,7 +79,10 @@ impl Checker<'_> {
         match value {
             Value::String(text) => {
                 self.string(props, text, path, found);
-                if !props.format.is_empty() && !matches!(props.format.as_str(), "int32" | "int64" | "float" | "double") && !formats::matches(&props.format, text) {
+                if !props.format.is_empty()
+                    && !matches!(props.format.as_str(), "int32" | "int64" | "float" | "double")
+                    && !formats::matches(&props.format, text)
+                {
                     let detail = format!("{path} in body must be of type {}: {text:?}", props.format);
                     self.push(found, Reason::TypeInvalid, path, Some(json!(text)), detail);
                 }
@@ -317,9 +320,7 @@ pub fn check_lists(props: &Props, value: &Value, old: Option<&Value>, path: &Pat
         Value::Array(items) => {
             let shown = |item: &Value| match props.list_type.as_str() {
                 "set" => Some(item.clone()),
-                "map" => Some(Value::Object(
-                    props.list_keys.iter().filter_map(|key| Some((key.clone(), item.get(key)?.clone()))).collect(),
-                )),
+                "map" => Some(Value::Object(props.list_keys.iter().filter_map(|key| Some((key.clone(), item.get(key)?.clone()))).collect())),
                 _ => None,
             };
             let mut seen = std::collections::BTreeSet::new();
@@ -421,9 +422,6 @@ mod tests {
             complaints(schema.clone(), json!({"a": 1, "b": 1}), None),
             ["<nil>: Invalid value: \"\": \"\" must validate one and only one schema (oneOf). Found 2 valid alternatives"]
         );
-        assert_eq!(
-            complaints(schema, json!({"a": 1, "c": 1}), None),
-            ["<nil>: Invalid value: \"\": \"\" must not validate the schema (not)"]
-        );
+        assert_eq!(complaints(schema, json!({"a": 1, "c": 1}), None), ["<nil>: Invalid value: \"\": \"\" must not validate the schema (not)"]);
     }
 }

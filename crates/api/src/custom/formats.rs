@@ -62,9 +62,16 @@ pub fn matches(format: &str, text: &str) -> bool {
             !user.is_empty() && !host.is_empty() && !host.contains('@') && !text.contains(char::is_whitespace) && !host.starts_with('.')
         }),
         "hexcolor" => hex(text.strip_prefix('#').unwrap_or(text)) && matches!(text.trim_start_matches('#').len(), 3 | 6),
-        "hostname" => text.len() <= 253 && text.split('.').all(|label| {
-            !label.is_empty() && label.len() <= 63 && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') && !label.starts_with('-') && !label.ends_with('-')
-        }),
+        "hostname" => {
+            text.len() <= 253
+                && text.split('.').all(|label| {
+                    !label.is_empty()
+                        && label.len() <= 63
+                        && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+                        && !label.starts_with('-')
+                        && !label.ends_with('-')
+                })
+        }
         "ipv4" => text.parse::<Ipv4Addr>().is_ok(),
         "ipv6" => text.parse::<Ipv6Addr>().is_ok(),
         "isbn" => isbn10(text) || isbn13(text),
@@ -124,7 +131,9 @@ fn isbn10(text: &str) -> bool {
 
 fn isbn13(text: &str) -> bool {
     let digits: Vec<u32> = text.chars().filter(|c| !matches!(c, '-' | ' ')).map(|c| c.to_digit(10).unwrap_or(99)).collect();
-    digits.len() == 13 && digits.iter().all(|d| *d <= 9) && digits.iter().enumerate().map(|(i, d)| if i % 2 == 0 { *d } else { d * 3 }).sum::<u32>() % 10 == 0
+    digits.len() == 13
+        && digits.iter().all(|d| *d <= 9)
+        && digits.iter().enumerate().map(|(i, d)| if i % 2 == 0 { *d } else { d * 3 }).sum::<u32>() % 10 == 0
 }
 
 /// The bytes of a base64 text.
@@ -160,7 +169,9 @@ pub fn go_duration_ns(text: &str) -> Option<i64> {
         let amount: f64 = rest[..end].parse().ok().filter(|_| rest[..end].bytes().any(|b| b.is_ascii_digit()))?;
         rest = &rest[end..];
         let units = [("ns", 1.0), ("us", 1e3), ("µs", 1e3), ("μs", 1e3), ("ms", 1e6), ("s", 1e9), ("m", 60e9), ("h", 3600e9)];
-        let (unit, factor) = units.iter().find(|(unit, _)| rest.starts_with(unit) && rest[unit.len()..].chars().next().is_none_or(|c| c.is_ascii_digit() || c == '.'))?;
+        let (unit, factor) = units
+            .iter()
+            .find(|(unit, _)| rest.starts_with(unit) && rest[unit.len()..].chars().next().is_none_or(|c| c.is_ascii_digit() || c == '.'))?;
         total += amount * factor;
         rest = &rest[unit.len()..];
     }

@@ -131,7 +131,9 @@ fn bracket(chars: &[char], at: &mut usize) -> Result<Step, String> {
         _ => {
             let text: String = chars[*at..].iter().take_while(|c| **c != ']').collect();
             *at += text.chars().count();
-            let whole = |text: &str| if text.is_empty() { Ok(None) } else { text.trim().parse::<i64>().map(Some).map_err(|_| format!("{text:?} is no index")) };
+            let whole = |text: &str| {
+                if text.is_empty() { Ok(None) } else { text.trim().parse::<i64>().map(Some).map_err(|_| format!("{text:?} is no index")) }
+            };
             match text.split_once(':') {
                 Some((from, to)) => Step::Slice(whole(from)?, whole(to)?),
                 None => Step::Index(whole(&text)?.ok_or("an index is missing")?),
@@ -198,7 +200,9 @@ fn walk<'v>(steps: &[Step], mut values: Vec<&'v Value>) -> Vec<&'v Value> {
                     next.extend(list.get(from..to).unwrap_or_default());
                 }
                 Step::Filter(path, comparison) => {
-                    next.extend(children(value).filter(|item| walk(path, vec![item]).first().is_some_and(|found| compares(found, comparison.as_ref()))));
+                    next.extend(
+                        children(value).filter(|item| walk(path, vec![item]).first().is_some_and(|found| compares(found, comparison.as_ref()))),
+                    );
                 }
             }
             if next.len() > FOUND_MAX {

@@ -115,7 +115,8 @@ fn texts(value: &Value, path: &str) -> Vec<String> {
 
 impl Version {
     fn of(version: &Value) -> Version {
-        let raw = version.at("schema.openAPIV3Schema").cloned().unwrap_or_else(|| json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}));
+        let raw =
+            version.at("schema.openAPIV3Schema").cloned().unwrap_or_else(|| json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}));
         let props = Props::read(&raw);
         let path = |column: &Value| JsonPath::parse(text(column, "jsonPath")).unwrap_or_default();
         let columns = version.list_at("additionalPrinterColumns");
@@ -217,7 +218,8 @@ pub fn kind(definition: &Value) -> Option<Kind> {
             kind.subresources.push(Subresource::Status);
         }
         if let Some(scale) = &of.scale {
-            let [replicas, status_replicas, selector] = [&scale.replicas, &scale.status_replicas, &scale.selector].map(|path| Cow::Owned(path.clone()));
+            let [replicas, status_replicas, selector] =
+                [&scale.replicas, &scale.status_replicas, &scale.selector].map(|path| Cow::Owned(path.clone()));
             kind.subresources.push(Subresource::Scale { replicas, status_replicas, selector });
         }
         kind.custom = Some(custom.clone());
@@ -376,7 +378,8 @@ mod tests {
         assert_eq!((kind.versions.join(" ").as_str(), kind.version()), ("v1 v1beta1", "v1beta1"));
         let view = kind.view("v1beta1").unwrap();
         assert!(view.has_status() && view.subresource("scale").is_some() && !kind.view("v1").unwrap().has_status());
-        let mut object = json!({"apiVersion": "example.com/v1beta1", "kind": "Thing", "metadata": {"name": "x"}, "spec": {"n": 7}, "status": {"n": 1}});
+        let mut object =
+            json!({"apiVersion": "example.com/v1beta1", "kind": "Thing", "metadata": {"name": "x"}, "spec": {"n": 7}, "status": {"n": 1}});
         view.hooks.default(&mut object);
         view.hooks.prepare_create(&mut object);
         assert_eq!(object["spec"], json!({"a": "x", "n": 7}));

@@ -170,7 +170,8 @@ impl Props {
             patch: PatchStrategy::default(),
             atomic,
         };
-        let mut schema = Schema { nullable: self.nullable, default: self.default.clone(), preserve_unknown: self.preserve_unknown, ..Schema::default() };
+        let mut schema =
+            Schema { nullable: self.nullable, default: self.default.clone(), preserve_unknown: self.preserve_unknown, ..Schema::default() };
         schema.type_ = match self.types.first().map(String::as_str) {
             _ if self.int_or_string => Type::IntOrString,
             Some("object") | None if root || self.embedded || !self.properties.is_empty() => Type::Object,

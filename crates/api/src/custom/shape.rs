@@ -2,8 +2,7 @@
 
 use super::props::{Additional, Props};
 use crate::{
-    Value, limits,
-    schema,
+    Value, limits, schema,
     structure::{self, Encoding},
 };
 use serde_json::Map;
@@ -146,7 +145,8 @@ fn embedded_metadata(props: &Props, value: &mut Value, root: bool, path: &str, u
     match value {
         Value::Object(map) => {
             let below = |key: &str| if path.is_empty() { key.to_string() } else { format!("{path}.{key}") };
-            if props.embedded && !root
+            if props.embedded
+                && !root
                 && let Some(metadata) = map.get("metadata")
                 && let Some(schema) = schema::definition("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta")
             {

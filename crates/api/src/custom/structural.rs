@@ -64,7 +64,9 @@ pub fn unknown_formats(schema: &Value, found: &mut Vec<String>) {
             {
                 found.push(format.to_string());
             }
-            map.iter().filter(|(key, _)| !matches!(key.as_str(), "default" | "enum" | "example")).for_each(|(_, below)| unknown_formats(below, found));
+            map.iter()
+                .filter(|(key, _)| !matches!(key.as_str(), "default" | "enum" | "example"))
+                .for_each(|(_, below)| unknown_formats(below, found));
         }
         Value::Array(list) => list.iter().for_each(|below| unknown_formats(below, found)),
         _ => {}
@@ -268,7 +270,10 @@ fn structure(map: &Map<String, Value>, path: &Path, level: Level, errors: &mut E
         }
         let has_properties = map.get("properties").and_then(Value::as_object).is_some_and(|properties| !properties.is_empty());
         if !preserve && !has_properties {
-            errors.required(path.child("properties"), "must not be empty if x-kubernetes-embedded-resource is true without x-kubernetes-preserve-unknown-fields");
+            errors.required(
+                path.child("properties"),
+                "must not be empty if x-kubernetes-embedded-resource is true without x-kubernetes-preserve-unknown-fields",
+            );
         }
         embedded_metadata(map, path, errors);
     }
@@ -457,9 +462,13 @@ mod tests {
         assert_eq!(complaints(json!({"properties": {}})), ["s.type: Required value: must not be empty at the root"]);
         assert_eq!(
             complaints(json!({"type": "object", "properties": {"a": {"type": "string", "not": {"description": "x"}}, "b": {"type": "array"}}})),
-            ["s.properties[a].not.description: Forbidden: must be empty to be structural", "s.properties[b].items: Required value: must be specified"]
+            [
+                "s.properties[a].not.description: Forbidden: must be empty to be structural",
+                "s.properties[b].items: Required value: must be specified"
+            ]
         );
-        let fine = json!({"type": "object", "properties": {"p": {"anyOf": [{"type": "integer"}, {"type": "string"}], "x-kubernetes-int-or-string": true}}});
+        let fine =
+            json!({"type": "object", "properties": {"p": {"anyOf": [{"type": "integer"}, {"type": "string"}], "x-kubernetes-int-or-string": true}}});
         assert_eq!(complaints(fine), [] as [&str; 0]);
     }
 
@@ -470,7 +479,9 @@ mod tests {
             ["s.properties[a].default: Invalid value: 1:  in body should be greater than or equal to 2"]
         );
         assert_eq!(
-            complaints(json!({"type": "object", "properties": {"a": {"type": "object", "required": ["b"], "default": {}, "properties": {"b": {"type": "string"}}}}})),
+            complaints(
+                json!({"type": "object", "properties": {"a": {"type": "object", "required": ["b"], "default": {}, "properties": {"b": {"type": "string"}}}}})
+            ),
             ["s.properties[a].default.b: Required value"]
         );
     }

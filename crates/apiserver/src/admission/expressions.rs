@@ -77,7 +77,8 @@ impl Authorizer for Asker<'_> {
             None => self.cx.user,
             Some((namespace, name)) => {
                 let group = format!("system:serviceaccounts:{namespace}");
-                account = User::new(&format!("system:serviceaccount:{namespace}:{name}"), &["system:serviceaccounts", &group, "system:authenticated"]);
+                account =
+                    User::new(&format!("system:serviceaccount:{namespace}:{name}"), &["system:serviceaccounts", &group, "system:authenticated"]);
                 &account
             }
         };
@@ -145,9 +146,7 @@ pub fn conditions_hold<'a>(conditions: &'a [(String, Option<Program>)], names: &
     let mut failure = None;
     for (name, program) in conditions {
         let outcome = match program {
-            Some(program) => {
-                run(program, names, budget).map(|value| matches!(value, Val::Bool(true)))
-            }
+            Some(program) => run(program, names, budget).map(|value| matches!(value, Val::Bool(true))),
             None => Err("it cannot be compiled".to_string()),
         };
         match outcome {

@@ -142,7 +142,9 @@ fn params(cx: &AdmissionContext<'_>, policy: &Policy, binding: &Value) -> Result
     let namespace = match (record.namespaced_scope(), reference.str_at("namespace")) {
         (false, _) => "",
         (true, Some(namespace)) if !namespace.is_empty() => namespace,
-        (true, _) if cx.namespace.is_empty() => return Err("cannot use namespaced paramRef in policy binding that matches cluster-scoped resources".into()),
+        (true, _) if cx.namespace.is_empty() => {
+            return Err("cannot use namespaced paramRef in policy binding that matches cluster-scoped resources".into());
+        }
         (true, _) => cx.namespace,
     };
     let cache = cx.server.cache.of(record);
@@ -164,7 +166,8 @@ fn params(cx: &AdmissionContext<'_>, policy: &Policy, binding: &Value) -> Result
 
 /// Whether policy and binding are about the request, and in which version the policy wants to see it.
 fn concerns(policy: &Policy, binding: &Value, cx: &AdmissionContext<'_>, object: &Value) -> Option<String> {
-    let version = policy.spec.get("matchConstraints").map_or(Some(cx.request_version().to_string()), |m| matching::matches(m, "resourceRules", cx, object))?;
+    let version =
+        policy.spec.get("matchConstraints").map_or(Some(cx.request_version().to_string()), |m| matching::matches(m, "resourceRules", cx, object))?;
     match binding.at("spec.matchResources") {
         Some(resources) => matching::matches(resources, "resourceRules", cx, object).map(|_| version),
         None => Some(version),
@@ -224,7 +227,8 @@ fn judge(policy: &Policy, cx: &AdmissionContext<'_>, object: &Value, version: &s
 }
 
 fn refuse(cx: &AdmissionContext<'_>, object: &Value, what: &str, finding: &Finding) -> Status {
-    let mut status = cx.forbidden(object, format!("{what} denied request: {}", finding.message));
+    let said = format!("{what} denied request: {}", finding.message);
+    let mut status = cx.forbidden(object, &said);
     let (code, reason) = match finding.reason.as_str() {
         "Forbidden" => (403, "Forbidden"),
         "RequestEntityTooLarge" => (413, "RequestEntityTooLarge"),
@@ -233,7 +237,7 @@ fn refuse(cx: &AdmissionContext<'_>, object: &Value, what: &str, finding: &Findi
     };
     status.code = code;
     status.reason = reason.into();
-    status.with_cause("", finding.message.clone(), "")
+    status.with_cause("", said, "")
 }
 
 #[async_trait::async_trait]
@@ -291,7 +295,8 @@ fn mutated(policy: &Policy, cx: &AdmissionContext<'_>, object: &Value, version: 
         let made = made.to_json().ok_or("its expression gives no object")?;
         shown = if *is_patch {
             let operations: Vec<Value> = made.as_array().cloned().unwrap_or_default();
-            merge::json_patch(&shown, &bytes::Bytes::from(json!(operations).to_string())).map_err(|status| status.message)?
+            merge::json_patch(&shown, &bytes::Bytes::from(json!(operations).to_string()))
+                .map_err(|status| format!("JSON Patch: {}", status.message))?
         } else {
             let forbidden = ["apiVersion", "kind", "metadata.name", "metadata.namespace", "metadata.uid"];
             if let Some(field) = forbidden.iter().find(|field| made.at(field).is_some_and(|value| Some(value) != shown.at(field))) {
@@ -317,7 +322,9 @@ impl Plugin for MutatingPolicies {
                 let Some(version) = concerns(&policy, &binding, cx, object) else { continue };
                 let all = match params(cx, &policy, &binding) {
                     Ok(all) => all,
-                    Err(why) if policy.fails => return Err(failed_policy(cx, object, &policy, &binding, &format!("failed to configure binding: {why}"))),
+                    Err(why) if policy.fails => {
+                        return Err(failed_policy(cx, object, &policy, &binding, &format!("failed to configure binding: {why}")));
+                    }
                     Err(_) => continue,
                 };
                 for params in all {
@@ -337,5 +344,7 @@ impl Plugin for MutatingPolicies {
 fn failed_policy(cx: &AdmissionContext<'_>, object: &Value, policy: &Policy, binding: &Value, why: &str) -> Status {
     let message = why.to_string();
     let what = format!("policy '{}' with binding '{}'", policy.name, binding.name());
-    refuse(cx, object, &what, &Finding { message, reason: "Invalid".into() })
+    let status = refuse(cx, object, &what, &Finding { message, reason: "Invalid".into() });
+    // Kubernetes keeps the code of a refusal here, whatever the reason.
+    Status { code: 403, ..status }
 }

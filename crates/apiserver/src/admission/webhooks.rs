@@ -198,7 +198,9 @@ fn judge(name: &str, cx: &AdmissionContext<'_>, response: &Value) -> Result<Opti
     let code = result.i64_at("code").and_then(|code| u16::try_from(code).ok()).filter(|code| (400..600).contains(code)).unwrap_or(403);
     let reason = if reason.is_empty() && code == 403 { "Forbidden" } else { reason };
     let mut status = Status::custom(code, reason.to_string(), text);
-    if let Some(known) = Status::from_value(&json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "details": result.get("details")})) {
+    if let Some(known) =
+        Status::from_value(&json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "details": result.get("details")}))
+    {
         status.details = known.details;
     }
     Err(status)
@@ -224,7 +226,11 @@ async fn call(webhook: &Value, cx: &AdmissionContext<'_>, object: &Value, versio
         return Err(format!("expected response.uid={uid:?}, got {:?}", response.str_at("uid").unwrap_or_default()));
     }
     if answer.api_version() != api_version || answer.kind() != "AdmissionReview" {
-        return Err(format!("expected webhook response of {api_version}, Kind=AdmissionReview, got {}, Kind={}", answer.api_version(), answer.kind()));
+        return Err(format!(
+            "expected webhook response of {api_version}, Kind=AdmissionReview, got {}, Kind={}",
+            answer.api_version(),
+            answer.kind()
+        ));
     }
     Ok(response)
 }
@@ -267,7 +273,8 @@ fn endpoint(server: &Server, service: &Value, port: u16) -> Option<(String, u16)
     let slices = server.entries("discovery.k8s.io", "endpointslices", Some(service.namespace())).ok()?;
     for slice in slices.iter().filter(|slice| slice.label("kubernetes.io/service-name") == Some(service.name())) {
         let slice = slice.value();
-        let target = slice.list_at("ports").iter().find(|known| known.str_at("name").unwrap_or_default() == port_name).and_then(|known| known.i64_at("port"));
+        let target =
+            slice.list_at("ports").iter().find(|known| known.str_at("name").unwrap_or_default() == port_name).and_then(|known| known.i64_at("port"));
         let ready = slice.list_at("endpoints").iter().find(|endpoint| endpoint.bool_at("conditions.ready") != Some(false));
         let address = ready.and_then(|endpoint| endpoint.list_at("addresses").first().and_then(Value::as_str).map(String::from));
         if let (Some(address), Some(target)) = (address, target.and_then(|target| u16::try_from(target).ok())) {
@@ -300,7 +307,8 @@ pub async fn post(server: &Server, client: &Value, query: &str, body: &Value, ti
         let tls = pki::tls::client(&pem, None).map_err(|error| format!("the webhook's caBundle cannot be used: {error}"))?;
         let name = ServerName::try_from(place.host.clone()).map_err(|_| format!("{:?} is not a name that can be certified", place.host))?;
         let io = TlsConnector::from(Arc::new(tls)).connect(name, tcp).await.map_err(|error| format!("tls: {error}"))?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake::<_, crate::Body>(TokioIo::new(io)).await.map_err(|error| error.to_string())?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake::<_, crate::Body>(TokioIo::new(io)).await.map_err(|error| error.to_string())?;
         let running = tokio::spawn(connection);
         let request = Request::post(&place.path)
             .header(header::HOST, &place.host)

@@ -110,6 +110,8 @@ pub(super) fn roles() -> Result<Vec<(&'static str, Value)>, Error> {
         bind("regent:node-bootstrapper", "system:node-bootstrapper", group(NODE_BOOTSTRAPPERS_GROUP)),
         bind("regent:approve-node-client", &format!("{REQUESTS}:nodeclient"), group(NODE_BOOTSTRAPPERS_GROUP)),
         bind("regent:approve-node-renewal", &format!("{REQUESTS}:selfnodeclient"), group("system:nodes")),
+        // And it may serve under its own names and addresses, which the controllers check.
+        bind("regent:approve-node-serving", "system:certificates.k8s.io:kubelet-serving-approver", user("system:kube-controller-manager")),
         // A server that joins is given the cluster's keys.
         role("regent:server-bootstrapper", json!([{"nonResourceURLs": [crate::SERVER_BUNDLE_PATH], "verbs": ["get"]}])),
         bind("regent:server-bootstrapper", "regent:server-bootstrapper", group(SERVER_BOOTSTRAPPERS_GROUP)),

@@ -31,10 +31,6 @@ impl Hooks for MutatingAdmissionPolicies {
         let (spec, path) = (workload::spec(policy), Path::new("spec"));
         rules::validate_policy(spec, &path, errors);
         let scope = rules::policy_scope(spec, &path, errors);
-        match text(spec, "reinvocationPolicy") {
-            "" => errors.required(path.child("reinvocationPolicy"), ""),
-            _ => checks::one_of(spec, "reinvocationPolicy", &["Never", "IfNeeded"], &path, errors),
-        }
         let mutations = list(spec, "mutations");
         if mutations.is_empty() {
             errors.required(path.child("mutations"), "mutations must contain at least one item");
@@ -65,6 +61,10 @@ impl Hooks for MutatingAdmissionPolicies {
             if has(mutation, other) {
                 errors.forbidden(path.child(other), &format!("must not be specified when patchType is {}", text(mutation, "patchType")));
             }
+        }
+        match text(spec, "reinvocationPolicy") {
+            "" => errors.required(path.child("reinvocationPolicy"), ""),
+            _ => checks::one_of(spec, "reinvocationPolicy", &["Never", "IfNeeded"], &path, errors),
         }
     }
     fn cells(&self, policy: &Value, now_unix_s: i64) -> Vec<Value> {

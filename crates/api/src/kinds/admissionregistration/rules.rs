@@ -129,7 +129,6 @@ pub fn validate_webhooks(configuration: &Value, mutating: bool, errors: &mut Err
     let webhooks = list(configuration, "webhooks");
     for (i, webhook) in webhooks.iter().enumerate() {
         let path = Path::new("webhooks").index(i);
-        review_versions(webhook, &path, errors);
         let name = text(webhook, "name");
         if checks::required(webhook, "name", &path, errors) {
             let problems = names::dns1123_subdomain(name);
@@ -159,6 +158,7 @@ pub fn validate_webhooks(configuration: &Value, mutating: bool, errors: &mut Err
         }
         validate_match(webhook, &path, errors);
         client(webhook.get("clientConfig").unwrap_or(&Value::Null), &path.child("clientConfig"), errors);
+        review_versions(webhook, &path, errors);
         match_conditions(webhook, &Scope { authorizer: true, ..Scope::default() }, &path, errors);
     }
 }

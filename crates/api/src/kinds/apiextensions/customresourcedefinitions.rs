@@ -183,7 +183,11 @@ fn validate_spec(spec: &Value, old: Option<&Value>, path: &Path, errors: &mut Er
     }
     checks::required_one_of(spec, "scope", &["Cluster", "Namespaced"], path, errors);
     if flag(spec, "preserveUnknownFields") {
-        errors.invalid(path.child("preserveUnknownFields"), true, "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead");
+        errors.invalid(
+            path.child("preserveUnknownFields"),
+            true,
+            "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead",
+        );
     }
     let versions = list(spec, "versions");
     if versions.is_empty() {
@@ -384,7 +388,11 @@ fn validate_selectable(fields: &Value, schema: Option<&Value>, path: &Path, erro
         match here.map(|here| text(here, "type")) {
             None => errors.invalid(at, given, "is an invalid path: does not refer to a valid field"),
             Some("string" | "integer" | "boolean") => {}
-            Some(_) => errors.invalid(at, given, "must point to a field of type string, boolean or integer. Enum string fields and strings with formats are allowed."),
+            Some(_) => errors.invalid(
+                at,
+                given,
+                "must point to a field of type string, boolean or integer. Enum string fields and strings with formats are allowed.",
+            ),
         }
     }
 }
