@@ -233,8 +233,8 @@ mod tests {
         json!({"metadata": {"name": format!("apiserver-{last}"), "annotations": {ADDRESS: ip(last).to_string()}}, "spec": spec})
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn silence_counts_from_the_last_change_that_was_seen() {
+    #[test]
+    fn silence_counts_from_the_last_change_that_was_seen() {
         let (start, s) = (Instant::now(), Duration::from_secs);
         let mut observer = Observer::default();
         observer.look(&[lease(1, "a"), lease(2, "a")], start);
