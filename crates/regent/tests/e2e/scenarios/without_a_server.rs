@@ -122,6 +122,7 @@ fn addresses(view: &BTreeMap<String, (bool, String, String)>) -> BTreeMap<&str, 
 }
 
 fn start(cluster: &Cluster, namespace: &str) -> Result<BTreeMap<String, (bool, String, String)>, String> {
+    cluster.wait_for("the service account", &format!("get serviceaccount default -n {namespace}"), |_| true)?;
     cluster.apply(namespace, PODS)?;
     cluster.wait("ten pods to be ready", 60, || {
         let view = own_view(cluster, namespace)?;
@@ -149,18 +150,18 @@ fn reboots(cluster: &Cluster, namespace: &str) -> Outcome {
             Ok(view)
         })?;
         expect(addresses(&before) == addresses(&after), format!("before {before:?}, after {after:?}"))?;
-        for node in ["worker-1", "worker-2"] {
-            cluster.wait("Service and names", ANSWER_S, || {
-                let seen = cluster
-                    .on_node(node, &format!("curl -sS --max-time 1 http://{service}/; nslookup {name} 10.96.0.10; nslookup {host} 10.96.0.10"))?;
-                has_all(&seen, &["from a ConfigMap", &service, &after["db-0"].1])
-            })?;
-        }
-        let pod = after.keys().find(|name| name.starts_with("web-")).cloned().unwrap_or_default();
         let exec = |pod: &str, command: &str| {
             let pod = format!("{namespace}/{pod}");
             cluster.sandbox(&["exec", "worker-1", "--", env!("CARGO_BIN_EXE_regent"), "node", "exec", &pod, "--", "sh", "-c", command])
         };
+        let look_up = format!("nslookup {name} 10.96.0.10; nslookup {host} 10.96.0.10");
+        cluster.wait("Service and names", ANSWER_S, || {
+            for node in ["worker-1", "worker-2"] {
+                has_all(&cluster.on_node(node, &format!("curl -sS --max-time 1 http://{service}/"))?, &["from a ConfigMap"])?;
+            }
+            has_all(&exec("db-0", &look_up)?, &[&service, &after["db-0"].1])
+        })?;
+        let pod = after.keys().find(|name| name.starts_with("web-")).cloned().unwrap_or_default();
         has_all(
             &exec(&pod, "echo $WORD; cat /word/word; hostname; ls /var/run/secrets/kubernetes.io/serviceaccount")?,
             &["kept-secret", &pod, "token"],
@@ -174,11 +175,9 @@ fn reboots(cluster: &Cluster, namespace: &str) -> Outcome {
         for component in ["kubelet", "proxy", "dns"] {
             cluster.sandbox(&["start", "worker-1", component])?;
         }
-        cluster.wait("names again", ANSWER_S, || {
-            has_all(
-                &cluster.on_node("worker-1", &format!("curl -sS --max-time 1 http://{service}/; nslookup {name} 10.96.0.10"))?,
-                &["from a ConfigMap", &service],
-            )
+        cluster.wait("Service and names again", ANSWER_S, || {
+            has_all(&cluster.on_node("worker-1", &format!("curl -sS --max-time 1 http://{service}/"))?, &["from a ConfigMap"])?;
+            has_all(&exec("db-0", &look_up)?, &[&service, &after["db-0"].1])
         })?;
         cluster.wait("the agent", ANSWER_S, || own_view(cluster, namespace))
     })();
