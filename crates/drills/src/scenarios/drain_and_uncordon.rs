@@ -70,7 +70,7 @@ async fn drained(stage: &Stage) -> Result<()> {
     stage.wait("a DaemonSet's pod and a bare one there", 40, present).await?;
     // Without its flags a drain refuses, names what it would lose, and evicts nothing.
     let refusal = stage.drain(VICTIM, "").map_or_else(|error| error.to_string(), |_| "it went through".into());
-    let names_all = ["DaemonSet", "--delete-emptydir-data", "--force"].iter().all(|part| refusal.contains(part));
+    let names_all = ["--ignore-daemonsets", "--delete-emptydir-data"].iter().all(|part| refusal.contains(part));
     stage.check("a drain without flags refuses and says why", names_all && stage.view().ready(APP).count() == replicas, refusal);
     stage.fault(format!("kubectl drain {VICTIM} --force --ignore-daemonsets --delete-emptydir-data"));
     if stage.sabotaged() {

@@ -141,7 +141,8 @@ fn drill(arguments: Run) -> Result<()> {
     let say: drills::stage::Say = Arc::new(move |text: &str| eprintln!("[{:7.1} s] {text}", began.elapsed().as_secs_f64()));
     let mut outcomes = Vec::new();
     let ended = &mut outcomes;
-    crate::runtime::run(|shutdown| async move {
+    // Servers that do not answer are what drills are about: only what a drill says is shown.
+    crate::runtime::run_logging("error", |shutdown| async move {
         tokio::select! {
             ran = engine::run(&config, &drills, &say) => *ended = ran?,
             () = shutdown.cancelled() => {
