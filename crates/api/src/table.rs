@@ -12,6 +12,10 @@ use crate::{
 use serde_json::{Map, json};
 use std::{collections::BTreeMap, sync::LazyLock};
 
+/// What clients know the columns of names and ages by; theirs word for word.
+const NAME_DESCRIPTION: &str = "Name must be unique within a namespace. Is required when creating resources, although some resources may allow a client to request the generation of an appropriate name automatically. Name is primarily intended for creation idempotence and configuration definition. Cannot be updated. More info: https://kubernetes.io/docs/concepts/overview/working-with-objects/names#names";
+const AGE_DESCRIPTION: &str = "CreationTimestamp is a timestamp representing the server time when this object was created. It is not guaranteed to be set in happens-before order across separate operations. Clients may not set this value. It is represented in RFC3339 form and is in UTC.\n\nPopulated by the system. Read-only. Null for lists. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata";
+
 /// A column of a Table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Column {
@@ -27,8 +31,8 @@ impl Column {
     /// A column of strings that is always shown.
     pub fn new(name: &str, type_: &str, format: &str, priority: i32) -> Column {
         let description = match (name, format) {
-            (_, "name") => "Name of the object, unique among its kind in its namespace.",
-            ("Age" | "Created At", _) => "When the object was created.",
+            (_, "name") => NAME_DESCRIPTION,
+            ("Age" | "Created At", _) => AGE_DESCRIPTION,
             _ => "",
         };
         Column { name: name.into(), type_: type_.into(), format: format.into(), description: description.into(), priority }

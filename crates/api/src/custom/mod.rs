@@ -29,8 +29,6 @@ use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 pub const CLEANUP_FINALIZER: &str = "customresourcecleanup.apiextensions.k8s.io";
 /// The verbs of custom resources, in the order in which discovery lists them.
 const VERBS: &[&str] = &["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"];
-const NAME_DESCRIPTION: &str = "Name must be unique within a namespace. Is required when creating resources, although some resources may allow a client to request the generation of an appropriate name automatically. Name is primarily intended for creation idempotence and configuration definition. Cannot be updated. More info: https://kubernetes.io/docs/concepts/overview/working-with-objects/names#names";
-const AGE_DESCRIPTION: &str = "CreationTimestamp is a timestamp representing the server time when this object was created. It is not guaranteed to be set in happens-before order across separate operations. Clients may not set this value. It is represented in RFC3339 form and is in UTC.\n\nPopulated by the system. Read-only. Null for lists. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata";
 
 /// How objects are turned from one version into another.
 #[derive(Clone, Debug, PartialEq)]
@@ -148,10 +146,10 @@ impl Version {
 }
 
 fn columns(version: &Value) -> Vec<Column> {
-    let mut columns = vec![Column { description: NAME_DESCRIPTION.into(), ..Column::new("Name", "string", "name", 0) }];
+    let mut columns = vec![Column::new("Name", "string", "name", 0)];
     let own = version.list_at("additionalPrinterColumns");
     if own.is_empty() {
-        columns.push(Column { description: AGE_DESCRIPTION.into(), ..Column::new("Age", "date", "", 0) });
+        columns.push(Column::new("Age", "date", "", 0));
     }
     columns.extend(own.iter().map(|column| {
         let described = text(column, "description");
