@@ -169,17 +169,29 @@ async fn start(arguments: Server, shutdown: CancellationToken) -> Result<()> {
         let shutdown = shutdown.clone();
         parts.spawn(async move { ("agent", agent::run_node(client, None, node, flags, service_cidr, shutdown).await) });
     }
-    let join = token::standing(&server, &directory, &authority.fingerprint()).await?;
+    let joins = matches!(backend, Backend::Etcd(_));
+    tokio::spawn(announce(server.clone(), directory, authority.fingerprint(), kubeconfig, url, joins));
+    let outcome = attend(parts, &mut etcd, &server, &shutdown, &stop).await;
+    etcd.end().await.and(outcome)
+}
+
+/// Keeps this server's own join token as soon as the store can be written, and says what to do next.
+async fn announce(server: Arc<::apiserver::Server>, directory: PathBuf, fingerprint: String, kubeconfig: PathBuf, url: String, joins: bool) {
+    let join = loop {
+        match token::standing(&server, &directory, &fingerprint).await {
+            Ok(join) => break join,
+            Err(error) => tracing::warn!("there is no join token yet: {error:#}"),
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    };
     tracing::info!(
         "the cluster is up: export KUBECONFIG={} ; join a node with `regent agent --server {url} --token $(cat {})`",
         kubeconfig.display(),
         join.display()
     );
-    if matches!(backend, Backend::Etcd(_)) {
+    if joins {
         tracing::info!("join a server with `regent server --server {url} --token TOKEN`; `regent token create --server` prints a token");
     }
-    let outcome = attend(parts, &mut etcd, &server, &shutdown, &stop).await;
-    etcd.end().await.and(outcome)
 }
 
 /// Waits for the shutdown, or for a part that ends unasked, and then for all parts, in their order.

@@ -14,6 +14,9 @@ use std::{
     time::Duration,
 };
 
+/// How long a new cluster may take to publish its authority.
+const AUTHORITY_PATIENCE: Duration = Duration::from_secs(10);
+
 #[derive(Args)]
 pub struct Token {
     /// The administrator's kubeconfig.
@@ -82,7 +85,15 @@ pub fn run(arguments: Token) -> Result<()> {
 /// The fingerprint of the cluster's authority, as the cluster publishes it.
 async fn authority_of(client: &kube::Client) -> Result<String> {
     let maps: Api<k8s_openapi::api::core::v1::ConfigMap> = Api::namespaced(client.clone(), "kube-system");
-    let map = maps.get("kube-root-ca.crt").await.context("reading the cluster's authority (ConfigMap kube-system/kube-root-ca.crt)")?;
+    let deadline = tokio::time::Instant::now() + AUTHORITY_PATIENCE;
+    let map = loop {
+        match maps.get("kube-root-ca.crt").await {
+            // The controllers of a cluster that has just begun publish it within seconds.
+            Err(kube::Error::Api(status)) if status.code == 404 && tokio::time::Instant::now() < deadline => {}
+            other => break other.context("reading the cluster's authority (ConfigMap kube-system/kube-root-ca.crt)")?,
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
     let pem = map.data.as_ref().and_then(|data| data.get("ca.crt")).with_context(|| format!("{} has no ca.crt", map.name_any()))?;
     Ok(pki::authority::fingerprint(&Issued { certificate_pem: pem.clone(), key_pem: String::new(), authority_pem: String::new() }.certificate()?))
 }
