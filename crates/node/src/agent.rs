@@ -50,8 +50,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// How often the runtime's containers are listed, to notice what ended by itself.
 const RELIST_EVERY: Duration = Duration::from_secs(1);
-/// The longest that a relist waits after failures.
-const RELIST_RETRY_MAX: Duration = Duration::from_secs(5);
+/// How often a runtime that does not answer is asked again; after a reboot it starts beside the agent.
+const RUNTIME_LOOK_EVERY: Duration = Duration::from_millis(250);
 const ROTATE_EVERY: Duration = Duration::from_secs(10);
 const PRESSURE_EVERY: Duration = Duration::from_secs(10);
 const ORPHANS_EVERY: Duration = Duration::from_secs(5);
@@ -327,7 +327,7 @@ type Listing = HashMap<String, (String, i32)>;
 /// Lists everything in the runtime again and again, and wakes the workers of pods where something changed.
 async fn relist(cx: Arc<Context>, shutdown: CancellationToken) {
     let mut before: Option<Listing> = None;
-    let mut wait = RELIST_EVERY;
+    let mut wait = Duration::ZERO;
     loop {
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
@@ -336,7 +336,7 @@ async fn relist(cx: Arc<Context>, shutdown: CancellationToken) {
         let sandboxes = cx.cri.list_pod_sandboxes(HashMap::new()).await;
         let containers = cx.cri.list_containers(HashMap::new()).await;
         let (Ok(sandboxes), Ok(containers)) = (sandboxes, containers) else {
-            wait = (wait * 2).min(RELIST_RETRY_MAX);
+            wait = RUNTIME_LOOK_EVERY;
             if before.take().is_some() {
                 // The runtime went away: the node says so at once.
                 cx.node_changed.notify_one();
@@ -344,6 +344,14 @@ async fn relist(cx: Arc<Context>, shutdown: CancellationToken) {
             continue;
         };
         wait = RELIST_EVERY;
+        // Not left to the node's reports: with no server there are none, and pods wait for the network.
+        if !cx.network_ready() {
+            cx.set_runtime_state(&node::runtime_state(&cx.cri).await);
+            match cx.network_ready() {
+                true => cx.workers.lock().values().for_each(|handle| handle.wake.notify_one()),
+                false => wait = RUNTIME_LOOK_EVERY,
+            }
+        }
         let uid = |labels: &HashMap<String, String>| labels.get(names::POD_UID).cloned().unwrap_or_default();
         let mut now: Listing = HashMap::new();
         now.extend(sandboxes.iter().map(|item| (item.id.clone(), (uid(&item.labels), item.state))));

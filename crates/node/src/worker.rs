@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 /// How often volumes made of API objects are brought up to date.
 const REFRESH_S: i64 = 30;
 /// When the runtime is asked again after it did not answer.
-const RUNTIME_RETRY: Duration = Duration::from_secs(2);
+const RUNTIME_RETRY: Duration = Duration::from_millis(500);
 /// The first and the longest wait before a sandbox is tried again.
 const SANDBOX_RETRY_MIN_S: i64 = 1;
 const SANDBOX_RETRY_MAX_S: i64 = 20;
