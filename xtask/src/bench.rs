@@ -82,8 +82,9 @@ fn in_sandbox(sandbox: &dyn Fn(&[&str]) -> Result<String>, binary: &str) -> Resu
     let token = sh(binary, &["token", "--kubeconfig", &kubeconfig, "create"])?.trim().to_string();
     let directory = sandbox(&["kubeconfig"])?.trim().trim_end_matches("/admin.kubeconfig").to_string();
     let cni = format!("--cni-bin-dir={directory}/nodes/worker-3/cni-bin");
-    let flags =
-        ["--server=https://172.30.0.11:6443", "--node-name=worker-3", "--node-ip=172.30.0.23", "--cgroup-root=/regent-sandbox/worker-3", &cni];
+    let plan = fs::read_to_string(format!("{directory}/nodes/worker-3/node.json"))?;
+    let cgroup = plan.split('"').find(|part| part.starts_with("--cgroup-root=")).context("the node's plan names no --cgroup-root")?;
+    let flags = ["--server=https://172.30.0.11:6443", "--node-name=worker-3", "--node-ip=172.30.0.23", cgroup, &cni];
     let log = fs::File::create(format!("{directory}/agent.log"))?;
     let mut command = Command::new(binary);
     command.args(["sandbox", "--dir", &directory, "exec", "worker-3", "--", binary, "agent"]).args(flags);

@@ -97,7 +97,7 @@ impl Sandbox {
             launch::power_off(node)?;
             links::unplug(node);
         }
-        launch::remove_cgroups("/regent-sandbox");
+        launch::remove_cgroups(&plan::cgroup_root(&self.directory));
         links::remove_bridge()?;
         restore_forwarding()?;
         if !keep {

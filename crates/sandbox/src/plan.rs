@@ -103,7 +103,8 @@ impl Node {
     }
     /// Where the node's pods live in the cgroup tree.
     pub fn cgroup_root(&self) -> String {
-        format!("/regent-sandbox/{}", self.name)
+        let sandbox = self.directory.ancestors().nth(2).unwrap_or(&self.directory);
+        format!("{}/{}", cgroup_root(sandbox), self.name)
     }
 }
 
@@ -164,6 +165,14 @@ pub fn api_url(options: &Options, node: Option<&Node>) -> String {
         _ => format!("{NETWORK_PREFIX}.11"),
     };
     format!("https://{address}:{API_PORT}")
+}
+
+/// The cgroup of a whole sandbox, by its directory: two sandboxes in network namespaces of their own leave each other alone.
+pub fn cgroup_root(directory: &Path) -> String {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    directory.hash(&mut hasher);
+    format!("/regent-sandbox-{:08x}", hasher.finish() as u32)
 }
 
 /// The directory of a node's certificates and kubeconfigs.

@@ -75,15 +75,22 @@ impl Cluster {
             println!("the sandbox stays up: export KUBECONFIG={}", self.kubeconfig);
             return Ok(());
         }
+        let cgroup = self.cgroup_flag("worker-1")?.replace("--cgroup-root=", "").replace("/worker-1", "");
         self.sandbox(&["down"])?;
-        let left = run(
-            "sh",
-            &[
-                "-c",
-                "ip link show rgsb0; nft list tables | grep regent; grep rgsb /proc/net/dev; ls -d /sys/fs/cgroup/regent-sandbox /sys/fs/cgroup/*/regent-sandbox; grep '[e]2e-sandbox' /proc/self/mounts; pgrep -fa '[e]2e-sandbox/nodes'; true",
-            ],
-        )?;
+        let look = format!(
+            "ip link show rgsb0; nft list tables | grep regent; grep rgsb /proc/net/dev; ls -d /sys/fs/cgroup{cgroup} /sys/fs/cgroup/*{cgroup}; \
+             grep '[e]2e-sandbox' /proc/self/mounts; pgrep -fa '[e]2e-sandbox/nodes'; true"
+        );
+        let left = run("sh", &["-c", &look])?;
         expect(left.trim().is_empty(), format!("`down` left something behind:\n{left}"))
+    }
+
+    /// The flag that tells a kubelet the cgroup of this node's pods, as the node's own kubelet has it.
+    pub fn cgroup_flag(&self, node: &str) -> Result<String, String> {
+        let file = self.directory.join("nodes").join(node).join("node.json");
+        let plan = std::fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()))?;
+        let flag = plan.split('"').find(|part| part.starts_with("--cgroup-root="));
+        flag.map(str::to_string).ok_or_else(|| format!("{} names no --cgroup-root", file.display()))
     }
 
     /// `regent sandbox ARGUMENTS`.

@@ -113,6 +113,8 @@ fn run(cluster: &Cluster, scenario: &Scenario, report: &Mutex<Report>) {
     let namespace = format!("e2e-{}", scenario.name.replace('_', "-"));
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         cluster.kubectl(&format!("create namespace {namespace}"))?;
+        // Made by a controller; a pod without it is refused. After a failover this takes as long as the lease.
+        cluster.wait("the namespace's service account", 40, || cluster.kubectl(&format!("get serviceaccount default -n {namespace}")).map(|_| ()))?;
         (scenario.run)(cluster, &namespace)
     }))
     .unwrap_or_else(|panic| Err(panic.downcast_ref::<String>().cloned().unwrap_or_else(|| "it panicked".into())));

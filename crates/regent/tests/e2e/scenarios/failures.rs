@@ -24,7 +24,8 @@ fn joins(cluster: &Cluster, _namespace: &str) -> Outcome {
     let command = format!(
         "ip address flush dev lo to 10.96.0.0/16; rm -rf {home}; mkdir -p {home}; \
          REGENT_TOKEN={token} setsid {regent} agent --server=https://172.30.0.11:6443 --node-name=joined --data-dir={home} \
-         --cgroup-root=/regent-sandbox/worker-3 --cni-bin-dir={} >{home}/log 2>&1 & echo $!",
+         {} --cni-bin-dir={} >{home}/log 2>&1 & echo $!",
+        cluster.cgroup_flag("worker-3")?,
         cluster.directory().join("nodes/worker-3/cni-bin").display()
     );
     let steps = || -> Outcome {
