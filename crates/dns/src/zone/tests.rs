@@ -80,3 +80,40 @@ fn what_goes_leaves_nothing_behind() {
     assert!(zone.services.is_empty() && zone.slices.is_empty() && zone.namespaces.is_empty());
     assert!(zone.service_by_ip.is_empty() && zone.services_by_endpoint.is_empty());
 }
+
+#[test]
+fn a_headless_name_leaves_out_who_is_lost_or_not_ready_but_never_everybody() {
+    use membership::{Endpoint, Health, view::Member};
+    let mut zone = zone(
+        "kind: Service\nmetadata: {name: db, namespace: d}\nspec: {clusterIP: None, ports: [{port: 5432}]}\n---\n\
+         kind: EndpointSlice\nmetadata: {name: db-1, namespace: d, labels: {kubernetes.io/service-name: db}}\naddressType: IPv4\n\
+         ports: [{port: 5432}]\nendpoints:\n\
+         - {addresses: [10.244.1.2], nodeName: a, hostname: db-0, targetRef: {kind: Pod, uid: pod-a}}\n\
+         - {addresses: [10.244.2.2], nodeName: b, hostname: db-1, targetRef: {kind: Pod, uid: pod-b}}\n",
+    );
+    let view = |dead: &[&str], unready: &[&str]| {
+        let mut view = View { me: "here".into(), majority: true, ..View::default() };
+        for name in ["here", "a", "b"] {
+            let reachable = !dead.contains(&name);
+            let health = if reachable { Health::Alive } else { Health::Dead };
+            let address = "172.30.0.21:7946".parse().unwrap();
+            view.nodes.insert(name.into(), Member { health, reachable, address, api_reachable: false, since_unix_ms: 0 });
+        }
+        for (name, address) in [("a", [10, 244, 1, 2]), ("b", [10, 244, 2, 2])] {
+            let ready = !unready.contains(&name);
+            let endpoint = Endpoint { address: address.into(), ready, serving: ready, version: 1 };
+            view.endpoints.insert(name.into(), Arc::new(BTreeMap::from([(format!("pod-{name}"), endpoint)])));
+        }
+        Some(Arc::new(view))
+    };
+    let mut check = |dead: &[&str], unready: &[&str], expected: &[&str]| {
+        zone.view(view(dead, unready));
+        let answer = text(&zone.answer(&Name::from_ascii("db.d.svc.cluster.local.").unwrap(), RecordType::A));
+        let found: Vec<&str> = answer.lines().filter_map(|line| line.rsplit_once(" A ").map(|(_, address)| address)).collect();
+        assert_eq!(found, expected, "dead {dead:?}, not ready {unready:?}: {answer}");
+    };
+    check(&[], &[], &["10.244.1.2", "10.244.2.2"]);
+    check(&["b"], &[], &["10.244.1.2"]);
+    check(&["a", "b"], &[], &["10.244.1.2", "10.244.2.2"]);
+    check(&[], &["a"], &["10.244.2.2"]);
+}
