@@ -512,7 +512,6 @@ impl Parser {
                 value = call(at, if optional { "_[?_]" } else { "_[_]" }, vec![value, index])?;
             } else if matches!(self.peek(), Token::Op("{"))
                 && let Some(name) = dotted(&value)
-                && name.rsplit('.').next().is_some_and(|last| last.starts_with(|c: char| c.is_ascii_uppercase()))
             {
                 self.at += 1;
                 value = node(at, Kind::Struct(name, self.fields()?))?;
@@ -690,6 +689,19 @@ mod tests {
     }
 
     #[test]
+    fn objects_of_nested_types_are_built() {
+        let tree = parse("Object{spec: Object.spec{template: Object.spec.template{n: 1}}}").unwrap();
+        let Kind::Struct(name, fields) = &tree.kind else { panic!("{tree:?}") };
+        assert_eq!((name.as_str(), fields[0].0.as_str()), ("Object", "spec"));
+        let Kind::Struct(name, fields) = &fields[0].1.kind else { panic!("{fields:?}") };
+        assert_eq!((name.as_str(), fields[0].0.as_str()), ("Object.spec", "template"));
+        assert!(matches!(&fields[0].1.kind, Kind::Struct(name, _) if name == "Object.spec.template"));
+        for text in ["a.b(){n: 1}", "Object{1: 2}", "Object{n 1}", "Object{n: 1", "'Object'{n: 1}"] {
+            assert!(parse(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
     fn odd_texts_are_refused_and_nothing_panics() {
         for text in
             ["", "(", "a.", "a..b", "[1,", "{1:", "'x", "1 +", "a ? b", "has(a)", "x.all(1, true)", "\u{1F600}", "if", "9223372036854775808", "a b"]
@@ -705,6 +717,7 @@ mod tests {
             "{'a': 1}.?b.orValue(2)",
             "x.all(y, y > 1) || !!z",
             "a in [1] ? 1 : 2",
+            "Object{spec: Object.spec{n: 1, ?o: optional.none(),}}",
         ] {
             assert!(parse(text).is_ok(), "{text:?} {:?}", parse(text));
         }
