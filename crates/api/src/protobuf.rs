@@ -1,65 +1,30 @@
-//! Objects in Kubernetes' protobuf form, read into JSON by the table of golden facts (`facts/protobuf-fields.json`).
+//! Objects in Kubernetes' protobuf form, read and written by the table of golden facts (`facts/protobuf-fields.json`).
 //!
-//! Typed Go clients (kubectl among them) write bodies like this and do not fall back to JSON when they are refused, so it
-//! must be read; what is answered can always be JSON. Nothing here knows a kind: messages, field numbers and types are
-//! facts. What Go embeds without a name, and the few names that differ, are the lists below.
+//! Typed Go clients (kubectl among them) write bodies like this and do not fall back to JSON when they are refused, and they
+//! ask for it in answers. Nothing here knows a kind: messages, field numbers and types are [`facts`].
 //!
 //! The form: four bytes `k8s\0`, then `runtime.Unknown` with the kind and the object's message in `raw`. Go writes fields
-//! that are no pointers even when they are zero; [`crate::structure`] drops those.
+//! that are no pointers even when they are zero; [`crate::structure`] drops those when it reads, [`encode`] writes them.
+
+mod encode;
+mod facts;
+
+pub use encode::{ENVELOPE_END, encode, encode_message, envelope, envelope_start, item_start, list_start, watch_frame};
 
 use crate::limits;
 use base64::{Engine, engine::general_purpose::STANDARD};
-use serde_json::{Map, Value, json, value::RawValue};
-use std::{collections::HashMap, sync::LazyLock};
+use facts::{Count, Form, Message, Type};
+use serde_json::{Map, Value, json};
 
 /// The media type of this form.
 pub const MEDIA_TYPE: &str = "application/vnd.kubernetes.protobuf";
+/// The media type of a watch in this form.
+pub const WATCH_MEDIA_TYPE: &str = "application/vnd.kubernetes.protobuf;stream=watch";
 /// How every body of this form begins.
 pub const MAGIC: &[u8] = b"k8s\0";
 
-static FACTS: LazyLock<HashMap<&'static str, &'static RawValue>> =
-    LazyLock::new(|| serde_json::from_str(include_str!("../facts/protobuf-fields.json")).expect("facts/protobuf-fields.json is JSON"));
-
-/// Members that Go embeds: their fields belong to the message around them.
-const EMBEDDED: &[(&str, &str)] = &[
-    ("NamedRuleWithOperations", "ruleWithOperations"),
-    ("RuleWithOperations", "rule"),
-    ("ConfigMapEnvSource", "localObjectReference"),
-    ("ConfigMapKeySelector", "localObjectReference"),
-    ("ConfigMapProjection", "localObjectReference"),
-    ("ConfigMapVolumeSource", "localObjectReference"),
-    ("SecretEnvSource", "localObjectReference"),
-    ("SecretKeySelector", "localObjectReference"),
-    ("SecretProjection", "localObjectReference"),
-    ("EphemeralContainer", "ephemeralContainerCommon"),
-    ("PersistentVolumeSpec", "persistentVolumeSource"),
-    ("Probe", "handler"),
-    ("Volume", "volumeSource"),
-    ("IngressRule", "ingressRuleValue"),
-    ("DeviceAllocationConfiguration", "deviceConfiguration"),
-    ("DeviceClaimConfiguration", "deviceConfiguration"),
-    ("DeviceClassConfiguration", "deviceConfiguration"),
-];
-
-/// Names that are others in JSON: message, name here, name there.
-const RENAMED: &[(&str, &str, &str)] = &[
-    ("MutatingWebhookConfiguration", "Webhooks", "webhooks"),
-    ("ValidatingWebhookConfiguration", "Webhooks", "webhooks"),
-    ("Validation", "Expression", "expression"),
-    ("Variable", "Name", "name"),
-    ("Variable", "Expression", "expression"),
-    ("BoundObjectReference", "uID", "uid"),
-    ("IngressClassParametersReference", "aPIGroup", "apiGroup"),
-    ("JSONSchemaProps", "schema", "$schema"),
-    ("JSONSchemaProps", "ref", "$ref"),
-    ("JSONSchemaProps", "xKubernetesPreserveUnknownFields", "x-kubernetes-preserve-unknown-fields"),
-    ("JSONSchemaProps", "xKubernetesEmbeddedResource", "x-kubernetes-embedded-resource"),
-    ("JSONSchemaProps", "xKubernetesIntOrString", "x-kubernetes-int-or-string"),
-    ("JSONSchemaProps", "xKubernetesListMapKeys", "x-kubernetes-list-map-keys"),
-    ("JSONSchemaProps", "xKubernetesListType", "x-kubernetes-list-type"),
-    ("JSONSchemaProps", "xKubernetesMapType", "x-kubernetes-map-type"),
-    ("JSONSchemaProps", "xKubernetesValidations", "x-kubernetes-validations"),
-];
+/// What times are counted from. A time without a zone, because one with a zone does not reach to the end of the year 9999.
+const EPOCH: jiff::civil::DateTime = jiff::civil::date(1970, 1, 1).at(0, 0, 0, 0);
 
 /// Why a body cannot be read.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -84,15 +49,15 @@ pub enum Error {
 
 /// Reads a body into the object's JSON, with `apiVersion` and `kind`.
 pub fn decode(body: &[u8]) -> Result<Value, Error> {
-    let unknown = message("k8s.io.apimachinery.pkg.runtime.Unknown", body.strip_prefix(MAGIC).ok_or(Error::NoMagic)?, 0)?;
+    let unknown = named("k8s.io.apimachinery.pkg.runtime.Unknown", body.strip_prefix(MAGIC).ok_or(Error::NoMagic)?)?;
     let text = |path: &str| unknown.pointer(path).and_then(Value::as_str).unwrap_or_default().to_string();
     let (api_version, kind) = (text("/typeMeta/apiVersion"), text("/typeMeta/kind"));
     let raw = STANDARD.decode(text("/raw")).map_err(|error| Error::Json(error.to_string()))?;
     if text("/contentType") == "application/json" {
         return serde_json::from_slice(&raw).map_err(|error| Error::Json(error.to_string()));
     }
-    let name = message_name(&api_version, &kind).ok_or_else(|| Error::UnknownKind { api_version: api_version.clone(), kind: kind.clone() })?;
-    let mut object = message(&name, &raw, 0)?;
+    let index = message_index(&api_version, &kind).ok_or_else(|| Error::UnknownKind { api_version: api_version.clone(), kind: kind.clone() })?;
+    let mut object = message(facts::message(index), &raw, 0)?;
     if let Value::Object(members) = &mut object {
         members.insert("apiVersion".into(), json!(api_version));
         members.insert("kind".into(), json!(kind));
@@ -100,22 +65,38 @@ pub fn decode(body: &[u8]) -> Result<Value, Error> {
     Ok(object)
 }
 
-/// The message of a kind. Options are the same in every group.
-fn message_name(api_version: &str, kind: &str) -> Option<String> {
-    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
-    let group = group.split('.').next().unwrap_or_default();
-    let candidates = [
-        format!("k8s.io.api.{}.{version}.{kind}", if group.is_empty() { "core" } else { group }),
-        format!("k8s.io.api.flowcontrol.{version}.{kind}"),
-        format!("k8s.io.apiextensions_apiserver.pkg.apis.{group}.{version}.{kind}"),
-        format!("k8s.io.kube_aggregator.pkg.apis.{group}.{version}.{kind}"),
-        format!("k8s.io.apimachinery.pkg.apis.meta.v1.{kind}"),
-    ];
-    candidates.into_iter().find(|name| FACTS.contains_key(name.as_str()))
+/// Whether a kind has this form.
+pub fn is_known(api_version: &str, kind: &str) -> bool {
+    message_index(api_version, kind).is_some()
 }
 
-/// A field: number, name, `optional`/`repeated`/empty for a map, type.
-type Field = (u32, String, String, String);
+/// The message of a kind. Options are the same in every group.
+fn message_index(api_version: &str, kind: &str) -> Option<usize> {
+    message_names(api_version, kind).iter().find_map(|name| facts::index(name))
+}
+
+fn message_names(api_version: &str, kind: &str) -> Vec<String> {
+    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    let mut names = Vec::with_capacity(5);
+    let first = match group.split_once('.') {
+        None if group.is_empty() => "core",
+        None => group,
+        Some(("internal", "apiserver.k8s.io")) => "apiserverinternal",
+        Some((first, rest)) if rest == "k8s.io" || rest.ends_with(".k8s.io") => first,
+        // A group of definitions, whatever its name begins with.
+        Some(_) => "",
+    };
+    if !first.is_empty() {
+        names.push(format!("k8s.io.api.{first}.{version}.{kind}"));
+        names.push(format!("k8s.io.apiextensions_apiserver.pkg.apis.{first}.{version}.{kind}"));
+        names.push(format!("k8s.io.kube_aggregator.pkg.apis.{first}.{version}.{kind}"));
+    }
+    let options = kind.ends_with("Options");
+    if group.is_empty() || group == "meta.k8s.io" || options {
+        names.push(format!("k8s.io.apimachinery.pkg.apis.meta.{}.{kind}", if options { "v1" } else { version }));
+    }
+    names
+}
 
 /// A value on the wire.
 enum Wire<'a> {
@@ -165,91 +146,76 @@ impl<'a> Reader<'a> {
     }
 }
 
-fn short(name: &str) -> &str {
-    name.rsplit('.').next().unwrap_or(name)
-}
-
-/// The full name of a type that the message `within` mentions.
-fn full_name(type_: &str, within: &str) -> String {
-    match type_.strip_prefix('.') {
-        Some(absolute) => absolute.to_string(),
-        None => format!("{}.{type_}", within.rsplit_once('.').map_or("", |(package, _)| package)),
+fn named(name: &str, bytes: &[u8]) -> Result<Value, Error> {
+    match facts::index(name) {
+        Some(index) => message(facts::message(index), bytes, 0),
+        None => Ok(json!({})),
     }
 }
 
-fn message(name: &str, bytes: &[u8], depth: usize) -> Result<Value, Error> {
+fn message(facts: &Message, bytes: &[u8], depth: usize) -> Result<Value, Error> {
     if depth > limits::NESTING_DEPTH_MAX {
         return Err(Error::TooDeep);
     }
-    let facts: Vec<Field> = match FACTS.get(name) {
-        Some(facts) => serde_json::from_str(facts.get()).unwrap_or_default(),
-        None => Vec::new(),
-    };
     let mut members = Map::new();
     let mut reader = Reader(bytes);
     while let Some((number, wire)) = reader.field()? {
         // Fields of a newer version are left out, as Go does.
-        let Some((_, field, label, type_)) = facts.iter().find(|(known, ..)| u64::from(*known) == number) else { continue };
-        let renamed = RENAMED.iter().find(|(message, here, _)| *message == short(name) && here == field).map(|(.., there)| *there);
-        let key = renamed.unwrap_or(field);
-        if let Some(map) = type_.strip_prefix("map<string,") {
-            let Wire::Bytes(entry) = wire else { return Err(Error::WireType(0)) };
-            let (entry_key, value) = map_entry(map.trim_end_matches('>'), name, entry, depth)?;
-            if let Value::Object(map) = members.entry(key).or_insert_with(|| json!({})) {
-                map.insert(entry_key, value);
-            }
-            continue;
-        }
-        if label == "repeated" {
-            let list = members.entry(key).or_insert_with(|| json!([]));
-            if let Value::Array(list) = list {
-                for value in repeated(type_, name, wire, depth)? {
-                    list.push(value);
+        let Some(field) = facts.field(number) else { continue };
+        match field.count {
+            Count::Map => {
+                let Wire::Bytes(entry) = wire else { return Err(Error::WireType(0)) };
+                let (key, value) = map_entry(field.type_, entry, depth)?;
+                if let Value::Object(map) = members.entry(&field.key).or_insert_with(|| json!({})) {
+                    map.insert(key, value);
                 }
             }
-            continue;
-        }
-        let value = scalar(type_, name, wire, depth)?;
-        match value {
-            Value::Object(inner) if EMBEDDED.contains(&(short(name), field)) => members.extend(inner),
-            Value::Null => {}
-            value => drop(members.insert(key.to_string(), value)),
+            Count::Many => {
+                if let Value::Array(list) = members.entry(&field.key).or_insert_with(|| json!([])) {
+                    list.extend(repeated(field.type_, wire, depth)?);
+                }
+            }
+            Count::One => match scalar(field.type_, wire, depth)? {
+                Value::Object(inner) if field.embedded.is_some() => members.extend(inner),
+                Value::Null => {}
+                value => drop(members.insert(field.key.clone(), value)),
+            },
         }
     }
-    special(name, members)
+    special(facts.form, members)
 }
 
-fn map_entry(type_: &str, within: &str, bytes: &[u8], depth: usize) -> Result<(String, Value), Error> {
+fn map_entry(type_: Type, bytes: &[u8], depth: usize) -> Result<(String, Value), Error> {
     let (mut key, mut value) = (String::new(), None);
     let mut reader = Reader(bytes);
     while let Some((number, wire)) = reader.field()? {
         match (number, wire) {
             (1, Wire::Bytes(bytes)) => key = text(bytes)?,
-            (2, wire) => value = Some(scalar(type_, within, wire, depth)?),
+            (2, wire) => value = Some(scalar(type_, wire, depth)?),
             _ => {}
         }
     }
-    let value = match value {
-        Some(value) => value,
-        None if matches!(type_, "string" | "bytes") => json!(""),
-        None if FACTS.contains_key(full_name(type_, within).as_str()) => message(&full_name(type_, within), &[], depth + 1)?,
-        None => json!(0),
+    let value = match (value, type_) {
+        (Some(value), _) => value,
+        (None, Type::Text | Type::Bytes) => json!(""),
+        (None, Type::Message(index)) => message(facts::message(index), &[], depth + 1)?,
+        (None, _) => json!(0),
     };
     Ok((key, value))
 }
 
 /// The items of one occurrence of a repeated field: one, or several numbers packed.
-fn repeated(type_: &str, within: &str, wire: Wire<'_>, depth: usize) -> Result<Vec<Value>, Error> {
+fn repeated(type_: Type, wire: Wire<'_>, depth: usize) -> Result<Vec<Value>, Error> {
     match wire {
-        Wire::Bytes(bytes) if matches!(type_, "int32" | "int64" | "uint32" | "uint64" | "bool") => {
+        Wire::Bytes(bytes) if matches!(type_, Type::Signed | Type::Unsigned | Type::Bool) => {
             let mut reader = Reader(bytes);
             let mut all = Vec::new();
             while !reader.0.is_empty() {
-                all.push(scalar(type_, within, Wire::Number(reader.varint()?), depth)?);
+                all.push(scalar(type_, Wire::Number(reader.varint()?), depth)?);
             }
             Ok(all)
         }
-        wire => Ok(vec![scalar(type_, within, wire, depth)?]),
+        wire => Ok(vec![scalar(type_, wire, depth)?]),
     }
 }
 
@@ -257,61 +223,54 @@ fn text(bytes: &[u8]) -> Result<String, Error> {
     std::str::from_utf8(bytes).map(String::from).map_err(|_| Error::Text)
 }
 
-fn scalar(type_: &str, within: &str, wire: Wire<'_>, depth: usize) -> Result<Value, Error> {
+fn scalar(type_: Type, wire: Wire<'_>, depth: usize) -> Result<Value, Error> {
     Ok(match (type_, wire) {
-        ("string", Wire::Bytes(bytes)) => json!(text(bytes)?),
-        ("bytes", Wire::Bytes(bytes)) => json!(STANDARD.encode(bytes)),
-        ("bool", Wire::Number(number)) => json!(number != 0),
-        ("int32" | "int64" | "sint32" | "sint64", Wire::Number(number)) => json!(number as i64),
-        ("uint32" | "uint64", Wire::Number(number)) => json!(number),
-        ("double", Wire::Number(bits)) => json!(f64::from_bits(bits)),
-        ("float", Wire::Number(bits)) => json!(f32::from_bits(bits as u32)),
-        (type_, Wire::Bytes(bytes)) => message(&full_name(type_, within), bytes, depth + 1)?,
+        (Type::Text, Wire::Bytes(bytes)) => json!(text(bytes)?),
+        (Type::Bytes, Wire::Bytes(bytes)) => json!(STANDARD.encode(bytes)),
+        (Type::Bool, Wire::Number(number)) => json!(number != 0),
+        (Type::Signed, Wire::Number(number)) => json!(number as i64),
+        (Type::Unsigned, Wire::Number(number)) => json!(number),
+        (Type::Double, Wire::Number(bits)) => json!(f64::from_bits(bits)),
+        (Type::Float, Wire::Number(bits)) => json!(f32::from_bits(bits as u32)),
+        (Type::Message(index), Wire::Bytes(bytes)) => message(facts::message(index), bytes, depth + 1)?,
+        (_, Wire::Bytes(_)) => return Err(Error::WireType(2)),
         (_, Wire::Number(_)) => return Err(Error::WireType(0)),
     })
 }
 
 /// What JSON shows otherwise than as an object.
-fn special(name: &str, mut members: Map<String, Value>) -> Result<Value, Error> {
+fn special(form: Form, mut members: Map<String, Value>) -> Result<Value, Error> {
     let number = |members: &Map<String, Value>, key: &str| members.get(key).and_then(Value::as_i64).unwrap_or(0);
-    let raw = |members: &Map<String, Value>, key: &str| -> Result<Value, Error> {
-        let Some(encoded) = members.get(key).and_then(Value::as_str) else { return Ok(Value::Null) };
-        let bytes = STANDARD.decode(encoded).map_err(|error| Error::Json(error.to_string()))?;
-        serde_json::from_slice(&bytes).map_err(|error| Error::Json(error.to_string()))
-    };
-    Ok(match short(name) {
-        "Time" | "MicroTime" if name.starts_with("k8s.io.apimachinery.pkg.apis.meta.") => {
+    Ok(match form {
+        Form::Time { micro } => {
             if members.is_empty() {
                 return Ok(Value::Null);
             }
             let nanoseconds = i32::try_from(number(&members, "nanos")).unwrap_or(0);
-            match jiff::Timestamp::new(number(&members, "seconds"), nanoseconds) {
-                Ok(time) if short(name) == "MicroTime" => json!(time.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()),
+            match EPOCH.checked_add(jiff::SignedDuration::new(number(&members, "seconds"), nanoseconds)) {
+                Ok(time) if micro => json!(time.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()),
                 Ok(time) => json!(time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()),
                 Err(_) => Value::Null,
             }
         }
-        "Quantity" => members.remove("string").unwrap_or_else(|| json!("0")),
-        "IntOrString" => match number(&members, "type") {
+        Form::Quantity => members.remove("string").unwrap_or_else(|| json!("0")),
+        Form::IntOrString => match number(&members, "type") {
             0 => json!(number(&members, "intVal")),
             _ => members.remove("strVal").unwrap_or_else(|| json!("")),
         },
-        "RawExtension" | "JSON" => raw(&members, "raw")?,
-        "FieldsV1" => raw(&members, "Raw")?,
-        "ExtraValue" | "Verbs" => members.remove("items").unwrap_or_else(|| json!([])),
-        "JSONSchemaPropsOrArray" => match members.remove("jSONSchemas") {
-            Some(many) => many,
-            None => members.remove("$schema").or_else(|| members.remove("schema")).unwrap_or(Value::Null),
-        },
-        "JSONSchemaPropsOrBool" => match members.remove("schema") {
-            Some(schema) => schema,
-            None => members.remove("allows").unwrap_or(Value::Bool(false)),
-        },
-        "JSONSchemaPropsOrStringArray" => match members.remove("property") {
-            Some(names) => names,
-            None => members.remove("schema").unwrap_or(Value::Null),
-        },
-        _ => Value::Object(members),
+        Form::Raw => {
+            let encoded = members.get("raw").or_else(|| members.get("Raw")).and_then(Value::as_str).unwrap_or_default();
+            if encoded.is_empty() {
+                return Ok(Value::Null);
+            }
+            let bytes = STANDARD.decode(encoded).map_err(|error| Error::Json(error.to_string()))?;
+            serde_json::from_slice(&bytes).map_err(|error| Error::Json(error.to_string()))?
+        }
+        Form::Items => members.remove("items").unwrap_or_else(|| json!([])),
+        Form::SchemaOrArray => members.remove("jSONSchemas").or_else(|| members.remove("schema")).unwrap_or(Value::Null),
+        Form::SchemaOrBool => members.remove("schema").or_else(|| members.remove("allows")).unwrap_or(Value::Bool(false)),
+        Form::SchemaOrTexts => members.remove("property").or_else(|| members.remove("schema")).unwrap_or(Value::Null),
+        Form::Fields => Value::Object(members),
     })
 }
 
@@ -348,11 +307,13 @@ mod tests {
 
     #[test]
     fn groups_and_options_are_found() {
-        assert_eq!(message_name("apps/v1", "Deployment").as_deref(), Some("k8s.io.api.apps.v1.Deployment"));
-        assert_eq!(message_name("rbac.authorization.k8s.io/v1", "Role").as_deref(), Some("k8s.io.api.rbac.v1.Role"));
-        assert_eq!(message_name("policy/v1", "DeleteOptions").as_deref(), Some("k8s.io.apimachinery.pkg.apis.meta.v1.DeleteOptions"));
-        assert_eq!(message_name("flowcontrol.apiserver.k8s.io/v1", "FlowSchema").as_deref(), Some("k8s.io.api.flowcontrol.v1.FlowSchema"));
-        assert_eq!(message_name("example.com/v1", "Foo"), None);
+        let check = |api_version: &str, kind: &str, name: &str| assert_eq!(message_index(api_version, kind), facts::index(name), "{name}");
+        check("apps/v1", "Deployment", "k8s.io.api.apps.v1.Deployment");
+        check("rbac.authorization.k8s.io/v1", "Role", "k8s.io.api.rbac.v1.Role");
+        check("policy/v1", "DeleteOptions", "k8s.io.apimachinery.pkg.apis.meta.v1.DeleteOptions");
+        check("flowcontrol.apiserver.k8s.io/v1", "FlowSchema", "k8s.io.api.flowcontrol.v1.FlowSchema");
+        check("v1", "Status", "k8s.io.apimachinery.pkg.apis.meta.v1.Status");
+        assert!(is_known("example.com/v1", "DeleteOptions") && !is_known("example.com/v1", "Foo") && !is_known("apps.example.com/v1", "Deployment"));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use api::{
     field::Errors,
     metadata,
     object::ObjectExt,
+    protobuf,
     request::FieldValidation,
     schema::{Schema, Type},
     structure, table,
@@ -119,4 +120,73 @@ fn no_object_that_fits_its_schema_breaks_a_kind() {
 
 fn api_version(kind: &Kind, version: &str) -> String {
     if kind.group.is_empty() { version.into() } else { format!("{}/{version}", kind.group) }
+}
+
+#[test]
+fn every_kind_survives_protobuf() {
+    let mut wrong = Vec::new();
+    for kind in Catalogue::built_in().iter() {
+        for version in &kind.versions {
+            let (schema, api_version) = (kind.schema(version).unwrap(), api_version(kind, version));
+            assert!(protobuf::is_known(&api_version, &kind.kind), "{api_version} {} has a message", kind.kind);
+            assert!(kind.is_virtual() || protobuf::is_known(&api_version, &kind.list_kind), "{api_version} {} has a message", kind.list_kind);
+            for choice in [Choice::Plain, Choice::Zero, Choice::Absurd] {
+                let mut whole = value(&schema, choice, 0);
+                whole.set("apiVersion", api_version.as_str());
+                whole.set("kind", kind.kind.as_str());
+                let read = |bytes: &[u8]| {
+                    structure::decode_object(bytes, structure::Encoding::Json, kind, version, FieldValidation::Ignore).map(|(object, _)| object)
+                };
+                let object = read(whole.to_string().as_bytes()).unwrap();
+                let bytes = protobuf::encode(&object).unwrap();
+                let back = protobuf::decode(&bytes).unwrap();
+                assert_eq!(protobuf::encode(&back).unwrap(), bytes, "{api_version} {}: the same bytes again", kind.kind);
+                // Alternatives of which the message holds one only.
+                if choice == Choice::Absurd && kind.group == "apiextensions.k8s.io" {
+                    continue;
+                }
+                let again = read(back.to_string().as_bytes()).unwrap();
+                differences("", &settled(again), &settled(object), &mut |path| wrong.push(format!("{api_version} {}{path}", kind.kind)));
+            }
+        }
+    }
+    // What an embedded object is, no message says; defaulting does.
+    wrong.retain(|path| !path.contains(".volumeClaimTemplates.apiVersion:") && !path.contains(".volumeClaimTemplates.kind:"));
+    assert!(wrong.is_empty(), "fields that are others after protobuf: {wrong:#?}");
+}
+
+fn differences(path: &str, one: &Value, other: &Value, report: &mut dyn FnMut(&str)) {
+    match (one, other) {
+        (Value::Object(one), Value::Object(other)) => {
+            for key in one.keys().chain(other.keys().filter(|key| !one.contains_key(*key))) {
+                let none = Value::Null;
+                differences(&format!("{path}.{key}"), one.get(key).unwrap_or(&none), other.get(key).unwrap_or(&none), report);
+            }
+        }
+        (Value::Array(one), Value::Array(other)) if one.len() == other.len() => {
+            one.iter().zip(other).for_each(|(one, other)| differences(path, one, other, report));
+        }
+        (one, other) if one != other => report(&format!("{path}: {one} {other}")),
+        _ => {}
+    }
+}
+
+/// What protobuf cannot tell from nothing: empty lists and maps.
+fn settled(value: Value) -> Value {
+    match value {
+        Value::Object(members) => members.into_iter().map(|(key, value)| (key, settled(value))).filter(|(_, value)| !is_nothing(value)).collect(),
+        Value::Array(items) => items.into_iter().map(settled).collect(),
+        other => other,
+    }
+}
+
+fn is_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(items) => items.is_empty(),
+        Value::Object(members) => members.is_empty(),
+        Value::String(text) => text.is_empty(),
+        Value::Bool(flag) => !flag,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+    }
 }

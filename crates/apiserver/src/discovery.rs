@@ -112,7 +112,7 @@ pub fn answer(server: &Server, path: &str, query: &Query, headers: &HeaderMap) -
     };
     // Where there is nothing but JSON and YAML, a wrong Accept gets other words.
     let as_something = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).is_some_and(|accept| accept.contains("as="));
-    let output = Output::negotiate(headers, query, false).map_err(|status| if as_something { status } else { not_acceptable() })?;
+    let output = Output::negotiate(headers, query, false, false).map_err(|status| if as_something { status } else { not_acceptable() })?;
     Ok(Some(output.value(StatusCode::OK, &document)))
 }
 

@@ -1,4 +1,4 @@
-//! How an answer looks: JSON or YAML, the object itself, a Table or its metadata alone, pretty or not, gzip or not.
+//! How an answer looks: JSON, YAML or protobuf, the object itself, a Table or its metadata alone, pretty or not, gzip or not.
 //!
 //! [`Output::negotiate`] reads what the client accepts; the other functions turn entries and values into responses. Where
 //! the client wants plain JSON in the stored version, the cache's bytes go out as they are.
@@ -11,6 +11,7 @@ use crate::{
 use api::{
     Kind, Status, Value,
     object::ObjectExt,
+    protobuf,
     request::Query,
     table::{self, IncludeObject},
 };
@@ -25,12 +26,16 @@ pub const GZIP_BYTES_MIN: usize = 128 * 1024;
 const LIST_PIECE_BYTES: usize = 128 * 1024;
 
 /// The media types that objects are served in.
-pub const MEDIA_TYPES: &[&str] = &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
+pub const MEDIA_TYPES: &[&str] = &["application/json", "application/yaml", protobuf::MEDIA_TYPE];
+/// Those that custom resources are served in.
+pub const CUSTOM_MEDIA_TYPES: &[&str] = &["application/json", "application/yaml"];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     Json,
     Yaml,
+    /// What has no such form goes out as JSON, and says so.
+    Protobuf,
 }
 
 /// What is shown of an object. The version is that of `meta.k8s.io`.
@@ -88,6 +93,17 @@ impl View {
             Some(_) => entry.is_in(&self.api_version()),
         }
     }
+    /// The protobuf message of what is shown of an entry.
+    fn message(&self, entry: &Entry) -> Option<Bytes> {
+        if self.shows(entry) {
+            return entry.protobuf();
+        }
+        protobuf::encode_message(&self.api_version(), &self.kind.kind, &self.value(entry)).map(Bytes::from)
+    }
+    /// The protobuf form of what is shown of an entry, in its envelope.
+    pub fn protobuf(&self, entry: &Entry) -> Option<Vec<u8>> {
+        Some(protobuf::envelope(&self.api_version(), &self.kind.kind, &self.message(entry)?))
+    }
     /// What a list says beside its items: those of custom resources always have `continue`.
     fn list_head(&self, metadata: &Value) -> String {
         let mut metadata = metadata.clone();
@@ -126,11 +142,13 @@ impl Output {
     }
 
     /// Reads `Accept`, `Accept-Encoding`, `User-Agent` and the query. 406 if nothing that is accepted can be served.
-    /// `shapes` is whether Tables and metadata can be made of the answer.
-    pub fn negotiate(headers: &HeaderMap, query: &Query, shapes: bool) -> Result<Output, Status> {
+    /// `shapes` is whether Tables and metadata can be made of the answer; `custom` whether it is a custom resource, of which
+    /// only the metadata has a protobuf form.
+    pub fn negotiate(headers: &HeaderMap, query: &Query, shapes: bool, custom: bool) -> Result<Output, Status> {
         let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok()).unwrap_or_default();
         let accept = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect::<Vec<_>>().join(",");
-        let (format, shape, metadata_list) = choose(&accept, shapes).ok_or_else(|| Status::not_acceptable(MEDIA_TYPES))?;
+        let (format, shape, metadata_list) = choose(&accept, shapes, custom)
+            .ok_or_else(|| Status::not_acceptable(if custom { CUSTOM_MEDIA_TYPES } else { MEDIA_TYPES }))?;
         let include = match (shape, query.get("includeObject")) {
             (Shape::Table { .. }, Some(word)) => match word {
                 "None" => IncludeObject::None,
@@ -168,6 +186,10 @@ impl Output {
         match (self.shape, self.format) {
             (Shape::Object, Format::Json) if !self.pretty && view.shows(entry) => self.finish(code, entry.bytes.clone()),
             (Shape::Metadata { version }, Format::Json) if !self.pretty => self.finish(code, metadata_bytes(entry, version)),
+            (Shape::Object, Format::Protobuf) => match view.protobuf(entry) {
+                Some(bytes) => self.finish(code, bytes.into()),
+                None => self.object(code, view, entry.value()),
+            },
             _ => self.object(code, view, entry.value()),
         }
     }
@@ -190,7 +212,18 @@ impl Output {
 
     /// Anything that is shown as it is.
     pub fn value(&self, code: StatusCode, value: &Value) -> Response<Body> {
-        self.finish(code, self.bytes(value))
+        if self.format != Format::Protobuf {
+            return self.finish(code, self.bytes(value));
+        }
+        match protobuf::encode(value) {
+            Some(bytes) => self.finish(code, bytes.into()),
+            None => self.as_json().finish(code, self.bytes(value)),
+        }
+    }
+
+    /// The same, but in JSON.
+    fn as_json(&self) -> Output {
+        Output { format: Format::Json, ..self.clone() }
     }
 
     /// A Status. Its own code is the answer's.
@@ -206,6 +239,9 @@ impl Output {
     /// A list of objects.
     pub fn list(&self, view: &View, entries: Vec<Arc<Entry>>, metadata: &ListMetadata) -> Response<Body> {
         let list_metadata = metadata.to_value();
+        if self.format == Format::Protobuf {
+            return self.protobuf_list(view, entries, metadata);
+        }
         match self.shape {
             Shape::Table { version } => {
                 // One object at a time: parsed, a large list would be many times its bytes.
@@ -247,9 +283,45 @@ impl Output {
         }
     }
 
+    /// A list in protobuf. Its length stands at its beginning, so every item is made before the first goes out; most have
+    /// been made before, and none is copied.
+    fn protobuf_list(&self, view: &View, entries: Vec<Arc<Entry>>, metadata: &ListMetadata) -> Response<Body> {
+        let (api_version, kind, messages) = match self.shape {
+            Shape::Metadata { version } => {
+                let api_version = format!("meta.k8s.io/{version}");
+                let message = |entry: &Arc<Entry>| {
+                    let partial = serde_json::from_slice(&metadata_bytes(entry, version)).unwrap_or(Value::Null);
+                    protobuf::encode_message(&api_version, "PartialObjectMetadata", &partial).map(Bytes::from)
+                };
+                let messages: Option<Vec<Bytes>> = entries.iter().map(message).collect();
+                (api_version, "PartialObjectMetadataList", messages)
+            }
+            _ => (view.api_version(), view.kind.list_kind.as_str(), entries.iter().map(|entry| view.message(entry)).collect()),
+        };
+        let Some(messages) = messages else { return self.as_json().list(view, entries, metadata) };
+        let start = protobuf::list_start(&metadata.to_value());
+        let raw_bytes: usize = messages.iter().map(|message| protobuf::item_start(message.len()).len() + message.len()).sum();
+        let mut head = BytesMut::from(protobuf::envelope_start(&api_version, kind, start.len() + raw_bytes).as_slice());
+        head.extend_from_slice(&start);
+        let items = messages.into_iter().map(|message| [protobuf::item_start(message.len()), message.to_vec()].concat().into());
+        let mut pieces = Pieces { next: head, items: Box::new(items), open: b"", between: b"", end: protobuf::ENVELOPE_END, first: true, done: false };
+        let first = pieces.next().unwrap_or_default();
+        if pieces.done {
+            return self.finish(StatusCode::OK, first);
+        }
+        let pieces = std::iter::once(first).chain(pieces);
+        if self.gzip {
+            let compressed = Compressed { pieces: Box::new(pieces), encoder: Some(encoder()) };
+            let mut response = respond(StatusCode::OK, protobuf::MEDIA_TYPE, body::stream(futures::stream::iter(compressed.map(Ok))));
+            response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+            return response;
+        }
+        respond(StatusCode::OK, protobuf::MEDIA_TYPE, body::stream(futures::stream::iter(pieces.map(Ok))))
+    }
+
     /// A list from pieces: its head, then every item behind `open`, then the end.
     fn join(&self, head: String, items: Box<dyn Iterator<Item = Bytes> + Send>, open: &'static [u8]) -> Response<Body> {
-        let mut pieces = Pieces { next: BytesMut::from(head.as_bytes()), items, open, first: true, done: false };
+        let mut pieces = Pieces { next: BytesMut::from(head.as_bytes()), items, open, between: b",", end: b"]}\n", first: true, done: false };
         if self.pretty || self.format == Format::Yaml {
             let whole: Vec<u8> = pieces.flatten().collect();
             // Our own bytes always parse.
@@ -301,7 +373,7 @@ impl Output {
                 text.push(b'\n');
                 text.into()
             }
-            Format::Json => {
+            Format::Json | Format::Protobuf => {
                 let mut text = value.to_string();
                 text.push('\n');
                 text.into()
@@ -314,6 +386,7 @@ impl Output {
         let content_type = match self.format {
             Format::Json => "application/json",
             Format::Yaml => "application/yaml",
+            Format::Protobuf => protobuf::MEDIA_TYPE,
         };
         if self.gzip && bytes.len() >= GZIP_BYTES_MIN {
             let mut encoder = encoder();
@@ -363,7 +436,7 @@ fn relabel(value: Option<&mut Value>, version: &str) {
 }
 
 /// The first accepted media type that can be served, by weight and then by order.
-fn choose(accept: &str, shapes: bool) -> Option<(Format, Shape, Option<bool>)> {
+fn choose(accept: &str, shapes: bool, custom: bool) -> Option<(Format, Shape, Option<bool>)> {
     let mut clauses: Vec<(f32, &str, Vec<(&str, &str)>)> = accept
         .split(',')
         .map(str::trim)
@@ -385,6 +458,7 @@ fn choose(accept: &str, shapes: bool) -> Option<(Format, Shape, Option<bool>)> {
         let format = match *media {
             "application/json" | "*/*" | "application/*" => Format::Json,
             "application/yaml" => Format::Yaml,
+            protobuf::MEDIA_TYPE => Format::Protobuf,
             _ => return None,
         };
         let parameter = |name: &str| parameters.iter().find(|(k, _)| *k == name).map_or("", |(_, v)| *v);
@@ -400,6 +474,10 @@ fn choose(accept: &str, shapes: bool) -> Option<(Format, Shape, Option<bool>)> {
             "PartialObjectMetadata" | "PartialObjectMetadataList" if shapes && group && !version.is_empty() => Shape::Metadata { version },
             _ => return None,
         };
+        // Neither a Table nor a custom resource has a message.
+        if format == Format::Protobuf && (matches!(shape, Shape::Table { .. }) || (custom && shape == Shape::Object)) {
+            return None;
+        }
         let metadata_list = matches!(shape, Shape::Metadata { .. }).then(|| parameter("as").ends_with("List"));
         Some((format, shape, metadata_list))
     })
@@ -409,7 +487,10 @@ fn choose(accept: &str, shapes: bool) -> Option<(Format, Shape, Option<bool>)> {
 struct Pieces {
     next: BytesMut,
     items: Box<dyn Iterator<Item = Bytes> + Send>,
+    /// What stands before each item, between two, and behind all.
     open: &'static [u8],
+    between: &'static [u8],
+    end: &'static [u8],
     first: bool,
     done: bool,
 }
@@ -422,12 +503,12 @@ impl Iterator for Pieces {
         }
         while self.next.len() < LIST_PIECE_BYTES {
             let Some(item) = self.items.next() else {
-                self.next.put_slice(b"]}\n");
+                self.next.put_slice(self.end);
                 self.done = true;
                 break;
             };
             if !std::mem::take(&mut self.first) {
-                self.next.put_u8(b',');
+                self.next.put_slice(self.between);
             }
             self.next.put_slice(self.open);
             self.next.put_slice(&item);
@@ -469,12 +550,18 @@ mod tests {
     #[test]
     fn the_first_servable_type_is_chosen() {
         let table = Shape::Table { version: "v1" };
-        assert_eq!(choose("", true), Some((Format::Json, Shape::Object, None)));
-        assert_eq!(choose("application/vnd.kubernetes.protobuf,application/json", true), Some((Format::Json, Shape::Object, None)));
-        assert_eq!(choose("application/json;as=Table;v=v1;g=meta.k8s.io,application/json", true), Some((Format::Json, table, None)));
-        assert_eq!(choose("application/json;as=Table;v=v9;g=meta.k8s.io,application/json", true), Some((Format::Json, Shape::Object, None)));
-        assert_eq!(choose("application/json;as=Foo;v=v1;g=meta.k8s.io", true), None);
-        assert_eq!(choose("image/png", true), None);
-        assert_eq!(choose("application/json;q=0.1, application/yaml", true), Some((Format::Yaml, Shape::Object, None)));
+        assert_eq!(choose("", true, false), Some((Format::Json, Shape::Object, None)));
+        let both = "application/vnd.kubernetes.protobuf,application/json";
+        assert_eq!(choose(both, true, false), Some((Format::Protobuf, Shape::Object, None)));
+        assert_eq!(choose(both, true, true), Some((Format::Json, Shape::Object, None)));
+        assert_eq!(choose(protobuf::MEDIA_TYPE, true, true), None);
+        let metadata = "application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io";
+        assert_eq!(choose(metadata, true, true), Some((Format::Protobuf, Shape::Metadata { version: "v1" }, Some(true))));
+        assert_eq!(choose("application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io", true, false), None);
+        assert_eq!(choose("application/json;as=Table;v=v1;g=meta.k8s.io,application/json", true, false), Some((Format::Json, table, None)));
+        assert_eq!(choose("application/json;as=Table;v=v9;g=meta.k8s.io,application/json", true, false), Some((Format::Json, Shape::Object, None)));
+        assert_eq!(choose("application/json;as=Foo;v=v1;g=meta.k8s.io", true, false), None);
+        assert_eq!(choose("image/png", true, false), None);
+        assert_eq!(choose("application/json;q=0.1, application/yaml", true, false), Some((Format::Yaml, Shape::Object, None)));
     }
 }

@@ -30,7 +30,7 @@ impl Server {
         let query = Query::parse(request.uri().query().unwrap_or_default());
         let warnings = Warnings::default();
         // Errors are shown in the wanted format where that is possible, else as JSON.
-        let plain = Output::negotiate(request.headers(), &query, false).unwrap_or_else(|_| Output::json());
+        let plain = Output::negotiate(request.headers(), &query, false, false).unwrap_or_else(|_| Output::json());
         let way = self.clone().walk(request, identity, info.clone(), query, warnings.clone());
         // A panic here is a bug; it costs one request, not the server.
         let way = AssertUnwindSafe(way).catch_unwind();
@@ -155,7 +155,7 @@ async fn resource(server: &Arc<Server>, user: User, info: RequestInfo, query: Qu
         warnings.add(*advice);
     }
     let shapes = info.subresource.is_empty() || matches!(kind.subresource(&info.subresource), Some(Subresource::Status | Subresource::Scale { .. }));
-    let output = Output::negotiate(request.headers(), &query, shapes)?;
+    let output = Output::negotiate(request.headers(), &query, shapes, kind.custom.is_some())?;
     let call = Call { server: server.clone(), user, info, kind, query, output, warnings, request };
     if let Some(handler) = connect::handler(&call.kind.group, &call.kind.resource, &call.info.subresource) {
         return handler(call).await;

@@ -1,4 +1,4 @@
-//! watch: what has changed, as it changes, one JSON line per event.
+//! watch: what has changed, as it changes, one JSON line or one protobuf frame per event.
 //!
 //! A plain JSON watch sends the cache's own frames, shared by all its watchers. Tables and metadata are made per watcher.
 
@@ -6,12 +6,13 @@ use crate::{
     body::{self, BoxError},
     cache::{ChangeKind, Entry, From, Message, TooOld, Watch, frame},
     connect::{Answer, Call},
-    encode::{Output, Shape, View, metadata_bytes, metadata_value, respond},
+    encode::{Format, Output, Shape, View, metadata_bytes, metadata_value, respond},
     read::{invalid_options, number, selection},
 };
 use api::{
     Status, Value, field, limits,
     object::ObjectExt,
+    protobuf,
     request::{ListOptions, VersionMatch},
 };
 use bytes::{Bytes, BytesMut};
@@ -64,17 +65,18 @@ pub async fn watch(call: Call) -> Answer {
         Err(TooOld { oldest }) => {
             let asked = version.unwrap_or_default();
             let status = Status::expired(format!("too old resource version: {asked} ({oldest})"));
-            let line = frame("ERROR", status.to_value().to_string().as_bytes());
-            return Ok(respond(StatusCode::OK, "application/json", body::full(line)));
+            let framer = Framer { output: call.output.clone(), view: call.view(), headers_sent: false };
+            return Ok(respond(StatusCode::OK, framer.media_type(), body::full(framer.frame("ERROR", &status.to_value()))));
         }
     };
     let first = options.allow_bookmarks && from == From::Now;
     let period = Duration::from_secs(limits::WATCH_BOOKMARK_PERIOD_S);
     let bookmarks = options.allow_bookmarks.then(|| tokio::time::interval_at(Instant::now() + period, period));
     let framer = Framer { output: call.output.clone(), view: call.view(), headers_sent: false };
+    let media_type = framer.media_type();
     let running = Running { call: Arc::new(call), watch, framer, first, bookmarks, deadline, ended: false };
     let lines = stream::unfold(running, |mut running| async move { running.next().await.map(|bytes| (Ok::<_, BoxError>(bytes), running)) });
-    Ok(respond(StatusCode::OK, "application/json", body::stream(lines)))
+    Ok(respond(StatusCode::OK, media_type, body::stream(lines)))
 }
 
 fn check(options: &ListOptions) -> Result<(), Status> {
@@ -158,7 +160,7 @@ impl Running {
     }
 }
 
-/// Makes lines of events.
+/// Makes lines or frames of events.
 struct Framer {
     output: Output,
     view: View,
@@ -166,7 +168,24 @@ struct Framer {
 }
 
 impl Framer {
+    fn media_type(&self) -> &'static str {
+        if self.output.format == Format::Protobuf { protobuf::WATCH_MEDIA_TYPE } else { "application/json" }
+    }
+    /// An event of any object.
+    fn frame(&self, kind: &str, object: &Value) -> Bytes {
+        match self.output.format {
+            Format::Protobuf => protobuf::watch_frame(kind, &protobuf::encode(object).unwrap_or_default()).into(),
+            _ => frame(kind, object.to_string().as_bytes()),
+        }
+    }
     fn event(&mut self, message: &Message) -> Bytes {
+        if self.output.format == Format::Protobuf {
+            let object = (self.output.shape == Shape::Object).then(|| self.view.protobuf(&message.entry())).flatten();
+            return match object {
+                Some(object) => protobuf::watch_frame(message.kind().name(), &object).into(),
+                None => self.shown(message.kind(), &message.entry()),
+            };
+        }
         match self.output.shape {
             Shape::Object if self.view.kind.custom.is_none() && self.view.is_stored_form() => message.frame(),
             Shape::Object if self.view.kind.custom.is_some() && self.view.shows(&message.entry()) => message.frame(),
@@ -179,7 +198,8 @@ impl Framer {
         if self.output.shape == Shape::Object {
             self.view.show(&mut object);
         }
-        frame(kind.name(), self.shape(object, &entry.revision.to_string()).to_string().as_bytes())
+        let shaped = self.shape(object, &entry.revision.to_string());
+        self.frame(kind.name(), &shaped)
     }
     fn shape(&mut self, object: Value, resource_version: &str) -> Value {
         match self.output.shape {
@@ -197,6 +217,7 @@ impl Framer {
         if initial_events_end {
             object.set_annotation(INITIAL_EVENTS_END, "true");
         }
-        frame("BOOKMARK", self.shape(object, &revision.to_string()).to_string().as_bytes())
+        let shaped = self.shape(object, &revision.to_string());
+        self.frame("BOOKMARK", &shaped)
     }
 }

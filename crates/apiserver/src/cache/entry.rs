@@ -5,9 +5,12 @@
 //! of the first three keys is fixed, the bytes can be cut without parsing: list items leave out `apiVersion` and `kind`,
 //! and `PartialObjectMetadata` is the span of `metadata`.
 
-use api::{Kind, Value, object::ObjectExt};
+use api::{Kind, Value, object::ObjectExt, protobuf};
 use bytes::{BufMut, Bytes, BytesMut};
-use std::{ops::Range, sync::Arc};
+use std::{
+    ops::Range,
+    sync::{Arc, OnceLock},
+};
 use store::Revision;
 
 /// An object at one version. Immutable.
@@ -34,6 +37,8 @@ pub struct Entry {
     pub deleting: bool,
     /// What is stored, where that is not what is shown: an older custom resource under a newer definition.
     stored: Option<Bytes>,
+    /// The object's protobuf message, once somebody has asked for it.
+    protobuf: OnceLock<Option<Bytes>>,
 }
 
 impl Entry {
@@ -101,6 +106,7 @@ impl Entry {
             owner_uids: value.owner_references().iter().map(|owner| owner.uid.into()).collect(),
             deleting: value.deletion_timestamp().is_some(),
             stored: None,
+            protobuf: OnceLock::new(),
         })
     }
 
@@ -125,12 +131,21 @@ impl Entry {
             owner_uids: self.owner_uids.clone(),
             deleting: self.deleting,
             stored: None,
+            protobuf: OnceLock::new(),
         }
     }
 
     /// The object, parsed.
     pub fn value(&self) -> Value {
         serde_json::from_slice(&self.bytes).unwrap_or(Value::Null)
+    }
+    /// The object's protobuf message without the envelope; `None` if its kind has none. Made once.
+    pub fn protobuf(&self) -> Option<Bytes> {
+        let make = || {
+            let value = self.value();
+            protobuf::encode_message(value.api_version(), value.kind(), &value).map(Bytes::from)
+        };
+        self.protobuf.get_or_init(make).clone()
     }
     /// What follows the opening brace of a list item.
     pub fn item(&self) -> Bytes {
