@@ -2,9 +2,10 @@
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use pki::reload::CertificateFiles;
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Weak},
     time::Duration,
 };
 use store::{Store, etcd::Etcd, sqlite::Sqlite};
@@ -12,6 +13,9 @@ use tokio_util::sync::CancellationToken;
 
 /// Pause between two attempts to reach etcd when a server starts.
 const RETRY_EVERY: Duration = Duration::from_millis(500);
+
+/// How often the files of the certificate for etcd are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Where an etcd is that is not run by this server.
 #[derive(Args, Clone, Debug, Default)]
@@ -104,7 +108,10 @@ impl Backend {
                 let config = files.config()?;
                 loop {
                     let error = match connect(config.clone()).await {
-                        Ok(store) => return Ok(store),
+                        Ok(store) => {
+                            tokio::spawn(follow_files(Arc::downgrade(&store), files.clone(), shutdown.clone()));
+                            return Ok(store);
+                        }
                         Err(error @ store::Error::Unavailable(_)) => error,
                         Err(error) => return Err(anyhow::Error::from(error).context("opening etcd")),
                     };
@@ -119,10 +126,31 @@ impl Backend {
     }
 }
 
-async fn connect(config: store::etcd::Config) -> Result<Arc<dyn Store>, store::Error> {
+async fn connect(config: store::etcd::Config) -> Result<Arc<Etcd>, store::Error> {
     let store = Etcd::connect(config).await?;
     store.revision().await?;
     Ok(Arc::new(store))
+}
+
+/// Gives the store the certificate that its files hold, whenever they hold another one, for as long as there is the store.
+async fn follow_files(store: Weak<Etcd>, files: EtcdFiles, shutdown: CancellationToken) {
+    let Ok(certificate) = CertificateFiles::open(&files.certificate, &files.key, "") else { return };
+    let mut used = certificate.current();
+    loop {
+        tokio::select! { () = shutdown.cancelled() => return, () = tokio::time::sleep(LOOK_EVERY) => {} }
+        let now = certificate.current();
+        if Arc::ptr_eq(&used, &now) {
+            continue;
+        }
+        let Some(store) = store.upgrade() else { return };
+        match files.config().and_then(|config| Ok(store.reconfigure(config)?)) {
+            Ok(()) => {
+                tracing::info!("the certificate for etcd has been renewed, and is used from now on");
+                used = now;
+            }
+            Err(error) => tracing::warn!("the renewed certificate for etcd cannot be used yet; the one before is: {error:#}"),
+        }
+    }
 }
 
 /// Where a server without etcd keeps its objects.

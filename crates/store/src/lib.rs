@@ -159,6 +159,11 @@ pub trait Store: Send + Sync + 'static {
     fn trouble(&self) -> Option<Error> {
         None
     }
+    /// Whether somebody else is bringing a snapshot back into it, as far as the last call or watch has shown. What is remembered of
+    /// its objects is then of a past that is over.
+    fn is_being_restored(&self) -> bool {
+        false
+    }
     /// Looks whether the store is whole; what it finds stays in [`Store::trouble`].
     async fn check(&self, _depth: Depth) -> Result<()> {
         Ok(())

@@ -70,6 +70,8 @@ struct Shared {
     page_keys: AtomicUsize,
     /// Whether this store is the one that restores a snapshot.
     restoring: AtomicBool,
+    /// Whether the fence of another's restore stood when it was last looked for.
+    fenced: AtomicBool,
 }
 
 /// A key as it stands in etcd.
@@ -89,6 +91,7 @@ impl Etcd {
             trouble: Mutex::new(None),
             page_keys: AtomicUsize::new(limits::PAGE_KEYS_MAX),
             restoring: AtomicBool::new(false),
+            fenced: AtomicBool::new(false),
         };
         Ok(Etcd { shared: Arc::new(shared) })
     }
@@ -269,6 +272,10 @@ impl Store for Etcd {
 
     fn trouble(&self) -> Option<Error> {
         self.shared.trouble.lock().clone()
+    }
+
+    fn is_being_restored(&self) -> bool {
+        self.shared.fenced.load(Relaxed)
     }
 
     /// Whether a majority answers and no alarm is raised.

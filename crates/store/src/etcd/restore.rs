@@ -91,7 +91,9 @@ impl Shared {
     /// Fails if the fence stands and is not our own.
     pub(super) async fn unfenced(&self) -> Result<Revision> {
         let answer = self.range(self.stored_key(KEY), GetOptions::new().with_keys_only(), Revision(0)).await?;
-        if !answer.kvs.is_empty() && !self.restoring.load(SeqCst) {
+        let fenced = !answer.kvs.is_empty() && !self.restoring.load(SeqCst);
+        self.fenced.store(fenced, SeqCst);
+        if fenced {
             return Err(standing());
         }
         Ok(answer.header.map_or(Revision(0), |header| super::revision(header.revision)))

@@ -214,7 +214,10 @@ async fn follow(shared: &Shared, cursor: &mut Cursor, opened: Opened, out: &mpsc
                     for event in answer.events {
                         match read(shared, event) {
                             // The changes behind it are the restore's own, half of which nobody shall see.
-                            Ok(event) if event.key == super::restore::KEY && event.value.is_some() => return End::Failed(super::restore::standing()),
+                            Ok(event) if event.key == super::restore::KEY && event.value.is_some() => {
+                                shared.fenced.store(true, std::sync::atomic::Ordering::SeqCst);
+                                return End::Failed(super::restore::standing());
+                            }
                             Ok(event) => part.push(event),
                             Err(error) => return End::Failed(error),
                         }
