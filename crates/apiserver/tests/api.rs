@@ -16,6 +16,11 @@ use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
 use store::memory::Memory;
 
+#[path = "api/admission.rs"]
+mod admission;
+#[path = "api/custom.rs"]
+mod custom;
+
 /// A server with the namespace `test`, and a client that may do all.
 async fn server() -> (Arc<Server>, Client) {
     let server = Server::new(Config::new(Arc::new(Memory::default()))).await.expect("the server starts");

@@ -1,0 +1,202 @@
+//! What users put between a request and the store: policies with parameters, and webhooks, asked over real TLS.
+
+use super::*;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+
+const ADMISSION: &str = "/apis/admissionregistration.k8s.io/v1";
+const MAPS: &str = "/api/v1/namespaces/test/configmaps";
+
+fn checked(name: &str, data: Value) -> String {
+    json!({"metadata": {"name": name, "labels": {"checked": "yes"}}, "data": data}).to_string()
+}
+
+fn rule() -> Value {
+    json!([{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"], "resources": ["configmaps"]}])
+}
+
+async fn make(server: &Arc<Server>, path: &str, object: Value) {
+    let (code, made) = raw_json(server, "POST", path, &[], object.to_string()).await;
+    assert_eq!(code, 201, "{made}");
+}
+
+fn warnings(headers: &http::HeaderMap) -> Vec<&str> {
+    headers.get_all("warning").iter().filter_map(|warning| warning.to_str().ok()).collect()
+}
+
+#[tokio::test]
+async fn a_policy_measures_by_its_parameters_and_denies_or_warns() {
+    let (server, _client) = server().await;
+    make(&server, MAPS, json!({"metadata": {"name": "limit"}, "data": {"keys": "1"}})).await;
+    let policy = json!({"metadata": {"name": "few-keys"}, "spec": {
+        "paramKind": {"apiVersion": "v1", "kind": "ConfigMap"},
+        "matchConstraints": {"resourceRules": rule(), "objectSelector": {"matchLabels": {"checked": "yes"}}},
+        "variables": [{"name": "count", "expression": "size(object.data)"}],
+        "validations": [{
+            "expression": "variables.count <= int(params.data.keys)",
+            "messageExpression": "'%d keys are too many'.format([variables.count])"}]}});
+    make(&server, &format!("{ADMISSION}/validatingadmissionpolicies"), policy).await;
+    let two = checked("two", json!({"a": "1", "b": "2"}));
+    assert_eq!(raw(&server, "POST", &format!("{MAPS}?dryRun=All"), &[], two.clone()).await.0, 201, "a policy that is not bound does nothing");
+
+    let binding = |name: &str, action: &str| {
+        let parameters = json!({"name": "limit", "namespace": "test", "parameterNotFoundAction": "Deny"});
+        json!({"metadata": {"name": name}, "spec": {"policyName": "few-keys", "paramRef": parameters, "validationActions": [action]}})
+    };
+    let bindings = format!("{ADMISSION}/validatingadmissionpolicybindings");
+    make(&server, &bindings, binding("warns", "Warn")).await;
+    let (code, headers, _) = raw(&server, "POST", &format!("{MAPS}?dryRun=All"), &[], two.clone()).await;
+    let said = warnings(&headers).join("\n");
+    assert!(code == 201 && said.contains("ValidatingAdmissionPolicy 'few-keys' with binding 'warns'"), "{code} {said}");
+    assert!(said.contains("2 keys are too many"), "{said}");
+
+    make(&server, &bindings, binding("denies", "Deny")).await;
+    let (code, refused) = raw_json(&server, "POST", MAPS, &[], two.clone()).await;
+    assert_eq!((code, &refused["reason"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("Invalid")), "{refused}");
+    let message = refused["message"].as_str().unwrap();
+    assert!(message.ends_with("ValidatingAdmissionPolicy 'few-keys' with binding 'denies' denied request: 2 keys are too many"), "{message}");
+    assert_eq!(raw(&server, "POST", MAPS, &[], checked("one", json!({"a": "1"}))).await.0, 201);
+
+    // Other parameters, another judgement.
+    let merge = [("content-type", "application/merge-patch+json")];
+    assert_eq!(raw(&server, "PATCH", &format!("{MAPS}/limit"), &merge, json!({"data": {"keys": "2"}}).to_string()).await.0, 200);
+    let (code, headers, _) = raw(&server, "POST", MAPS, &[], two).await;
+    assert!(code == 201 && warnings(&headers).is_empty(), "{code} {headers:?}");
+    assert_eq!(raw(&server, "DELETE", &format!("{MAPS}/limit"), &[], "").await.0, 200);
+    assert_ne!(raw(&server, "POST", MAPS, &[], checked("more", json!({"a": "1"}))).await.0, 201, "parameters that are not there deny");
+}
+
+#[tokio::test]
+async fn a_mutating_policy_applies_its_configuration() {
+    let (server, _client) = server().await;
+    let policy = json!({"metadata": {"name": "marks"}, "spec": {
+        "matchConstraints": {"resourceRules": rule(), "objectSelector": {"matchLabels": {"checked": "yes"}}}, "reinvocationPolicy": "Never",
+        "mutations": [{"patchType": "ApplyConfiguration", "applyConfiguration": {
+            "expression": "Object{metadata: Object.metadata{annotations: Object.metadata.annotations{marked: object.metadata.name}}}"}}]}});
+    make(&server, &format!("{ADMISSION}/mutatingadmissionpolicies"), policy).await;
+    let binding = json!({"metadata": {"name": "marks"}, "spec": {"policyName": "marks"}});
+    make(&server, &format!("{ADMISSION}/mutatingadmissionpolicybindings"), binding).await;
+    let (code, made) = raw_json(&server, "POST", MAPS, &[], checked("a", json!({}))).await;
+    assert_eq!((code, &made["metadata"]["annotations"]), (StatusCode::CREATED, &json!({"marked": "a"})), "{made}");
+}
+
+/// A webhook server on loopback. Ends when it is dropped.
+struct Hooks {
+    address: std::net::SocketAddr,
+    authority: String,
+    /// The paths on which it was asked, in order.
+    asked: Arc<Mutex<Vec<String>>>,
+    stop: CancellationToken,
+}
+
+impl Drop for Hooks {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// `/mutate` puts a label on, `/validate` refuses what has the key `bad`.
+fn judged(path: &str, review: &Value) -> Value {
+    let request = &review["request"];
+    let mut response = json!({"uid": request["uid"], "allowed": true});
+    if path == "/mutate" {
+        let patch = json!([{"op": "add", "path": "/metadata/labels/mutated", "value": request["operation"]}]);
+        response["patchType"] = json!("JSONPatch");
+        response["patch"] = json!(STANDARD.encode(patch.to_string()));
+    } else {
+        response["warnings"] = json!(["looked at closely"]);
+        if request["object"]["data"].get("bad").is_some() || request["object"]["metadata"]["labels"].get("mutated").is_none() {
+            response["allowed"] = json!(false);
+            response["status"] = json!({"message": "nothing bad here", "code": 418, "reason": "Teapot"});
+        }
+    }
+    json!({"apiVersion": review["apiVersion"], "kind": "AdmissionReview", "response": response})
+}
+
+async fn hooks() -> Hooks {
+    let authority = pki::Authority::generate("hooks").expect("an authority");
+    let issued = authority.issue(&pki::Identity::server("hooks", vec!["127.0.0.1".into()])).expect("a certificate");
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(pki::tls::server(&issued).expect("a configuration")));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let (address, stop, asked) = (listener.local_addr().expect("an address"), CancellationToken::new(), Arc::new(Mutex::new(vec![])));
+    let hooks = Hooks { address, authority: authority.certificate_pem().into(), asked: asked.clone(), stop: stop.clone() };
+    tokio::spawn(async move {
+        loop {
+            let accepted = tokio::select! {
+                () = stop.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            let Ok((tcp, _)) = accepted else { continue };
+            let (acceptor, asked) = (acceptor.clone(), asked.clone());
+            tokio::spawn(async move {
+                let Ok(tls) = acceptor.accept(tcp).await else { return };
+                let service = service_fn(move |request: Request<hyper::body::Incoming>| {
+                    let asked = asked.clone();
+                    async move {
+                        let path = request.uri().path().to_string();
+                        let bytes = request.into_body().collect().await?.to_bytes();
+                        let answer = judged(&path, &serde_json::from_slice(&bytes).unwrap_or_default());
+                        asked.lock().push(path);
+                        Ok::<_, hyper::Error>(http::Response::new(http_body_util::Full::new(bytes::Bytes::from(answer.to_string()))))
+                    }
+                });
+                let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(tls), service).await;
+            });
+        }
+    });
+    hooks
+}
+
+fn configuration(hooks: &Hooks, path: &str, failure_policy: &str) -> Value {
+    let client = json!({"url": format!("https://{}{path}", hooks.address), "caBundle": STANDARD.encode(&hooks.authority)});
+    json!({"metadata": {"name": path.trim_start_matches('/')}, "webhooks": [{
+        "name": "hook.example.dev", "clientConfig": client, "rules": rule(), "admissionReviewVersions": ["v1"], "sideEffects": "None",
+        "failurePolicy": failure_policy, "objectSelector": {"matchLabels": {"checked": "yes"}},
+        "matchConditions": [{"name": "not-skipped", "expression": "!has(object.data) || !('skip' in object.data)"}]}]})
+}
+
+#[tokio::test]
+async fn webhooks_change_and_refuse() {
+    let (server, _client) = server().await;
+    let hooks = hooks().await;
+    make(&server, &format!("{ADMISSION}/validatingwebhookconfigurations"), configuration(&hooks, "/validate", "Fail")).await;
+    make(&server, &format!("{ADMISSION}/mutatingwebhookconfigurations"), configuration(&hooks, "/mutate", "Fail")).await;
+
+    let (code, headers, bytes) = raw(&server, "POST", MAPS, &[], checked("good", json!({"k": "v"}))).await;
+    let made: Value = serde_json::from_slice(&bytes).unwrap();
+    assert_eq!((code, &made["metadata"]["labels"]["mutated"]), (StatusCode::CREATED, &json!("CREATE")), "{made}");
+    assert!(warnings(&headers).iter().any(|warning| warning.contains("looked at closely")), "{headers:?}");
+    assert_eq!(*hooks.asked.lock(), ["/mutate", "/validate"], "what changes comes before what judges");
+
+    let (code, refused) = raw_json(&server, "POST", MAPS, &[], checked("evil", json!({"bad": "1"}))).await;
+    assert_eq!((code.as_u16(), &refused["reason"]), (418, &json!("Teapot")), "{refused}");
+    assert_eq!(refused["message"], "admission webhook \"hook.example.dev\" denied the request: nothing bad here");
+    assert_eq!(raw(&server, "GET", &format!("{MAPS}/evil"), &[], "").await.0, 404);
+
+    let before = hooks.asked.lock().len();
+    assert_eq!(raw(&server, "POST", MAPS, &[], checked("skipped", json!({"skip": "1", "bad": "1"}))).await.0, 201);
+    assert_eq!(raw(&server, "POST", MAPS, &[], json!({"metadata": {"name": "other"}}).to_string()).await.0, 201);
+    assert_eq!(hooks.asked.lock().len(), before, "nobody is asked about what does not concern them");
+}
+
+#[tokio::test]
+async fn a_webhook_that_is_not_there_stops_what_its_failure_policy_stops() {
+    let (server, _client) = server().await;
+    let mut nowhere = hooks().await;
+    // Bound and let go at once: nobody listens there.
+    nowhere.address = {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        listener.local_addr().unwrap()
+    };
+    let path = format!("{ADMISSION}/validatingwebhookconfigurations");
+    make(&server, &path, configuration(&nowhere, "/validate", "Fail")).await;
+    let (code, refused) = raw_json(&server, "POST", MAPS, &[], checked("a", json!({}))).await;
+    assert_eq!((code, &refused["reason"]), (StatusCode::INTERNAL_SERVER_ERROR, &json!("InternalError")), "{refused}");
+    assert!(refused["message"].as_str().unwrap().contains("failed calling webhook \"hook.example.dev\""), "{refused}");
+    assert_eq!(raw(&server, "DELETE", &format!("{path}/validate"), &[], "").await.0, 200);
+    make(&server, &path, configuration(&nowhere, "/validate", "Ignore")).await;
+    assert_eq!(raw(&server, "POST", MAPS, &[], checked("a", json!({}))).await.0, 201);
+}
