@@ -79,6 +79,9 @@ impl Server {
         if info.path.starts_with("//") {
             return Ok(page_not_found());
         }
+        if info.is_resource {
+            self.cache.not_past().await?;
+        }
         if info.is_resource { resource(&self, user, info, query, warnings, request).await } else { other(&self, &info, &query, request).await }
     }
 }

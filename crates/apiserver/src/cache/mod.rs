@@ -7,6 +7,8 @@
 //! ended: clients then start again, and are told 410 if they ask for what was missed.
 //! While the store cannot be reached at all, reads go on from what is here. One task asks the store all the time whether it
 //! answers; as long as it does not, nobody else waits for it: reads are answered at once, writes refused at once.
+//! Not so while a snapshot is brought back into it: what is here is then of a past that is over, and nothing is answered from it
+//! until everything has been loaded anew.
 
 mod entry;
 mod resource;
@@ -30,6 +32,8 @@ const LOAD_PAGE_OBJECTS: usize = 1000;
 const RESUME_REVISIONS: u64 = 2000;
 /// Pauses between attempts to reach the store, growing from the first to the last.
 const RETRY_MS: (u64, u64) = (50, 2000);
+/// The longest pause while a snapshot is brought back: nothing is answered until it is seen to be done.
+const RESTORE_LOOK_MS: u64 = 200;
 /// How long the store may take to say how far it is, before reads are answered without its word.
 const STORE_WAIT: Duration = Duration::from_secs(3);
 /// How often the store is asked whether it answers, while it does and while it does not.
@@ -43,13 +47,21 @@ pub struct Cache {
     reached: watch::Sender<Revision>,
     /// Why the store does not answer; `None` if it does.
     lost: ArcSwapOption<String>,
+    /// Whether the store is being restored, or has been and was not loaded anew yet.
+    past: watch::Sender<bool>,
 }
 
 impl Cache {
     /// Loads everything and starts the feed, which runs until `shutdown`.
     pub async fn start(store: Arc<dyn Store>, catalogue: Arc<Catalogue>, shutdown: CancellationToken) -> Result<Arc<Cache>, Error> {
-        let cache =
-            Arc::new(Cache { store, catalogue: ArcSwap::new(catalogue), resources: RwLock::default(), reached: watch::Sender::new(Revision(0)), lost: ArcSwapOption::empty() });
+        let cache = Arc::new(Cache {
+            store,
+            catalogue: ArcSwap::new(catalogue),
+            resources: RwLock::default(),
+            reached: watch::Sender::new(Revision(0)),
+            lost: ArcSwapOption::empty(),
+            past: watch::Sender::new(false),
+        });
         let newest = cache.store.revision().await?;
         let from = Revision(newest.0.saturating_sub(RESUME_REVISIONS).max(1));
         let loaded = match cache.load(Some(from)).await {
@@ -135,7 +147,8 @@ impl Cache {
     pub async fn fresh(&self) -> Result<(), Status> {
         match self.newest().await {
             Ok(newest) => self.reach(newest).await,
-            Err(store::Error::Unavailable(_)) => Ok(()),
+            Err(store::Error::Unavailable(_)) if !self.store.is_being_restored() => Ok(()),
+            Err(error @ store::Error::Unavailable(_)) => Err(crate::write::store_failure(error)),
             Err(error) => Err(Status::internal(error)),
         }
     }
@@ -144,6 +157,19 @@ impl Cache {
     pub async fn certain(&self) -> Result<(), Status> {
         let newest = self.newest().await.map_err(crate::write::store_failure)?;
         self.reach(newest).await
+    }
+
+    /// Waits while a snapshot is brought back into the store, until what is here is what was brought back; 503 if that takes long.
+    pub async fn not_past(&self) -> Result<(), Status> {
+        if !*self.past.borrow() {
+            return Ok(());
+        }
+        let mut past = self.past.subscribe();
+        let over = past.wait_for(|past| !past);
+        match tokio::time::timeout(Duration::from_secs(limits::CACHE_FRESH_WAIT_S), over).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(crate::write::store_failure(store::Error::Unavailable("a snapshot is being restored; it goes on when that is done".into()))),
+        }
     }
 
     /// Why the store does not answer now, if it does not: then what is read here may be old.
@@ -209,6 +235,10 @@ impl Cache {
             cache.replace(entries.remove(&prefix).unwrap_or_default(), revision);
         }
         self.reached.send_replace(revision);
+        if self.past.send_replace(false) {
+            // It has just answered; the next probe need not be waited for.
+            self.lost.store(None);
+        }
         Ok(revision)
     }
 
@@ -253,6 +283,12 @@ async fn feed(cache: Arc<Cache>, loaded: Revision, shutdown: CancellationToken) 
             error = follow(&cache, &mut from, &mut pause_ms) => error,
         };
         tracing::warn!(%error, from = from.0, "the watch of the store ended");
+        if cache.store.is_being_restored() {
+            cache.past.send_replace(true);
+        }
+        if *cache.past.borrow() {
+            pause_ms = pause_ms.min(RESTORE_LOOK_MS);
+        }
         // What came before the failure is in the cache, so a watch from there misses nothing unless that past is gone.
         if matches!(error, store::Error::Compacted { .. } | store::Error::Future { .. }) {
             match cache.load(None).await {
@@ -276,6 +312,7 @@ async fn follow(cache: &Cache, from: &mut Revision, pause_ms: &mut u64) -> store
         match watch.next().await {
             Some(Ok(watched)) => {
                 cache.take(watched);
+                cache.past.send_if_modified(std::mem::take);
                 *from = (*from).max(cache.reached());
                 *pause_ms = RETRY_MS.0;
             }
