@@ -1,7 +1,7 @@
 //! From a drill's log to its figures. Pure: the same log gives the same figures.
 //!
 //! A request counts for the time at which it began. What a node that was powered on again asks before its first answer on
-//! a way is neither success nor failure of routing: it is how long the node took to return, a figure of its own.
+//! a way has come is neither success nor failure of routing: it is how long the node took to return, a figure of its own.
 
 use crate::{
     request::{Request, Way},
@@ -105,8 +105,8 @@ fn without_returning(requests: &[Request]) -> (Vec<&Request>, BTreeMap<String, u
         let asked = first_asked.entry((source, boot)).or_insert(request.started_ms);
         *asked = (*asked).min(request.started_ms);
         if request.ok() {
-            let answer = first_answer.entry((source, boot, request.way)).or_insert(request.started_ms);
-            *answer = (*answer).min(request.started_ms);
+            let answer = first_answer.entry((source, boot, request.way)).or_insert(request.ended_ms());
+            *answer = (*answer).min(request.ended_ms());
         }
     }
     let counts = |r: &&Request| {
@@ -282,8 +282,8 @@ mod tests {
         let mut requests: Vec<Request> = (0..10).map(|i| request("a", 1000 + i * 10, true)).collect();
         requests.extend((0..50).map(|i| Request { boot: 1, ..request("a", 5000 + i * 10, i >= 20) }));
         let figures = figures(&Log { requests, events: vec![], dropped: 0 });
-        assert_eq!((figures.sent, figures.failed), (40, 0));
-        assert_eq!(figures.returned_ms["a"], 200);
+        assert_eq!((figures.sent, figures.failed), (39, 0), "what was asked before the first answer came is not counted");
+        assert_eq!(figures.returned_ms["a"], 202);
         let never = Log { requests: vec![Request { boot: 1, ..request("a", 5000, false) }], ..Log::default() };
         assert_eq!(super::figures(&never).returned_ms["a"], u64::MAX);
     }

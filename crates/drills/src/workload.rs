@@ -4,8 +4,8 @@
 pub const NAMESPACE: &str = "drill";
 /// The Deployment, its Service, and the label `app` of its pods.
 pub const APP: &str = "web";
-/// The ConfigMap that API calls read and write.
-pub const API_OBJECT: &str = "api-calls";
+/// The ConfigMaps that API calls read and write in turn, so that a call that waits does not stand in the way of the next ones.
+pub const API_OBJECTS: usize = 16;
 /// As in the seeds' example.
 pub const NODE_PORT: u16 = 31000;
 /// How long a pod that is to end goes on serving, in seconds: until every node's routing has left it.
@@ -16,19 +16,22 @@ pub fn dns_name() -> String {
     format!("{APP}.{NAMESPACE}.svc.cluster.local")
 }
 
+/// The name of one of them.
+pub fn api_object(number: usize) -> String {
+    format!("api-calls-{}", number % API_OBJECTS)
+}
+
 /// All objects of the workload, with so many pods. Each answer names its pod.
 pub fn manifest(replicas: usize) -> String {
     let header = crate::traffic::POD_HEADER;
+    let api_object = |number| format!("---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {}, namespace: {NAMESPACE}}}\n", api_object(number));
+    let api_objects: String = (0..API_OBJECTS).map(api_object).collect();
     format!(
         r#"---
 apiVersion: v1
 kind: Namespace
 metadata: {{name: {NAMESPACE}}}
----
-apiVersion: v1
-kind: ConfigMap
-metadata: {{name: {API_OBJECT}, namespace: {NAMESPACE}}}
----
+{api_objects}---
 apiVersion: v1
 kind: ConfigMap
 metadata: {{name: site, namespace: {NAMESPACE}}}

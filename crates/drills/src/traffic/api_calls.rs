@@ -1,11 +1,11 @@
-//! Calls of the API from a node, at a slow beat: a read and a write of one object, each tried once more if it fails.
+//! Calls of the API from a node, at a slow beat: reads and writes of a few objects in turn, each tried once more if it fails.
 
 use super::{Ended, Shared, beat};
 use crate::{
     limits::{API_CALL_TIMEOUT, LOOK_EVERY},
     now_ms,
     request::Way,
-    workload::{API_OBJECT, NAMESPACE},
+    workload::{NAMESPACE, api_object},
 };
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Api, Patch, PatchParams};
@@ -30,30 +30,31 @@ pub(super) async fn run(shared: Arc<Shared>, kubeconfig: PathBuf) {
 
 async fn stream(shared: &Arc<Shared>, api: &Api<ConfigMap>, way: Way) {
     let mut beat = beat(RATE, way as u64 * 31);
-    loop {
+    for number in 0.. {
         tokio::select! { () = shared.stop.cancelled() => return, _ = beat.tick() => {} }
+        let object = api_object(number);
         let (shared, api) = (shared.clone(), api.clone());
         let tasks = shared.tasks.clone();
         tasks.spawn(async move {
             let (started_ms, began) = (now_ms(), Instant::now());
-            let mut ended = Ended { pod: None, attempts: 1, error: call(&api, way, &shared.config.source).await.err() };
+            let mut ended = Ended { pod: None, attempts: 1, error: call(&api, way, &object, &shared.config.source).await.err() };
             if ended.error.is_some() {
                 tokio::time::sleep(LOOK_EVERY).await;
-                ended = Ended { pod: None, attempts: 2, error: call(&api, way, &shared.config.source).await.err() };
+                ended = Ended { pod: None, attempts: 2, error: call(&api, way, &object, &shared.config.source).await.err() };
             }
             shared.log(way, true, started_ms, began.elapsed(), ended).await;
         });
     }
 }
 
-async fn call(api: &Api<ConfigMap>, way: Way, source: &str) -> Result<(), String> {
+async fn call(api: &Api<ConfigMap>, way: Way, object: &str, source: &str) -> Result<(), String> {
     let work = async {
         match way {
             Way::ApiWrite => {
                 let patch = json!({"data": {source: now_ms().to_string()}});
-                api.patch(API_OBJECT, &PatchParams::default(), &Patch::Merge(patch)).await.map(|_| ())
+                api.patch(object, &PatchParams::default(), &Patch::Merge(patch)).await.map(|_| ())
             }
-            _ => api.get(API_OBJECT).await.map(|_| ()),
+            _ => api.get(object).await.map(|_| ()),
         }
     };
     match timeout(API_CALL_TIMEOUT, work).await {
