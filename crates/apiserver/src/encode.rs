@@ -147,8 +147,8 @@ impl Output {
     pub fn negotiate(headers: &HeaderMap, query: &Query, shapes: bool, custom: bool) -> Result<Output, Status> {
         let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok()).unwrap_or_default();
         let accept = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect::<Vec<_>>().join(",");
-        let (format, shape, metadata_list) = choose(&accept, shapes, custom)
-            .ok_or_else(|| Status::not_acceptable(if custom { CUSTOM_MEDIA_TYPES } else { MEDIA_TYPES }))?;
+        let (format, shape, metadata_list) =
+            choose(&accept, shapes, custom).ok_or_else(|| Status::not_acceptable(if custom { CUSTOM_MEDIA_TYPES } else { MEDIA_TYPES }))?;
         let include = match (shape, query.get("includeObject")) {
             (Shape::Table { .. }, Some(word)) => match word {
                 "None" => IncludeObject::None,
@@ -304,7 +304,8 @@ impl Output {
         let mut head = BytesMut::from(protobuf::envelope_start(&api_version, kind, start.len() + raw_bytes).as_slice());
         head.extend_from_slice(&start);
         let items = messages.into_iter().map(|message| [protobuf::item_start(message.len()), message.to_vec()].concat().into());
-        let mut pieces = Pieces { next: head, items: Box::new(items), open: b"", between: b"", end: protobuf::ENVELOPE_END, first: true, done: false };
+        let mut pieces =
+            Pieces { next: head, items: Box::new(items), open: b"", between: b"", end: protobuf::ENVELOPE_END, first: true, done: false };
         let first = pieces.next().unwrap_or_default();
         if pieces.done {
             return self.finish(StatusCode::OK, first);
