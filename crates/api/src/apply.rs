@@ -7,9 +7,11 @@
 //!   no longer says goes, unless somebody else owns it. A field that another manager owns and that would change is a
 //!   conflict, unless forced; then it changes hands.
 
+mod scale;
 mod set;
 mod typed;
 
+pub use scale::{books_of_scale, take_books_of_scale};
 pub use set::Set;
 use typed::View;
 
@@ -196,9 +198,18 @@ pub fn merged(live: &Value, config: &Value, kind: &Kind, version: &str) -> Value
     View::of(&schema).merge(Some(live), Some(config))
 }
 
+/// Whether anybody asks who set what of a kind: of requests for certificates, nobody does.
+fn keeps_books(kind: &Kind) -> bool {
+    (kind.group.as_str(), kind.kind.as_str()) != ("certificates.k8s.io", "CertificateSigningRequest")
+}
+
 /// Keeps the books of a create (`old` is `None`), an update or a patch: `new` is what will be stored, with the
 /// `managedFields` that the client sent, if any. Call after defaulting and before admission.
 pub fn update(old: Option<&Value>, new: &mut Value, writer: &Writer<'_>) {
+    if !keeps_books(writer.kind) {
+        new.remove("metadata.managedFields");
+        return;
+    }
     let schema = schema_of(writer);
     let sent = new.list_at("metadata.managedFields");
     let reset = sent.len() == 1 && sent[0].as_object().is_some_and(|entry| entry.values().all(Value::is_null));

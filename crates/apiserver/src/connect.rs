@@ -10,7 +10,7 @@ use crate::{
     encode::{Output, View},
 };
 use api::{
-    Kind, Status, Value, limits, protobuf,
+    Kind, Status, Value, apply, limits, protobuf,
     request::{CreateOptions, FieldValidation, Query, RequestInfo},
     structure::{self, Encoding},
 };
@@ -118,14 +118,32 @@ impl Call {
     /// Reads the body as an object of a built-in kind: what a review, Binding or Eviction is posted as.
     pub async fn object(&mut self, group: &str, version: &str, kind: &str) -> Result<Value, Status> {
         let (encoding, bytes) = self.input().await?;
-        let record = match self.server.catalogue.load().kind(group, kind) {
-            Some(record) => record.as_ref().clone(),
-            None => Kind::namespaced(group, version, kind, ""),
-        };
+        let record = self.record(group, version, kind);
         let validation = CreateOptions::parse(&self.query, "").map(|options| options.field_validation).unwrap_or(FieldValidation::Warn);
         let (object, warnings) = structure::decode_object(&bytes, encoding, &record, version, validation)?;
         self.warnings.extend(warnings);
         Ok(object)
+    }
+    fn record(&self, group: &str, version: &str, kind: &str) -> Kind {
+        match self.server.catalogue.load().kind(group, kind) {
+            Some(record) => record.as_ref().clone(),
+            None => Kind::namespaced(group, version, kind, ""),
+        }
+    }
+    /// Writes down who set what of an object that is answered and not stored, as is done for those that are.
+    pub fn book(&self, group: &str, version: &str, kind: &str, object: &mut Value) -> Result<(), Status> {
+        let manager = self.write_options()?.field_manager;
+        let record = self.record(group, version, kind);
+        let subresource = self.info.subresource.as_str();
+        let writer = apply::Writer { kind: &record, version, manager: &manager, subresource, now: &crate::write::now() };
+        apply::update(None, object, &writer);
+        Ok(())
+    }
+    /// Reads the body as a question of a built-in kind, which is answered with the question in it.
+    pub async fn review(&mut self, group: &str, version: &str, kind: &str) -> Result<Value, Status> {
+        let mut review = self.object(group, version, kind).await?;
+        self.book(group, version, kind, &mut review)?;
+        Ok(review)
     }
     /// Answers with an object that is not stored.
     pub fn answer(&self, code: StatusCode, object: &Value) -> Response<Body> {

@@ -14,7 +14,7 @@ const GROUP: &str = "authorization.k8s.io";
 
 /// May this one do that, anywhere?
 pub async fn subject_access_review(mut call: Call) -> Answer {
-    let review = call.object(GROUP, "v1", "SubjectAccessReview").await?;
+    let review = call.review(GROUP, "v1", "SubjectAccessReview").await?;
     let mut errors = field::Errors::default();
     check_attributes(&review, &mut errors);
     check_user(&review, &mut errors);
@@ -25,7 +25,7 @@ pub async fn subject_access_review(mut call: Call) -> Answer {
 
 /// The same within one namespace, for those who may ask only there.
 pub async fn local_subject_access_review(mut call: Call) -> Answer {
-    let mut review = call.object(GROUP, "v1", "LocalSubjectAccessReview").await?;
+    let mut review = call.review(GROUP, "v1", "LocalSubjectAccessReview").await?;
     let namespace = call.info.namespace.clone();
     match review.namespace() {
         "" => review.set("metadata.namespace", namespace.as_str()),
@@ -50,7 +50,7 @@ pub async fn local_subject_access_review(mut call: Call) -> Answer {
 
 /// May I do that?
 pub async fn self_subject_access_review(mut call: Call) -> Answer {
-    let review = call.object(GROUP, "v1", "SelfSubjectAccessReview").await?;
+    let review = call.review(GROUP, "v1", "SelfSubjectAccessReview").await?;
     let mut errors = field::Errors::default();
     check_attributes(&review, &mut errors);
     refuse_invalid(&errors)?;

@@ -3,10 +3,10 @@
 use crate::{
     connect::{Answer, Call},
     patch::{self, PatchKind},
-    write::{self, Changed, Part, Writer},
+    write::{self, Books, Changed, Part, Writer},
 };
 use api::{
-    Kind, Status, Value, field,
+    Kind, Status, Value, apply, field,
     object::ObjectExt,
     request::PatchOptions,
     selector::LabelSelector,
@@ -72,9 +72,14 @@ pub async fn answer(mut call: Call, paths: Paths) -> Answer {
     if call.kind.custom.is_some() && patch_kind == Some(PatchKind::Strategic) {
         return Err(Status::unsupported_media_type(&["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"]));
     }
-    let options = PatchOptions::parse(&call.query, call.header(header::USER_AGENT), patch_kind == Some(PatchKind::Apply))?;
+    let is_apply = patch_kind == Some(PatchKind::Apply);
+    let options = PatchOptions::parse(&call.query, call.header(header::USER_AGENT), is_apply)?;
     let (encoding, bytes) = if call.info.verb == "update" { call.input().await? } else { (Encoding::Json, call.body().await?) };
     let put = match patch_kind {
+        Some(PatchKind::Apply) => {
+            let unreadable = |why| Status::bad_request(format!("error decoding YAML: error converting YAML to JSON: {why}"));
+            Some(structure::parse(&bytes, Encoding::Yaml).map_err(unreadable)?)
+        }
         Some(_) => None,
         None => {
             let said = structure::parse(&bytes, encoding).unwrap_or_default();
@@ -89,18 +94,36 @@ pub async fn answer(mut call: Call, paths: Paths) -> Answer {
             Some(scale)
         }
     };
-    let writer = Writer::of(&call, options.dry_run, &options.field_manager);
+    // The Scale's own books are made of the object's and go back into them.
+    let writer = Writer { books: Books::Kept, ..Writer::of(&call, options.dry_run, &options.field_manager) };
+    let (manager, now, api_version) = (options.field_manager.as_str(), write::now(), call.view().api_version());
+    let books = apply::Writer { kind: &scale_kind, version: "v1", manager, subresource: "scale", now: &now };
     let written = writer.modify(Part::Object, |old| {
+        let shown = of(old, &paths);
+        let mut live = shown.clone();
+        apply::books_of_scale(old, &paths.replicas, &mut live);
         let scale = match (&put, patch_kind) {
+            (Some(config), _) if is_apply => {
+                let applied = apply::apply(Some(&live), config, &books, options.force.unwrap_or(false))?;
+                let fitted = structure::conform(applied, &scale_kind, "v1").map_err(Status::bad_request)?;
+                write::check_name(&call, &fitted)?;
+                fitted
+            }
             (Some(scale), _) => scale.clone(),
             (None, kind) => {
-                let patched = patch::apply_to(&scale_kind, "v1", kind.unwrap_or(PatchKind::Merge), &of(old, &paths), &bytes)?;
+                let patched = patch::apply_to(&scale_kind, "v1", kind.unwrap_or(PatchKind::Merge), &shown, &bytes)?;
                 let (scale, warnings) = structure::check_object(patched, &scale_kind, "v1", options.field_validation)?;
                 call.warnings.extend(warnings);
                 scale
             }
         };
-        change(old, &scale, &paths, &call.kind)
+        let mut changed = change(old, &scale, &paths, &call.kind)?;
+        let mut booked = scale;
+        if !is_apply {
+            apply::update(Some(&live), &mut booked, &books);
+        }
+        apply::take_books_of_scale(&mut changed.object, &paths.replicas, &api_version, &booked);
+        Ok(changed)
     });
     let written = written.await?;
     Ok(call.output.value(StatusCode::OK, &of(&written.value(), &paths)))

@@ -23,6 +23,8 @@ const LIFE_EXTENDED_S: i64 = 365 * 86_400;
 /// Makes a token for a service account.
 pub async fn request(mut call: Call) -> Answer {
     let mut request = call.object(GROUP, "v1", "TokenRequest").await?;
+    request.set_default("spec.expirationSeconds", LIFE_DEFAULT_S);
+    call.book(GROUP, "v1", "TokenRequest", &mut request)?;
     let (namespace, name) = (call.info.namespace.clone(), call.info.name.clone());
     match request.namespace() {
         "" => request.set("metadata.namespace", namespace.as_str()),
@@ -150,7 +152,7 @@ fn bind(server: &Server, request: &Value, claims: &mut KubernetesClaims) -> Resu
 
 /// Whose is this token?
 pub async fn review(mut call: Call) -> Answer {
-    let mut review = call.object(GROUP, "v1", "TokenReview").await?;
+    let mut review = call.review(GROUP, "v1", "TokenReview").await?;
     let token = review.str_at("spec.token").unwrap_or_default().to_string();
     if token.is_empty() {
         return Err(Status::bad_request("token is required for TokenReview in authentication"));
