@@ -10,7 +10,7 @@ use serde_json::json;
 const GROUP: &str = "certificates.k8s.io";
 const RESOURCE: &str = "certificatesigningrequests";
 
-/// Writes the caller's identity into a new request, whatever the request claims.
+/// Writes the caller's identity into a new request, whatever the request claims, and the times into its conditions.
 pub(super) struct Requester;
 
 #[async_trait::async_trait]
@@ -20,6 +20,9 @@ impl Plugin for Requester {
     }
 
     async fn admit(&self, cx: &AdmissionContext<'_>, object: &mut Value) -> Result<(), Status> {
+        if cx.operation == Operation::Update && cx.concerns(GROUP, RESOURCE) && matches!(cx.subresource, "approval" | "status") {
+            stamp(object, cx.old, &crate::write::now());
+        }
         if !cx.is(Operation::Create, GROUP, RESOURCE) {
             return Ok(());
         }
@@ -34,6 +37,23 @@ impl Plugin for Requester {
             if empty { drop(object.remove(path)) } else { object.set(path, value) }
         }
         Ok(())
+    }
+}
+
+/// Gives conditions that lack them their times: the last transition was when another status was said last, or now.
+fn stamp(object: &mut Value, old: Option<&Value>, now: &str) {
+    let before = old.map(|old| old.list_at("status.conditions").to_vec()).unwrap_or_default();
+    let Some(Value::Array(conditions)) = object.at_mut("status.conditions") else { return };
+    for condition in conditions {
+        let lacks = |condition: &Value, key: &str| condition.str_at(key).is_none_or(str::is_empty);
+        if lacks(condition, "lastUpdateTime") {
+            condition.set("lastUpdateTime", now);
+        }
+        if lacks(condition, "lastTransitionTime") {
+            let same = before.iter().find(|b| b.str_at("type") == condition.str_at("type") && b.str_at("status") == condition.str_at("status"));
+            let since = same.and_then(|same| same.str_at("lastTransitionTime")).unwrap_or(now).to_string();
+            condition.set("lastTransitionTime", since);
+        }
     }
 }
 
@@ -106,5 +126,22 @@ impl Plugin for CertificateSubjectRestriction {
             return Err(cx.forbidden(object, "use of kubernetes.io/kube-apiserver-client signer with system:masters group is not allowed"));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conditions_get_their_times() {
+        let old = json!({"status": {"conditions": [{"type": "Approved", "status": "True", "lastTransitionTime": "then"}]}});
+        let mut new = json!({"status": {"conditions": [{"type": "Approved", "status": "True"}, {"type": "Failed", "status": "True", "lastUpdateTime": "its"}]}});
+        stamp(&mut new, Some(&old), "now");
+        assert_eq!(
+            new["status"]["conditions"],
+            json!([{"type": "Approved", "status": "True", "lastUpdateTime": "now", "lastTransitionTime": "then"},
+                {"type": "Failed", "status": "True", "lastUpdateTime": "its", "lastTransitionTime": "now"}])
+        );
     }
 }

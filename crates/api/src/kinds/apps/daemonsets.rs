@@ -20,6 +20,9 @@ pub fn kind() -> Kind {
 
 const COUNTERS: &[&str] = &["currentNumberScheduled", "numberMisscheduled", "desiredNumberScheduled", "numberReady"];
 
+/// The template's generation.
+const GENERATION: &str = "deprecated.daemonset.template.generation";
+
 struct DaemonSets;
 
 impl Hooks for DaemonSets {
@@ -36,18 +39,25 @@ impl Hooks for DaemonSets {
             fill(made(strategy, "rollingUpdate"), "maxSurge", 0);
         }
         template::default(spec);
+        // Only kept for clients of an older API, which read it back: what counts is what the server makes of it.
+        if set.annotation(GENERATION).is_none() {
+            set.set_annotation(GENERATION, "0");
+        }
     }
     fn prepare_create(&self, set: &mut Value) {
         put(set, "status", COUNTERS.iter().map(|key| (key.to_string(), json!(0))).collect::<serde_json::Map<_, _>>());
-        // Only kept for clients of an older API, which read it back.
-        set.set_annotation("deprecated.daemonset.template.generation", "1");
+        set.set_annotation(GENERATION, "1");
     }
     /// The template's generation is a counter in an annotation.
     fn prepare_update(&self, set: &mut Value, old: &Value) {
-        let key = "deprecated.daemonset.template.generation";
-        let before = old.annotation(key).and_then(|v| v.parse::<i64>().ok()).unwrap_or(1);
+        let before = old.annotation(GENERATION).and_then(|v| v.parse::<i64>().ok()).unwrap_or(1);
         let changed = workload::spec(set).get("template") != workload::spec(old).get("template");
-        set.set_annotation(key, &(before.saturating_add(i64::from(changed))).to_string());
+        set.set_annotation(GENERATION, &(before.saturating_add(i64::from(changed))).to_string());
+    }
+    fn prepare_status(&self, set: &mut Value, old: &Value) {
+        if let Some(counted) = old.annotation(GENERATION) {
+            set.set_annotation(GENERATION, counted);
+        }
     }
     fn validate(&self, set: &Value, old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(set), Path::new("spec"));

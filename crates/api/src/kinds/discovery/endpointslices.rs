@@ -8,7 +8,9 @@ use crate::{
         core::endpoints::first_few,
         values::{each, fill, has, int, list, made, member, put, strings, take, text},
     },
-    names, table,
+    names,
+    object::ObjectExt,
+    table,
 };
 use serde_json::{Value, json};
 
@@ -43,6 +45,12 @@ impl Hooks for EndpointSlices {
         each(slice, "endpoints", |endpoint| {
             take(endpoint, "deprecatedTopology");
         });
+    }
+    /// Labels count as content here: they say whose endpoints these are.
+    fn prepare_update(&self, slice: &mut Value, old: &Value) {
+        if slice.labels() != old.labels() {
+            slice.set("metadata.generation", old.generation() + 1);
+        }
     }
     fn validate(&self, slice: &Value, old: Option<&Value>, errors: &mut Errors) {
         let root = Path::root();
