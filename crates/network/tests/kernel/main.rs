@@ -465,6 +465,7 @@ impl World {
                 service_cidr: Some(SERVICES.parse().unwrap()),
                 left_alone: vec!["10.96.0.10".parse().unwrap()],
                 health_address: Some("127.0.0.1:10256".parse().unwrap()),
+                view: None,
             };
             let pods = network::pods::Config {
                 node_name: "one".into(),
