@@ -99,10 +99,9 @@ fn power_cut(cluster: &Cluster, namespace: &str) -> Outcome {
             let node = cluster.kubectl("get node worker-2 --no-headers")?;
             expect(node.contains("NotReady"), node)
         })?;
-        has_all(
-            &cluster.kubectl("describe node worker-2")?,
-            &["NodeStatusUnknown", "Kubelet stopped posting node status.", "node.kubernetes.io/unreachable:NoExecute"],
-        )?;
+        // The condition comes first, the taints follow from it.
+        let described = ["NodeStatusUnknown", "Kubelet stopped posting node status.", "node.kubernetes.io/unreachable:NoExecute"];
+        cluster.wait("its conditions and taints", 20, || has_all(&cluster.kubectl("describe node worker-2")?, &described))?;
         cluster.wait("three ready pods elsewhere", 60, || {
             let seen = pods()?;
             let well = seen.lines().filter(|l| l.contains("1/1") && l.contains("Running") && !l.contains("worker-2")).count();
