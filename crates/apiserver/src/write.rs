@@ -674,24 +674,32 @@ pub(crate) fn internal_request(verb: &str, kind: &Kind, namespace: &str, name: &
     }
 }
 
+/// A request that the server makes of itself.
+struct Own {
+    info: RequestInfo,
+    user: User,
+    warnings: Warnings,
+}
+
+impl Own {
+    fn new(info: RequestInfo) -> Own {
+        Own { info, user: User::system(), warnings: Warnings::default() }
+    }
+
+    fn writer<'a>(&'a self, server: &'a Arc<Server>, kind: &'a Kind, name: &'a str) -> Writer<'a> {
+        let Own { info, user, warnings } = self;
+        let namespace = info.namespace.as_str();
+        Writer { server, user, info, kind, namespace, name, dry_run: false, manager: "kube-apiserver", books: Books::Closed, warnings }
+    }
+}
+
 /// See [`Server::create_internal`].
 pub async fn create_internal(server: &Arc<Server>, group: &str, resource: &str, namespace: &str, mut object: Value) -> Result<Value, Status> {
     let kind = server.kind(group, resource)?;
     object.set("apiVersion", kind.api_version());
     object.set("kind", kind.kind.as_str());
-    let (info, user, warnings) = (internal_request("create", &kind, namespace, object.name(), ""), User::system(), Warnings::default());
-    let writer = Writer {
-        server,
-        user: &user,
-        info: &info,
-        kind: &kind,
-        namespace,
-        name: "",
-        dry_run: false,
-        manager: "kube-apiserver",
-        books: Books::Closed,
-        warnings: &warnings,
-    };
+    let own = Own::new(internal_request("create", &kind, namespace, object.name(), ""));
+    let writer = own.writer(server, &kind, "");
     Ok(writer.create(object).await?.value())
 }
 
@@ -706,19 +714,8 @@ pub async fn update_internal(
     mut change: impl FnMut(&mut Value) -> Result<bool, Status> + Send,
 ) -> Result<Value, Status> {
     let kind = server.kind(group, resource)?;
-    let (info, user, warnings) = (internal_request("update", &kind, namespace, name, subresource), User::system(), Warnings::default());
-    let writer = Writer {
-        server,
-        user: &user,
-        info: &info,
-        kind: &kind,
-        namespace,
-        name,
-        dry_run: false,
-        manager: "kube-apiserver",
-        books: Books::Closed,
-        warnings: &warnings,
-    };
+    let own = Own::new(internal_request("update", &kind, namespace, name, subresource));
+    let writer = own.writer(server, &kind, name);
     let part = if subresource == "status" { Part::Status } else { Part::Object };
     let written = writer.modify(part, |old| {
         let mut object = old.clone();
@@ -730,19 +727,8 @@ pub async fn update_internal(
 /// See [`Server::delete_internal`].
 pub async fn delete_internal(server: &Arc<Server>, group: &str, resource: &str, namespace: &str, name: &str) -> Result<(), Status> {
     let kind = server.kind(group, resource)?;
-    let (info, user, warnings) = (internal_request("delete", &kind, namespace, name, ""), User::system(), Warnings::default());
-    let writer = Writer {
-        server,
-        user: &user,
-        info: &info,
-        kind: &kind,
-        namespace,
-        name,
-        dry_run: false,
-        manager: "kube-apiserver",
-        books: Books::Closed,
-        warnings: &warnings,
-    };
+    let own = Own::new(internal_request("delete", &kind, namespace, name, ""));
+    let writer = own.writer(server, &kind, name);
     crate::delete::delete_object(&writer, &Default::default()).await.map(drop)
 }
 

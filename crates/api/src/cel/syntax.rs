@@ -108,7 +108,10 @@ enum Token {
 const OPERATORS: &[&str] =
     &["==", "!=", "<=", ">=", "&&", "||", "<", ">", "+", "-", "*", "/", "%", "!", "?", ":", ".", ",", "[", "]", "(", ")", "{", "}"];
 const OPERANDS: &str = "{'[', '{', '(', '.', '-', '!', 'true', 'false', 'null', NUM_FLOAT, NUM_INT, NUM_UINT, STRING, BYTES, IDENTIFIER}";
-const RESERVED: &[&str] = &[
+/// Words that mean something in an expression.
+pub const KEYWORDS: &[&str] = &["true", "false", "null", "in"];
+/// Words that may not be names: the language keeps them for itself.
+pub const RESERVED: &[&str] = &[
     "as",
     "break",
     "const",

@@ -1,5 +1,6 @@
 //! Types of values and signatures of functions.
 
+use super::syntax::{KEYWORDS, RESERVED};
 use crate::custom::props::Props;
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -74,30 +75,7 @@ impl fmt::Display for Type {
 
 /// How a field is written in an expression: names that are no identifiers are escaped. `None` for a name that cannot be written.
 pub fn escape(name: &str) -> Option<String> {
-    const WORDS: &[&str] = &[
-        "true",
-        "false",
-        "null",
-        "in",
-        "as",
-        "break",
-        "const",
-        "continue",
-        "else",
-        "for",
-        "function",
-        "if",
-        "import",
-        "let",
-        "loop",
-        "package",
-        "namespace",
-        "return",
-        "var",
-        "void",
-        "while",
-    ];
-    if WORDS.contains(&name) {
+    if KEYWORDS.contains(&name) || RESERVED.contains(&name) {
         return Some(format!("__{name}__"));
     }
     if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
