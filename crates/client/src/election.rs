@@ -192,23 +192,38 @@ impl Candidate {
     }
 
     /// Gives the lease up, so that another need not wait for it to run out.
-    async fn release(&mut self) {
-        let Some(mut lease) = self.observed.lease.clone() else { return };
-        let time = self.config.clock.micro_time();
-        let transitions = lease.spec.as_ref().and_then(|s| s.lease_transitions);
-        lease.spec = Some(LeaseSpec {
-            holder_identity: Some(String::new()),
-            lease_duration_seconds: Some(1),
-            acquire_time: Some(time.clone()),
-            renew_time: Some(time),
-            lease_transitions: transitions,
-            ..LeaseSpec::default()
-        });
-        match timeout(self.config.retry_period, self.api.replace(&self.config.lease_name, &PostParams::default(), &lease)).await {
-            Ok(Ok(_)) => info!(lease = self.config.lease_name, "released"),
-            Ok(Err(error)) => warn!(lease = self.config.lease_name, error = %error.short(), "could not be released; it will run out"),
-            Err(_) => warn!(lease = self.config.lease_name, "could not be released in time; it will run out"),
+    async fn release(&self) {
+        let lease = self.config.lease_name.as_str();
+        match timeout(self.config.retry_period, self.let_go()).await {
+            Ok(Ok(())) => info!(lease, "released"),
+            Ok(Err(error)) => warn!(lease, error = %error.short(), "could not be released; it will run out"),
+            Err(_) => warn!(lease, "could not be released in time; it will run out"),
         }
+    }
+
+    /// The stop may have cut off a renewal that the server still made or makes: the lease is read anew, as often as it takes.
+    async fn let_go(&self) -> Result<(), kube::Error> {
+        let name = self.config.lease_name.as_str();
+        while let Some(mut lease) = self.api.get_opt(name).await? {
+            let old = lease.spec.take().unwrap_or_default();
+            if old.holder_identity.as_deref() != Some(&self.config.identity) {
+                break;
+            }
+            let time = self.config.clock.micro_time();
+            lease.spec = Some(LeaseSpec {
+                holder_identity: Some(String::new()),
+                lease_duration_seconds: Some(1),
+                acquire_time: Some(time.clone()),
+                renew_time: Some(time),
+                lease_transitions: old.lease_transitions,
+                ..LeaseSpec::default()
+            });
+            match self.api.replace(name, &PostParams::default(), &lease).await {
+                Err(error) if error.is_conflict() => {}
+                written => return written.map(drop),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -494,6 +509,19 @@ mod tests {
         assert_eq!(told(&log), "a starts 0, a ends 61, b starts 61", "at once, not at b's next attempt");
         stop_b.cancel();
         b.await.unwrap().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_renewal_that_was_cut_off_does_not_keep_the_lease() {
+        let api = LeaseApi::default();
+        let leases = || kube::Api::namespaced(api.client("a"), "kube-system");
+        let mut candidate = Candidate { api: leases(), config: ElectionConfig::new("l", "a"), observed: Observed::default() };
+        assert!(candidate.attempt().await.unwrap());
+        // The server has made a renewal whose answer nobody waited for.
+        let mut cut_off = Candidate { api: leases(), config: ElectionConfig::new("l", "a"), observed: Observed::default() };
+        assert!(cut_off.attempt().await.unwrap());
+        candidate.release().await;
+        assert_eq!(leases().get("l").await.unwrap().spec.unwrap().holder_identity.as_deref(), Some(""));
     }
 
     #[tokio::test(start_paused = true)]
