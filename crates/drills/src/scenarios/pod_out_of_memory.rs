@@ -6,7 +6,7 @@ use crate::{Result, expectation::Expectation::NoFailedRequest, scenario::Scenari
 pub const SCENARIO: Scenario = Scenario {
     name: "pod-out-of-memory",
     shows: "A container over its memory limit is killed, said to be OOMKilled, and restarted with back-off; its neighbours notice nothing.",
-    kubernetes: "The same.",
+    kubernetes: "The same: the kernel kills the container, and the kubelet restarts it with back-off.",
     topology: SINGLE,
     sabotage: "the pod has no limit and takes little",
     expects: &[NoFailedRequest],
