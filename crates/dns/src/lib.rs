@@ -54,6 +54,8 @@ pub struct Config {
     pub resolv_conf: PathBuf,
     /// What the cluster's membership says, as it changes; `None` (`--membership=false`) is to take only the API's word.
     pub view: Option<watch::Receiver<Option<Arc<View>>>>,
+    /// Sockets that outlive this process; without them it opens its own.
+    pub inherited: Option<Arc<Inherited>>,
 }
 
 /// Why the DNS server ended.
@@ -89,7 +91,12 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
 }
 
 /// Keeps the zone as the informers say.
-async fn follow(informers: &Informers, mut views: Option<watch::Receiver<Option<Arc<View>>>>, zone: &RwLock<Zone>, ready: &watch::Sender<bool>) -> Result<(), Error> {
+async fn follow(
+    informers: &Informers,
+    mut views: Option<watch::Receiver<Option<Arc<View>>>>,
+    zone: &RwLock<Zone>,
+    ready: &watch::Sender<bool>,
+) -> Result<(), Error> {
     let (services, slices) = (informers.all::<Service>(), informers.all::<EndpointSlice>());
     let (mut service_changes, mut slice_changes) = (services.subscribe(), slices.subscribe());
     tokio::join!(services.synced(), slices.synced());
@@ -120,7 +127,11 @@ async fn listen(config: &Config, server: &Arc<server::Server>, shutdown: &Cancel
         {
             tracing::warn!(%address, %error, "the DNS address could not be added to lo");
         }
-        match bind(config.listen).await {
+        let sockets = match &config.inherited {
+            Some(inherited) => inherited.again(),
+            None => bind(config.listen).await,
+        };
+        match sockets {
             Ok((udp, tcp)) => {
                 tracing::info!(listen = %config.listen, "answering");
                 let upkeep = async {
@@ -152,6 +163,38 @@ async fn bind(address: SocketAddr) -> std::io::Result<(UdpSocket, TcpListener)> 
     // With port 0 (tests) both protocols have the same one.
     let udp = UdpSocket::bind(tcp.local_addr()?).await?;
     Ok((udp, tcp))
+}
+
+/// Sockets that somebody else holds open (systemd, or the init of a sandbox's node): questions that come while this process
+/// is away wait in them, and none is refused.
+#[derive(Debug)]
+pub struct Inherited {
+    udp: std::net::UdpSocket,
+    tcp: std::net::TcpListener,
+}
+
+impl Inherited {
+    /// Those given to this process by systemd's protocol (sd_listen_fds(3)): a datagram socket, then a listening one. `None` if
+    /// it was given none. To be called once, before threads are started that could read the environment.
+    pub fn take() -> std::io::Result<Option<Inherited>> {
+        let mut given = listenfd::ListenFd::from_env();
+        if given.len() == 0 {
+            return Ok(None);
+        }
+        let missing = |what| std::io::Error::other(format!("the sockets given to this process have no {what}"));
+        let udp = given.take_udp_socket(0)?.ok_or_else(|| missing("datagram socket in the first place"))?;
+        let tcp = given.take_tcp_listener(1)?.ok_or_else(|| missing("listening socket in the second place"))?;
+        // They are for this process alone, not for those that it starts.
+        rustix::io::fcntl_setfd(&udp, rustix::io::FdFlags::CLOEXEC)?;
+        rustix::io::fcntl_setfd(&tcp, rustix::io::FdFlags::CLOEXEC)?;
+        udp.set_nonblocking(true)?;
+        tcp.set_nonblocking(true)?;
+        Ok(Some(Inherited { udp, tcp }))
+    }
+
+    fn again(&self) -> std::io::Result<(UdpSocket, TcpListener)> {
+        Ok((UdpSocket::from_std(self.udp.try_clone()?)?, TcpListener::from_std(self.tcp.try_clone()?)?))
+    }
 }
 
 /// Adds the address to `lo`; one that is there already is left as it is.

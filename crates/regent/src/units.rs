@@ -35,6 +35,22 @@ pub struct Unit {
     pub text: String,
 }
 
+impl Unit {
+    /// The target that has it start at boot.
+    pub fn wanted_by(&self) -> &'static str {
+        wanted_by(&self.name)
+    }
+}
+
+fn wanted_by(unit: &str) -> &'static str {
+    if is_socket(unit) { "sockets.target" } else { "multi-user.target" }
+}
+
+/// Whether a unit is a socket. Such a one is left open by an upgrade.
+pub fn is_socket(unit: &str) -> bool {
+    unit.ends_with(".socket")
+}
+
 /// What the units need to know.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -56,6 +72,8 @@ struct Component {
     after: &'static [&'static str],
     /// It keeps containers, or rules that containers need.
     on_node: bool,
+    /// It answers look-ups, on sockets that outlive it.
+    resolves: bool,
     own_flags: fn(&Settings) -> Vec<String>,
 }
 
@@ -67,6 +85,7 @@ const COMPONENTS: &[Component] = &[
         description: "Kubernetes API server (Regent)",
         after: &["network-online.target"],
         on_node: false,
+        resolves: false,
         own_flags: |settings| {
             let pki = |name: &str| pki(settings).join(name).display().to_string();
             vec![
@@ -89,6 +108,7 @@ const COMPONENTS: &[Component] = &[
         description: "Kubernetes controller manager (Regent)",
         after: &["kube-apiserver.service"],
         on_node: false,
+        resolves: false,
         own_flags: |settings| {
             let pki = |name: &str| pki(settings).join(name).display().to_string();
             vec![
@@ -105,6 +125,7 @@ const COMPONENTS: &[Component] = &[
         description: "Kubernetes scheduler (Regent)",
         after: &["kube-apiserver.service"],
         on_node: false,
+        resolves: false,
         own_flags: |settings| vec![kubeconfig(settings, "scheduler")],
     },
     Component {
@@ -113,6 +134,7 @@ const COMPONENTS: &[Component] = &[
         description: "Kubernetes node agent (Regent)",
         after: &["network-online.target", "containerd.service"],
         on_node: true,
+        resolves: false,
         own_flags: |settings| {
             let pki = |name: &str| pki(settings).join(name).display().to_string();
             vec![
@@ -130,6 +152,7 @@ const COMPONENTS: &[Component] = &[
         description: "Kubernetes Service routing (Regent)",
         after: &["network-online.target"],
         on_node: true,
+        resolves: false,
         own_flags: |settings| vec![kubeconfig(settings, "proxy"), format!("--root-dir={}", settings.data_dir.join("node").display())],
     },
     Component {
@@ -138,6 +161,7 @@ const COMPONENTS: &[Component] = &[
         description: "Kubernetes cluster DNS of this node (Regent)",
         after: &["network-online.target"],
         on_node: true,
+        resolves: true,
         own_flags: |settings| vec![kubeconfig(settings, "dns"), format!("--root-dir={}", settings.data_dir.join("node").display())],
     },
 ];
@@ -162,8 +186,38 @@ pub fn single(settings: &Settings) -> Vec<Unit> {
         command: role,
         flags,
         on_node: true,
+        sockets: (!settings.flags.iter().any(|flag| flag.starts_with("--disable=") && flag.contains("agent")))
+            .then(|| format!("regent-{role}.socket")),
     };
-    vec![Unit { name: format!("regent-{role}.service"), text: service.text(settings) }]
+    units(format!("regent-{role}.service"), &service, settings)
+}
+
+/// The unit of a service, after that of its sockets.
+fn units(name: String, service: &Service<'_>, settings: &Settings) -> Vec<Unit> {
+    let socket = service.sockets.iter().map(|socket| Unit { name: socket.clone(), text: socket_text(&name, settings) });
+    let mut all: Vec<Unit> = socket.collect();
+    all.push(Unit { text: service.text(settings), name });
+    all
+}
+
+/// systemd holds the sockets of the cluster DNS: a question that comes while its process restarts waits, and is answered.
+fn socket_text(service: &str, settings: &Settings) -> String {
+    let address = settings.flags.iter().find_map(|flag| flag.strip_prefix("--cluster-dns=")).unwrap_or("10.96.0.10");
+    format!(
+        "# Made by `regent install`; `regent uninstall` removes it.\n\
+         [Unit]\n\
+         Description=Look-ups of this node's pods, kept while what answers them restarts (Regent)\n\
+         \n\
+         [Socket]\n\
+         ListenDatagram={address}:53\n\
+         ListenStream={address}:53\n\
+         FreeBind=true\n\
+         Service={service}\n\
+         \n\
+         [Install]\n\
+         WantedBy={}\n",
+        wanted_by(".socket")
+    )
 }
 
 /// One unit per component. `takes` says whether a component knows a flag; a flag that none knows is an error.
@@ -174,7 +228,7 @@ pub fn per_component(settings: &Settings, takes: impl Fn(&str, &str) -> bool) ->
             return Err(format!("--{} belongs to no single component; leave it out, or install without --per-component", name_of(flag)));
         }
     }
-    let units = COMPONENTS.iter().map(|component| {
+    let units = COMPONENTS.iter().flat_map(|component| {
         let mut flags = (component.own_flags)(settings);
         let own: Vec<String> = flags.iter().map(name_of).collect();
         flags.extend(settings.flags.iter().filter(|flag| takes(component.command, &name_of(flag)) && !own.contains(&name_of(flag))).cloned());
@@ -184,8 +238,9 @@ pub fn per_component(settings: &Settings, takes: impl Fn(&str, &str) -> bool) ->
             command: component.command,
             flags,
             on_node: component.on_node,
+            sockets: component.resolves.then(|| format!("{}.socket", component.unit)),
         };
-        Unit { name: format!("{}.service", component.unit), text: service.text(settings) }
+        units(format!("{}.service", component.unit), &service, settings)
     });
     Ok(units.collect())
 }
@@ -196,6 +251,8 @@ struct Service<'a> {
     command: &'a str,
     flags: Vec<String>,
     on_node: bool,
+    /// The unit of the sockets that it is given.
+    sockets: Option<String>,
 }
 
 impl Service<'_> {
@@ -210,6 +267,7 @@ impl Service<'_> {
         } else {
             ""
         };
+        let sockets = self.sockets.iter().fold(String::new(), |text, socket| text + "Sockets=" + socket + "\n");
         format!(
             "# Made by `regent install`; `regent uninstall` removes it.\n\
              [Unit]\n\
@@ -230,11 +288,12 @@ impl Service<'_> {
              LimitNPROC=infinity\n\
              LimitCORE=infinity\n\
              TasksMax=infinity\n\
-             {node}\n\
+             {node}{sockets}\n\
              [Install]\n\
-             WantedBy=multi-user.target\n",
+             WantedBy={}\n",
             self.description,
             settings.environment_file.display(),
+            wanted_by(".service"),
             after = self.after.join(" "),
         )
     }
@@ -307,10 +366,17 @@ mod tests {
     #[test]
     fn an_agent_is_one_unit_that_leaves_containers_alone() {
         let units = single(&settings(Role::Agent, &["--server=https://10.0.0.1:6443", "--node-labels=a b=c%d"]));
-        assert_eq!(units.len(), 1);
-        assert_eq!(units[0].name, "regent-agent.service");
-        let text = &units[0].text;
-        for line in ["KillMode=process", "Delegate=yes", "Restart=always", "LimitNOFILE=1048576", "After=network-online.target containerd.service"] {
+        assert_eq!(units.iter().map(|unit| unit.name.as_str()).collect::<Vec<_>>(), ["regent-agent.socket", "regent-agent.service"]);
+        assert!(units[0].text.contains("ListenDatagram=10.96.0.10:53\nListenStream=10.96.0.10:53\nFreeBind=true\nService=regent-agent.service\n"));
+        let text = &units[1].text;
+        for line in [
+            "KillMode=process",
+            "Delegate=yes",
+            "Restart=always",
+            "Sockets=regent-agent.socket",
+            "LimitNOFILE=1048576",
+            "After=network-online.target containerd.service",
+        ] {
             assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
         }
         assert!(
@@ -331,6 +397,7 @@ mod tests {
         let with = |flag: &str| units.iter().filter(|unit| unit.text.contains(flag)).map(|unit| unit.name.as_str()).collect::<Vec<_>>();
         assert_eq!(with("--etcd-servers="), ["kube-apiserver.service"]);
         assert_eq!(with("--cluster-cidr="), ["kube-controller-manager.service", "kubelet.service", "kube-proxy.service"]);
+        assert_eq!(with("Sockets=kube-dns.socket"), ["kube-dns.service"]);
         assert_eq!(with("KillMode=process"), ["kubelet.service", "kube-proxy.service", "kube-dns.service"]);
         let error = per_component(&settings(Role::Server, &["--cluster-init"]), takes).unwrap_err();
         assert!(error.contains("--cluster-init"), "{error}");

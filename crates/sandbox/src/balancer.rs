@@ -16,7 +16,7 @@ fn file(node: &Node) -> PathBuf {
 /// The process. `-db`: in the foreground.
 pub(crate) fn component(node: &Node) -> Component {
     let command = vec!["haproxy".into(), "-db".into(), "-f".into(), file(node).display().to_string()];
-    Component { name: "haproxy".into(), command, environment: Vec::new() }
+    Component { name: "haproxy".into(), command, environment: Vec::new(), sockets: None }
 }
 
 /// Writes its configuration: all servers of the sandbox.

@@ -1,7 +1,10 @@
 //! What a sandbox consists of: nodes, addresses, components and their flags. Pure: options in, plan out.
 
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 /// The network that joins the nodes. The machine itself is `.1`, the registry `.2`, the balancer `.3`, servers from `.11`,
 /// workers from `.21`, nodes of an external etcd from `.31`.
@@ -75,6 +78,8 @@ pub struct Component {
     pub name: String,
     pub command: Vec<String>,
     pub environment: Vec<(String, String)>,
+    /// Where the node's init listens (UDP and TCP) in its place: sockets that it is given, and that stay open while it is away.
+    pub sockets: Option<SocketAddr>,
 }
 
 /// One node: what its init needs to boot.
@@ -203,12 +208,13 @@ fn components(node: &Node, regent: &Path, members: &[(String, String)]) -> Vec<C
     let make = |name: &str, flags: Vec<String>| {
         let mut command = vec![regent.display().to_string(), name.to_string()];
         command.extend(flags);
-        Component { name: name.to_string(), command, environment: vec![("REGENT_LOG".into(), "info".into())] }
+        Component { name: name.to_string(), command, environment: vec![("REGENT_LOG".into(), "info".into())], sockets: None }
     };
     let registry = |name: &str| Component {
         name: name.into(),
         command: vec!["docker-registry".into(), "serve".into(), node.directory.join(format!("{name}.yml")).display().to_string()],
         environment: vec![("OTEL_TRACES_EXPORTER".into(), "none".into())],
+        sockets: None,
     };
     match node.role {
         Role::Registry => return vec![registry("registry"), registry("private-registry")],
@@ -272,6 +278,7 @@ fn components(node: &Node, regent: &Path, members: &[(String, String)]) -> Vec<C
         name: "containerd".into(),
         command: vec!["containerd".into(), "--config".into(), node.directory.join("containerd.toml").display().to_string()],
         environment: Vec::new(),
+        sockets: None,
     });
     let mut kubelet = vec![
         format!("--kubeconfig={}", file("kubelet.kubeconfig")),
@@ -283,6 +290,8 @@ fn components(node: &Node, regent: &Path, members: &[(String, String)]) -> Vec<C
         format!("--cluster-dns={CLUSTER_DNS}"),
         format!("--cluster-cidr={CLUSTER_CIDR}"),
         format!("--cgroup-root={}", node.cgroup_root()),
+        // All nodes share this machine's disk: a share of it says nothing about them.
+        "--eviction-hard=nodefs.available<1Gi,nodefs.inodesFree<1%".into(),
         format!("--cni-bin-dir={}", crate::containerd::cni_bin_dir(node).display()),
     ];
     if node.role == Role::Server {
@@ -298,7 +307,8 @@ fn components(node: &Node, regent: &Path, members: &[(String, String)]) -> Vec<C
             format!("--cluster-dns={CLUSTER_DNS}"),
         ],
     ));
-    components.push(make("dns", vec![format!("--kubeconfig={}", file("dns.kubeconfig")), format!("--cluster-dns={CLUSTER_DNS}")]));
+    let dns = make("dns", vec![format!("--kubeconfig={}", file("dns.kubeconfig")), format!("--cluster-dns={CLUSTER_DNS}")]);
+    components.push(Component { sockets: format!("{CLUSTER_DNS}:53").parse().ok(), ..dns });
     components
 }
 

@@ -8,13 +8,18 @@ use crate::{
     Doing, Error, Result, launch,
     plan::{Component, Node},
 };
+use command_fds::{CommandFdExt, FdMapping};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
     fs,
     io::{BufRead, BufReader, Write},
-    os::unix::net::{UnixListener, UnixStream},
+    net::SocketAddr,
+    os::{
+        fd::OwnedFd,
+        unix::net::{UnixListener, UnixStream},
+    },
     process::{Command, Stdio},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -26,6 +31,11 @@ const STOP_GRACE_S: u64 = 10;
 const RESTART_PAUSE_MS: u64 = 500;
 /// How long an order may take, in seconds.
 const ORDER_TIMEOUT_S: u64 = 30;
+
+/// Connections that may wait for a component that is away.
+const BACKLOG: i32 = 128;
+/// The first descriptor that a component is given: sd_listen_fds(3).
+const FIRST_GIVEN: i32 = 3;
 
 /// What a node's init can be asked.
 #[derive(Debug, Serialize, Deserialize)]
@@ -91,6 +101,8 @@ struct Process {
     component: Component,
     state: State,
     restart_at: Option<Instant>,
+    /// Those that it is given, once it was started.
+    sockets: Vec<OwnedFd>,
 }
 
 struct Init {
@@ -106,7 +118,7 @@ pub fn run(configuration: &std::path::Path) -> Result<()> {
     launch::furnish(&node)?;
     let processes = node.components.iter().map(|component| {
         let state = State { name: component.name.clone(), pid: None, wanted: false, starts: 0 };
-        (component.name.clone(), Process { component: component.clone(), state, restart_at: None })
+        (component.name.clone(), Process { component: component.clone(), state, restart_at: None, sockets: Vec::new() })
     });
     let init = Arc::new(Init { processes: Mutex::new(processes.collect()), changed: Condvar::new(), node });
     let listener = UnixListener::bind(init.node.control_socket()).doing(|| "listening for orders".to_string())?;
@@ -120,6 +132,22 @@ pub fn run(configuration: &std::path::Path) -> Result<()> {
     let restarts = init.clone();
     std::thread::spawn(move || restarts.keep_running());
     init.reap()
+}
+
+/// A datagram socket and a listening one at an address that need not be there yet, as systemd opens them (`FreeBind=`).
+fn listen(address: SocketAddr) -> std::io::Result<Vec<OwnedFd>> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt};
+    let open = |kind| -> std::io::Result<OwnedFd> {
+        let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+        sockopt::set_ip_freebind(&socket, true)?;
+        bind(&socket, &address)?;
+        Ok(socket)
+    };
+    let (datagrams, streams) = (open(SocketType::DGRAM)?, open(SocketType::STREAM)?);
+    listen(&streams, BACKLOG)?;
+    Ok(vec![datagrams, streams])
 }
 
 impl Init {
@@ -180,16 +208,21 @@ impl Init {
             return;
         }
         let component = &process.component;
-        let attempt = || -> std::io::Result<i32> {
+        let sockets = &mut process.sockets;
+        let mut attempt = || -> std::io::Result<i32> {
             let log = fs::File::options().create(true).append(true).open(self.node.log(&component.name))?;
             let [program, arguments @ ..] = &component.command[..] else { return Err(std::io::Error::other("no command")) };
-            let child = Command::new(program)
-                .args(arguments)
-                .envs(component.environment.iter().cloned())
-                .stdin(Stdio::null())
-                .stdout(log.try_clone()?)
-                .stderr(log)
-                .spawn()?;
+            let mut command = Command::new(program);
+            command.args(arguments).envs(component.environment.iter().cloned()).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+            if let Some(address) = component.sockets {
+                if sockets.is_empty() {
+                    *sockets = listen(address)?;
+                }
+                let given = sockets.iter().zip(FIRST_GIVEN..).map(|(socket, child_fd)| Ok(FdMapping { parent_fd: socket.try_clone()?, child_fd }));
+                let given = given.collect::<std::io::Result<Vec<_>>>()?;
+                command.env("LISTEN_FDS", given.len().to_string()).fd_mappings(given).map_err(std::io::Error::other)?;
+            }
+            let child = command.spawn()?;
             i32::try_from(child.id()).map_err(std::io::Error::other)
         };
         process.state.starts += 1;

@@ -1,7 +1,7 @@
 //! `regent dns`: the cluster DNS of one node, alone.
 
 use super::balancer::{self, BalancerFlags};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use client::Informers;
 use std::{
@@ -59,6 +59,7 @@ pub async fn resolve(
         upstreams,
         resolv_conf: "/etc/resolv.conf".into(),
         view,
+        inherited: dns::Inherited::take().context("taking the sockets that were given to this process (LISTEN_FDS)")?.map(Arc::new),
     };
     Ok(dns::run(config, shutdown).await?)
 }

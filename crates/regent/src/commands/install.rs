@@ -127,7 +127,7 @@ fn install_program(arguments: Install, program: &Path) -> Result<()> {
     if has_systemd(&arguments.root) {
         systemctl(&["daemon-reload"])?;
         for unit in after.units.iter().filter(|_| !arguments.no_start) {
-            systemctl(&["restart", unit])?;
+            systemctl(&[if units::is_socket(unit) { "start" } else { "restart" }, unit])?;
             println!("{unit}: started");
         }
     }
@@ -218,7 +218,7 @@ fn plan(settings: &Settings, units: &[Unit], environment: String, program: &Path
     let folder = units::directory(Path::new(""));
     for unit in units {
         planned.push(Planned { path: folder.join(&unit.name), content: Content::Text { text: unit.text.clone(), mode: 0o644 } });
-        let wanted = folder.join("multi-user.target.wants").join(&unit.name);
+        let wanted = folder.join(format!("{}.wants", unit.wanted_by())).join(&unit.name);
         planned.push(Planned { path: wanted, content: Content::Link(Path::new("/").join(&folder).join(&unit.name)) });
     }
     planned
