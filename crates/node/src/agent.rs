@@ -146,7 +146,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     }
     let cri = cri::Client::new(&config.runtime_endpoint);
     let cgroups = Cgroups::detect(&config.cgroup_root, config.pod_pids_max).map_err(Error::Cgroups)?;
-    let machine = Machine::read(&config.data_dir, config.max_pods, i64::try_from(config.eviction.memory_available_bytes).unwrap_or(0));
+    let machine = Machine::read(&config.data_dir, config.max_pods, config.eviction.memory_available);
     cgroups.prepare(machine.cpus * 1000, machine.memory_bytes).map_err(Error::Cgroups)?;
     let informers = config.informers.clone();
     let client = informers.client();
@@ -390,7 +390,7 @@ async fn rotate(cx: Arc<Context>, shutdown: CancellationToken) {
         }
         if let Ok(mut containers) = cx.cri.list_containers(HashMap::new()).await {
             containers.retain(|item| item.state() == cri::v1::ContainerState::ContainerRunning);
-            logs::rotate(&cx.cri, &cx.config.log_dir, containers).await;
+            logs::rotate(&cx.cri, &cx.config.log_dir, containers, cx.config.logs).await;
         }
     }
 }

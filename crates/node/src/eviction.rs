@@ -5,29 +5,91 @@
 //! one is seen before the next.
 
 use crate::spec::resources::{self, Qos};
+use api::quantity::Quantity;
 use k8s_openapi::api::core::v1::Pod;
 use std::{collections::BTreeMap, sync::Arc};
 
-/// When resources count as low. The defaults are Kubernetes'.
+/// When a resource counts as low: an amount, or a share (0 to 1) of the whole.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Threshold {
+    Amount(u64),
+    Share(f64),
+}
+
+impl Threshold {
+    /// What that is of `whole`.
+    pub fn of(self, whole: u64) -> u64 {
+        match self {
+            Threshold::Amount(amount) => amount,
+            Threshold::Share(share) => (whole as f64 * share) as u64,
+        }
+    }
+    /// Whether `left` of `whole` is too little; of what could not be read nothing is.
+    fn is_above(self, left: u64, whole: u64) -> bool {
+        whole > 0 && left < self.of(whole)
+    }
+}
+
+/// When resources count as low. The defaults are Kubernetes'; the text form is that of the kubelet's `--eviction-hard`:
+/// `memory.available<100Mi,nodefs.available<10%`. A signal that the text does not name keeps its default.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Thresholds {
-    pub memory_available_bytes: u64,
-    /// Shares of the whole, 0 to 1.
-    pub disk_available: f64,
-    pub inodes_free: f64,
-    pub pids_available: f64,
+    pub memory_available: Threshold,
+    pub disk_available: Threshold,
+    pub inodes_free: Threshold,
+    pub pids_available: Threshold,
 }
 
 impl Default for Thresholds {
     fn default() -> Thresholds {
-        Thresholds { memory_available_bytes: 100 * 1024 * 1024, disk_available: 0.10, inodes_free: 0.05, pids_available: 0.0 }
+        Thresholds {
+            memory_available: Threshold::Amount(100 * 1024 * 1024),
+            disk_available: Threshold::Share(0.10),
+            inodes_free: Threshold::Share(0.05),
+            pids_available: Threshold::Share(0.0),
+        }
+    }
+}
+
+/// A text that is not a list of thresholds.
+#[derive(Debug, thiserror::Error)]
+#[error("{given:?} is not a threshold: write SIGNAL<AMOUNT or SIGNAL<PERCENT%, SIGNAL being one of {}", SIGNALS.join(", "))]
+pub struct NotAThreshold {
+    given: String,
+}
+
+const SIGNALS: [&str; 4] = ["memory.available", "nodefs.available", "nodefs.inodesFree", "pid.available"];
+
+impl std::str::FromStr for Thresholds {
+    type Err = NotAThreshold;
+    fn from_str(text: &str) -> Result<Thresholds, NotAThreshold> {
+        let mut out = Thresholds::default();
+        for given in text.split(',').map(str::trim).filter(|given| !given.is_empty()) {
+            let wrong = || NotAThreshold { given: given.to_owned() };
+            let (signal, value) = given.split_once('<').ok_or_else(wrong)?;
+            let threshold = match value.strip_suffix('%') {
+                Some(percent) => {
+                    Threshold::Share(percent.parse::<f64>().ok().filter(|share| (0.0..=100.0).contains(share)).ok_or_else(wrong)? / 100.0)
+                }
+                None => Threshold::Amount(Quantity::parse(value).ok().and_then(|amount| u64::try_from(amount.value()).ok()).ok_or_else(wrong)?),
+            };
+            match signal {
+                "memory.available" => out.memory_available = threshold,
+                "nodefs.available" => out.disk_available = threshold,
+                "nodefs.inodesFree" => out.inodes_free = threshold,
+                "pid.available" => out.pids_available = threshold,
+                _ => return Err(wrong()),
+            }
+        }
+        Ok(out)
     }
 }
 
 /// What there is left.
 #[derive(Clone, Debug, Default)]
 pub struct Readings {
-    pub memory_available_bytes: u64,
+    /// Bytes left and in all; 0 of 0 when it could not be read.
+    pub memory: (u64, u64),
     pub disk: Option<(u64, u64, u64, u64)>,
     pub pids: Option<(u64, u64)>,
 }
@@ -42,24 +104,25 @@ pub struct Pressures {
 
 /// Compares readings with thresholds. What could not be read is not low.
 pub fn pressures(readings: &Readings, thresholds: &Thresholds) -> Pressures {
-    let below = |left: u64, whole: u64, share: f64| whole > 0 && (left as f64) < whole as f64 * share;
+    let (memory_free, memory) = readings.memory;
     Pressures {
-        memory: readings.memory_available_bytes > 0 && readings.memory_available_bytes < thresholds.memory_available_bytes,
+        memory: thresholds.memory_available.is_above(memory_free, memory),
         disk: readings.disk.is_some_and(|(total, free, inodes, inodes_free)| {
-            below(free, total, thresholds.disk_available) || below(inodes_free, inodes, thresholds.inodes_free)
+            thresholds.disk_available.is_above(free, total) || thresholds.inodes_free.is_above(inodes_free, inodes)
         }),
-        pids: readings.pids.is_some_and(|(max, used)| below(max.saturating_sub(used), max, thresholds.pids_available)),
+        pids: readings.pids.is_some_and(|(max, used)| thresholds.pids_available.is_above(max.saturating_sub(used), max)),
     }
 }
 
 /// Reads what there is left.
 pub fn read(data_dir: &std::path::Path) -> Readings {
     let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let field = |name: &str| crate::machine::memory_field(&memory, name).unwrap_or(0).unsigned_abs();
     let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     let running = std::fs::read_to_string("/proc/loadavg").ok();
     let tasks = running.and_then(|text| text.split_whitespace().nth(3)?.split('/').nth(1)?.parse::<u64>().ok());
     Readings {
-        memory_available_bytes: crate::machine::memory_field(&memory, "MemAvailable").unwrap_or(0).unsigned_abs(),
+        memory: (field("MemAvailable"), field("MemTotal")),
         disk: crate::machine::disk(data_dir),
         pids: number("/proc/sys/kernel/pid_max").zip(tasks),
     }
@@ -130,7 +193,20 @@ mod tests {
     fn what_cannot_be_read_is_not_low() {
         let thresholds = Thresholds::default();
         assert_eq!(pressures(&Readings::default(), &thresholds), Pressures::default());
-        let low = Readings { memory_available_bytes: 1, disk: Some((100, 9, 100, 50)), pids: None };
+        let low = Readings { memory: (1, 100), disk: Some((100, 9, 100, 50)), pids: None };
         assert_eq!(pressures(&low, &thresholds), Pressures { memory: true, disk: true, pids: false });
+    }
+
+    #[test]
+    fn thresholds_are_written_as_the_kubelet_takes_them() {
+        let parsed: Thresholds = "memory.available<5%, nodefs.available<1Gi".parse().unwrap();
+        assert_eq!(parsed.memory_available, Threshold::Share(0.05));
+        assert_eq!(parsed.disk_available, Threshold::Amount(1 << 30));
+        assert_eq!(parsed.inodes_free, Thresholds::default().inodes_free);
+        for wrong in ["memory.available", "memory.available<", "memory.available<-1", "nodefs.available<101%", "swap<1Gi"] {
+            assert!(wrong.parse::<Thresholds>().unwrap_err().to_string().contains(wrong));
+        }
+        let low = Readings { memory: (1 << 30, 16 << 30), disk: Some((100 << 30, 2 << 30, 100, 50)), pids: None };
+        assert!(!pressures(&low, &"nodefs.available<1Gi".parse().unwrap()).disk, "an amount does not ask how large the disk is");
     }
 }

@@ -78,6 +78,7 @@ pub struct Config {
     pub image_gc_low_percent: u8,
     pub parallel_image_pulls: usize,
     pub eviction: eviction::Thresholds,
+    pub logs: logs::Kept,
     pub lease_duration: Duration,
     pub status_update_frequency: Duration,
     /// How the node is a member of the cluster's membership; `None` (`--membership=false`) is not at all.
@@ -131,6 +132,7 @@ impl Config {
             image_gc_low_percent: 80,
             parallel_image_pulls: 5,
             eviction: eviction::Thresholds::default(),
+            logs: logs::Kept::default(),
             lease_duration: Duration::from_secs(40),
             status_update_frequency: Duration::from_secs(10),
             peers: None,

@@ -19,10 +19,21 @@ use tokio::{
     sync::mpsc,
 };
 
-/// A log file larger than this is put aside.
-pub const FILE_BYTES_MAX: u64 = 10 * 1024 * 1024;
-/// Files kept per container, the one being written included.
-pub const FILES_MAX: usize = 5;
+/// How much of a container's log is kept. The defaults are Kubernetes'.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept {
+    /// A file larger than this is put aside.
+    pub file_bytes_max: u64,
+    /// Files per container, the one being written included; at least 2.
+    pub files_max: usize,
+}
+
+impl Default for Kept {
+    fn default() -> Kept {
+        Kept { file_bytes_max: 10 * 1024 * 1024, files_max: 5 }
+    }
+}
+
 /// Pieces on their way to a slow reader.
 pub const PIECES_MAX: usize = 64;
 const BLOCK_BYTES: u64 = 64 * 1024;
@@ -229,16 +240,16 @@ pub fn path_of(log_dir: &Path, labels: &HashMap<String, String>, attempt: u32) -
 }
 
 /// Puts logs aside that have grown too large, and removes the oldest of those put aside.
-pub async fn rotate(cri: &cri::Client, log_dir: &Path, running: Vec<cri::v1::Container>) {
+pub async fn rotate(cri: &cri::Client, log_dir: &Path, running: Vec<cri::v1::Container>, kept: Kept) {
     for container in running {
         let attempt = container.metadata.as_ref().map(|metadata| metadata.attempt).unwrap_or_default();
         let Some(path) = path_of(log_dir, &container.labels, attempt) else { continue };
         match tokio::fs::metadata(&path).await {
-            Ok(meta) if meta.len() > FILE_BYTES_MAX => {}
+            Ok(meta) if meta.len() > kept.file_bytes_max => {}
             _ => continue,
         }
         let mut old = rotated(&path).await;
-        while old.len() > FILES_MAX.saturating_sub(2) {
+        while old.len() > kept.files_max.saturating_sub(2) {
             let _ = tokio::fs::remove_file(old.remove(0)).await;
         }
         let stamp = Timestamp::now().strftime("%Y%m%d-%H%M%S").to_string();

@@ -47,19 +47,20 @@ pub fn disk(path: &Path) -> Option<(u64, u64, u64, u64)> {
 }
 
 impl Machine {
-    /// Reads the facts.
-    pub fn read(data_dir: &Path, pods_max: u32, memory_reserved_bytes: i64) -> Machine {
+    /// Reads the facts. The reserve is what eviction keeps free, which pods cannot be promised.
+    pub fn read(data_dir: &Path, pods_max: u32, memory_reserve: crate::eviction::Threshold) -> Machine {
         let architecture = match std::env::consts::ARCH {
             "x86_64" => "amd64",
             "aarch64" => "arm64",
             other => other,
         };
+        let memory_bytes = memory_field(&line("/proc/meminfo"), "MemTotal").unwrap_or(0);
         Machine {
             cpus: std::thread::available_parallelism().map(|count| count.get() as i64).unwrap_or(1),
-            memory_bytes: memory_field(&line("/proc/meminfo"), "MemTotal").unwrap_or(0),
+            memory_bytes,
             disk_bytes: disk(data_dir).map(|(total, ..)| i64::try_from(total).unwrap_or(i64::MAX)).unwrap_or(0),
             pods_max,
-            memory_reserved_bytes,
+            memory_reserved_bytes: i64::try_from(memory_reserve.of(memory_bytes.unsigned_abs())).unwrap_or(0),
             machine_id: line("/etc/machine-id"),
             system_uuid: line("/sys/class/dmi/id/product_uuid"),
             boot_id: line("/proc/sys/kernel/random/boot_id"),

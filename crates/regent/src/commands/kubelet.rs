@@ -49,6 +49,16 @@ pub struct KubeletFlags {
     pub register_with_taints: Vec<String>,
     #[arg(long, default_value_t = 110)]
     pub max_pods: u32,
+    /// When the node is short of something and evicts pods: memory.available, nodefs.available, nodefs.inodesFree and
+    /// pid.available, each with an amount or a percentage [default: memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%].
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub eviction_hard: ::node::eviction::Thresholds,
+    /// A container's log is put aside when it is larger than this many bytes (a quantity).
+    #[arg(long, default_value = "10Mi", value_parser = log_size)]
+    pub container_log_max_size: u64,
+    /// The most log files of a container, the one being written included.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(2..))]
+    pub container_log_max_files: u64,
     /// Where the runtime looks for its network configuration.
     #[arg(long, default_value = "/etc/cni/net.d")]
     pub cni_conf_dir: PathBuf,
@@ -147,6 +157,11 @@ pub async fn keep(informers: Informers, node: Node, flags: &KubeletFlags, shutdo
         node_labels: flags.node_labels.iter().map(pairs).collect(),
         register_with_taints: flags.register_with_taints.iter().map(|text| taint(text)).collect::<Result<_>>()?,
         max_pods: flags.max_pods,
+        eviction: flags.eviction_hard.clone(),
+        logs: ::node::logs::Kept {
+            file_bytes_max: flags.container_log_max_size,
+            files_max: usize::try_from(flags.container_log_max_files).unwrap_or(usize::MAX),
+        },
         cgroup_root: flags.cgroup_root.clone(),
         cluster_dns: vec![flags.cluster_dns.into()],
         cluster_domain: flags.cluster_domain.clone(),
@@ -177,6 +192,11 @@ pub async fn keep(informers: Informers, node: Node, flags: &KubeletFlags, shutdo
         ended.context("a part of the node panicked")??;
     }
     Ok(())
+}
+
+fn log_size(text: &str) -> Result<u64, String> {
+    let quantity = api::quantity::Quantity::parse(text).map_err(|error| error.to_string())?;
+    u64::try_from(quantity.value()).ok().filter(|bytes| *bytes > 0).ok_or_else(|| format!("{text} is not a size"))
 }
 
 /// Becomes true when the rules of the Services are in the kernel.

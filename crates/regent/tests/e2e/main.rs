@@ -7,6 +7,7 @@
 
 mod cluster;
 mod drills;
+mod health;
 mod scenarios;
 
 use cluster::{Cluster, ONE_SERVER, Shape, THREE_SERVERS};
@@ -39,6 +40,18 @@ struct Report {
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    if let [command, port] = &words[..]
+        && command == health::COMMAND
+    {
+        let outcome = port.parse().map_err(|_| format!("{port} is not a port")).and_then(health::serve);
+        return outcome.map_or_else(
+            |why| {
+                eprintln!("{why}");
+                ExitCode::FAILURE
+            },
+            |()| ExitCode::SUCCESS,
+        );
+    }
     let mut passed = 0;
     let mut failed = Vec::new();
     // A sandbox that stays up leaves no room for another one.

@@ -13,6 +13,8 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "with_the_master_off_nginx_goes_on_serving", run: without_master, alone: true },
 ];
 
+const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
+
 fn joins(cluster: &Cluster, _namespace: &str) -> Outcome {
     let regent = env!("CARGO_BIN_EXE_regent");
     let token = run(regent, &["token", "--kubeconfig", cluster.kubeconfig(), "create", "--ttl=10m"])?.trim().to_string();
@@ -106,19 +108,26 @@ fn power_cut(cluster: &Cluster, namespace: &str) -> Outcome {
             let seen = pods()?;
             let well = seen.lines().filter(|l| l.contains("1/1") && l.contains("Running") && !l.contains("worker-2")).count();
             expect(well == 3, seen)
+        })?;
+        // Nobody can say that it has stopped, so it stays, until a person says that the node is out of service.
+        let seen = pods()?;
+        expect(seen.lines().any(|l| l.contains("Terminating") && l.contains("worker-2")), seen)?;
+        cluster.kubectl(&format!("taint node worker-2 {OUT_OF_SERVICE}=nodeshutdown:NoExecute"))?;
+        cluster.wait("the dead node's pod to be forgotten", 60, || {
+            let seen = pods()?;
+            expect(seen.lines().count() == 3 && !seen.contains("worker-2"), seen)
         })
     };
     let outcome = steps();
+    let _ = cluster.kubectl(&format!("taint node worker-2 {OUT_OF_SERVICE}-"));
     cluster.sandbox(&["start", "worker-2"])?;
     outcome?;
     cluster.wait("worker-2 to be Ready again", 60, || {
         let node = cluster.kubectl("get node worker-2 --no-headers")?;
         expect(node.contains(" Ready"), node)
     })?;
-    cluster.wait("the old pod to go", 60, || {
-        let seen = pods()?;
-        expect(seen.lines().count() == 3 && !seen.contains("worker-2"), seen)
-    })
+    let seen = pods()?;
+    expect(seen.lines().count() == 3 && !seen.contains("worker-2"), seen)
 }
 
 fn without_master(cluster: &Cluster, namespace: &str) -> Outcome {

@@ -10,6 +10,9 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "init_containers_sidecars_and_hooks_run_in_order", run: order, alone: false },
     Scenario { name: "images_are_pulled_refused_and_opened_by_secrets", run: images, alone: false },
     Scenario { name: "limits_are_cgroups_and_too_much_memory_is_killed", run: limits, alone: false },
+    Scenario { name: "a_grpc_probe_decides_readiness", run: grpc, alone: false },
+    Scenario { name: "a_host_port_answers_on_the_node", run: host_port, alone: false },
+    Scenario { name: "logs_are_rotated_at_their_size", run: rotation, alone: false },
     Scenario { name: "a_pod_talks_to_the_api_with_its_token", run: token, alone: false },
 ];
 
@@ -170,6 +173,86 @@ spec:
     cluster.wait_for("the kill", &format!("get pod greedy -n {namespace}"), |o| o.contains("OOMKilled"))?;
     has_all(&cluster.kubectl(&format!("get pod greedy -n {namespace} -o yaml"))?, &["qosClass: Guaranteed", "exitCode: 137"])?;
     has_all(&cluster.kubectl(&format!("logs -n {namespace} greedy"))?, &["25165824"])
+}
+
+/// The server is this very program (`health.rs`), which a busybox container runs with the machine's libraries.
+fn grpc(cluster: &Cluster, namespace: &str) -> Outcome {
+    let program = std::env::current_exe().map_err(|e| e.to_string())?;
+    let manifest = format!(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: {{name: health}}
+spec:
+  terminationGracePeriodSeconds: 1
+  volumes:
+  - {{name: program, hostPath: {{path: {program}, type: File}}}}
+  - {{name: usr, hostPath: {{path: /usr}}}}
+  - {{name: lib, hostPath: {{path: /lib}}}}
+  - {{name: lib64, hostPath: {{path: /lib64}}}}
+  containers:
+  - name: main
+    image: busybox:1.35
+    imagePullPolicy: IfNotPresent
+    command: [/program, {serve}, "9090"]
+    readinessProbe: {{grpc: {{port: 9090, service: front}}, periodSeconds: 1, failureThreshold: 1}}
+    volumeMounts:
+    - {{name: program, mountPath: /program, readOnly: true}}
+    - {{name: usr, mountPath: /usr, readOnly: true}}
+    - {{name: lib, mountPath: /lib, readOnly: true}}
+    - {{name: lib64, mountPath: /lib64, readOnly: true}}
+"#,
+        program = program.display(),
+        serve = crate::health::COMMAND,
+    );
+    cluster.apply(namespace, &manifest)?;
+    let ready = |status: &str| {
+        let look = format!("get pod health -n {namespace} -o jsonpath={{.status.phase}}/{{.status.conditions[?(@.type==\"Ready\")].status}}");
+        cluster.wait_for(&format!("Ready to be {status}"), &look, |o| o == format!("Running/{status}")).map(|_| ())
+    };
+    let shell = |command: &str| cluster.kubectl_with(&["exec", "-n", namespace, "health", "--", "sh", "-c", command], "");
+    ready("False")?;
+    has_all(&cluster.kubectl(&format!("describe pod health -n {namespace}"))?, &["Readiness probe failed", "NOT_SERVING"])?;
+    shell(&format!("echo front > {}", crate::health::SERVING))?;
+    ready("True")?;
+    shell(&format!("rm {}", crate::health::SERVING))?;
+    ready("False")
+}
+
+fn host_port(cluster: &Cluster, namespace: &str) -> Outcome {
+    let pod = |name: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}, spec: {{terminationGracePeriodSeconds: 1, nodeSelector: {{kubernetes.io/hostname: worker-1}}, containers: [{{name: main, image: \"nginx:1.22\", imagePullPolicy: IfNotPresent, ports: [{{containerPort: 80, hostPort: 8088}}]}}]}}}}"
+        )
+    };
+    cluster.apply(namespace, &pod("first"))?;
+    cluster.kubectl(&format!("wait -n {namespace} --for=condition=Ready pod/first --timeout=60s"))?;
+    let get = || cluster.wait("the port to answer", 10, || has_all(&cluster.get("http://172.30.0.21:8088/")?, &["Welcome to nginx!"]));
+    get()?;
+    cluster.apply(namespace, &pod("second"))?;
+    cluster.wait("the port to be taken", 30, || {
+        has_all(&cluster.kubectl(&format!("describe pod second -n {namespace}"))?, &["FailedScheduling", "didn't have free ports"])
+    })?;
+    cluster.kubectl(&format!("delete pod first -n {namespace}"))?;
+    cluster.kubectl(&format!("wait -n {namespace} --for=condition=Ready pod/second --timeout=60s"))?;
+    get()
+}
+
+fn rotation(cluster: &Cluster, namespace: &str) -> Outcome {
+    // Twelve megabytes: more than one file may hold (10 MiB).
+    let fill = "line=$(head -c 190 /dev/zero | tr '\\0' x); yes $line | head -n 60000; echo end; touch /tmp/full; while ! test -e /tmp/more; do sleep 0.2; done; echo after; sleep 3600";
+    cluster.apply(namespace, &super::busybox("talker", fill, "Always"))?;
+    let shell = |command: &str| cluster.kubectl_with(&["exec", "-n", namespace, "talker", "--", "sh", "-c", command], "");
+    cluster.wait("the log to be written", 60, || shell("test -e /tmp/full"))?;
+    let of = |path: &str| cluster.kubectl(&format!("get pod talker -n {namespace} -o jsonpath={{{path}}}"));
+    let (node, uid) = (of(".spec.nodeName")?, of(".metadata.uid")?);
+    let directory = format!("/var/log/pods/{namespace}_talker_{uid}/main");
+    cluster.wait("the log to be put aside", 60, || {
+        let files = cluster.on_node(&node, &format!("ls {directory}"))?;
+        expect(files.split_whitespace().any(|file| file.starts_with("0.log.")), files)
+    })?;
+    shell("touch /tmp/more")?;
+    cluster.wait_for("what was written after", &format!("logs talker -n {namespace} --tail=1"), |o| o == "after\n").map(|_| ())
 }
 
 fn token(cluster: &Cluster, namespace: &str) -> Outcome {
