@@ -11,7 +11,7 @@ use crate::{
 
 pub const SCENARIO: Scenario = Scenario {
     name: "dns-restarted",
-    shows: "When the DNS of a node is restarted, names go on resolving: a look-up that hits the gap is answered when it is repeated.",
+    shows: "When the DNS of a node is restarted, look-ups wait for it and are answered: none is refused.",
     kubernetes: "A restarted CoreDNS answers SERVFAIL until it has read the API; other replicas answer meanwhile.",
     topology: SINGLE,
     sabotage: "the DNS is stopped for four seconds before it starts again",
