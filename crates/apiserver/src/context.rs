@@ -4,7 +4,7 @@
 //! What must stay true: in-process reads are answered from the watch cache and never touch the store; in-process writes
 //! take the same way as a client's, only without authentication and authorization.
 
-use crate::{admission, allocation, authentication, authorization, bootstrap, cache, definitions, health, metrics, presence, tunnel, write};
+use crate::{admission, allocation, authentication, authorization, bootstrap, cache, definitions, flow, health, metrics, presence, tunnel, write};
 use api::{Catalogue, Kind, Status, Value};
 use arc_swap::ArcSwap;
 use rustls::pki_types::CertificateDer;
@@ -47,6 +47,7 @@ pub struct Config {
     pub admission: admission::Config,
     pub tunnel: tunnel::Config,
     pub bootstrap: bootstrap::Config,
+    pub flow: flow::Config,
     /// What further servers are given; without, none can join through this one.
     pub server_bundle: Option<ServerBundle>,
     /// Stops the server's own background tasks (cache feed, bookmarks).
@@ -67,6 +68,7 @@ impl Config {
             admission: Default::default(),
             tunnel: Default::default(),
             bootstrap: Default::default(),
+            flow: Default::default(),
             server_bundle: None,
             shutdown: CancellationToken::new(),
         }
@@ -125,6 +127,7 @@ pub struct Server {
     pub admission: admission::Chain,
     pub allocators: allocation::Allocators,
     pub nodes: tunnel::Nodes,
+    pub flow: flow::Flow,
     pub health: health::Health,
     pub metrics: metrics::Metrics,
     pub openapi: crate::openapi::Documents,
@@ -147,6 +150,7 @@ impl Server {
             admission: admission::Chain::new(&config)?,
             allocators: allocation::Allocators::new(&config)?,
             nodes: tunnel::Nodes::new(&config)?,
+            flow: flow::Flow::new(config.flow.clone())?,
             health: health::Health::default(),
             metrics: metrics::Metrics::default(),
             openapi: Default::default(),
@@ -154,6 +158,7 @@ impl Server {
         });
         tokio::spawn(allocation::look_after(server.clone()));
         definitions::start(&server)?;
+        flow::start(&server);
         let starting = server.clone();
         tokio::spawn(async move {
             // Another server may be at it too, or the store away for a moment; both pass.

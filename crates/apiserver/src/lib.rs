@@ -23,6 +23,7 @@ pub mod delete;
 pub mod discovery;
 pub mod encode;
 pub mod eviction;
+pub mod flow;
 pub mod health;
 pub mod keys;
 pub mod metrics;

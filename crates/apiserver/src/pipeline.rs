@@ -10,7 +10,7 @@ use crate::{
     connect::{self, Answer, Call, Warnings},
     delete, discovery,
     encode::{Output, respond},
-    health, openapi, patch, read, scale, subresource, watch, write,
+    flow, health, openapi, patch, read, scale, subresource, watch, write,
 };
 use api::{
     Kind, Status,
@@ -35,7 +35,7 @@ impl Server {
         // A panic here is a bug; it costs one request, not the server.
         let way = AssertUnwindSafe(way).catch_unwind();
         let limit = Duration::from_secs(limits::REQUEST_TIMEOUT_S);
-        let out_of_time = |_| Ok(Err(Status::timeout("request did not complete within the allotted timeout", 0)));
+        let out_of_time = |_| Ok(Walked::from(Err(Status::timeout("request did not complete within the allotted timeout", 0))));
         let walked = if connect::is_long(&info) {
             way.await
         } else if matches!(info.verb.as_str(), "get" | "list") {
@@ -45,11 +45,14 @@ impl Server {
             let written = tokio::spawn(way).map(|joined| joined.unwrap_or_else(|error| Err(Box::new(error) as _)));
             tokio::time::timeout(limit, written).await.unwrap_or_else(out_of_time)
         };
-        let answer = walked.unwrap_or_else(|_| {
+        let Walked { answer, marks } = walked.unwrap_or_else(|_| {
             tracing::error!(verb = info.verb, path = info.path, "the request's handler panicked");
-            Err(Status::internal("this request failed in an unexpected way"))
+            Err(Status::internal("this request failed in an unexpected way")).into()
         });
         let mut response = answer.unwrap_or_else(|status| plain.status(&status));
+        if let Some(marks) = marks {
+            marks.put(&mut response);
+        }
         if info.is_resource && matches!(info.verb.as_str(), "get" | "list") && self.cache.lost().is_some() {
             warnings.add("the store does not answer: this is what this server knew last");
         }
@@ -64,18 +67,34 @@ impl Server {
         response
     }
 
-    async fn walk(self: Arc<Self>, request: Request<Body>, identity: Identity, info: RequestInfo, query: Query, warnings: Warnings) -> Answer {
+    async fn walk(self: Arc<Self>, request: Request<Body>, identity: Identity, info: RequestInfo, query: Query, warnings: Warnings) -> Walked {
+        let (request, user) = match self.who(request, identity, &info).await {
+            Ok(known) => known,
+            Err(status) => return Err(status).into(),
+        };
+        match flow::admit(&self, &user, &info, &query).await {
+            Err((status, marks)) => Walked { answer: Err(status), marks },
+            Ok(ticket) => Walked { marks: ticket.marks(), answer: self.go(request, user, info, query, warnings, ticket).await },
+        }
+    }
+
+    /// Finds out who asks.
+    async fn who(self: &Arc<Self>, request: Request<Body>, identity: Identity, info: &RequestInfo) -> Result<(Request<Body>, User), Status> {
         let (parts, body) = request.into_parts();
         let user = match identity {
             Identity::Local(user) => User::clone(&user),
-            Identity::Peer(certificates) => authentication::authenticate(&self, &parts, certificates.as_deref().map(Vec::as_slice)).await?,
+            Identity::Peer(certificates) => authentication::authenticate(self, &parts, certificates.as_deref().map(Vec::as_slice)).await?,
         };
-        let user = authentication::impersonate(&self, &parts, &info, user).await?;
+        let user = authentication::impersonate(self, &parts, info, user).await?;
+        Ok((Request::from_parts(parts, body), user))
+    }
+
+    /// Answers the request of someone known. The ticket is held until there is an answer.
+    async fn go(self: Arc<Self>, request: Request<Body>, user: User, info: RequestInfo, query: Query, warnings: Warnings, _ticket: flow::Ticket) -> Answer {
         match authorization::authorize(&self, &user, &info) {
             Decision::Allow(_) => {}
             Decision::Deny(reason) | Decision::NoOpinion(reason) => return Err(authorization::forbidden(&user, &info, &reason)),
         }
-        let request = Request::from_parts(parts, body);
         if info.path.starts_with("//") {
             return Ok(page_not_found());
         }
@@ -83,6 +102,18 @@ impl Server {
             self.cache.not_past().await?;
         }
         if info.is_resource { resource(&self, user, info, query, warnings, request).await } else { other(&self, &info, &query, request).await }
+    }
+}
+
+/// An answer, and what flow control has to say beside it.
+struct Walked {
+    answer: Answer,
+    marks: Option<flow::Marks>,
+}
+
+impl From<Answer> for Walked {
+    fn from(answer: Answer) -> Walked {
+        Walked { answer, marks: None }
     }
 }
 
