@@ -13,7 +13,8 @@ mod typed;
 
 pub use scale::{books_of_scale, take_books_of_scale};
 pub use set::Set;
-use typed::View;
+use std::collections::BTreeMap;
+use typed::{Difference, View};
 
 use crate::{
     Kind, Value, limits,
@@ -105,10 +106,10 @@ impl Entry {
     }
     fn from_value(entry: &Value) -> Option<Entry> {
         let text = |key: &str| entry.get(key).and_then(Value::as_str).unwrap_or_default().to_string();
-        if !matches!(text("operation").as_str(), "Apply" | "Update") || !matches!(text("fieldsType").as_str(), "" | "FieldsV1") {
+        if !matches!(text("operation").as_str(), "Apply" | "Update") || text("fieldsType") != "FieldsV1" {
             return None;
         }
-        let set = entry.get("fieldsV1").map(Set::from_value).unwrap_or_default();
+        let set = entry.get("fieldsV1").map_or(Some(Set::default()), Set::from_value)?;
         let time = entry.get("time").and_then(Value::as_str).map(String::from);
         Some(Entry {
             manager: text("manager"),
@@ -150,6 +151,19 @@ impl Entry {
 /// The entries of an object; `None` if one of them cannot be read.
 fn decode(object: &Value) -> Option<Vec<Entry>> {
     object.list_at("metadata.managedFields").iter().map(Entry::from_value).collect()
+}
+
+/// Leaves out what was written in a version that the kind never had: nobody can say any more what it means.
+fn forget_unknown_versions(entries: &mut Vec<Entry>, kind: &Kind) {
+    entries.retain(|entry| {
+        let (group, version) = entry.api_version.split_once('/').unwrap_or(("", &entry.api_version));
+        let old = group == kind.group && (version.contains("alpha") || version.contains("beta"));
+        kind.custom.is_some() || old || (group == kind.group && kind.versions.iter().any(|known| known == version)) || schema_is_known(group, version, kind)
+    });
+}
+
+fn schema_is_known(group: &str, version: &str, kind: &Kind) -> bool {
+    crate::schema::is_known(group, version, &kind.kind)
 }
 
 fn encode(object: &mut Value, mut entries: Vec<Entry>) {
@@ -224,19 +238,70 @@ pub fn update(old: Option<&Value>, new: &mut Value, writer: &Writer<'_>) {
         new.remove("metadata.managedFields");
         return;
     }
+    forget_unknown_versions(&mut entries, writer.kind);
+    if entries.is_empty() && old.is_some_and(|old| !old.uid().is_empty()) && !sent.is_empty() {
+        new.remove("metadata.managedFields");
+        return;
+    }
     let before = old.map_or_else(|| blank(&schema), without_managed_fields);
     record(&mut entries, &before, new, writer, &schema);
     encode(new, capped(entries));
 }
 
+/// What a write changes, as each version in which somebody owns something says it.
+struct Differences {
+    /// In the version that is written.
+    own: Difference,
+    others: BTreeMap<String, Difference>,
+}
+
+impl Differences {
+    fn of(before: &Value, after: &Value, writer: &Writer<'_>, view: &View<'_>, entries: &[Entry]) -> Differences {
+        let own = view.compare(before, after).without(&writer.ignored());
+        let mut others = BTreeMap::new();
+        let written = writer.api_version();
+        for entry in entries.iter().filter(|entry| entry.api_version != written) {
+            let version = entry.api_version.rsplit('/').next().unwrap_or_default();
+            // The kinds of definitions that a webhook converts cannot be compared here: their fields count by name.
+            if others.contains_key(&entry.api_version) || !writer.kind.versions.iter().any(|known| known == version) || !converts(writer.kind) {
+                continue;
+            }
+            let Some(schema) = writer.kind.schema(version) else { continue };
+            let [before, after] = [before, after].map(|object| in_version(object, writer, version));
+            others.insert(entry.api_version.clone(), View::of(&schema).compare(&before, &after).without(&writer.ignored()));
+        }
+        Differences { own, others }
+    }
+
+    fn of_entry(&self, entry: &Entry) -> &Difference {
+        self.others.get(&entry.api_version).unwrap_or(&self.own)
+    }
+}
+
+/// Whether a kind's hooks turn one version into another.
+fn converts(kind: &Kind) -> bool {
+    kind.stored_as.is_none() && kind.custom.as_ref().is_none_or(|custom| custom.conversion == crate::custom::Conversion::None)
+}
+
+/// An object that is in the writer's version, in another one.
+fn in_version(object: &Value, writer: &Writer<'_>, version: &str) -> Value {
+    let mut object = object.clone();
+    let kind = writer.kind;
+    kind.view(writer.version).map_or(kind, |view| &**view).hooks.to_stored(writer.version, &mut object);
+    if version != kind.version() {
+        kind.view(version).map_or(kind, |view| &**view).hooks.from_stored(version, &mut object);
+    }
+    without_managed_fields(&object)
+}
+
 /// What a write changed leaves all others' sets and joins the writer's.
 fn record(entries: &mut Vec<Entry>, before: &Value, after: &Value, writer: &Writer<'_>, schema: &Schema) {
-    let difference = View::of(schema).compare(before, &without_managed_fields(after)).without(&writer.ignored());
-    let taken = difference.set();
+    let differences = Differences::of(before, &without_managed_fields(after), writer, &View::of(schema), entries);
     for entry in entries.iter_mut() {
-        entry.set = entry.set.difference(&taken).difference(&difference.removed);
+        let difference = differences.of_entry(entry);
+        entry.set = entry.set.difference(&difference.set()).difference(&difference.removed);
     }
-    let own = taken.difference(&Set::of(&STRIPPED));
+    let own = differences.own.set().difference(&Set::of(&STRIPPED));
     if !own.is_empty() {
         let fresh = Entry::of(writer, false);
         if !entries.iter().any(|entry| entry.is(&fresh)) {
@@ -356,6 +421,7 @@ fn run(live: Option<&Value>, config: &Value, writer: &Writer<'_>, view: &View<'_
         let unknown = Writer { manager: BEFORE_FIRST_APPLY, ..*writer };
         record(&mut entries, &blank(schema), live, &unknown, schema);
     }
+    forget_unknown_versions(&mut entries, writer.kind);
     let fresh = Entry::of(writer, true);
     let previous = entries.iter().position(|entry| entry.is(&fresh)).map(|i| entries.remove(i));
     let said = view.fields(config).without(&writer.ignored());
@@ -372,19 +438,20 @@ fn run(live: Option<&Value>, config: &Value, writer: &Writer<'_>, view: &View<'_
         None => merged,
     };
 
-    let difference = view.compare(&before, &after).without(&writer.ignored());
-    let taken = difference.set();
+    let differences = Differences::of(&before, &after, writer, view, &entries);
     let conflicts: Conflicts = (entries.iter())
-        .map(|entry| Entry { set: entry.set.intersection(&taken), ..entry.clone() })
+        .map(|entry| Entry { set: entry.set.intersection(&differences.of_entry(entry).set()), ..entry.clone() })
         .filter(|conflict| !conflict.set.is_empty())
         .collect();
     if !force && !conflicts.is_empty() {
         return Err(conflicts);
     }
     for entry in &mut entries {
-        entry.set = entry.set.difference(&taken).difference(&difference.removed);
+        let difference = differences.of_entry(entry);
+        entry.set = entry.set.difference(&difference.set()).difference(&difference.removed);
     }
-    let changed = !(taken.is_empty() && difference.removed.is_empty());
+    let difference = &differences.own;
+    let changed = !(difference.set().is_empty() && difference.removed.is_empty());
     let time = if changed { Some(writer.now.to_string()) } else { previous.and_then(|previous| previous.time) };
     entries.push(Entry { set: own, time, ..fresh });
     let mut object = after;
@@ -412,7 +479,7 @@ fn remember_for_client_side(live: Option<&Value>, config: &Value, writer: &Write
     if writer.manager == "kubectl"
         && writer.subresource.is_empty()
         && live.is_some_and(|live| live.annotation(LAST_APPLIED).is_some())
-        && object.annotation(LAST_APPLIED).is_some()
+        && object.annotation(LAST_APPLIED).is_some_and(|record| !record.is_empty())
     {
         let mut record = config.clone();
         record.remove_annotation(LAST_APPLIED);

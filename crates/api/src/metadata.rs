@@ -144,6 +144,11 @@ pub fn validate_update(object: &Value, old: &Value, kind: &Kind, errors: &mut Er
             errors.invalid(path.child(field), value(object), "field is immutable");
         }
     }
+    // Kubernetes checks these once more for an update, and clients see each cause again.
+    labels(object.at("metadata.labels"), &path.child("labels"), errors);
+    annotations(object.at("metadata.annotations"), &path.child("annotations"), errors);
+    owners(object, &path.child("ownerReferences"), errors);
+    managed_fields(object, &path.child("managedFields"), errors);
 }
 
 #[cfg(test)]

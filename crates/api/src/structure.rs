@@ -161,6 +161,10 @@ pub fn decode_object(bytes: &[u8], encoding: Encoding, kind: &Kind, version: &st
         let all = if encoding == Encoding::Yaml { with_yaml_lines(bytes, &problems) } else { problems.join(", ") };
         return Err(handled(&format!("strict decoding error: {all}")));
     }
+    if encoding == Encoding::Yaml {
+        let (doubled, others) = yaml_lines(bytes, &problems);
+        problems = doubled.into_iter().chain(others).collect();
+    }
     object.set("apiVersion", expected);
     object.set("kind", kind.kind.as_str());
     Ok((object, if validation == FieldValidation::Warn { problems } else { vec![] }))
@@ -298,8 +302,22 @@ fn shown_body(bytes: &[u8]) -> String {
     if bytes.len() > MAX { format!("{shown} ...") } else { shown }
 }
 
+/// What a YAML document says twice: `line 4: key "a" already set in map`.
+pub fn yaml_duplicates(bytes: &[u8]) -> Vec<String> {
+    text_of(bytes, Encoding::Yaml).map(|text| yaml_lines(bytes, &duplicates(&text)).0).unwrap_or_default()
+}
+
 /// YAML reports its double keys by line; everything else stays as it is.
 fn with_yaml_lines(bytes: &[u8], problems: &[String]) -> String {
+    let (lines, mut others) = yaml_lines(bytes, problems);
+    if !lines.is_empty() {
+        others.insert(0, format!("yaml: unmarshal errors:\n{}", lines.iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")));
+    }
+    others.join(", ")
+}
+
+/// The double keys among what is wrong with a YAML document, by their lines, and everything else.
+fn yaml_lines(bytes: &[u8], problems: &[String]) -> (Vec<String>, Vec<String>) {
     let text = String::from_utf8_lossy(bytes);
     let mut lines = vec![];
     let mut others = vec![];
@@ -316,14 +334,11 @@ fn with_yaml_lines(bytes: &[u8], problems: &[String]) -> String {
             text.lines().enumerate().filter(|(_, line)| is_key(line)).nth(1).map(|(i, _)| (i + 1, key))
         });
         match line {
-            Some((line, key)) => lines.push(format!("  line {line}: key {key:?} already set in map")),
+            Some((line, key)) => lines.push(format!("line {line}: key {key:?} already set in map")),
             None => others.push(problem.clone()),
         }
     }
-    if !lines.is_empty() {
-        others.insert(0, format!("yaml: unmarshal errors:\n{}", lines.join("\n")));
-    }
-    others.join(", ")
+    (lines, others)
 }
 
 /// Where the decoder is. Lives on the stack; becomes text only when something is wrong.
@@ -561,7 +576,7 @@ impl Decoder {
             }
             Ok(())
         })?;
-        finish(&mut map, schema);
+        finish(&mut map, schema, false);
         Ok(Value::Object(map))
     }
 }
@@ -571,7 +586,7 @@ fn zero(schema: &Schema) -> Value {
     match schema.type_ {
         Type::Object => {
             let mut map = Map::new();
-            finish(&mut map, schema);
+            finish(&mut map, schema, false);
             Value::Object(map)
         }
         Type::String => "".into(),
@@ -593,8 +608,9 @@ fn is_zero(value: &Value) -> bool {
     }
 }
 
-/// Leaves out of one object what Go would not show, and adds what it always shows.
-fn finish(map: &mut Map<String, Value>, schema: &Schema) {
+/// Leaves out of one object what Go would not show, and adds what it always shows. An empty list that is always shown is not
+/// yet null when it has just been read (`is_stored` false): whoever sends it has set it.
+fn finish(map: &mut Map<String, Value>, schema: &Schema, is_stored: bool) {
     if schema
         .fields
         .iter()
@@ -606,8 +622,8 @@ fn finish(map: &mut Map<String, Value>, schema: &Schema) {
         !is_zero(value)
             || schema.field(key).is_none_or(|field| {
                 !field.omit_zero
-                    && (field.required || !matches!(field.schema.type_, Type::Map | Type::Array | Type::Bytes))
-                    && field.always != Some(schema::Zero::Null)
+                    && (field.required || field.always.is_some() || !matches!(field.schema.type_, Type::Map | Type::Array | Type::Bytes))
+                    && (field.always != Some(schema::Zero::Null) || (!is_stored && matches!(value, Value::Array(_))))
             })
     });
     for field in &schema.fields {
@@ -631,7 +647,7 @@ pub fn complete(value: &mut Value, schema: &Schema) {
                     complete(value, &field.schema);
                 }
             }
-            finish(map, schema);
+            finish(map, schema, true);
         }
         (Type::Map, Value::Object(map)) => {
             if let Some(items) = &schema.items {

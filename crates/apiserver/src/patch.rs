@@ -119,6 +119,12 @@ pub async fn server_side_apply(mut call: Call) -> Answer {
     let bytes = call.body().await?;
     let unreadable = |why| Status::bad_request(format!("error decoding YAML: error converting YAML to JSON: {why}"));
     let config = structure::parse(&bytes, Encoding::Yaml).map_err(unreadable)?;
+    let doubled = if options.field_validation == FieldValidation::Ignore { vec![] } else { structure::yaml_duplicates(&bytes) };
+    if options.field_validation == FieldValidation::Strict && !doubled.is_empty() {
+        let all = doubled.join("\n  ");
+        return Err(Status::bad_request(format!("error strict decoding YAML: error converting YAML to JSON: yaml: unmarshal errors:\n  {all}")));
+    }
+    call.warnings.extend(doubled);
     let part = match call.info.subresource.as_str() {
         "" => Part::Object,
         "status" => Part::Status,

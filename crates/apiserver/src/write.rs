@@ -302,10 +302,15 @@ impl<'a> Writer<'a> {
         let insists = object.resource_version().parse::<u64>().is_ok_and(|version| version > 0);
         self.begin(&mut object);
         let hooks = &self.kind.hooks;
+        let name = object.name().to_string();
+        if known_as != name {
+            // Defaults that follow from a name that the server has made are not the writer's.
+            object.remove("metadata.name");
+        }
         hooks.default(&mut object);
         self.keep_books(None, &mut object);
+        object.set("metadata.name", name.as_str());
         hooks.prepare_create(&mut object);
-        let name = object.name().to_string();
         let cx = self.admission(Operation::Create, known_as, None);
         self.server.admission.admit(&cx, &mut object).await?;
         let reservation = allocation::reserve(self.server, self.kind, &mut object, None, self.dry_run).await?;
@@ -455,7 +460,7 @@ impl<'a> Writer<'a> {
             Part::Trusted => {}
         }
         self.invalid(self.name, &errors)?;
-        if part == Part::Object {
+        if part == Part::Object && !self.same_template(&new, old) {
             self.warnings.extend(hooks.warnings(&new));
         }
         self.server.admission.validate(&cx, &new).await?;
@@ -519,6 +524,8 @@ impl<'a> Writer<'a> {
         for key in ["resourceVersion", "generation", "deletionTimestamp"] {
             match old.metadata().and_then(|old| old.get(key)) {
                 Some(value) => drop(metadata.insert(key.into(), value.clone())),
+                // Nobody can begin a deletion by an update; who tries is told so.
+                None if key == "deletionTimestamp" => {}
                 None => drop(metadata.remove(key)),
             }
         }
@@ -551,6 +558,17 @@ impl<'a> Writer<'a> {
         let (old, mut seen) = (old.map(shown), shown(new));
         apply::update(old.as_ref(), &mut seen, &writer);
         put_books(new, books_of(&seen));
+    }
+
+    /// Whether a write leaves all of a kind that makes pods from a template as it was: what is odd about the template has been
+    /// said before.
+    fn same_template(&self, new: &Value, old: &Value) -> bool {
+        if !self.kind.has_generation || (new.at("spec.template").is_none() && new.at("spec.jobTemplate").is_none()) {
+            return false;
+        }
+        let mut new = new.clone();
+        complete(&mut new);
+        new.get("spec") == old.get("spec")
     }
 
     fn count_generation(&self, new: &mut Value, old: &Value) {

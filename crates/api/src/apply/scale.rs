@@ -24,7 +24,10 @@ pub fn books_of_scale(object: &Value, path: &str, scale: &mut Value) {
 /// Puts what the books of a written `scale` say into those of `object`, which is written in `api_version`.
 pub fn take_books_of_scale(object: &mut Value, path: &str, api_version: &str, scale: &Value) {
     let replicas = Set::of(&[path]);
+    let in_scale = Set::of(&[IN_SCALE]);
     let mut owners = decode(scale).unwrap_or_default();
+    // The rest of a Scale is nobody's.
+    owners.retain(|owner| !owner.set.intersection(&in_scale).is_empty());
     let mut entries = decode(object).unwrap_or_default();
     for entry in entries.iter_mut().filter(|entry| !entry.set.intersection(&replicas).is_empty()) {
         match owners.iter().position(|owner| is_same(owner, entry)) {

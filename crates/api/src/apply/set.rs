@@ -23,15 +23,23 @@ struct Node {
 }
 
 impl Set {
-    /// From the `fieldsV1` of a managed fields entry. What is not of that form is left out.
-    pub fn from_value(fields: &Value) -> Set {
+    /// From the `fieldsV1` of a managed fields entry. Elements of an unknown sort are left out; `None` for what is no element.
+    pub fn from_value(fields: &Value) -> Option<Set> {
         let mut set = Set::default();
         for (element, below) in fields.as_object().into_iter().flatten().filter(|(element, _)| *element != ".") {
-            let children = Set::from_value(below);
+            match element.split_at_checked(2)? {
+                ("f:", _) => {}
+                ("k:", keys) => drop(serde_json::from_str::<Map<String, Value>>(keys).ok()?),
+                ("v:", value) => drop(serde_json::from_str::<Value>(value).ok()?),
+                ("i:", index) => drop(index.parse::<i64>().ok()?),
+                (sort, _) if sort.ends_with(':') => continue,
+                _ => return None,
+            }
+            let children = Set::from_value(below)?;
             let member = children.nodes.is_empty() || below.get(".").is_some();
             set.nodes.insert(canonical(element), Node { member, children });
         }
-        set
+        Some(set)
     }
 
     pub fn to_value(&self) -> Value {
@@ -237,7 +245,7 @@ mod tests {
     #[test]
     fn sets_keep_their_written_form() {
         let fields = json!({"f:data": {".": {}, "f:k": {}}, "f:spec": {"f:ports": {"k:{\"containerPort\":80,\"protocol\":\"TCP\"}": {".": {}, "f:name": {}}}, "f:finalizers": {"v:\"a/b\"": {}}}});
-        let set = Set::from_value(&fields);
+        let set = Set::from_value(&fields).unwrap();
         assert_eq!(set.to_value(), fields);
         assert_eq!(
             set.paths(),
@@ -249,7 +257,9 @@ mod tests {
                 ".spec.ports[containerPort=80,protocol=\"TCP\"].name"
             ]
         );
-        assert!(Set::from_value(&json!([1, "x"])).is_empty());
+        assert!(Set::from_value(&json!([1, "x"])).unwrap().is_empty());
+        assert!(Set::from_value(&json!({"data": {}})).is_none() && Set::from_value(&json!({"k:x": {}})).is_none());
+        assert!(Set::from_value(&json!({"x:data": {}})).unwrap().is_empty());
     }
 
     #[test]

@@ -207,7 +207,8 @@ impl<'a> View<'a> {
             (live, Some(applied)) => (live, applied),
         };
         match self.shape(Some(applied)) {
-            Shape::Map if applied.is_object() => {
+            // A null says nothing about what is in a map or list that is there.
+            Shape::Map if applied.is_object() || (applied.is_null() && live.is_some_and(|live| live.is_object() && !is_empty(Some(live)))) => {
                 let mut merged = map_of(live).cloned().unwrap_or_default();
                 for (key, below) in applied.as_object().into_iter().flatten() {
                     let old = merged.remove(key);
@@ -215,7 +216,9 @@ impl<'a> View<'a> {
                 }
                 Value::Object(merged)
             }
-            Shape::List(list) if applied.is_array() => self.merge_list(list, live, applied),
+            Shape::List(list) if applied.is_array() || (applied.is_null() && live.is_some_and(|live| live.is_array() && !is_empty(Some(live)))) => {
+                self.merge_list(list, live, applied)
+            }
             _ => applied.clone(),
         }
     }
