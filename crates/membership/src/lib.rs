@@ -22,9 +22,12 @@
 //! has one writer and never goes back; what comes from the network is validated before use and panics nothing; a minority
 //! never calls the majority dead.
 //!
+//! Beside that, [`cluster`] says which server may write: a promise per node, and a majority of the last agreed list.
+//!
 //! What this crate does not know: Kubernetes' objects. A node is a name and an address, an endpoint a UID and an address.
 
 pub mod clock;
+pub mod cluster;
 pub mod detector;
 pub mod electorate;
 pub mod epoch;
