@@ -93,7 +93,7 @@ impl Error {
         let shown = match self.reason {
             Reason::Required | Reason::Forbidden | Reason::TooLong | Reason::Internal => None,
             // Without a value the detail alone is shown.
-            _ => self.value.as_ref().map(|v| v.to_string()),
+            _ => self.value.as_ref().map(shown),
         };
         match (shown, self.detail.is_empty()) {
             (None, true) => label.to_string(),
@@ -102,6 +102,54 @@ impl Error {
             (Some(value), false) => format!("{label}: {value}: {}", self.detail),
         }
     }
+}
+
+/// A value as messages show it: texts in quotes as Go writes them, structures as Go's JSON.
+fn shown(value: &Value) -> String {
+    match value {
+        Value::String(text) => quoted(text),
+        Value::Array(_) | Value::Object(_) => escaped(&value.to_string()),
+        other => other.to_string(),
+    }
+}
+/// A text in quotes, as Go's `%q` writes it.
+pub fn quoted(text: &str) -> String {
+    let mut quoted = String::with_capacity(text.len() + 2);
+    quoted.push('"');
+    for c in text.chars() {
+        match c {
+            '"' => quoted.push_str("\\\""),
+            '\\' => quoted.push_str("\\\\"),
+            '\u{7}' => quoted.push_str("\\a"),
+            '\u{8}' => quoted.push_str("\\b"),
+            '\u{c}' => quoted.push_str("\\f"),
+            '\n' => quoted.push_str("\\n"),
+            '\r' => quoted.push_str("\\r"),
+            '\t' => quoted.push_str("\\t"),
+            '\u{b}' => quoted.push_str("\\v"),
+            c if (c as u32) < 0x20 || c == '\u{7f}' => quoted.push_str(&format!("\\x{:02x}", c as u32)),
+            '\u{80}'..='\u{a0}' | '\u{ad}' | '\u{2028}' | '\u{2029}' | '\u{200b}'..='\u{200f}' | '\u{feff}' => {
+                quoted.push_str(&format!("\\u{:04x}", c as u32))
+            }
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+/// JSON as Go writes it: what means something in HTML is escaped.
+pub fn escaped(json: &str) -> String {
+    if !json.contains(['<', '>', '&', '\u{2028}', '\u{2029}']) {
+        return json.to_string();
+    }
+    let mut escaped = String::with_capacity(json.len() + 16);
+    for c in json.chars() {
+        match c {
+            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => escaped.push_str(&format!("\\u{:04x}", c as u32)),
+            c => escaped.push(c),
+        }
+    }
+    escaped
 }
 
 impl fmt::Display for Error {

@@ -15,6 +15,7 @@ pub mod cel;
 pub mod cron;
 pub mod custom;
 pub mod field;
+pub mod internal;
 pub mod kind;
 pub mod kinds;
 pub mod limits;
@@ -31,6 +32,7 @@ pub mod selector;
 pub mod status;
 pub mod structure;
 pub mod table;
+pub mod unified;
 
 pub use catalogue::Catalogue;
 pub use kind::Kind;

@@ -7,7 +7,7 @@
 //! that are no pointers even when they are zero; [`crate::structure`] drops those when it reads, [`encode`] writes them.
 
 mod encode;
-mod facts;
+pub(crate) mod facts;
 
 pub use encode::{ENVELOPE_END, encode, encode_message, envelope, envelope_start, item_start, list_start, watch_frame};
 

@@ -137,6 +137,11 @@ pub fn index(name: &str) -> Option<usize> {
     TABLE.names.binary_search(&name).ok()
 }
 
+/// The full name of a message.
+pub fn name(index: usize) -> &'static str {
+    TABLE.names[index]
+}
+
 /// A message by its number.
 pub fn message(index: usize) -> &'static Message {
     TABLE.ready[index].get_or_init(|| {

@@ -1,10 +1,11 @@
 //! ResourceClaimTemplate of resource.k8s.io.
 
-use super::resourceclaims::default_spec;
+use super::resourceclaims;
 use crate::{
     field::{Errors, Path},
+    internal,
     kind::{Hooks, Kind},
-    kinds::{checks, values::made},
+    kinds::{checks, values::made, workload},
 };
 use serde_json::Value;
 
@@ -16,11 +17,17 @@ struct ResourceClaimTemplates;
 
 impl Hooks for ResourceClaimTemplates {
     fn default(&self, template: &mut Value) {
-        default_spec(made(made(template, "spec"), "spec"));
+        resourceclaims::default_spec(made(made(template, "spec"), "spec"));
     }
     fn validate(&self, template: &Value, old: Option<&Value>, errors: &mut Errors) {
-        if let Some(old) = old {
-            checks::immutable(template.get("spec"), old.get("spec"), &Path::new("spec"), errors);
+        let (spec, path) = (workload::spec(template), Path::new("spec"));
+        match old.map(workload::spec) {
+            Some(old) if old != spec => errors.invalid(path, internal::show("resource.v1.ResourceClaimTemplateSpec", spec), checks::IMMUTABLE),
+            Some(_) => {}
+            None => {
+                resourceclaims::template_metadata(spec.get("metadata").unwrap_or(&Value::Null), &path.child("metadata"), errors);
+                resourceclaims::validate_spec(workload::spec(spec), &path.child("spec"), errors);
+            }
         }
     }
 }
