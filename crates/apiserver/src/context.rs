@@ -4,7 +4,7 @@
 //! What must stay true: in-process reads are answered from the watch cache and never touch the store; in-process writes
 //! take the same way as a client's, only without authentication and authorization.
 
-use crate::{admission, allocation, authentication, authorization, bootstrap, cache, definitions, flow, health, metrics, presence, tunnel, write};
+use crate::{admission, aggregation, allocation, audit, authentication, authorization, bootstrap, cache, copies, definitions, flow, health, metrics, presence, tunnel, write};
 use api::{Catalogue, Kind, Status, Value};
 use arc_swap::ArcSwap;
 use rustls::pki_types::CertificateDer;
@@ -46,10 +46,17 @@ pub struct Config {
     pub authorization: authorization::Config,
     pub admission: admission::Config,
     pub tunnel: tunnel::Config,
+    pub aggregation: aggregation::Config,
     pub bootstrap: bootstrap::Config,
     pub flow: flow::Config,
+    /// What is written of requests; without, nothing.
+    pub audit: Option<audit::Config>,
+    /// The store again, if it seals values: for looking at its keys and changing them.
+    pub encryption: Option<store::encryption::Encrypted>,
     /// What further servers are given; without, none can join through this one.
     pub server_bundle: Option<ServerBundle>,
+    /// What copies of the store are given; without, none can be had.
+    pub store_copy: Option<Arc<dyn copies::Source>>,
     /// Stops the server's own background tasks (cache feed, bookmarks).
     pub shutdown: CancellationToken,
 }
@@ -67,9 +74,13 @@ impl Config {
             authorization: Default::default(),
             admission: Default::default(),
             tunnel: Default::default(),
+            aggregation: Default::default(),
             bootstrap: Default::default(),
             flow: Default::default(),
+            audit: None,
+            encryption: None,
             server_bundle: None,
+            store_copy: None,
             shutdown: CancellationToken::new(),
         }
     }
@@ -127,9 +138,12 @@ pub struct Server {
     pub admission: admission::Chain,
     pub allocators: allocation::Allocators,
     pub nodes: tunnel::Nodes,
+    pub aggregation: aggregation::Services,
     pub flow: flow::Flow,
+    pub audit: Option<Arc<audit::Audit>>,
     pub health: health::Health,
     pub metrics: metrics::Metrics,
+    pub copies: copies::Copies,
     pub openapi: crate::openapi::Documents,
 }
 
@@ -150,14 +164,18 @@ impl Server {
             admission: admission::Chain::new(&config)?,
             allocators: allocation::Allocators::new(&config)?,
             nodes: tunnel::Nodes::new(&config)?,
+            aggregation: Default::default(),
             flow: flow::Flow::new(config.flow.clone())?,
+            audit: config.audit.as_ref().map(audit::Audit::new).transpose()?.map(Arc::new),
             health: health::Health::default(),
             metrics: metrics::Metrics::default(),
+            copies: copies::Copies::default(),
             openapi: Default::default(),
             config,
         });
         tokio::spawn(allocation::look_after(server.clone()));
         definitions::start(&server)?;
+        aggregation::start(&server)?;
         flow::start(&server);
         let starting = server.clone();
         tokio::spawn(async move {
@@ -196,6 +214,11 @@ impl Server {
     pub fn entries(&self, group: &str, resource: &str, namespace: Option<&str>) -> Result<Vec<Arc<Entry>>, Status> {
         let snapshot = self.cache.resource(group, resource).snapshot();
         Ok(snapshot.entries(namespace).cloned().collect())
+    }
+
+    /// Whether a namespace has no object of a resource: what most namespaces are asked with every write.
+    pub fn none(&self, group: &str, resource: &str, namespace: &str) -> bool {
+        self.cache.resource(group, resource).is_without(namespace)
     }
 
     /// Creates an object as the server itself: defaulted, admitted and validated like a client's. Answers with what is stored.

@@ -3,6 +3,7 @@
 
 use crate::{
     Body, Server,
+    aggregation::{Remote, group_priority},
     body::full,
     encode::{Output, respond},
     keys,
@@ -12,51 +13,31 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
-use std::sync::Arc;
+use std::{cmp::Reverse, sync::Arc};
 
-/// Groups in the order in which Kubernetes lists them: clients that look for a kind without a group take the first.
-/// Groups that are not here (custom resources) follow in the order of their names.
-const GROUP_ORDER: &[&str] = &[
-    "apiregistration.k8s.io",
-    "apps",
-    "events.k8s.io",
-    "authentication.k8s.io",
-    "authorization.k8s.io",
-    "autoscaling",
-    "batch",
-    "certificates.k8s.io",
-    "networking.k8s.io",
-    "policy",
-    "rbac.authorization.k8s.io",
-    "storage.k8s.io",
-    "admissionregistration.k8s.io",
-    "apiextensions.k8s.io",
-    "scheduling.k8s.io",
-    "coordination.k8s.io",
-    "node.k8s.io",
-    "discovery.k8s.io",
-    "resource.k8s.io",
-    "flowcontrol.apiserver.k8s.io",
-];
+/// The priority of a version that a definition makes, among those of other servers.
+const OF_DEFINITIONS: i64 = 100;
 
-/// A served group: its name, its versions with the preferred one first, its kinds.
+/// A served group: its name, its versions with the preferred one first, its kinds, and who else serves some of its versions.
 struct Group<'a> {
     name: &'a str,
     versions: Vec<&'a str>,
     kinds: Vec<&'a Arc<Kind>>,
+    remotes: Vec<&'a Arc<Remote>>,
 }
 
-fn groups(catalogue: &Catalogue) -> Vec<Group<'_>> {
-    let mut groups: Vec<Group<'_>> = Vec::new();
+/// All groups in the order in which Kubernetes lists them: clients that look for a kind without a group take the first.
+fn groups<'a>(catalogue: &'a Catalogue, remotes: &'a [Arc<Remote>]) -> Vec<Group<'a>> {
+    let mut groups: Vec<Group<'a>> = Vec::new();
+    fn named<'g, 'a>(groups: &'g mut Vec<Group<'a>>, name: &'a str) -> &'g mut Group<'a> {
+        let i = groups.iter().position(|group| group.name == name).unwrap_or_else(|| {
+            groups.push(Group { name, versions: vec![], kinds: vec![], remotes: vec![] });
+            groups.len() - 1
+        });
+        &mut groups[i]
+    }
     for kind in catalogue.iter() {
-        let group = match groups.iter_mut().position(|group| group.name == kind.group) {
-            Some(i) => &mut groups[i],
-            None => {
-                groups.push(Group { name: &kind.group, versions: vec![], kinds: vec![] });
-                let last = groups.len() - 1;
-                &mut groups[last]
-            }
-        };
+        let group = named(&mut groups, &kind.group);
         group.kinds.push(kind);
         for version in &kind.versions {
             if !group.versions.contains(&version.as_str()) {
@@ -64,10 +45,23 @@ fn groups(catalogue: &Catalogue) -> Vec<Group<'_>> {
             }
         }
     }
-    for group in groups.iter_mut().filter(|group| group.kinds.iter().all(|kind| kind.custom.is_some())) {
-        group.versions.sort_by_cached_key(|version| version_priority(version));
+    for remote in remotes {
+        let group = named(&mut groups, &remote.group);
+        group.remotes.push(remote);
+        if !group.versions.contains(&remote.version.as_str()) {
+            group.versions.push(&remote.version);
+        }
     }
-    groups.sort_by_key(|group| GROUP_ORDER.iter().position(|name| *name == group.name).unwrap_or(usize::MAX));
+    for group in groups.iter_mut().filter(|group| is_custom(group)) {
+        let remotes = std::mem::take(&mut group.remotes);
+        let of_remote = |version: &str| remotes.iter().find(|remote| remote.version == version).map_or(OF_DEFINITIONS, |remote| remote.version_priority);
+        group.versions.sort_by_cached_key(|version| (Reverse(of_remote(version)), version_priority(version)));
+        group.remotes = remotes;
+    }
+    groups.sort_by_cached_key(|group| {
+        let own = (!group.kinds.is_empty()).then(|| group_priority(group.name));
+        (Reverse(group.remotes.iter().map(|remote| remote.group_priority).chain(own).max()), group.name.to_string())
+    });
     groups
 }
 
@@ -77,13 +71,13 @@ fn group_version(group: &str, version: &str) -> String {
 
 /// Answers a path of discovery; `None` for a path that is not.
 pub fn answer(server: &Server, path: &str, query: &Query, headers: &HeaderMap) -> Result<Option<Response<Body>>, Status> {
-    let catalogue = server.catalogue.load();
-    let groups = groups(&catalogue);
+    let (catalogue, remotes) = (server.catalogue.load(), server.aggregation.remotes());
+    let groups = groups(&catalogue, &remotes);
     let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
     if matches!(parts.as_slice(), ["api"] | ["apis"])
         && let Some(version) = aggregated_version(headers)
     {
-        let document = aggregated(&groups, parts[0] == "api", version);
+        let document = aggregated(server, &groups, parts[0] == "api", version);
         return Ok(Some(aggregated_response(&document, version, headers)));
     }
     let document = match parts.as_slice() {
@@ -250,12 +244,12 @@ fn aggregated_version(headers: &HeaderMap) -> Option<&'static str> {
     None
 }
 
-fn aggregated(groups: &[Group<'_>], core: bool, version: &str) -> Value {
+fn aggregated(server: &Server, groups: &[Group<'_>], core: bool, version: &str) -> Value {
     let items: Vec<Value> = groups
         .iter()
         .filter(|group| group.name.is_empty() == core)
         .map(|group| {
-            let versions: Vec<Value> = group.versions.iter().map(|version| aggregated_group_version(group, version)).collect();
+            let versions: Vec<Value> = group.versions.iter().map(|version| aggregated_group_version(server, group, version)).collect();
             let metadata = if core { json!({}) } else { json!({"name": group.name}) };
             json!({"metadata": metadata, "versions": versions})
         })
@@ -263,7 +257,12 @@ fn aggregated(groups: &[Group<'_>], core: bool, version: &str) -> Value {
     json!({"kind": "APIGroupDiscoveryList", "apiVersion": format!("apidiscovery.k8s.io/{version}"), "metadata": {}, "items": items})
 }
 
-fn aggregated_group_version(group: &Group<'_>, version: &str) -> Value {
+fn aggregated_group_version(server: &Server, group: &Group<'_>, version: &str) -> Value {
+    if let Some(remote) = group.remotes.iter().find(|remote| remote.version == version) {
+        let known = server.aggregation.known(remote);
+        let freshness = if remote.available && known.is_some() { "Current" } else { "Stale" };
+        return json!({"version": version, "resources": known.map(|known| known.resources.clone()).unwrap_or_default(), "freshness": freshness});
+    }
     let resources = group.kinds.iter().filter(|kind| kind.versions.iter().any(|served| served == version)).map(|kind| {
         let kind = kind.view(version).unwrap_or(kind);
         let response_kind = |(group, version, kind): (&str, &str, &str)| json!({"group": group, "version": version, "kind": kind});

@@ -10,7 +10,9 @@
 //! What this crate does not know: controllers, the scheduler, and what goes on inside a node.
 
 pub mod admission;
+pub mod aggregation;
 pub mod allocation;
+pub mod audit;
 pub mod authentication;
 pub mod authorization;
 pub mod body;
@@ -18,10 +20,12 @@ pub mod bootstrap;
 pub mod cache;
 pub mod connect;
 pub mod context;
+pub mod copies;
 pub mod definitions;
 pub mod delete;
 pub mod discovery;
 pub mod encode;
+pub mod encryption;
 pub mod eviction;
 pub mod flow;
 pub mod health;

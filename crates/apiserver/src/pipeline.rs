@@ -4,12 +4,13 @@
 //! is decided here and nowhere else. Whatever goes wrong becomes a Status.
 
 use crate::{
-    Body, Identity, SERVER_BUNDLE_PATH, Server, User, authentication,
+    Body, Identity, SERVER_BUNDLE_PATH, Server, User, aggregation, audit, authentication,
     authorization::{self, Decision},
     body::full,
     connect::{self, Answer, Call, Warnings},
-    delete, discovery,
+    copies, delete, discovery,
     encode::{Output, respond},
+    encryption,
     flow, health, openapi, patch, read, scale, subresource, watch, write,
 };
 use api::{
@@ -28,10 +29,11 @@ impl Server {
         let started = std::time::Instant::now();
         let info = RequestInfo::parse(request.method().as_str(), request.uri().path(), request.uri().query().unwrap_or_default());
         let query = Query::parse(request.uri().query().unwrap_or_default());
-        let warnings = Warnings::default();
+        let record = self.audit.as_ref().map(|audit| audit.begin(&request, &identity, &info));
+        let warnings = Warnings::of(record.clone());
         // Errors are shown in the wanted format where that is possible, else as JSON.
         let plain = Output::negotiate(request.headers(), &query, false, false).unwrap_or_else(|_| Output::json());
-        let way = self.clone().walk(request, identity, info.clone(), query, warnings.clone());
+        let way = self.clone().walk(request, identity, info.clone(), query, warnings.clone(), record.clone());
         // A panic here is a bug; it costs one request, not the server.
         let way = AssertUnwindSafe(way).catch_unwind();
         let limit = Duration::from_secs(limits::REQUEST_TIMEOUT_S);
@@ -45,11 +47,21 @@ impl Server {
             let written = tokio::spawn(way).map(|joined| joined.unwrap_or_else(|error| Err(Box::new(error) as _)));
             tokio::time::timeout(limit, written).await.unwrap_or_else(out_of_time)
         };
+        let panicked = walked.is_err();
         let Walked { answer, marks } = walked.unwrap_or_else(|_| {
             tracing::error!(verb = info.verb, path = info.path, "the request's handler panicked");
             Err(Status::internal("this request failed in an unexpected way")).into()
         });
-        let mut response = answer.unwrap_or_else(|status| plain.status(&status));
+        let (mut response, failure) = match answer {
+            Ok(response) => (response, None),
+            Err(status) => (plain.status(&status), Some(status)),
+        };
+        if let Some(record) = record {
+            if panicked {
+                record.panicked().await;
+            }
+            response = record.answered(response, failure.as_ref()).await;
+        }
         if let Some(marks) = marks {
             marks.put(&mut response);
         }
@@ -67,8 +79,8 @@ impl Server {
         response
     }
 
-    async fn walk(self: Arc<Self>, request: Request<Body>, identity: Identity, info: RequestInfo, query: Query, warnings: Warnings) -> Walked {
-        let (request, user) = match self.who(request, identity, &info).await {
+    async fn walk(self: Arc<Self>, request: Request<Body>, identity: Identity, info: RequestInfo, query: Query, warnings: Warnings, record: Option<Arc<audit::Record>>) -> Walked {
+        let (request, user) = match self.who(request, identity, &info, record.as_ref()).await {
             Ok(known) => known,
             Err(status) => return Err(status).into(),
         };
@@ -79,21 +91,41 @@ impl Server {
     }
 
     /// Finds out who asks.
-    async fn who(self: &Arc<Self>, request: Request<Body>, identity: Identity, info: &RequestInfo) -> Result<(Request<Body>, User), Status> {
-        let (parts, body) = request.into_parts();
+    async fn who(
+        self: &Arc<Self>,
+        request: Request<Body>,
+        identity: Identity,
+        info: &RequestInfo,
+        record: Option<&Arc<audit::Record>>,
+    ) -> Result<(Request<Body>, User), Status> {
+        let (parts, mut body) = request.into_parts();
         let user = match identity {
             Identity::Local(user) => User::clone(&user),
             Identity::Peer(certificates) => authentication::authenticate(self, &parts, certificates.as_deref().map(Vec::as_slice)).await?,
         };
+        let Some(record) = record else {
+            let user = authentication::impersonate(self, &parts, info, user).await?;
+            return Ok((Request::from_parts(parts, body), user));
+        };
+        record.known(&user).await;
+        body = record.tee(body);
         let user = authentication::impersonate(self, &parts, info, user).await?;
+        record.impersonated(&user);
         Ok((Request::from_parts(parts, body), user))
     }
 
     /// Answers the request of someone known. The ticket is held until there is an answer.
     async fn go(self: Arc<Self>, request: Request<Body>, user: User, info: RequestInfo, query: Query, warnings: Warnings, _ticket: flow::Ticket) -> Answer {
         match authorization::authorize(&self, &user, &info) {
-            Decision::Allow(_) => {}
-            Decision::Deny(reason) | Decision::NoOpinion(reason) => return Err(authorization::forbidden(&user, &info, &reason)),
+            Decision::Allow(reason) => {
+                warnings.annotate(DECISION, "allow");
+                warnings.annotate(REASON, &reason);
+            }
+            Decision::Deny(reason) | Decision::NoOpinion(reason) => {
+                warnings.annotate(DECISION, "forbid");
+                warnings.annotate(REASON, &reason);
+                return Err(authorization::forbidden(&user, &info, &reason));
+            }
         }
         if info.path.starts_with("//") {
             return Ok(page_not_found());
@@ -101,9 +133,22 @@ impl Server {
         if info.is_resource {
             self.cache.not_past().await?;
         }
+        if let Some(remote) = aggregation::target(&self, &info.path) {
+            return aggregation::forward(&self, &remote, &user, request).await;
+        }
+        if let Some((remote, _)) = info.path.strip_prefix("/openapi/v3/").and_then(|name| self.aggregation.open_api(name)) {
+            return aggregation::forward(&self, &remote, &user, request).await;
+        }
+        if copies::serves(&info.path) {
+            return copies::answer(&self, &user, &info, &query).await;
+        }
         if info.is_resource { resource(&self, user, info, query, warnings, request).await } else { other(&self, &info, &query, request).await }
     }
 }
+
+/// What the audit log is told of a decision, and of why it was so.
+const DECISION: &str = "authorization.k8s.io/decision";
+const REASON: &str = "authorization.k8s.io/reason";
 
 /// An answer, and what flow control has to say beside it.
 struct Walked {
@@ -124,6 +169,9 @@ fn page_not_found() -> Response<Body> {
 
 /// Paths that are not about objects.
 async fn other(server: &Arc<Server>, info: &RequestInfo, query: &Query, request: Request<Body>) -> Answer {
+    if info.path == encryption::PATH {
+        return encryption::answer(server, info, request).await;
+    }
     let read_only = matches!(info.verb.as_str(), "get" | "head");
     let answer = match info.path.trim_end_matches('/') {
         path if health::serves(path) => health::answer(server, path, query),

@@ -82,6 +82,17 @@ pub fn client_of_roots(authorities: &[Vec<u8>]) -> Result<ClientConfig, Error> {
     Ok(ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?.with_root_certificates(store).with_no_client_auth())
 }
 
+/// A client that takes whatever certificate the server shows (`insecureSkipTLSVerify`), with or without one of its own.
+pub fn trusting_client(certificates: Option<Arc<dyn ResolvesClientCert>>) -> Result<ClientConfig, Error> {
+    let verifier = Arc::new(AnyServer { algorithms: provider().signature_verification_algorithms });
+    let builder =
+        ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?.dangerous().with_custom_certificate_verifier(verifier);
+    Ok(match certificates {
+        Some(certificates) => builder.with_client_cert_resolver(certificates),
+        None => builder.with_no_client_auth(),
+    })
+}
+
 /// A client that trusts the one authority with this SHA-256 fingerprint, whose certificate the server sends in its chain.
 pub fn pinned_client(authority_fingerprint: &str) -> Result<ClientConfig, Error> {
     let verifier = Arc::new(Pinned { fingerprint: authority_fingerprint.to_lowercase(), algorithms: provider().signature_verification_algorithms });
@@ -130,6 +141,44 @@ impl ClientCertVerifier for AnyClient {
     }
     fn verify_client_cert(&self, _: &CertificateDer<'_>, _: &[CertificateDer<'_>], _: UnixTime) -> Result<ClientCertVerified, rustls::Error> {
         Ok(ClientCertVerified::assertion())
+    }
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &self.algorithms)
+    }
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
+    }
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+/// Takes every server certificate whose key the server holds.
+#[derive(Debug)]
+struct AnyServer {
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for AnyServer {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
     }
     fn verify_tls12_signature(
         &self,

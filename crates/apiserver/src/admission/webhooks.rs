@@ -267,7 +267,7 @@ fn place(server: &Server, client: &Value, query: &str) -> Result<Place, String> 
 }
 
 /// A ready endpoint of a Service's port: the server needs no proxy of its own to reach pods.
-fn endpoint(server: &Server, service: &Value, port: u16) -> Option<(String, u16)> {
+pub(crate) fn endpoint(server: &Server, service: &Value, port: u16) -> Option<(String, u16)> {
     let wanted = service.list_at("spec.ports").iter().find(|known| known.i64_at("port") == Some(i64::from(port)))?;
     let port_name = wanted.str_at("name").unwrap_or_default();
     let slices = server.entries("discovery.k8s.io", "endpointslices", Some(service.namespace())).ok()?;
@@ -286,7 +286,7 @@ fn endpoint(server: &Server, service: &Value, port: u16) -> Option<(String, u16)
 }
 
 /// What the kernel's complaint is in Go's words.
-fn dial_error(error: &std::io::Error) -> String {
+pub(crate) fn dial_error(error: &std::io::Error) -> String {
     match error.kind() {
         std::io::ErrorKind::ConnectionRefused => "connect: connection refused".into(),
         std::io::ErrorKind::HostUnreachable => "connect: no route to host".into(),

@@ -31,6 +31,8 @@ pub struct Config {
     pub authority_pem: Option<String>,
     /// Leaves out the Service `kube-system/kube-dns`.
     pub without_dns: bool,
+    /// Nodes that may have a copy of the store.
+    pub store_copy_nodes: Vec<String>,
 }
 
 /// What Kubernetes makes in every cluster, under one API path: `api/v1/namespaces`.
@@ -64,7 +66,13 @@ pub async fn run(server: &Arc<Server>) -> Result<(), Error> {
     ensure(server, "networking.k8s.io", "servicecidrs", service_cidr).await.map_err(failed)?;
     ensure(server, "", "secrets", own::membership_key()).await.map_err(failed)?;
     for (resource, object) in own::config_maps(config) {
-        ensure(server, "", resource, object).await.map_err(failed)?;
+        if object.namespace() == "kube-system" {
+            // What aggregated API servers believe by is what this server says today.
+            let data = object.clone();
+            ensure_same(server, "", resource, typed(server, "", resource, object).map_err(failed)?, &["data"], |_| data.clone()).await.map_err(failed)?;
+        } else {
+            ensure(server, "", resource, object).await.map_err(failed)?;
+        }
     }
     if !config.bootstrap.without_dns
         && let Some(service) = own::dns_service(&config.service_cidr)

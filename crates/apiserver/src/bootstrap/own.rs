@@ -80,9 +80,24 @@ pub(super) fn config_maps(config: &Config) -> Vec<(&'static str, Value)> {
     }
     if let Some(authorities) = &config.authentication.client_authorities_pem {
         let metadata = json!({"name": "extension-apiserver-authentication", "namespace": "kube-system"});
-        maps.push(("configmaps", json!({"metadata": metadata, "data": {"client-ca-file": authorities}})));
+        maps.push(("configmaps", json!({"metadata": metadata, "data": authentication(config, authorities)})));
     }
     maps
+}
+
+/// What aggregated API servers are told of how callers prove themselves: to this server, and this server to them.
+pub(super) fn authentication(config: &Config, authorities: &str) -> Value {
+    let mut data = json!({"client-ca-file": authorities});
+    if let Some(authority) = &config.aggregation.authority_pem {
+        let list = |texts: &[&str]| json!(texts).to_string();
+        data["requestheader-client-ca-file"] = json!(authority);
+        data["requestheader-allowed-names"] = json!(list(&["front-proxy-client"]));
+        data["requestheader-username-headers"] = json!(list(&["X-Remote-User"]));
+        data["requestheader-uid-headers"] = json!(list(&["X-Remote-Uid"]));
+        data["requestheader-group-headers"] = json!(list(&["X-Remote-Group"]));
+        data["requestheader-extra-headers-prefix"] = json!(list(&["X-Remote-Extra-"]));
+    }
+    data
 }
 
 /// The key that the nodes' membership is sealed with. Made once; whoever changes it puts the new line second, then first.
@@ -171,6 +186,20 @@ pub(super) fn roles() -> Result<Vec<(&'static str, Value)>, Error> {
             }),
         ),
     ])
+}
+
+/// Who may have a copy of the store, and with it every Secret and the cluster's keys: nobody but the nodes that were named, and
+/// whom an administrator binds to the role.
+pub(super) fn store_copies(nodes: &[String]) -> Vec<(&'static str, Value)> {
+    let urls = json!([crate::copies::PATH, crate::copies::CHANGES_PATH]);
+    let role = json!({"metadata": metadata("regent:store-copy", ""), "rules": [{"nonResourceURLs": urls, "verbs": ["get"]}]});
+    let mut all = vec![("clusterroles", role)];
+    if !nodes.is_empty() {
+        let subjects: Vec<Value> = nodes.iter().map(|node| json!({"apiGroup": RBAC, "kind": "User", "name": format!("system:node:{node}")})).collect();
+        let reference = json!({"apiGroup": RBAC, "kind": "ClusterRole", "name": "regent:store-copy"});
+        all.push(("clusterrolebindings", json!({"metadata": metadata("regent:store-copy", ""), "roleRef": reference, "subjects": subjects})));
+    }
+    all
 }
 
 fn metadata(name: &str, namespace: &str) -> Value {

@@ -20,6 +20,7 @@ pub(super) async fn reconcile(server: &Arc<Server>) -> Result<(), Error> {
         all.extend(first_objects(&path)?.iter().map(|object| (resource, object.clone())));
     }
     all.extend(own::roles()?);
+    all.extend(own::store_copies(&server.config.bootstrap.store_copy_nodes));
     for (resource, wanted) in all {
         let name = wanted.name().to_string();
         one(server, resource, wanted).await.map_err(|status| Error::Bootstrap(format!("{resource} {name}: {status}")))?;

@@ -3,6 +3,7 @@
 //! Made from the catalogue (paths) and the schema facts (types), once per catalogue, when first asked for. What clients
 //! read out of it: the types (`explain`, merge keys), and which parameters a write takes (`fieldValidation`, `dryRun`).
 
+mod custom;
 mod protobuf;
 
 use crate::{Body, Server, body::full, encode::respond};
@@ -34,9 +35,10 @@ impl Document {
     }
 }
 
-/// Documents of one catalogue, made when first asked for.
+/// Finished documents, made when first asked for: those of the built-in groups once, all others once per catalogue.
 #[derive(Default)]
 pub struct Documents {
+    built_in: Mutex<BTreeMap<String, Document>>,
     made: Mutex<Option<(Arc<Catalogue>, BTreeMap<String, Document>)>>,
 }
 
@@ -55,6 +57,20 @@ impl Documents {
         }
         let document = make()?;
         documents.insert(name.to_string(), document.clone());
+        Some(document)
+    }
+    /// The document of one group and version.
+    fn of_group(&self, catalogue: &Arc<Catalogue>, name: &str) -> Option<Document> {
+        let defined = catalogue.iter().filter(|kind| kind.custom.is_some()).any(|kind| kind.versions.iter().any(|version| prefix(kind, version) == name));
+        if defined {
+            return self.get(catalogue, name, || v3(catalogue, name));
+        }
+        let mut built_in = self.built_in.lock();
+        if let Some(found) = built_in.get(name) {
+            return Some(found.clone());
+        }
+        let document = Document::new(&v3(catalogue, name)?);
+        built_in.insert(name.to_string(), document.clone());
         Some(document)
     }
 }
@@ -77,21 +93,35 @@ pub fn answer(server: &Server, path: &str, request: &Request<Body>) -> Result<Op
         "/openapi/v3" => {
             let mut index = Map::new();
             for name in group_versions(&catalogue) {
-                let Some(document) = documents.get(&catalogue, &name, || v3(&catalogue, &name)) else { continue };
-                index.insert(name.clone(), json!({"serverRelativeURL": format!("/openapi/v3/{name}?hash={}", document.hash)}));
+                let Some(document) = documents.of_group(&catalogue, &name) else { continue };
+                index.insert(name.clone(), json!({"serverRelativeURL": place(&name, &document)}));
+            }
+            for known in server.aggregation.remotes().iter().filter_map(|remote| server.aggregation.known(remote)) {
+                index.extend(known.open_api.iter().map(|(name, place)| (name.clone(), json!({"serverRelativeURL": place}))));
             }
             Ok(Some(serve(&Document::new(&json!({"paths": index})), request.headers())))
         }
         _ => {
             let Some(name) = path.strip_prefix("/openapi/v3/") else { return Ok(None) };
-            let Some(document) = documents.get(&catalogue, name, || v3(&catalogue, name)) else { return Ok(None) };
-            // The index names documents by hash: such a one never changes.
+            let Some(document) = documents.of_group(&catalogue, name) else { return Ok(Some(respond(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", full("")))) };
+            // The index names documents by hash: such a one never changes. Who asks by an old hash is sent on.
             let asked = request.uri().query().unwrap_or_default().split('&').find_map(|pair| pair.strip_prefix("hash="));
-            let mut response = serve(&document, request.headers());
-            if asked == Some(document.hash.as_str()) {
-                response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("public, immutable"));
+            if let Some(asked) = asked.filter(|asked| !asked.is_empty()) {
+                let mut response = if asked == document.hash {
+                    serve(&document, request.headers())
+                } else {
+                    let mut response = respond(StatusCode::MOVED_PERMANENTLY, "text/plain; charset=utf-8", full(""));
+                    if let Ok(place) = HeaderValue::from_str(&place(name, &document)) {
+                        response.headers_mut().insert(header::LOCATION, place);
+                    }
+                    response
+                };
+                if asked == document.hash {
+                    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("public, immutable"));
+                }
+                return Ok(Some(response));
             }
-            Ok(Some(response))
+            Ok(Some(serve(&document, request.headers())))
         }
     }
 }
@@ -106,9 +136,15 @@ fn serve(document: &Document, headers: &HeaderMap) -> Response<Body> {
     if json { served(document, "application/json", headers) } else { respond(StatusCode::NOT_ACCEPTABLE, "text/plain; charset=utf-8", full("")) }
 }
 
+/// Where a document is, under the name that its content gives it.
+fn place(name: &str, document: &Document) -> String {
+    format!("/openapi/v3/{name}?hash={}", document.hash)
+}
+
 fn served(document: &Document, content_type: &'static str, headers: &HeaderMap) -> Response<Body> {
     let tag = format!("\"{}\"", document.hash);
-    let known = headers.get(header::IF_NONE_MATCH).is_some_and(|value| value.as_bytes() == tag.as_bytes());
+    let matches = |known: &str| known.split(',').map(str::trim).any(|known| known == "*" || known.trim_start_matches("W/") == tag);
+    let known = headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok()).is_some_and(matches);
     let mut response = if known {
         respond(StatusCode::NOT_MODIFIED, content_type, full(""))
     } else {
@@ -117,6 +153,7 @@ fn served(document: &Document, content_type: &'static str, headers: &HeaderMap) 
     if let Ok(tag) = HeaderValue::from_str(&tag) {
         response.headers_mut().insert(header::ETAG, tag);
     }
+    response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
     response
 }
 
@@ -138,9 +175,19 @@ fn info() -> Value {
 fn v3(catalogue: &Catalogue, name: &str) -> Option<Value> {
     let mut paths = Map::new();
     let mut wanted = BTreeSet::new();
+    let mut defined = Map::new();
     for kind in catalogue.iter() {
         for version in kind.versions.iter().filter(|version| prefix(kind, version) == name) {
+            let kind = kind.view(version).unwrap_or(kind);
             add_paths(&mut paths, kind, version, true);
+            if kind.custom.is_some() {
+                defined.extend(custom::definitions(kind, version, custom::Form::V3));
+                wanted.extend(custom::REFERRED_TO);
+                if kind.subresources.iter().any(|subresource| matches!(subresource, Subresource::Scale { .. })) {
+                    wanted.extend(schema::definition_name("autoscaling", "v1", "Scale"));
+                }
+                continue;
+            }
             let kinds = [kind.kind.as_str(), kind.list_kind.as_str()];
             wanted.extend(kinds.iter().filter_map(|shown| schema::definition_name(&kind.group, version, shown)));
         }
@@ -149,7 +196,9 @@ fn v3(catalogue: &Catalogue, name: &str) -> Option<Value> {
         return None;
     }
     wanted.extend(["io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions", "io.k8s.apimachinery.pkg.apis.meta.v1.Status"]);
-    Some(json!({"openapi": "3.0.0", "info": info(), "paths": paths, "components": {"schemas": closure(wanted)}}))
+    let mut schemas = closure(wanted);
+    schemas.extend(defined);
+    Some(json!({"openapi": "3.0.0", "info": info(), "paths": paths, "components": {"schemas": schemas}}))
 }
 
 /// The definitions named, and all that they refer to, in the form of v3.
@@ -176,13 +225,17 @@ fn closure(mut wanted: BTreeSet<&'static str>) -> Map<String, Value> {
 
 fn v2(catalogue: &Catalogue) -> Value {
     let mut paths = Map::new();
+    let mut definitions: Map<String, Value> =
+        schema::definitions().map(|(name, text)| (name.to_string(), serde_json::from_str(text).unwrap_or(Value::Null))).collect();
     for kind in catalogue.iter() {
         for version in &kind.versions {
+            let kind = kind.view(version).unwrap_or(kind);
             add_paths(&mut paths, kind, version, false);
+            if kind.custom.is_some() {
+                definitions.extend(custom::definitions(kind, version, custom::Form::V2));
+            }
         }
     }
-    let definitions: Map<String, Value> =
-        schema::definitions().map(|(name, text)| (name.to_string(), serde_json::from_str(text).unwrap_or(Value::Null))).collect();
     json!({"swagger": "2.0", "info": info(), "paths": paths, "definitions": definitions})
 }
 
@@ -291,19 +344,23 @@ fn operation(kind: &Kind, version: &str, method: &str, action: &str, (group, sho
             ("propagationPolicy", "string"),
         ]));
     }
+    let name_of = |group: &str, version: &str, shown: &str| match kind.custom {
+        Some(_) if group == kind.group => Some(custom::definition_name(group, version, shown)),
+        _ => schema::definition_name(group, version, shown).map(String::from),
+    };
     let answer = match action {
-        "list" => schema::definition_name(&kind.group, version, &kind.list_kind),
-        "delete" | "deletecollection" => Some("io.k8s.apimachinery.pkg.apis.meta.v1.Status"),
-        _ => schema::definition_name(group, shown_version, shown),
+        "list" => name_of(&kind.group, version, &kind.list_kind),
+        "delete" | "deletecollection" => Some("io.k8s.apimachinery.pkg.apis.meta.v1.Status".to_string()),
+        _ => name_of(group, shown_version, shown),
     };
     let reference = |name: &str| json!({"$ref": if v3 { format!("#/components/schemas/{name}") } else { format!("#/definitions/{name}") }});
     let code = if method == "post" { "201" } else { "200" };
     let mut response = json!({"description": "OK"});
     if let Some(name) = answer {
         if v3 {
-            response["content"] = json!({"application/json": {"schema": reference(name)}});
+            response["content"] = json!({"application/json": {"schema": reference(&name)}});
         } else {
-            response["schema"] = reference(name);
+            response["schema"] = reference(&name);
         }
     }
     let mut operation = json!({
@@ -311,13 +368,13 @@ fn operation(kind: &Kind, version: &str, method: &str, action: &str, (group, sho
         "x-kubernetes-group-version-kind": {"group": group, "version": shown_version, "kind": shown},
         "responses": {code: response},
     });
-    let own = schema::definition_name(group, shown_version, shown);
+    let own = name_of(group, shown_version, shown);
     if let (true, Some(name)) = (matches!(action, "post" | "put"), own) {
         if v3 {
-            operation["requestBody"] = json!({"content": {"*/*": {"schema": reference(name)}}, "required": true});
+            operation["requestBody"] = json!({"content": {"*/*": {"schema": reference(&name)}}, "required": true});
         } else {
             let mut body = json!({"name": "body", "in": "body", "required": true});
-            body["schema"] = reference(name);
+            body["schema"] = reference(&name);
             parameters.push(body);
         }
     }

@@ -5,7 +5,7 @@ use super::certs::{self, Lifetime};
 use anyhow::{Context, Result, bail};
 use apiserver::{Config, Server};
 use clap::Args;
-use pki::{Issued, ServiceAccountKeys, reload::CertificateFiles};
+use pki::{Authority, Identity, Issued, ServiceAccountKeys, reload::CertificateFiles};
 use std::{
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
@@ -48,12 +48,27 @@ pub struct ApiserverFlags {
     /// Who decides what a user may do: Node,RBAC or AlwaysAllow.
     #[arg(long, default_value = "Node,RBAC")]
     pub authorization_mode: String,
+    /// Admission plugins that do not run, by Kubernetes' names: NodeRestriction, LimitRanger, ...
+    #[arg(long, value_delimiter = ',')]
+    pub disable_admission_plugins: Vec<String>,
     /// Seconds for which a pod that does not say otherwise stays on a node that is not ready.
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(i64).range(0..))]
     pub default_not_ready_toleration_seconds: i64,
     /// The same for a node that cannot be reached.
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(i64).range(0..))]
     pub default_unreachable_toleration_seconds: i64,
+    /// What is encrypted in the store and with which keys: an EncryptionConfiguration [default: Secrets, with the cluster's own keys].
+    #[arg(long, value_name = "FILE")]
+    pub encryption_provider_config: Option<PathBuf>,
+    /// Requests that only read and are answered at a time.
+    #[arg(long, default_value_t = 400)]
+    pub max_requests_inflight: usize,
+    /// Requests that write and are answered at a time. With priority and fairness, both numbers together are the server's seats.
+    #[arg(long, default_value_t = 200)]
+    pub max_mutating_requests_inflight: usize,
+    /// Let FlowSchemas and PriorityLevelConfigurations decide whose request is answered first.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    pub enable_priority_and_fairness: bool,
     #[command(flatten)]
     pub etcd: EtcdFlags,
     #[command(flatten)]
@@ -86,6 +101,14 @@ pub struct Apiserver {
     kubelet_client_key: PathBuf,
     #[arg(long)]
     kubelet_certificate_authority: Option<PathBuf>,
+    /// The certificate with which aggregated API servers are asked [default: one in --pki-dir].
+    #[arg(long, requires = "proxy_client_key_file")]
+    proxy_client_cert_file: Option<PathBuf>,
+    #[arg(long, requires = "requestheader_client_ca_file")]
+    proxy_client_key_file: Option<PathBuf>,
+    /// The authority that has signed it: by it, aggregated API servers believe whom a request is from.
+    #[arg(long, requires = "proxy_client_cert_file")]
+    requestheader_client_ca_file: Option<PathBuf>,
     /// The directory of the cluster's keys, from which a server that joins is given its own.
     #[arg(long)]
     pki_dir: Option<PathBuf>,
@@ -104,6 +127,22 @@ pub struct Credentials {
     /// For the node API.
     pub kubelet_client: Issued,
     pub kubelet_client_files: Arc<CertificateFiles>,
+    /// For aggregated API servers.
+    pub aggregation: apiserver::aggregation::Config,
+}
+
+/// What aggregated API servers are asked with: a certificate of the front-proxy authority in a directory of keys, both made
+/// there if they are not there yet.
+pub fn front_proxy(directory: &Path, lifetime: &Lifetime) -> Result<apiserver::aggregation::Config> {
+    const AUTHORITY: &str = "front-proxy-ca";
+    const CLIENT: &str = "front-proxy-client";
+    let authority = Authority::load_or_create_named(directory, AUTHORITY, AUTHORITY)?;
+    authority.issue_kept(directory, CLIENT, &lifetime.of(Identity::front_proxy_client()))?;
+    let file = |end: &str| directory.join(format!("{CLIENT}.{end}"));
+    Ok(apiserver::aggregation::Config {
+        client_files: Some(Arc::new(CertificateFiles::open(&file("crt"), &file("key"), "")?)),
+        authority_pem: Some(authority.certificate_pem().into()),
+    })
 }
 
 pub fn read(path: &Path) -> Result<String> {
@@ -122,7 +161,18 @@ pub fn run(arguments: Apiserver) -> Result<()> {
             Ok(Issued { certificate_pem: read(certificate)?, key_pem: read(key)?, authority_pem: authority })
         };
         let kubelet_authority = arguments.kubelet_certificate_authority.as_deref().map(read).transpose()?.unwrap_or_else(|| authority_pem.clone());
+        let aggregation = match (&arguments.proxy_client_cert_file, &arguments.proxy_client_key_file, &arguments.requestheader_client_ca_file) {
+            (Some(certificate), Some(key), Some(authority)) => apiserver::aggregation::Config {
+                client_files: Some(Arc::new(CertificateFiles::open(certificate, key, "")?)),
+                authority_pem: Some(read(authority)?),
+            },
+            _ => match &arguments.pki_dir {
+                Some(directory) => front_proxy(directory, &arguments.lifetime)?,
+                None => Default::default(),
+            },
+        };
         let credentials = Credentials {
+            aggregation,
             serving: Arc::new(CertificateFiles::open(&arguments.tls_cert_file, &arguments.tls_private_key_file, &authority_pem)?),
             service_account_keys: Arc::new(ServiceAccountKeys::from_pem(&read(&arguments.service_account_signing_key_file)?)?),
             kubelet_client: issued(&arguments.kubelet_client_certificate, &arguments.kubelet_client_key, kubelet_authority)?,
@@ -160,13 +210,18 @@ pub async fn start(
         Some(address) => address,
         None => super::kubelet::machine_address().context("finding the machine's address; say --advertise-address")?.into(),
     };
-    let mut config = Config::new(store);
+    let mut config = Config::new(store.clone());
     config.advertise_address = advertise_address;
     config.secure_port = flags.secure_port;
     config.service_cidr = flags.service_cluster_ip_range;
     config.node_ports = flags.service_node_port_range.clone();
-    config.shutdown = stop;
-    config.server_bundle = pki_dir.map(|directory| crate::bundle::source(directory, backend.clone()));
+    config.shutdown = stop.clone();
+    config.flow = apiserver::flow::Config {
+        enabled: flags.enable_priority_and_fairness,
+        requests_max: flags.max_requests_inflight,
+        mutating_requests_max: flags.max_mutating_requests_inflight,
+    };
+    config.server_bundle = pki_dir.clone().map(|directory| crate::bundle::source(directory, backend.clone()));
     config.authentication.client_authorities_pem = Some(credentials.authority_pem.clone());
     config.authentication.service_account_keys = Some(credentials.service_account_keys.clone());
     config.authentication.anonymous = flags.anonymous_auth;
@@ -181,21 +236,46 @@ pub async fn start(
         "Node,RBAC" | "RBAC,Node" => false,
         other => bail!("--authorization-mode {other}: this server knows Node,RBAC and AlwaysAllow"),
     };
+    config.admission.disabled = flags.disable_admission_plugins.clone();
     config.admission.not_ready_toleration_s = flags.default_not_ready_toleration_seconds;
     config.admission.unreachable_toleration_s = flags.default_unreachable_toleration_seconds;
     config.tunnel.client = Some(credentials.kubelet_client.clone());
     config.tunnel.client_files = Some(credentials.kubelet_client_files.clone());
+    config.aggregation = credentials.aggregation.clone();
     config.bootstrap.authority_pem = Some(credentials.authority_pem.clone());
     // A store that answers now may lose its quorum the next moment: then it is asked again.
     loop {
-        match Server::new(config.clone()).await {
-            Err(apiserver::Error::Store(error @ store::Error::Unavailable(_))) => {
+        match with_encryption(&mut config, &store, flags, pki_dir.as_deref(), &stop).await {
+            Err(error) if matches!(error.downcast_ref(), Some(store::Error::Unavailable(_))) => {
                 tracing::warn!(%error, "the store does not answer yet; it is asked again")
             }
-            other => return Ok(Some(other?)),
+            Err(error) => return Err(error),
+            Ok(()) => match Server::new(config.clone()).await {
+                Err(apiserver::Error::Store(error @ store::Error::Unavailable(_))) => {
+                    tracing::warn!(%error, "the store does not answer yet; it is asked again")
+                }
+                other => return Ok(Some(other?)),
+            },
         }
         tokio::select! { () = shutdown.cancelled() => return Ok(None), () = tokio::time::sleep(Duration::from_millis(500)) => {} }
     }
+}
+
+/// Puts the store that seals in the place of the plain one, once.
+async fn with_encryption(
+    config: &mut Config,
+    store: &Arc<dyn store::Store>,
+    flags: &ApiserverFlags,
+    pki_dir: Option<&Path>,
+    stop: &CancellationToken,
+) -> Result<()> {
+    if config.encryption.is_none()
+        && let Some(encrypted) = crate::encryption::wrap(store, flags, pki_dir, stop).await?
+    {
+        config.store = Arc::new(encrypted.clone());
+        config.encryption = Some(encrypted);
+    }
+    Ok(())
 }
 
 /// Waits for the shutdown, lets the cluster know that this server goes, and then stops it.

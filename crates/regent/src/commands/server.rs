@@ -336,6 +336,7 @@ fn credentials(directory: &Path, authority: &Authority, arguments: &Server, addr
         service_account_keys: Arc::new(ServiceAccountKeys::load_or_create(directory)?),
         kubelet_client: client,
         kubelet_client_files: files("apiserver-kubelet-client", "")?,
+        aggregation: apiserver::front_proxy(directory, lifetime)?,
     })
 }
 

@@ -1,0 +1,137 @@
+//! The types of definitions in OpenAPI: the schema as its author wrote it, with what every object has and in the words of
+//! OpenAPI. Version 2 knows less than version 3; what it cannot say is left open there, so that clients do not refuse too much.
+
+use api::{Kind, custom::Custom};
+use serde_json::{Map, Value, json};
+
+/// Types of Kubernetes that those of definitions refer to.
+pub const REFERRED_TO: [&str; 4] = [
+    "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta",
+    "io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta",
+    "io.k8s.apimachinery.pkg.apis.meta.v1.Patch",
+    "io.k8s.apimachinery.pkg.apis.meta.v1.Status",
+];
+
+/// Which OpenAPI a schema is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    V2,
+    V3,
+}
+
+impl Form {
+    fn reference(self, name: &str) -> Value {
+        match self {
+            Form::V2 => json!({"$ref": format!("#/definitions/{name}")}),
+            Form::V3 => json!({"allOf": [{"$ref": format!("#/components/schemas/{name}")}]}),
+        }
+    }
+}
+
+/// The name of a type: the group backwards, then version and kind.
+pub fn definition_name(group: &str, version: &str, kind: &str) -> String {
+    let group: Vec<&str> = group.rsplit('.').collect();
+    format!("{}.{version}.{kind}", group.join("."))
+}
+
+/// The types that a definition makes in one of its versions: the object and its list.
+pub fn definitions(kind: &Kind, version: &str, form: Form) -> Map<String, Value> {
+    let raw = kind.custom.as_deref().and_then(|custom: &Custom| custom.version(version)).map(|version| version.raw.clone()).unwrap_or_default();
+    let named = |shown: &str| json!([{"group": kind.group, "kind": shown, "version": version}]);
+    let mut object = converted(&raw, form);
+    own_fields(&mut object, REFERRED_TO[0], form);
+    object["x-kubernetes-group-version-kind"] = named(&kind.kind);
+    let name = definition_name(&kind.group, version, &kind.kind);
+    let item = match form {
+        Form::V2 => json!({"$ref": format!("#/definitions/{name}")}),
+        Form::V3 => json!({"$ref": format!("#/components/schemas/{name}")}),
+    };
+    let mut list = json!({"type": "object", "required": ["items"], "properties": {"items": {"type": "array", "items": item}}});
+    own_fields(&mut list, REFERRED_TO[1], form);
+    list["x-kubernetes-group-version-kind"] = named(&kind.list_kind);
+    [(name, object), (definition_name(&kind.group, version, &kind.list_kind), list)].into_iter().collect()
+}
+
+/// What every object says of itself.
+fn own_fields(schema: &mut Value, metadata: &str, form: Form) {
+    if !schema.is_object() {
+        *schema = json!({});
+    }
+    if schema.get("properties").is_none_or(|properties| !properties.is_object()) {
+        schema["properties"] = json!({});
+    }
+    schema["type"] = json!("object");
+    schema["properties"]["apiVersion"] = json!({"type": "string"});
+    schema["properties"]["kind"] = json!({"type": "string"});
+    schema["properties"]["metadata"] = form.reference(metadata);
+}
+
+/// What version 2 cannot say, or clients of it do not understand.
+const ONLY_V3: [&str; 7] = ["nullable", "oneOf", "anyOf", "allOf", "not", "default", "x-kubernetes-validations"];
+
+/// A schema of a definition as OpenAPI has it.
+fn converted(schema: &Value, form: Form) -> Value {
+    let Some(schema) = schema.as_object() else { return schema.clone() };
+    let flag = |key: &str| schema.get(key).and_then(Value::as_bool) == Some(true);
+    let mut made = Map::new();
+    for (key, value) in schema {
+        let value = match key.as_str() {
+            "properties" | "patternProperties" => {
+                let below = value.as_object().into_iter().flatten();
+                Value::Object(below.map(|(name, below)| (name.clone(), converted(below, form))).collect())
+            }
+            "items" | "additionalProperties" if value.is_object() => converted(value, form),
+            key if form == Form::V2 && ONLY_V3.contains(&key) => continue,
+            _ => value.clone(),
+        };
+        made.insert(key.clone(), value);
+    }
+    if flag("x-kubernetes-embedded-resource") {
+        let mut object = Value::Object(made);
+        own_fields(&mut object, REFERRED_TO[0], form);
+        made = object.as_object().cloned().unwrap_or_default();
+    }
+    match form {
+        Form::V3 if flag("x-kubernetes-int-or-string") && !made.contains_key("anyOf") && !made.contains_key("type") => {
+            made.insert("anyOf".into(), json!([{"type": "integer"}, {"type": "string"}]));
+        }
+        Form::V2 if flag("nullable") || flag("x-kubernetes-int-or-string") => {
+            for key in ["type", "items", "properties", "additionalProperties"] {
+                made.remove(key);
+            }
+        }
+        Form::V2 if flag("x-kubernetes-preserve-unknown-fields") => {
+            for key in ["items", "properties", "additionalProperties"] {
+                made.remove(key);
+            }
+        }
+        _ => {}
+    }
+    Value::Object(made)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_begin_with_the_group_backwards() {
+        assert_eq!(definition_name("stable.example.com", "v1", "Thing"), "com.example.stable.v1.Thing");
+    }
+
+    #[test]
+    fn a_schema_is_said_in_both_languages() {
+        let schema = json!({"type": "object", "properties": {
+            "port": {"x-kubernetes-int-or-string": true},
+            "maybe": {"type": "array", "nullable": true, "items": {"type": "string"}},
+            "any": {"type": "object", "x-kubernetes-preserve-unknown-fields": true, "properties": {"a": {"type": "string"}}},
+            "pod": {"type": "object", "x-kubernetes-embedded-resource": true}}});
+        let v3 = converted(&schema, Form::V3);
+        assert_eq!(v3["properties"]["port"]["anyOf"], json!([{"type": "integer"}, {"type": "string"}]));
+        assert_eq!(v3["properties"]["maybe"]["items"]["type"], "string");
+        assert_eq!(v3["properties"]["pod"]["properties"]["kind"]["type"], "string");
+        let v2 = converted(&schema, Form::V2);
+        assert_eq!(v2["properties"]["maybe"], json!({}));
+        assert_eq!(v2["properties"]["any"], json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}));
+    }
+}
