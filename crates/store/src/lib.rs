@@ -8,7 +8,8 @@
 //! What must stay true: when `commit` returns, the change is on disk; what `commit` acknowledged survives `kill -9` and power loss.
 //!
 //! A store that can no longer be trusted, or no longer written, says so ([`Error::Damaged`], [`Error::Unwritable`],
-//! [`Store::trouble`]); nothing is served from what was found damaged. [`snapshot`] copies a store into one file and back.
+//! [`Store::trouble`]); nothing is served from what was found damaged. [`snapshot`] copies a store into one file and back, [`copy`] keeps a copy
+//! elsewhere up to date.
 //!
 //! What this crate does not know: kinds, what the values mean, HTTP.
 
@@ -16,7 +17,10 @@ use bytes::Bytes;
 use std::fmt;
 
 pub mod compaction;
+pub mod encryption;
+pub mod copy;
 pub mod etcd;
+pub mod fenced;
 mod hub;
 pub mod memory;
 pub mod snapshot;
@@ -126,6 +130,9 @@ pub enum Error {
     /// The answer to a write was lost: it may have been carried out, or may yet be. Never reported as not done. Read, then decide.
     #[error("the store did not answer in time, and it is not known whether the write took place: {0}")]
     Unknown(String),
+    /// A value is sealed with a key that is not here (see [`encryption`]). Nothing is left out instead: whoever asked gets this.
+    #[error("a stored value cannot be decrypted: {0}")]
+    Undecryptable(String),
     /// The value is longer than the store takes.
     #[error("the value is too large for the store: {0}")]
     TooLarge(String),

@@ -14,7 +14,7 @@ mod seal;
 
 pub use format::{Blob, Content, Ending, FORMAT, Hash, Header, Item, Reader, Summary, Writer};
 pub use restore::{Restored, beyond, files, restore_into};
-pub use save::{Origin, SAVED_PREFIX, save, write_private};
+pub use save::{Origin, SAVED_PREFIX, rewrite, save, stream, write_private};
 pub use seal::{Description, Secret};
 
 use serde::Serialize;
@@ -102,6 +102,6 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn unhex(text: &str) -> Option<Vec<u8>> {
+pub(crate) fn unhex(text: &str) -> Option<Vec<u8>> {
     (0..text.len()).step_by(2).map(|i| text.get(i..i + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok())).collect()
 }

@@ -2,18 +2,26 @@
 
 use super::{Blob, Error, Header, Result, Secret, Status, Writer, format::Ending};
 use crate::{KeyValue, Revision, Store};
+use bytes::{Bytes, BytesMut};
 use std::{
     fs::{self, File, OpenOptions},
     io::{BufWriter, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 
 /// The keys that a snapshot holds: the objects. What a back end keeps beside them is its own affair.
 pub const SAVED_PREFIX: &str = "/registry/";
 /// Whether a key under [`SAVED_PREFIX`] is an object's. The others are how servers and restores agree among themselves.
 pub(super) fn is_saved(key: &str) -> bool {
+    is_copied(key) && key != crate::copy::EPOCH_KEY
+}
+
+/// A copy of the store also knows whose it is.
+fn is_copied(key: &str) -> bool {
     key != crate::compaction::KEY && key != crate::etcd::restore::KEY
 }
 
@@ -21,6 +29,9 @@ pub(super) fn is_saved(key: &str) -> bool {
 const PAGE_KEYS: usize = 500;
 /// Pages that may wait for the disk.
 const PAGES_WAITING_MAX: usize = 2;
+/// Bytes of a piece of a stream, and pieces that may wait for the network.
+const PIECE_BYTES: usize = 64 * 1024;
+const PIECES_WAITING_MAX: usize = 8;
 /// How often a snapshot is begun anew because the store compacted its revision away meanwhile.
 const ATTEMPTS: usize = 3;
 
@@ -55,15 +66,7 @@ pub async fn save(store: &dyn Store, origin: &Origin, path: &Path, secret: Optio
 async fn attempt_save(store: &dyn Store, origin: &Origin, path: &Path, secret: Option<&Secret>) -> Result<Status> {
     let first = store.list(SAVED_PREFIX, None, PAGE_KEYS, None).await?;
     let revision = first.revision;
-    let header = Header {
-        format: super::FORMAT,
-        regent: origin.regent.clone(),
-        cluster: origin.cluster.clone(),
-        store: origin.store.clone(),
-        revision: revision.0,
-        created_at_s: origin.created_at_s,
-        seal: None,
-    };
+    let header = header(origin, revision);
     let (pages, waiting) = mpsc::channel::<Vec<KeyValue>>(PAGES_WAITING_MAX);
     let (complete, is_complete) = tokio::sync::oneshot::channel();
     let write = {
@@ -71,7 +74,7 @@ async fn attempt_save(store: &dyn Store, origin: &Origin, path: &Path, secret: O
         move || write_file(&path, header, &files, secret.as_ref(), waiting, is_complete)
     };
     let writer = tokio::task::spawn_blocking(write);
-    let read = read_pages(store, first, revision, &pages).await;
+    let read = read_pages(store, first, revision, &pages, is_saved).await;
     drop(pages);
     if read.is_ok() {
         let _ = complete.send(());
@@ -86,17 +89,88 @@ async fn attempt_save(store: &dyn Store, origin: &Origin, path: &Path, secret: O
     }
 }
 
+fn header(origin: &Origin, revision: Revision) -> Header {
+    Header {
+        format: super::FORMAT,
+        regent: origin.regent.clone(),
+        cluster: origin.cluster.clone(),
+        store: origin.store.clone(),
+        revision: revision.0,
+        created_at_s: origin.created_at_s,
+        seal: None,
+    }
+}
+
+/// What [`save`] would write, piece by piece, and beside the objects what a copy must know. An error is the last piece.
+pub fn stream(store: Arc<dyn Store>, origin: Origin) -> ReceiverStream<Result<Bytes>> {
+    let (pieces, receiver) = mpsc::channel(PIECES_WAITING_MAX);
+    tokio::spawn(async move {
+        if let Err(error) = send_pieces(&*store, &origin, &pieces).await {
+            let _ = pieces.send(Err(error)).await;
+        }
+    });
+    ReceiverStream::new(receiver)
+}
+
+async fn send_pieces(store: &dyn Store, origin: &Origin, pieces: &mpsc::Sender<Result<Bytes>>) -> Result<()> {
+    let first = store.list(SAVED_PREFIX, None, PAGE_KEYS, None).await?;
+    let revision = first.revision;
+    let (pages, waiting) = mpsc::channel::<Vec<KeyValue>>(PAGES_WAITING_MAX);
+    let (complete, is_complete) = tokio::sync::oneshot::channel();
+    let write = {
+        let (header, files, out) = (header(origin, revision), origin.files.clone(), Pieces { out: pieces.clone(), piece: BytesMut::new() });
+        move || write_all(Writer::new(out, header, None)?, &files, waiting, is_complete)?.finish().map(drop)
+    };
+    let writer = tokio::task::spawn_blocking(write);
+    let read = read_pages(store, first, revision, &pages, is_copied).await;
+    drop(pages);
+    if read.is_ok() {
+        let _ = complete.send(());
+    } else {
+        drop(complete);
+    }
+    let written = writer.await.map_err(|error| Error::Io(std::io::Error::other(error)))?;
+    match read {
+        Err(Some(error)) => Err(error.into()),
+        _ => written,
+    }
+}
+
+/// Bytes in pieces, for whoever takes them.
+struct Pieces {
+    out: mpsc::Sender<Result<Bytes>>,
+    piece: BytesMut,
+}
+
+impl Write for Pieces {
+    fn write(&mut self, buffer: &[u8]) -> std::io::Result<usize> {
+        self.piece.extend_from_slice(buffer);
+        if self.piece.len() >= PIECE_BYTES {
+            self.flush()?;
+        }
+        Ok(buffer.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        let piece = self.piece.split().freeze();
+        if piece.is_empty() {
+            return Ok(());
+        }
+        self.out.blocking_send(Ok(piece)).map_err(|_| std::io::Error::from(std::io::ErrorKind::BrokenPipe))
+    }
+}
+
 /// Reads every page at `revision`. `Err(None)`: nobody takes them any more.
 async fn read_pages(
     store: &dyn Store,
     first: crate::Page,
     revision: Revision,
     pages: &mpsc::Sender<Vec<KeyValue>>,
+    is_wanted: fn(&str) -> bool,
 ) -> std::result::Result<(), Option<crate::Error>> {
     let mut page = first;
     loop {
         let (last, more) = (page.items.last().map(|item| item.key.clone()), page.more);
-        page.items.retain(|kv| is_saved(&kv.key));
+        page.items.retain(|kv| is_wanted(&kv.key));
         pages.send(page.items).await.map_err(|_| None)?;
         match last {
             Some(last) if more => page = store.list(SAVED_PREFIX, Some(&last), PAGE_KEYS, Some(revision)).await.map_err(Some)?,
@@ -110,11 +184,27 @@ fn write_file(
     header: Header,
     files: &[Blob],
     secret: Option<&Secret>,
-    mut pages: mpsc::Receiver<Vec<KeyValue>>,
-    mut complete: tokio::sync::oneshot::Receiver<()>,
+    pages: mpsc::Receiver<Vec<KeyValue>>,
+    complete: tokio::sync::oneshot::Receiver<()>,
 ) -> Result<Status> {
     let mut temporary = Temporary::beside(path)?;
-    let mut writer = Writer::new(BufWriter::new(temporary.file()?), header.clone(), secret)?;
+    let writer = Writer::new(BufWriter::new(temporary.file()?), header, secret)?;
+    let (out, summary, hash) = write_all(writer, files, pages, complete)?.finish()?;
+    let file = out.into_inner().map_err(|error| Error::Io(error.into_error()))?;
+    let file_bytes = file.metadata().map_err(Error::Io)?.len();
+    // Sealing was decided in the writer; the header is told as it stands in the file.
+    temporary.keep(path)?;
+    let header = super::open(path)?.header;
+    Ok(Status::new(header, Ending { summary, hash, file_bytes }))
+}
+
+/// Everything but the end.
+fn write_all<W: Write>(
+    mut writer: Writer<W>,
+    files: &[Blob],
+    mut pages: mpsc::Receiver<Vec<KeyValue>>,
+    mut complete: tokio::sync::oneshot::Receiver<()>,
+) -> Result<Writer<W>> {
     for blob in files {
         writer.file(blob)?;
     }
@@ -126,10 +216,23 @@ fn write_file(
     if complete.try_recv().is_err() {
         return Err(Error::Io(std::io::Error::other("the store could not be read to its end")));
     }
+    Ok(writer)
+}
+
+/// Writes a snapshot from what another one holds: the same items, sealed or not, in a file that has its name when it is whole
+/// and on disk. `fill` puts in what belongs there.
+pub fn rewrite(
+    path: &Path,
+    header: Header,
+    secret: Option<&Secret>,
+    fill: impl FnOnce(&mut Writer<BufWriter<File>>) -> Result<()>,
+) -> Result<Status> {
+    let mut temporary = Temporary::beside(path)?;
+    let mut writer = Writer::new(BufWriter::new(temporary.file()?), header, secret)?;
+    fill(&mut writer)?;
     let (out, summary, hash) = writer.finish()?;
     let file = out.into_inner().map_err(|error| Error::Io(error.into_error()))?;
     let file_bytes = file.metadata().map_err(Error::Io)?.len();
-    // Sealing was decided in the writer; the header is told as it stands in the file.
     temporary.keep(path)?;
     let header = super::open(path)?.header;
     Ok(Status::new(header, Ending { summary, hash, file_bytes }))
