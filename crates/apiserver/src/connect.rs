@@ -5,7 +5,7 @@
 //! has found the kind, before a handler runs.
 
 use crate::{
-    Body, Server, User,
+    Body, Server, User, audit,
     body::{self, ReadError},
     encode::{Output, View},
 };
@@ -34,11 +34,24 @@ pub struct Call {
     pub request: Request<Body>,
 }
 
-/// Warnings for the client, sent as headers with whatever the answer is.
+/// Warnings for the client, sent as headers with whatever the answer is; and annotations for the audit log, if there is one.
 #[derive(Clone, Default)]
-pub struct Warnings(Arc<Mutex<Vec<String>>>);
+pub struct Warnings(Arc<Mutex<Vec<String>>>, Option<Arc<audit::Record>>);
 
 impl Warnings {
+    pub fn of(record: Option<Arc<audit::Record>>) -> Warnings {
+        Warnings(Arc::default(), record)
+    }
+    /// Whether there is an audit log: else annotations need not be made.
+    pub fn are_audited(&self) -> bool {
+        self.1.is_some()
+    }
+    /// Tells the audit log something about this request.
+    pub fn annotate(&self, key: &str, value: &str) {
+        if let Some(record) = &self.1 {
+            record.annotate(key, value);
+        }
+    }
     /// Adds what has not been said yet.
     pub fn add(&self, text: impl Into<String>) {
         let (text, mut all) = (text.into(), self.0.lock());

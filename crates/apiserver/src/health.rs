@@ -66,7 +66,7 @@ fn check(server: &Server, endpoint: &str, name: &str) -> Result<(), String> {
     match name {
         // A server that lives on without its store is not to be restarted for it, but nobody shall be sent to it.
         "etcd" if endpoint != "/livez" => match server.store.trouble() {
-            Some(error @ store::Error::Damaged(_)) => Err(error.to_string()),
+            Some(error @ (store::Error::Damaged(_) | store::Error::Undecryptable(_))) => Err(error.to_string()),
             _ => server.cache.lost().map_or(Ok(()), |why| Err(format!("the store does not answer: {why}"))),
         },
         "poststarthook/rbac/bootstrap-roles" if !server.health.is_bootstrapped() => Err("not finished".into()),

@@ -107,6 +107,10 @@ impl Metrics {
             let _ = writeln!(out, "apiserver_request_duration_seconds_count{{verb={verb:?}}} {}", histogram.count);
         }
         server.flow.metrics(&mut out);
+        if let Some(audit) = &server.audit {
+            audit.metrics(&mut out);
+        }
+        server.copies.expose(server.cache.reached(), &mut out);
         let _ = writeln!(out, "# HELP apiserver_storage_objects Stored objects.\n# TYPE apiserver_storage_objects gauge");
         let resources = server.cache.resources();
         for (name, cache) in &resources {

@@ -4,7 +4,7 @@
 //! [`request`] makes and signs certificate signing requests; [`jwt`] signs and checks service account tokens;
 //! [`join`] is the token with which a machine joins; [`kubeconfig`] writes clients' configuration; [`tls`] turns all of it
 //! into rustls configurations; [`rotation`] renews what a directory holds and [`reload`] is how a running server sees it;
-//! [`files`] is the one place where keys touch the disk.
+//! [`secret`] is a symmetric key in a file; [`files`] is the one place where keys touch the disk.
 //!
 //! What must stay true: a private key is never on disk with more than mode 0600, not for an instant; a file is there whole or
 //! not at all; what is there is never replaced by a new authority; every signature is made by aws-lc-rs.
@@ -20,6 +20,7 @@ pub mod kubeconfig;
 pub mod reload;
 pub mod request;
 pub mod rotation;
+pub mod secret;
 pub mod tls;
 
 pub use authority::{Authority, Issued};

@@ -19,6 +19,9 @@ use std::{
 /// Where a sandbox lives unless told otherwise.
 pub const DEFAULT_DIRECTORY: &str = "/var/lib/regent-sandbox";
 
+/// The key that opens the cluster's encryption keys, alike on all servers.
+const ENCRYPTION_KEY: &str = "encryption.key";
+
 /// A sandbox in its directory, running or not.
 pub struct Sandbox {
     directory: PathBuf,
@@ -203,6 +206,7 @@ impl Sandbox {
         let authority_directory = self.directory.join("pki");
         let authority = Authority::load_or_create(&authority_directory)?;
         ServiceAccountKeys::load_or_create(&authority_directory)?;
+        pki::secret::load_or_create(&authority_directory.join(ENCRYPTION_KEY))?;
         let admin = authority.issue_kept(&authority_directory, "admin", &Identity::admin())?;
         Kubeconfig::of(&plan::api_url(&self.options, None), &admin, "kubernetes-admin").write(&self.kubeconfig())?;
         for node in self.nodes.iter().filter(|n| n.role != Role::Registry) {
@@ -246,9 +250,9 @@ impl Sandbox {
 
     fn make_server_credentials(&self, node: &Node, authority: &Authority, directory: &Path) -> Result<()> {
         pki::files::replace(&directory.join("ca.key"), authority.key_pem(), Access::Private)?;
-        for file in ["sa.key", "sa.pub"] {
+        for file in ["sa.key", "sa.pub", ENCRYPTION_KEY] {
             let text = fs::read_to_string(self.directory.join("pki").join(file)).doing(|| format!("reading {file}"))?;
-            pki::files::replace(&directory.join(file), &text, if file == "sa.key" { Access::Private } else { Access::Public })?;
+            pki::files::replace(&directory.join(file), &text, if file == "sa.pub" { Access::Public } else { Access::Private })?;
         }
         let service: IpAddr = IpAddr::from([10, 96, 0, 1]);
         let mut names = vec![node.name.clone(), node.address.clone()];

@@ -65,7 +65,8 @@ impl Cache {
         let newest = cache.store.revision().await?;
         let from = Revision(newest.0.saturating_sub(RESUME_REVISIONS).max(1));
         let loaded = match cache.load(Some(from)).await {
-            Err(store::Error::Compacted { .. }) => cache.load(None).await?,
+            // The past may be sealed with a key that is gone, when all that is now is sealed with another.
+            Err(store::Error::Compacted { .. } | store::Error::Undecryptable(_)) => cache.load(None).await?,
             other => other?,
         };
         tokio::spawn(feed(cache.clone(), loaded, shutdown.clone()));

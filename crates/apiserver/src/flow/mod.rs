@@ -186,7 +186,9 @@ impl Drop for Ticket {
         let flow = &self.server.flow;
         match &self.held {
             Held::Nothing => {}
-            Held::Plain { mutating } => drop(flow.in_flight(*mutating).fetch_sub(1, Relaxed)),
+            Held::Plain { mutating } => {
+                flow.in_flight(*mutating).fetch_sub(1, Relaxed);
+            }
             Held::Seats { bound, mutating, queue, width, begun_s } => {
                 flow.in_flight(*mutating).fetch_sub(1, Relaxed);
                 let now_s = flow.now_s();

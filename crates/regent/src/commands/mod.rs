@@ -15,6 +15,7 @@ pub mod node;
 pub mod proxy;
 pub mod sandbox;
 pub mod scheduler;
+pub mod secrets_encrypt;
 pub mod server;
 pub mod snapshot;
 pub mod store;
