@@ -13,7 +13,7 @@ mod typed;
 
 pub use scale::{books_of_scale, take_books_of_scale};
 pub use set::Set;
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap, sync::LazyLock};
 use typed::{Difference, View};
 
 use crate::{
@@ -39,6 +39,8 @@ const STRIPPED: [&str; 11] = [
     "metadata.resourceVersion",
 ];
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+/// [`STRIPPED`] as a set.
+static NOBODYS: LazyLock<Set> = LazyLock::new(|| Set::of(&STRIPPED));
 /// What old updates are kept under when there are too many.
 const ANCIENT: &str = "ancient-changes";
 /// Who had set what was there before anybody kept books.
@@ -120,17 +122,17 @@ impl Entry {
             set,
         })
     }
-    fn to_value(&self) -> Value {
+    fn into_value(self) -> Value {
         let mut entry = Map::new();
-        for (key, text) in [("manager", &self.manager), ("apiVersion", &self.api_version), ("subresource", &self.subresource)] {
+        for (key, text) in [("manager", self.manager), ("apiVersion", self.api_version), ("subresource", self.subresource)] {
             if !text.is_empty() {
                 entry.insert(key.into(), json!(text));
             }
         }
         entry.insert("operation".into(), json!(if self.applies { "Apply" } else { "Update" }));
         entry.insert("fieldsType".into(), json!("FieldsV1"));
-        entry.insert("fieldsV1".into(), self.set.to_value());
-        if let Some(time) = &self.time {
+        entry.insert("fieldsV1".into(), self.set.into_value());
+        if let Some(time) = self.time {
             entry.insert("time".into(), json!(time));
         }
         Value::Object(entry)
@@ -175,7 +177,7 @@ fn encode(object: &mut Value, mut entries: Vec<Entry>) {
     entries.sort_by(|a, b| {
         (!a.applies, &a.time, &a.manager, &a.api_version, &a.subresource).cmp(&(!b.applies, &b.time, &b.manager, &b.api_version, &b.subresource))
     });
-    object.set("metadata.managedFields", entries.iter().map(Entry::to_value).collect::<Vec<_>>());
+    object.set("metadata.managedFields", entries.into_iter().map(Entry::into_value).collect::<Vec<_>>());
 }
 
 fn without_managed_fields(object: &Value) -> Value {
@@ -243,7 +245,7 @@ pub fn update(old: Option<&Value>, new: &mut Value, writer: &Writer<'_>) {
         new.remove("metadata.managedFields");
         return;
     }
-    let before = old.map_or_else(|| blank(&schema), without_managed_fields);
+    let before = old.map_or_else(|| Cow::Owned(blank(&schema)), Cow::Borrowed);
     record(&mut entries, &before, new, writer, &schema);
     encode(new, capped(entries));
 }
@@ -296,19 +298,23 @@ fn in_version(object: &Value, writer: &Writer<'_>, version: &str) -> Value {
 
 /// What a write changed leaves all others' sets and joins the writer's.
 fn record(entries: &mut Vec<Entry>, before: &Value, after: &Value, writer: &Writer<'_>, schema: &Schema) {
-    let differences = Differences::of(before, &without_managed_fields(after), writer, &View::of(schema), entries);
+    let differences = Differences::of(before, after, writer, &View::of(schema), entries);
     for entry in entries.iter_mut() {
         let difference = differences.of_entry(entry);
-        entry.set = entry.set.difference(&difference.set()).difference(&difference.removed);
+        for lost in [&difference.added, &difference.modified, &difference.removed] {
+            entry.set.give_up(lost);
+        }
     }
-    let own = differences.own.set().difference(&Set::of(&STRIPPED));
+    let mut own = differences.own.added;
+    own.join(differences.own.modified);
+    own.give_up(&NOBODYS);
     if !own.is_empty() {
         let fresh = Entry::of(writer, false);
         if !entries.iter().any(|entry| entry.is(&fresh)) {
             entries.push(fresh.clone());
         }
         if let Some(entry) = entries.iter_mut().find(|entry| entry.is(&fresh)) {
-            entry.set = entry.set.union(&own);
+            entry.set.join(own);
             entry.time = Some(writer.now.into());
         }
     }

@@ -7,6 +7,7 @@
 //! Errors keep Kubernetes' order and words: bad syntax first, then a wrong kind, then the first wrong type in document
 //! order; unknown and double fields are collected, for the caller to refuse, to warn about or to ignore.
 
+mod changed;
 mod json;
 mod scalars;
 mod yaml;
@@ -22,6 +23,7 @@ use crate::{
     status::{Result, Status},
 };
 use json::{Next, Reader, number_value};
+pub use changed::conforms;
 pub use scalars::{Precision, canonical_base64, canonical_time, time};
 use serde_json::Map;
 use std::borrow::Cow;

@@ -62,8 +62,8 @@ pub async fn delete(mut call: Call) -> Answer {
     let answered_with_object = ANSWERED_WITH_THE_OBJECT.contains(&call.resource());
     Ok(match delete_object(&writer, &options).await? {
         Deleted::Gone(last) if !answered_with_object => call.output.status(&Status::success(call.resource(), &call.info.name, last.uid())),
-        Deleted::Gone(last) => write::respond(&call, StatusCode::OK, &Written::Unstored(last)),
-        Deleted::Marked(written) => write::respond(&call, StatusCode::OK, &written),
+        Deleted::Gone(last) => write::respond_stored(&call, StatusCode::OK, Written::Unstored(last)).await?,
+        Deleted::Marked(written) => write::respond_stored(&call, StatusCode::OK, written).await?,
     })
 }
 
@@ -84,6 +84,7 @@ pub async fn delete_collection(mut call: Call) -> Answer {
         }
     });
     futures::stream::iter(deletions.collect::<Vec<_>>()).buffer_unordered(COLLECTION_WORKERS).try_collect::<()>().await?;
+    let entries = conversion::entries(&call.server, &call.view(), entries).await?;
     Ok(call.output.list(&call.view(), entries, &metadata))
 }
 
@@ -109,8 +110,8 @@ pub async fn delete_object(writer: &Writer<'_>, options: &DeleteOptions) -> Resu
         if old.deletion_timestamp().is_none() {
             writer.kind.hooks.prepare_delete(&mut old, &write::now());
         }
-        let done = match decide(writer.kind, &old, options, jiff::Timestamp::now()) {
-            Decision::Remove(last) => writer.remove(&entry, last).await?.map(|written| Deleted::Gone(written.value())),
+        let done = match decide(writer.kind, old, options, jiff::Timestamp::now()) {
+            Decision::Remove(last) => writer.remove(&entry, last).await?.map(|written| Deleted::Gone(written.into_value())),
             Decision::Mark(marked) => writer.mark(&entry, marked).await?.map(Deleted::Marked),
         };
         if let Some(done) = done {
@@ -153,16 +154,16 @@ enum Decision {
     Mark(Value),
 }
 
-fn decide(kind: &Kind, old: &Value, options: &DeleteOptions, now: jiff::Timestamp) -> Decision {
-    let mut new = old.clone();
+fn decide(kind: &Kind, object: Value, options: &DeleteOptions, now: jiff::Timestamp) -> Decision {
+    let mut new = object;
+    let marked_before = new.deletion_timestamp().is_some();
     propagate(kind, &mut new, options);
-    let marked_before = old.deletion_timestamp().is_some();
-    if let Some(grace_s) = grace_s(kind, old, options) {
-        match (marked_before, old.i64_at("metadata.deletionGracePeriodSeconds")) {
+    if let Some(grace_s) = grace_s(kind, &new, options) {
+        match (marked_before, new.i64_at("metadata.deletionGracePeriodSeconds")) {
             (true, Some(before_s)) if grace_s >= before_s => {}
             (true, Some(before_s)) => {
                 // The clock goes on from when it was first deleted.
-                let first = old.deletion_timestamp().and_then(|text| text.parse::<jiff::Timestamp>().ok()).unwrap_or(now);
+                let first = new.deletion_timestamp().and_then(|text| text.parse::<jiff::Timestamp>().ok()).unwrap_or(now);
                 new.set("metadata.deletionTimestamp", timestamp(shifted(first, grace_s - before_s)));
                 new.set("metadata.deletionGracePeriodSeconds", grace_s);
             }
@@ -267,38 +268,38 @@ mod tests {
     fn a_plain_object_goes_at_once_and_a_held_one_is_marked() {
         let kind = Kind::namespaced("", "v1", "ConfigMap", "configmaps");
         let plain = json!({"metadata": {"name": "a"}});
-        assert_eq!(decide(&kind, &plain, &DeleteOptions::default(), now()), Decision::Remove(plain.clone()));
+        assert_eq!(decide(&kind, plain.clone(), &DeleteOptions::default(), now()), Decision::Remove(plain.clone()));
         let foreground = DeleteOptions { propagation: Some(Propagation::Foreground), ..DeleteOptions::default() };
-        let held = marked(decide(&kind, &plain, &foreground, now()));
+        let held = marked(decide(&kind, plain.clone(), &foreground, now()));
         assert_eq!(held["metadata"]["finalizers"], json!(["foregroundDeletion"]));
         assert_eq!(held["metadata"]["deletionTimestamp"], "2026-11-22T10:00:00Z");
         assert_eq!(held["metadata"]["deletionGracePeriodSeconds"], 0);
-        assert_eq!(marked(decide(&kind, &held, &foreground, now())), held);
+        assert_eq!(marked(decide(&kind, held.clone(), &foreground, now())), held);
         let background = DeleteOptions { propagation: Some(Propagation::Background), ..DeleteOptions::default() };
-        assert!(matches!(decide(&kind, &held, &background, now()), Decision::Remove(_)));
+        assert!(matches!(decide(&kind, held.clone(), &background, now()), Decision::Remove(_)));
     }
 
     #[test]
     fn a_running_pod_gets_its_time_which_can_only_be_shortened() {
-        let first = marked(decide(&graceful(), &running(), &DeleteOptions::default(), now()));
+        let first = marked(decide(&graceful(), running(), &DeleteOptions::default(), now()));
         assert_eq!(first["metadata"]["deletionTimestamp"], "2026-11-22T10:00:20Z");
         assert_eq!(first["metadata"]["deletionGracePeriodSeconds"], 20);
         assert_eq!(first["metadata"]["generation"], 2);
-        assert_eq!(marked(decide(&graceful(), &first, &grace(60), now())), first);
-        assert_eq!(marked(decide(&graceful(), &first, &DeleteOptions::default(), now())), first);
-        let shorter = marked(decide(&graceful(), &first, &grace(5), now()));
+        assert_eq!(marked(decide(&graceful(), first.clone(), &grace(60), now())), first);
+        assert_eq!(marked(decide(&graceful(), first.clone(), &DeleteOptions::default(), now())), first);
+        let shorter = marked(decide(&graceful(), first.clone(), &grace(5), now()));
         assert_eq!(shorter["metadata"]["deletionTimestamp"], "2026-11-22T10:00:05Z");
         assert_eq!(shorter["metadata"]["generation"], 2);
-        assert!(matches!(decide(&graceful(), &shorter, &grace(0), now()), Decision::Remove(_)));
+        assert!(matches!(decide(&graceful(), shorter.clone(), &grace(0), now()), Decision::Remove(_)));
     }
 
     #[test]
     fn a_pod_that_never_ran_or_has_ended_goes_at_once() {
         let mut waiting = running();
         waiting["spec"]["nodeName"] = json!("");
-        assert!(matches!(decide(&graceful(), &waiting, &grace(30), now()), Decision::Remove(_)));
+        assert!(matches!(decide(&graceful(), waiting.clone(), &grace(30), now()), Decision::Remove(_)));
         let mut ended = running();
         ended["status"]["phase"] = json!("Succeeded");
-        assert!(matches!(decide(&graceful(), &ended, &DeleteOptions::default(), now()), Decision::Remove(_)));
+        assert!(matches!(decide(&graceful(), ended.clone(), &DeleteOptions::default(), now()), Decision::Remove(_)));
     }
 }

@@ -210,6 +210,11 @@ impl Output {
         self.value(code, &shown)
     }
 
+    /// The same, of an object that its caller keeps.
+    pub fn shown(&self, code: StatusCode, view: &View, object: &Value) -> Response<Body> {
+        if self.shape == Shape::Object && view.is_stored_form() { self.value(code, object) } else { self.object(code, view, object.clone()) }
+    }
+
     /// Anything that is shown as it is.
     pub fn value(&self, code: StatusCode, value: &Value) -> Response<Body> {
         if self.format != Format::Protobuf {
@@ -501,6 +506,9 @@ impl Iterator for Pieces {
     fn next(&mut self) -> Option<Bytes> {
         if self.done {
             return None;
+        }
+        if self.next.capacity() < LIST_PIECE_BYTES {
+            self.next.reserve(LIST_PIECE_BYTES + LIST_PIECE_BYTES / 8);
         }
         while self.next.len() < LIST_PIECE_BYTES {
             let Some(item) = self.items.next() else {

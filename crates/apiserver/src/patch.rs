@@ -89,21 +89,34 @@ pub async fn patch(mut call: Call) -> Answer {
     let bytes = call.body().await?;
     let part = if call.info.subresource.is_empty() { Part::Object } else { Part::Status };
     let problems = if options.field_validation == FieldValidation::Ignore { vec![] } else { doubled_fields(kind, &bytes) };
-    // Refusals show a strategic merge patch itself, and of the others what they have made.
-    let given = (kind == PatchKind::Strategic).then(|| structure::parse(&bytes, Encoding::Json).ok()).flatten().map(|patch| merge::go_text(&patch));
     let writer = Writer::of(&call, options.dry_run, &options.field_manager);
     let view = call.view();
     let written = writer.modify(part, |old| {
-        let mut shown = old.clone();
-        view.show(&mut shown);
-        let mut patched = patched(&call, kind, &shown, &bytes)?;
-        // A version that the patch itself names is a condition; the one that was there is not.
-        if matches!(patched.resource_version(), "" | "0") {
-            patched.set("metadata.resourceVersion", old.resource_version());
+        let patched = || {
+            let mut patched = if view.is_stored_form() {
+                patched(&call, kind, old, &bytes)?
+            } else {
+                let mut shown = old.clone();
+                view.show(&mut shown);
+                patched(&call, kind, &shown, &bytes)?
+            };
+            // A version that the patch itself names is a condition; the one that was there is not.
+            if matches!(patched.resource_version(), "" | "0") {
+                patched.set("metadata.resourceVersion", old.resource_version());
+            }
+            Ok::<_, Status>(patched)
+        };
+        let mut object = patched()?;
+        let quick = view.is_stored_form() && problems.is_empty() && structure::conforms(&mut object, old, &call.kind, &call.info.version);
+        if !quick {
+            // Refusals show a strategic merge patch itself, and of the others what they have made.
+            let given = if kind == PatchKind::Strategic { structure::parse(&bytes, Encoding::Json).ok() } else { None };
+            let given = given.map(|patch| merge::go_text(&patch));
+            let (checked, warnings) =
+                structure::check_patched(patched()?, &call.kind, &call.info.version, options.field_validation, given, problems.clone())?;
+            call.warnings.extend(warnings);
+            object = checked;
         }
-        let (mut object, warnings) =
-            structure::check_patched(patched, &call.kind, &call.info.version, options.field_validation, given.clone(), problems.clone())?;
-        call.warnings.extend(warnings);
         write::check_name(&call, &object)?;
         call.kind.hooks.to_stored(&call.info.version, &mut object);
         let pinned = object.resource_version() != old.resource_version();

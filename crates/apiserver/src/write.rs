@@ -68,6 +68,12 @@ impl Written {
             Written::Unstored(value) => value.clone(),
         }
     }
+    pub fn into_value(self) -> Value {
+        match self {
+            Written::Stored(entry) => entry.value(),
+            Written::Unstored(value) => value,
+        }
+    }
 }
 
 /// Which part of an object a modification may change.
@@ -137,8 +143,17 @@ pub async fn update(mut call: Call) -> Answer {
 pub fn respond(call: &Call, code: StatusCode, written: &Written) -> Response<Body> {
     match written {
         Written::Stored(entry) => call.output.entry(code, &call.view(), entry),
-        Written::Unstored(value) => call.output.object(code, &call.view(), value.clone()),
+        Written::Unstored(value) => call.output.shown(code, &call.view(), value),
     }
+}
+
+/// The same for what a deletion has left, which is in the version that is stored.
+pub async fn respond_stored(call: &Call, code: StatusCode, written: Written) -> Answer {
+    if !conversion::is_by_webhook(&call.kind) {
+        return Ok(respond(call, code, &written));
+    }
+    let shown = conversion::object(&call.server, &call.kind, written.value(), &call.info.version).await?;
+    Ok(respond(call, code, &Written::Unstored(shown)))
 }
 
 /// 400 if the body names another object than the path.
@@ -429,6 +444,7 @@ impl<'a> Writer<'a> {
         let hooks = &self.kind.hooks;
         if part == Part::Object && self.kind.has_status() {
             match old.get("status") {
+                Some(status) if new.get("status") == Some(status) => {}
                 Some(status) => new.set("status", status.clone()),
                 None => drop(new.remove("status")),
             }
@@ -438,7 +454,7 @@ impl<'a> Writer<'a> {
             self.keep_books(Some(old), &mut new);
         }
         // A hook that begins with the old object would take the old books too.
-        let books = books_of(&new);
+        let books = new.remove("metadata.managedFields");
         match part {
             Part::Object => hooks.prepare_update(&mut new, old),
             Part::Status => hooks.prepare_status(&mut new, old),
@@ -572,12 +588,12 @@ impl<'a> Writer<'a> {
     }
 
     fn count_generation(&self, new: &mut Value, old: &Value) {
-        let content = |object: &Value| -> Vec<(String, Value)> {
-            let members = object.as_object().into_iter().flatten();
-            members.filter(|(key, _)| !matches!(key.as_str(), "metadata" | "status")).map(|(key, value)| (key.clone(), value.clone())).collect()
+        let content = |object: &Value, other: &Value| {
+            let mut members = object.as_object().into_iter().flatten().filter(|(key, _)| !matches!(key.as_str(), "metadata" | "status"));
+            members.all(|(key, value)| other.get(key) == Some(value))
         };
         // A hook may have counted what is not content here but counts for its kind.
-        if self.kind.has_generation && new.generation() <= old.generation() && content(new) != content(old) {
+        if self.kind.has_generation && new.generation() <= old.generation() && !(content(new, old) && content(old, new)) {
             new.set("metadata.generation", old.generation() + 1);
         }
     }
@@ -655,17 +671,25 @@ fn put_books(object: &mut Value, books: Option<Value>) {
 /// Whether two states of an object differ in nothing but their version and the times at which somebody said the same.
 fn same(new: &Value, old: &Value) -> bool {
     let (Some(new), Some(old)) = (new.as_object(), old.as_object()) else { return false };
-    let metadata_of = |object: &serde_json::Map<String, Value>| {
-        let mut metadata = object.get("metadata").and_then(Value::as_object).cloned().unwrap_or_default();
-        metadata.remove("resourceVersion");
-        for entry in metadata.get_mut("managedFields").and_then(Value::as_array_mut).into_iter().flatten() {
-            if let Some(entry) = entry.as_object_mut() {
-                entry.remove("time");
-            }
-        }
-        metadata
-    };
-    new.len() == old.len() && new.iter().all(|(key, value)| key == "metadata" || old.get(key) == Some(value)) && metadata_of(new) == metadata_of(old)
+    new.len() == old.len()
+        && new.iter().all(|(key, value)| key == "metadata" || old.get(key) == Some(value))
+        && same_but(new.get("metadata"), old.get("metadata"), "resourceVersion", |key, new, old| {
+            new == old || (key == "managedFields" && same_books(new, old))
+        })
+}
+
+fn same_books(new: &Value, old: &Value) -> bool {
+    let (Some(new), Some(old)) = (new.as_array(), old.as_array()) else { return false };
+    new.len() == old.len() && new.iter().zip(old).all(|(new, old)| same_but(Some(new), Some(old), "time", |_, new, old| new == old))
+}
+
+/// Whether two objects are the same but for one member, as `equal` sees the others.
+fn same_but(new: Option<&Value>, old: Option<&Value>, but: &str, equal: impl Fn(&str, &Value, &Value) -> bool) -> bool {
+    let members = |object: Option<&'_ Value>| object.and_then(Value::as_object).map_or(0, |map| map.len() - usize::from(map.contains_key(but)));
+    members(new) == members(old)
+        && new.and_then(Value::as_object).into_iter().flatten().all(|(key, value)| {
+            key == but || old.and_then(|old| old.get(key)).is_some_and(|old| equal(key, value, old))
+        })
 }
 
 /// Whether an object that is being deleted has nothing left that holds it.
@@ -769,6 +793,9 @@ mod tests {
         new.set("data.k", "w");
         assert!(!same(&new, &old));
         assert!(!same(&json!({"metadata": {"name": "a"}}), &old));
+        let with_books = |time: &str, manager: &str| json!({"metadata": {"managedFields": [{"manager": manager, "time": time}]}});
+        assert!(same(&with_books("1", "a"), &with_books("2", "a")));
+        assert!(!same(&with_books("1", "a"), &with_books("1", "b")));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::{
     schema::{ListType, Schema, Type},
 };
 use serde_json::Map;
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap, fmt::Write};
 
 /// A set of paths.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,10 +16,17 @@ pub struct Set {
     nodes: BTreeMap<String, Node>,
 }
 
+/// An element: whether it is in the set itself, and what of it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Node {
-    member: bool,
-    children: Set,
+pub(super) struct Node {
+    pub(super) member: bool,
+    pub(super) children: Set,
+}
+
+impl Node {
+    pub(super) fn is_empty(&self) -> bool {
+        !self.member && self.children.nodes.is_empty()
+    }
 }
 
 impl Set {
@@ -27,32 +34,40 @@ impl Set {
     pub fn from_value(fields: &Value) -> Option<Set> {
         let mut set = Set::default();
         for (element, below) in fields.as_object().into_iter().flatten().filter(|(element, _)| *element != ".") {
-            match element.split_at_checked(2)? {
-                ("f:", _) => {}
-                ("k:", keys) => drop(serde_json::from_str::<Map<String, Value>>(keys).ok()?),
-                ("v:", value) => drop(serde_json::from_str::<Value>(value).ok()?),
-                ("i:", index) => drop(index.parse::<i64>().ok()?),
+            // In the written form that [`item_element`] gives, whatever order the keys came in.
+            let canonical = match element.split_at_checked(2)? {
+                ("f:", _) => element.clone(),
+                ("k:", keys) => {
+                    let keys = serde_json::from_str::<BTreeMap<String, Value>>(keys).ok()?;
+                    key_element(keys.iter().map(|(key, value)| (key.as_str(), value)))
+                }
+                ("v:", value) => format!("v:{}", serde_json::from_str::<Value>(value).ok()?),
+                ("i:", index) => {
+                    index.parse::<i64>().ok()?;
+                    element.clone()
+                }
                 (sort, _) if sort.ends_with(':') => continue,
                 _ => return None,
-            }
+            };
             let children = Set::from_value(below)?;
             let member = children.nodes.is_empty() || below.get(".").is_some();
-            set.nodes.insert(canonical(element), Node { member, children });
+            set.nodes.insert(canonical, Node { member, children });
         }
         Some(set)
     }
 
-    pub fn to_value(&self) -> Value {
+    /// As `fieldsV1`.
+    pub fn into_value(self) -> Value {
         let mut fields = Map::new();
-        for (element, node) in &self.nodes {
-            let mut below = node.children.to_value();
+        for (element, node) in self.nodes {
+            let mut below = node.children.into_value();
             if let Value::Object(map) = &mut below
                 && node.member
                 && !map.is_empty()
             {
                 map.insert(".".into(), Value::Object(Map::new()));
             }
-            fields.insert(element.clone(), below);
+            fields.insert(element, below);
         }
         Value::Object(fields)
     }
@@ -82,6 +97,11 @@ impl Set {
         }
     }
 
+    /// Puts a whole element in the place of what was there.
+    pub(super) fn put(&mut self, element: String, node: Node) {
+        self.nodes.insert(element, node);
+    }
+
     /// Whether the element itself is in the set.
     pub fn has(&self, element: &str) -> bool {
         self.nodes.get(element).is_some_and(|node| node.member)
@@ -94,12 +114,37 @@ impl Set {
 
     pub fn union(&self, other: &Set) -> Set {
         let mut all = self.clone();
-        for (element, node) in &other.nodes {
-            let own = all.nodes.entry(element.clone()).or_default();
-            own.member |= node.member;
-            own.children = own.children.union(&node.children);
-        }
+        all.join(other.clone());
         all
+    }
+
+    /// Takes in all of another set.
+    pub fn join(&mut self, other: Set) {
+        if self.nodes.is_empty() {
+            *self = other;
+            return;
+        }
+        for (element, node) in other.nodes {
+            match self.nodes.get_mut(&element) {
+                Some(own) => {
+                    own.member |= node.member;
+                    own.children.join(node.children);
+                }
+                None => drop(self.nodes.insert(element, node)),
+            }
+        }
+    }
+
+    /// Gives up the members of another set.
+    pub fn give_up(&mut self, other: &Set) {
+        for (element, theirs) in &other.nodes {
+            let Some(own) = self.nodes.get_mut(element) else { continue };
+            own.member &= !theirs.member;
+            own.children.give_up(&theirs.children);
+            if own.is_empty() {
+                self.nodes.remove(element);
+            }
+        }
     }
 
     fn keep(&self, other: &Set, member: impl Fn(bool, bool) -> bool + Copy) -> Set {
@@ -122,20 +167,25 @@ impl Set {
         self.keep(other, |own, theirs| own && !theirs)
     }
 
-    /// Without the members of `other` and everything below them.
-    pub fn without(&self, other: &Set) -> Set {
-        let mut kept = Set::default();
-        for (element, node) in &self.nodes {
-            let children = match other.nodes.get(element) {
-                Some(theirs) if theirs.member => continue,
-                Some(theirs) => node.children.without(&theirs.children),
-                None => node.children.clone(),
-            };
-            if node.member || !children.nodes.is_empty() {
-                kept.nodes.insert(element.clone(), Node { member: node.member, children });
+    /// Gives up the members of another set and everything below them.
+    pub fn strip(&mut self, other: &Set) {
+        for (element, theirs) in &other.nodes {
+            if theirs.member {
+                self.nodes.remove(element);
+                continue;
+            }
+            let Some(own) = self.nodes.get_mut(element) else { continue };
+            own.children.strip(&theirs.children);
+            if own.is_empty() {
+                self.nodes.remove(element);
             }
         }
-        kept
+    }
+
+    /// Without the members of `other` and everything below them.
+    pub fn without(mut self, other: &Set) -> Set {
+        self.strip(other);
+        self
     }
 
     /// The same with every declared field on the way a member too: who owns `a.b` owns the struct `a`.
@@ -187,21 +237,15 @@ pub fn element_text(element: &str) -> String {
     }
 }
 
-/// The written form that [`item_element`] gives, whatever order the keys came in.
-fn canonical(element: &str) -> String {
-    match element.split_at_checked(2) {
-        Some(("k:", keys)) => match serde_json::from_str::<BTreeMap<String, Value>>(keys) {
-            Ok(keys) => key_element(keys.iter().map(|(key, value)| (key.as_str(), value))),
-            Err(_) => element.to_string(),
-        },
-        Some(("v:", value)) => serde_json::from_str::<Value>(value).map_or_else(|_| element.to_string(), |value| format!("v:{value}")),
-        _ => element.to_string(),
-    }
-}
-
 fn key_element<'a>(keys: impl Iterator<Item = (&'a str, &'a Value)>) -> String {
-    let keys: Vec<String> = keys.map(|(key, value)| format!("{}:{value}", Value::from(key))).collect();
-    format!("k:{{{}}}", keys.join(","))
+    let mut element = String::from("k:");
+    for (i, (key, value)) in keys.enumerate() {
+        element.push(if i == 0 { '{' } else { ',' });
+        // Writing into a String cannot fail.
+        let _ = write!(element, "{}:{value}", Value::from(key));
+    }
+    element.push_str(if element.len() == 2 { "{}" } else { "}" });
+    element
 }
 
 /// Keys of list items that may be left out, by the type of the item, and what they are then.
@@ -219,20 +263,22 @@ pub fn item_element(schema: &Schema, item: &Value, index: usize) -> Result<Strin
         ListType::Map(keys) => {
             let Value::Object(map) = item else { return Err("associative list with keys may not have non-map elements".into()) };
             let of = schema.items.as_deref().map_or("", Schema::short_name);
-            let mut found = BTreeMap::new();
+            let mut found: Vec<(&str, Cow<'_, Value>)> = Vec::with_capacity(keys.len());
             for key in keys {
                 let default = || KEY_DEFAULTS.iter().find(|(type_, name, _)| *type_ == of && *name == key).map(|(_, _, value)| Value::from(*value));
-                if let Some(value) = map.get(key.as_ref()).filter(|value| !value.is_null()).cloned().or_else(default) {
-                    found.insert(key.as_ref(), value);
+                let given = map.get(key.as_ref()).filter(|value| !value.is_null()).map(Cow::Borrowed);
+                if let Some(value) = given.or_else(|| default().map(Cow::Owned)) {
+                    found.push((key.as_ref(), value));
                 }
             }
+            found.sort_by_key(|(key, _)| *key);
             if found.is_empty() {
                 return Err(format!(
                     "associative list with keys has an element that omits key field {:?} (and doesn't have default value)",
                     keys.first().map_or("", |key| key.as_ref())
                 ));
             }
-            Ok(key_element(found.iter().map(|(key, value)| (*key, value))))
+            Ok(key_element(found.iter().map(|(key, value)| (*key, value.as_ref()))))
         }
     }
 }
@@ -246,7 +292,7 @@ mod tests {
     fn sets_keep_their_written_form() {
         let fields = json!({"f:data": {".": {}, "f:k": {}}, "f:spec": {"f:ports": {"k:{\"containerPort\":80,\"protocol\":\"TCP\"}": {".": {}, "f:name": {}}}, "f:finalizers": {"v:\"a/b\"": {}}}});
         let set = Set::from_value(&fields).unwrap();
-        assert_eq!(set.to_value(), fields);
+        assert_eq!(set.clone().into_value(), fields);
         assert_eq!(
             set.paths(),
             [
@@ -269,7 +315,10 @@ mod tests {
         assert_eq!(a.intersection(&b), set(&["b.c"]));
         assert_eq!(a.difference(&b), set(&["a", "b.d"]));
         assert_eq!(a.union(&b), set(&["a", "b.c", "b.d", "e"]));
-        assert_eq!(a.without(&set(&["b"])), set(&["a"]));
+        assert_eq!(a.clone().without(&set(&["b"])), set(&["a"]));
+        let mut rest = a.clone();
+        rest.give_up(&b);
+        assert_eq!(rest, a.difference(&b));
         assert!(a.difference(&a).is_empty());
     }
 }

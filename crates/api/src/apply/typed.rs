@@ -3,7 +3,7 @@
 //! What is atomic is a leaf. Lists of maps and of values are walked by their items' keys and values. What has no schema is
 //! walked as maps, with lists as leaves, as Kubernetes deduces it.
 
-use super::set::{Set, element_text, item_element};
+use super::set::{Node, Set, element_text, item_element};
 use crate::{
     Value,
     schema::{Field, ListType, Schema, Type},
@@ -64,6 +64,39 @@ fn map_of(value: Option<&Value>) -> Option<&Map<String, Value>> {
 fn elements<'v>(list: &Schema, value: Option<&'v Value>) -> Vec<(String, &'v Value)> {
     let items = value.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     items.iter().enumerate().filter_map(|(i, item)| item_element(list, item, i).ok().map(|element| (element, item))).collect()
+}
+
+/// Where in an object a comparison is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Depth {
+    Object,
+    Metadata,
+    Below,
+}
+
+/// What two values differ in, themselves and below.
+#[derive(Default)]
+struct Differs {
+    added: Node,
+    modified: Node,
+    removed: Node,
+}
+
+impl Differs {
+    fn put(&mut self, element: impl FnOnce() -> String, below: Differs) {
+        let Differs { added, modified, removed } = below;
+        let mut all = [(&mut self.added, added), (&mut self.modified, modified), (&mut self.removed, removed)];
+        let mut left = all.iter().filter(|(_, node)| !node.is_empty()).count();
+        if left == 0 {
+            return;
+        }
+        let mut element = element();
+        for (whole, node) in all.iter_mut().filter(|(_, node)| !node.is_empty()) {
+            left -= 1;
+            let name = if left == 0 { std::mem::take(&mut element) } else { element.clone() };
+            whole.children.put(name, std::mem::take(node));
+        }
+    }
 }
 
 /// How a walk goes on below a value.
@@ -142,28 +175,28 @@ impl<'a> View<'a> {
         }
     }
 
+    /// What two whole objects differ in. Their own `metadata.managedFields` do not count.
     pub fn compare(&self, old: &Value, new: &Value) -> Difference {
-        let mut difference = Difference::default();
-        self.differ(Some(old), Some(new), &mut vec![], &mut difference);
-        difference
+        let differs = self.differ(Some(old), Some(new), Depth::Object);
+        Difference { added: differs.added.children, modified: differs.modified.children, removed: differs.removed.children }
     }
 
-    fn differ(&self, old: Option<&Value>, new: Option<&Value>, path: &mut Vec<String>, difference: &mut Difference) {
+    /// Bottom up: what is equal costs one comparison, and no path is made for it.
+    fn differ(&self, old: Option<&Value>, new: Option<&Value>, depth: Depth) -> Differs {
+        let mut differs = Differs::default();
         match (old, new) {
-            (None, None) => return,
-            (None, Some(_)) => difference.added.insert(path),
-            (Some(_), None) => difference.removed.insert(path),
+            (None, None) => return differs,
+            (None, Some(_)) => differs.added.member = true,
+            (Some(_), None) => differs.removed.member = true,
+            // Two objects' books differ where nothing else does.
+            (Some(old), Some(new)) if depth == Depth::Below && same(old, new) => return differs,
             (Some(_), Some(_)) => {}
         }
         let shape = self.shape(new.filter(|new| !new.is_null()).or(old));
         let leaf = matches!(shape, Shape::Leaf) || (is_empty(old) && is_empty(new));
         if leaf {
-            if let (Some(old), Some(new)) = (old, new)
-                && !same(old, new)
-            {
-                difference.modified.insert(path);
-            }
-            return;
+            differs.modified.member = matches!((old, new), (Some(old), Some(new)) if depth == Depth::Below || !same(old, new));
+            return differs;
         }
         match shape {
             Shape::Map => {
@@ -172,10 +205,10 @@ impl<'a> View<'a> {
                     .into_iter()
                     .flat_map(Map::keys)
                     .chain(new.into_iter().flat_map(Map::keys).filter(|key| old.is_none_or(|old| !old.contains_key(*key))));
-                for key in keys {
-                    path.push(format!("f:{key}"));
-                    self.member(key).differ(old.and_then(|old| old.get(key)), new.and_then(|new| new.get(key)), path, difference);
-                    path.pop();
+                for key in keys.filter(|key| depth != Depth::Metadata || *key != "managedFields") {
+                    let depth = if depth == Depth::Object && key == "metadata" { Depth::Metadata } else { Depth::Below };
+                    let below = self.member(key).differ(old.and_then(|old| old.get(key)), new.and_then(|new| new.get(key)), depth);
+                    differs.put(|| format!("f:{key}"), below);
                 }
             }
             Shape::List(list) => {
@@ -183,19 +216,20 @@ impl<'a> View<'a> {
                 elements(list, old).into_iter().for_each(|(element, item)| pairs.entry(element).or_default().0.push(item));
                 elements(list, new).into_iter().for_each(|(element, item)| pairs.entry(element).or_default().1.push(item));
                 for (element, (old, new)) in pairs {
-                    path.push(element);
+                    let mut below = Differs::default();
                     match (old.as_slice(), new.as_slice()) {
-                        ([] | [_], [] | [_]) => self.item().differ(old.first().copied(), new.first().copied(), path, difference),
-                        ([], _) => difference.added.insert(path),
-                        (_, []) => difference.removed.insert(path),
+                        ([] | [_], [] | [_]) => below = self.item().differ(old.first().copied(), new.first().copied(), Depth::Below),
+                        ([], _) => below.added.member = true,
+                        (_, []) => below.removed.member = true,
                         (old, new) if old.len() == new.len() && old.iter().zip(new).all(|(old, new)| same(old, new)) => {}
-                        _ => difference.modified.insert(path),
+                        _ => below.modified.member = true,
                     }
-                    path.pop();
+                    differs.put(|| element, below);
                 }
             }
             Shape::Leaf => {}
         }
+        differs
     }
 
     /// The live object with what the applied one says.

@@ -25,7 +25,7 @@ impl Plugin for ResourceQuota {
 
     async fn validate(&self, cx: &AdmissionContext<'_>, object: &Value) -> Result<(), Status> {
         let written = matches!(cx.operation, Operation::Create | Operation::Update) && cx.subresource.is_empty();
-        if !written || cx.namespace.is_empty() {
+        if !written || cx.namespace.is_empty() || cx.server.cache.resource("", "resourcequotas").is_without(cx.namespace) {
             return Ok(());
         }
         let of = |object: &Value| usage(&cx.kind.group, &cx.kind.resource, object);

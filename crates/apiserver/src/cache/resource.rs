@@ -300,6 +300,11 @@ impl ResourceCache {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+    /// Whether there is no object in a namespace.
+    pub fn is_without(&self, namespace: &str) -> bool {
+        let inner = self.inner.lock();
+        inner.map.is_empty() || Snapshot { map: inner.map.clone(), revision: inner.changed }.entries(Some(namespace)).next().is_none()
+    }
     /// Running watches.
     pub fn watchers(&self) -> usize {
         self.inner.lock().watchers.len()
