@@ -1,7 +1,7 @@
 # The front door. What is more than one line lives in xtask.
 .DEFAULT_GOAL := help
 REGENT := target/release/regent
-.PHONY: help setup images build up down test unit e2e drills check fmt bench
+.PHONY: help setup images clients build up down test unit e2e drills soak check fmt bench
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -22,7 +22,10 @@ up: build images ## bring up a cluster of four nodes here and serve nginx from i
 down: ## take the cluster away, without a trace
 	@$(REGENT) sandbox down
 
-test: setup images ## everything that must pass: house rules, unit and API tests, the cluster end to end
+clients: ## fetch the clients that the end-to-end tests use (kubectl of many versions, Helm, Python's, Node's)
+	@cargo xtask clients
+
+test: setup images clients ## everything that must pass: house rules, unit and API tests, the cluster end to end
 	@cargo xtask tidy
 	@cargo test --workspace --quiet --exclude regent --all-targets
 	@cargo test --package regent --quiet --bins
@@ -33,11 +36,14 @@ unit: setup ## the tests that need no cluster
 	@cargo test --workspace --quiet --exclude regent --all-targets
 	@cargo test --package regent --quiet --bins
 
-e2e: setup images ## the cluster end to end, with real containers; `make e2e only=NAME` runs what has NAME in its name
+e2e: setup images clients ## the cluster end to end, with real containers; `make e2e only=NAME` runs what has NAME in its name
 	@cargo test --package regent --test e2e -- $(only)
 
 drills: build images ## every drill, with a report: target/drills.html; some of them take minutes
 	@$(REGENT) drill run all --dir target/drills-sandbox --images target/images --report target/drills.html --document docs/what-happens-when.md
+
+soak: build images ## random faults under constant traffic, for=1h: a table of faults and figures
+	@$(REGENT) drill soak --duration $(or $(for),1h) --dir target/drills-sandbox --images target/images --report target/soak.html
 
 check: setup ## formatting, lints and house rules
 	@cargo fmt --all --check

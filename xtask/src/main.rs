@@ -1,6 +1,7 @@
 //! Developer tasks behind `make`: what is more than one line of shell.
 
 mod bench;
+mod clients;
 mod images;
 mod setup;
 mod shell;
@@ -22,6 +23,8 @@ struct CommandLine {
 enum Task {
     /// Install what is missing from Debian's packages, and a kubectl if there is none.
     Setup,
+    /// Fetch the clients that the end-to-end tests use into target/clients.
+    Clients,
     /// Build the container images from Debian packages into target/images.
     Images,
     /// Check the house rules: file headers, crate arrows, banned calls.
@@ -53,6 +56,7 @@ fn run() -> Result<()> {
     std::env::set_current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))?;
     match CommandLine::parse().task {
         Task::Setup => setup::run(),
+        Task::Clients => clients::run(),
         Task::Images => images::build(),
         Task::Tidy => tidy::run(),
         Task::Bench { regent } => bench::run(&regent),

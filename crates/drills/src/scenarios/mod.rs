@@ -26,6 +26,7 @@ mod pod_unready_without_master;
 mod proxy_and_dns_restarted_without_master;
 mod proxy_restarted;
 mod quorum_lost;
+mod recover_on_another_node;
 mod rolling_restart_of_masters;
 mod scheduler_stopped;
 mod second_node_dies_without_master;
@@ -66,6 +67,7 @@ pub const ALL: &[&Scenario] = &[
     &worker_reboots_without_master::SCENARIO,
     &every_node_reboots_without_master::SCENARIO,
     &master_with_workloads_dies::SCENARIO,
+    &recover_on_another_node::SCENARIO,
     &master_returns_after_reboots::SCENARIO,
     &deleted_before_outage_stays_deleted::SCENARIO,
     &long_outage::SCENARIO,
@@ -92,6 +94,23 @@ const SINGLE: Topology = Topology { servers: 1, workers: 3, store: Store::Sqlite
 
 /// The same, where certificates are signed for two minutes.
 const SHORT_LIVED: Topology = Topology { flags: &["controller-manager=--cluster-signing-duration=2m"], ..SINGLE };
+
+/// The same, where three nodes have a copy of the server's store, and all reach the API through their balancers.
+const RECOVERABLE: Topology = Topology {
+    flags: &[
+        "controller-manager=--node-monitor-grace-period=20s",
+        "apiserver=--default-not-ready-toleration-seconds=5",
+        "apiserver=--default-unreachable-toleration-seconds=5",
+        "apiserver=--store-copy-nodes=server-1,worker-1,worker-2",
+        "kubelet=--api-servers=https://172.30.0.11:6443",
+        "kubelet=--balancer-address=127.0.0.1:6444",
+        "proxy=--api-servers=https://172.30.0.11:6443",
+        "proxy=--balancer-address=127.0.0.1:6444",
+        "dns=--api-servers=https://172.30.0.11:6443",
+        "dns=--balancer-address=127.0.0.1:6444",
+    ],
+    ..SINGLE
+};
 
 /// Three servers, each with a member of etcd, behind a real HAProxy, and two workers.
 const MASTERS: Topology = Topology { servers: 3, workers: 2, store: Store::Etcd, flags: SHORTENED };

@@ -7,14 +7,14 @@ use drills::{
     outcome::{Outcome, table},
     report,
     scenario::Scenario,
-    scenarios,
+    scenarios, soak,
     traffic::{self, Target},
 };
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 #[derive(Args)]
@@ -29,6 +29,8 @@ enum Action {
     List,
     /// Run drills, one after another, and print their verdicts.
     Run(Run),
+    /// Run drills in random order, again and again, and print what was measured over all of them.
+    Soak(Soak),
     #[command(hide = true)]
     Traffic(Traffic),
 }
@@ -38,12 +40,39 @@ struct Run {
     /// Names of drills, or `all`.
     #[arg(required = true)]
     names: Vec<String>,
-    /// Write an HTML page with a timeline of each drill, and JSON beside it.
-    #[arg(long, value_name = "FILE")]
-    report: Option<PathBuf>,
     /// Write what happens when each part fails, as Markdown.
     #[arg(long, value_name = "FILE")]
     document: Option<PathBuf>,
+    /// Leave the last sandbox up; the next run uses it again.
+    #[arg(long)]
+    keep: bool,
+    /// Break on purpose what each drill checks: every verdict must be FAILED.
+    #[arg(long, hide = true)]
+    sabotage: bool,
+    #[command(flatten)]
+    how: How,
+}
+
+#[derive(Args)]
+struct Soak {
+    /// Names of drills [default: all].
+    names: Vec<String>,
+    /// For how long, as 90s, 30m or 8h; the drill that runs then is the last.
+    #[arg(long, default_value = "1h", value_parser = super::election::duration)]
+    duration: Duration,
+    /// What the order of the faults follows from [default: one of its own, which is printed].
+    #[arg(long)]
+    seed: Option<u64>,
+    #[command(flatten)]
+    how: How,
+}
+
+/// What every run of drills is told.
+#[derive(Args)]
+struct How {
+    /// Write an HTML page with a timeline of each drill, and JSON beside it.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     /// Where the sandbox lives while the drills run.
     #[arg(long, default_value = "/var/lib/regent-drills")]
     dir: PathBuf,
@@ -53,18 +82,12 @@ struct Run {
     /// Where the logs of requests stay [default: beside the report, or /var/log/regent-drills].
     #[arg(long, value_name = "DIRECTORY")]
     logs: Option<PathBuf>,
-    /// Leave the last sandbox up; the next run uses it again.
-    #[arg(long)]
-    keep: bool,
     /// A flag in place of a topology's own, as COMPONENT=FLAG; can be repeated.
     #[arg(long = "set", value_name = "COMPONENT=FLAG")]
     set: Vec<String>,
     /// Requests per second on each way, from all nodes together.
     #[arg(long, default_value_t = limits::RATE_DEFAULT, value_parser = clap::value_parser!(u32).range(1..=5000))]
     rate: u32,
-    /// Break on purpose what each drill checks: every verdict must be FAILED.
-    #[arg(long, hide = true)]
-    sabotage: bool,
 }
 
 #[derive(Args)]
@@ -88,6 +111,7 @@ pub fn run(arguments: Drill) -> Result<()> {
     match arguments.action {
         Action::List => list(),
         Action::Run(run) => drill(run)?,
+        Action::Soak(soak) => self::soak(soak)?,
         Action::Traffic(traffic) => send(traffic)?,
     }
     Ok(())
@@ -116,44 +140,85 @@ fn chosen(names: &[String]) -> Result<Vec<&'static Scenario>> {
     names.iter().map(named).collect()
 }
 
-fn drill(arguments: Run) -> Result<()> {
-    let drills = chosen(&arguments.names)?;
-    for flag in &arguments.set {
-        if !flag.split_once('=').is_some_and(|(_, flag)| flag.starts_with("--")) {
-            bail!("--set {flag}: expected COMPONENT=FLAG, as controller-manager=--node-monitor-grace-period=50s");
+impl How {
+    fn config(&self, keep: bool, sabotage: bool) -> Result<engine::Config> {
+        for flag in &self.set {
+            if !flag.split_once('=').is_some_and(|(_, flag)| flag.starts_with("--")) {
+                bail!("--set {flag}: expected COMPONENT=FLAG, as controller-manager=--node-monitor-grace-period=50s");
+            }
         }
+        let logs = match (&self.logs, &self.report) {
+            (Some(logs), _) => logs.clone(),
+            (None, Some(report)) => report.with_extension(""),
+            (None, None) => PathBuf::from("/var/log/regent-drills"),
+        };
+        Ok(engine::Config {
+            directory: std::path::absolute(&self.dir)?,
+            images: std::path::absolute(&self.images)?,
+            logs: std::path::absolute(&logs)?,
+            keep,
+            set: self.set.clone(),
+            sabotage,
+            rate: self.rate,
+        })
     }
-    let logs = match (&arguments.logs, &arguments.report) {
-        (Some(logs), _) => logs.clone(),
-        (None, Some(report)) => report.with_extension(""),
-        (None, None) => PathBuf::from("/var/log/regent-drills"),
-    };
-    let config = engine::Config {
-        directory: std::path::absolute(&arguments.dir)?,
-        images: std::path::absolute(&arguments.images)?,
-        logs: std::path::absolute(&logs)?,
-        keep: arguments.keep,
-        set: arguments.set,
-        sabotage: arguments.sabotage,
-        rate: arguments.rate,
-    };
+}
+
+/// Runs rounds of groups of drills, until there is none or it is enough.
+fn play(
+    config: engine::Config,
+    mut rounds: impl FnMut(u64) -> Option<Vec<Vec<&'static Scenario>>>,
+    enough: impl Fn() -> bool,
+) -> Result<Vec<Outcome>> {
     let began = Instant::now();
     let say: drills::stage::Say = Arc::new(move |text: &str| eprintln!("[{:7.1} s] {text}", began.elapsed().as_secs_f64()));
     let mut outcomes = Vec::new();
     let ended = &mut outcomes;
     // Servers that do not answer are what drills are about: only what a drill says is shown.
     crate::runtime::run_logging("error", |shutdown| async move {
+        let all = async {
+            let mut round = 0;
+            while let Some(groups) = rounds(round).filter(|_| !enough()) {
+                for group in groups {
+                    ended.extend(engine::run(&config, &group, &say, &enough).await?);
+                }
+                round += 1;
+            }
+            anyhow::Ok(())
+        };
         tokio::select! {
-            ran = engine::run(&config, &drills, &say) => *ended = ran?,
+            ran = all => ran,
             () = shutdown.cancelled() => {
                 let directory = config.directory.display();
                 bail!("interrupted; `regent sandbox --dir {directory} down` takes the sandbox away");
             }
         }
-        Ok(())
     })?;
+    Ok(outcomes)
+}
+
+fn drill(arguments: Run) -> Result<()> {
+    let drills = chosen(&arguments.names)?;
+    let config = arguments.how.config(arguments.keep, arguments.sabotage)?;
+    let outcomes = play(config, |round| (round == 0).then(|| vec![drills.clone()]), || false)?;
     println!("{}", table(&outcomes));
-    write_reports(&outcomes, arguments.report.as_deref(), arguments.document.as_deref())?;
+    write_reports(&outcomes, arguments.how.report.as_deref(), arguments.document.as_deref())?;
+    verdict(&outcomes)
+}
+
+fn soak(arguments: Soak) -> Result<()> {
+    let drills = if arguments.names.is_empty() { scenarios::ALL.to_vec() } else { chosen(&arguments.names)? };
+    let seed = arguments.seed.unwrap_or_else(rand::random);
+    eprintln!("the order follows from --seed {seed}");
+    let config = arguments.how.config(false, false)?;
+    let began = Instant::now();
+    let outcomes = play(config, |round| Some(soak::round(&drills, seed, round)), || began.elapsed() >= arguments.duration)?;
+    println!("{}", soak::table(&outcomes));
+    write_reports(&outcomes, arguments.how.report.as_deref(), None)?;
+    verdict(&outcomes)
+}
+
+fn verdict(outcomes: &[Outcome]) -> Result<()> {
     let failed = outcomes.iter().filter(|outcome| !outcome.passed()).count();
     if failed > 0 {
         bail!("{failed} of {} drills failed", outcomes.len());

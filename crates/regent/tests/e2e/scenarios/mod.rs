@@ -2,6 +2,7 @@
 
 mod access;
 mod client;
+mod clients;
 mod failures;
 mod healing;
 mod manifests;
@@ -14,9 +15,10 @@ mod workloads;
 use super::Scenario;
 
 /// Every scenario.
-pub const ALL: [&[Scenario]; 9] = [
+pub const ALL: [&[Scenario]; 10] = [
     network::SCENARIOS,
     client::SCENARIOS,
+    clients::SCENARIOS,
     healing::SCENARIOS,
     workloads::SCENARIOS,
     pods::SCENARIOS,
