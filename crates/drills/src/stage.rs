@@ -34,6 +34,7 @@ enum Broken {
     CutOneWay { from: String, to: String },
     Blocked { node: String },
     Cordoned { node: String },
+    Spawned { node: String, group: String },
 }
 
 /// Says what is going on.
@@ -280,6 +281,25 @@ impl Stage {
         self.on_node(node, &format!("nft add table ip {BLOCK} && {}", rules.join(" && "))).map(|_| ())
     }
 
+    /// Starts a shell command inside a node that goes on beside the drill; `{regent}` in it is this program. Its process group, for
+    /// [`Stage::end_on`]; what it says is in the node's log of this name.
+    pub fn spawn_on(&self, node: &str, command: &str, name: &str) -> Result<String> {
+        let regent = std::env::current_exe().map_err(Error::io("finding this program"))?.display().to_string();
+        let (command, log) = (command.replace("{regent}", &regent), self.sandbox.node(node)?.log(name).display().to_string());
+        let group = self.on_node(node, &format!("setsid sh -c '{command}' >{log} 2>&1 </dev/null & echo $!"))?.trim().to_owned();
+        self.broke(Broken::Spawned { node: node.into(), group: group.clone() });
+        Ok(group)
+    }
+
+    /// Ends it, and waits until it is gone. Once is enough.
+    pub fn end_on(&self, node: &str, group: &str) -> Result<()> {
+        let gone = format!("! kill -0 -- -{group} 2>/dev/null");
+        let wait = format!("for i in $(seq 100); do if {gone}; then exit 0; fi; sleep 0.2; done; kill -KILL -- -{group} 2>/dev/null; true");
+        self.on_node(node, &format!("kill -TERM -- -{group} 2>/dev/null; {wait}"))?;
+        self.mended(&Broken::Spawned { node: node.into(), group: group.into() });
+        Ok(())
+    }
+
     /// `kubectl drain` with these flags. It cordons the node even where it refuses.
     pub fn drain(&self, node: &str, flags: &str) -> Result<String> {
         self.broke(Broken::Cordoned { node: node.into() });
@@ -313,6 +333,7 @@ impl Stage {
                 Broken::Cut { node, peers } => self.mend(&node, &peers),
                 Broken::CutOneWay { from, to } => self.mend_one_way(&from, &to),
                 Broken::Blocked { node } => self.on_node(&node, &format!("nft delete table ip {BLOCK} || true")).map(|_| ()),
+                Broken::Spawned { node, group } => self.end_on(&node, &group),
                 Broken::Cordoned { node } => {
                     self.eventually("kubectl uncordon", 30, || async { self.uncordon(&node).map_err(|error| error.to_string()) }).await
                 }
