@@ -43,7 +43,7 @@ pub async fn finalize(mut call: Call) -> Answer {
     }
     let pinned = !object.resource_version().is_empty();
     let writer = Writer::of(&call, options.dry_run, &options.field_manager);
-    let written = writer.modify(Part::Trusted, |old| {
+    let written = writer.modify(Part::Piece, |old| {
         let mut new = old.clone();
         new.set("metadata", object.get("metadata").cloned().unwrap_or_default());
         new.set_label("kubernetes.io/metadata.name", old.name());

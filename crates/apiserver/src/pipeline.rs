@@ -80,6 +80,9 @@ impl Server {
     }
 
     async fn walk(self: Arc<Self>, request: Request<Body>, identity: Identity, info: RequestInfo, query: Query, warnings: Warnings, record: Option<Arc<audit::Record>>) -> Walked {
+        if let Some(advice) = authentication::ignored_header(request.headers()) {
+            warnings.add(advice);
+        }
         let (request, user) = match self.who(request, identity, &info, record.as_ref()).await {
             Ok(known) => known,
             Err(status) => return Err(status).into(),

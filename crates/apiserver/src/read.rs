@@ -3,6 +3,7 @@
 use crate::{
     cache::{Entry, ResourceCache, Selection, Snapshot},
     connect::{Answer, Call},
+    conversion,
     encode::ListMetadata,
 };
 use api::{
@@ -24,6 +25,7 @@ pub async fn get(call: Call) -> Answer {
     }
     let found = call.server.cache.of(&call.kind).get(call.namespace(), &call.info.name);
     let entry = found.ok_or_else(|| Status::not_found(call.resource(), &call.info.name))?;
+    let entry = conversion::entry(&call.server, &call.view(), entry).await?;
     Ok(call.output.entry(StatusCode::OK, &call.view(), &entry))
 }
 
@@ -31,6 +33,7 @@ pub async fn list(call: Call) -> Answer {
     call.output.check_list(true, &call.kind.list_kind)?;
     let options = ListOptions::parse(&call.query)?;
     let (entries, metadata) = select(&call, &options).await?;
+    let entries = conversion::entries(&call.server, &call.view(), entries).await?;
     Ok(call.output.list(&call.view(), entries, &metadata))
 }
 
@@ -39,6 +42,9 @@ pub async fn select(call: &Call, options: &ListOptions) -> Result<(Vec<Arc<Entry
     check_versions(options)?;
     let selection = selection(call, options)?;
     let cache = call.server.cache.of(&call.kind);
+    if let Some(found) = labelled(call, options, &cache, &selection).await? {
+        return Ok(found);
+    }
     let (snapshot, start) = version(call, options, &cache).await?;
     let limit = if options.limit == 0 { usize::MAX } else { usize::try_from(options.limit).unwrap_or(usize::MAX) };
     let mut rest = snapshot.entries_from(selection.namespace.as_deref(), start.as_deref());
@@ -62,6 +68,32 @@ pub async fn select(call: &Call, options: &ListOptions) -> Result<(Vec<Arc<Entry
     Ok((entries, metadata))
 }
 
+/// All of the newest objects that a label leads to. `None` for a list of another sort.
+async fn labelled(
+    call: &Call,
+    options: &ListOptions,
+    cache: &ResourceCache,
+    selection: &Selection,
+) -> Result<Option<(Vec<Arc<Entry>>, ListMetadata)>, Status> {
+    let newest = options.limit == 0 && options.continue_token.is_empty() && options.version_match != VersionMatch::Exact;
+    if !newest || selection.labels.is_everything() {
+        return Ok(None);
+    }
+    match options.resource_version.as_str() {
+        "" => call.server.cache.fresh().await?,
+        "0" => {}
+        text => call.server.cache.reach(wanted(text)?).await?,
+    }
+    let reached = call.server.cache.reached();
+    let Some((entries, revision)) = cache.labelled(selection) else { return Ok(None) };
+    Ok(Some((entries, ListMetadata { resource_version: revision.max(reached).to_string(), ..ListMetadata::default() })))
+}
+
+/// The version that the options of a list name; 400 if it is none.
+fn wanted(text: &str) -> Result<Revision, Status> {
+    number(text).map(Revision).map_err(|error| Status::bad_request(format!("invalid resource version: {error}")))
+}
+
 /// The version that a list reads, and the place where it begins.
 async fn version(call: &Call, options: &ListOptions, cache: &ResourceCache) -> Result<(Snapshot, Option<String>), Status> {
     let newest = || call.server.cache.snapshot_of(&call.kind);
@@ -83,15 +115,12 @@ async fn version(call: &Call, options: &ListOptions, cache: &ResourceCache) -> R
         (_, "") => call.server.cache.fresh().await?,
         (_, "0") => {}
         (VersionMatch::Exact, text) => {
-            let revision = Revision(number(text).map_err(|error| Status::bad_request(format!("invalid resource version: {error}")))?);
+            let revision = wanted(text)?;
             call.server.cache.reach(revision).await?;
             let past = cache.past(revision).ok_or_else(|| Status::expired("The resourceVersion for the provided list is too old."))?;
             return Ok((past, None));
         }
-        (_, text) => {
-            let revision = Revision(number(text).map_err(|error| Status::bad_request(format!("invalid resource version: {error}")))?);
-            call.server.cache.reach(revision).await?;
-        }
+        (_, text) => call.server.cache.reach(wanted(text)?).await?,
     }
     Ok((newest(), None))
 }

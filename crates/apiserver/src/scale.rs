@@ -2,6 +2,7 @@
 
 use crate::{
     connect::{Answer, Call},
+    conversion,
     patch::{self, PatchKind},
     write::{self, Books, Changed, Part, Writer},
 };
@@ -58,7 +59,7 @@ pub async fn answer(mut call: Call, paths: Paths) -> Answer {
         call.server.cache.fresh().await?;
         let found = call.server.cache.of(&call.kind).get(call.namespace(), &call.info.name);
         let entry = found.ok_or_else(|| Status::not_found(call.resource(), &call.info.name))?;
-        let object = entry.value();
+        let object = conversion::entry(&call.server, &call.view(), entry).await?.value();
         if call.kind.custom.is_some() && object.at(&paths.replicas).is_none() {
             return Err(Status::internal(format!("the spec replicas field \".{}\" does not exist", paths.replicas)));
         }
@@ -105,6 +106,12 @@ pub async fn answer(mut call: Call, paths: Paths) -> Answer {
         let scale = match (&put, patch_kind) {
             (Some(config), _) if is_apply => {
                 let applied = apply::apply(Some(&live), config, &books, options.force.unwrap_or(false))?;
+                if call.kind.custom.is_some() {
+                    let (namespace, name) = (config.namespace(), config.name());
+                    return Err(Status::unknown(format!(
+                        "failed to convert new object ({namespace}/{name}; autoscaling/v1, Kind=Scale) to proper version: request to convert CR to an invalid group/version: autoscaling/v1"
+                    )));
+                }
                 let fitted = structure::conform(applied, &scale_kind, "v1").map_err(Status::bad_request)?;
                 write::check_name(&call, &fitted)?;
                 fitted

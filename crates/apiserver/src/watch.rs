@@ -6,6 +6,7 @@ use crate::{
     body::{self, BoxError},
     cache::{ChangeKind, Entry, From, Message, TooOld, Watch, frame},
     connect::{Answer, Call},
+    conversion,
     encode::{Format, Output, Shape, View, metadata_bytes, metadata_value, respond},
     read::{invalid_options, number, selection},
 };
@@ -16,7 +17,7 @@ use api::{
     request::{ListOptions, VersionMatch},
 };
 use bytes::{Bytes, BytesMut};
-use futures::stream;
+use futures::{future::BoxFuture, stream};
 use http::StatusCode;
 use rand::Rng;
 use serde_json::json;
@@ -74,7 +75,11 @@ pub async fn watch(call: Call) -> Answer {
     let bookmarks = options.allow_bookmarks.then(|| tokio::time::interval_at(Instant::now() + period, period));
     let framer = Framer { output: call.output.clone(), view: call.view(), headers_sent: false };
     let media_type = framer.media_type();
-    let running = Running { call: Arc::new(call), watch, framer, first, bookmarks, deadline, ended: false };
+    let stopped = call.server.config.shutdown.clone().cancelled_owned();
+    let over = async move {
+        tokio::select! { () = tokio::time::sleep_until(deadline) => {}, () = stopped => {} }
+    };
+    let running = Running { call: Arc::new(call), watch, framer, first, bookmarks, over: Box::pin(over), ended: false };
     let lines = stream::unfold(running, |mut running| async move { running.next().await.map(|bytes| (Ok::<_, BoxError>(bytes), running)) });
     Ok(respond(StatusCode::OK, media_type, body::stream(lines)))
 }
@@ -103,7 +108,8 @@ struct Running {
     /// Whether the bookmark that ends the initial events is still to come.
     first: bool,
     bookmarks: Option<Interval>,
-    deadline: Instant,
+    /// Done when its time is up or the server stops. Kept over events, for it is dear to begin anew.
+    over: BoxFuture<'static, ()>,
     ended: bool,
 }
 
@@ -114,10 +120,10 @@ impl Running {
             return None;
         }
         if let Some(message) = self.watch.past.pop_front() {
-            let mut lines = BytesMut::from(self.framer.event(&message).as_ref());
-            while lines.len() < BATCH_BYTES {
+            let mut lines = BytesMut::from(self.event(&message).await.as_ref());
+            while lines.len() < BATCH_BYTES && !self.ended {
                 let Some(message) = self.watch.past.pop_front() else { break };
-                lines.extend_from_slice(&self.framer.event(&message));
+                lines.extend_from_slice(&self.event(&message).await);
             }
             return Some(lines.freeze());
         }
@@ -133,16 +139,18 @@ impl Running {
             };
             tokio::select! {
                 biased;
-                () = tokio::time::sleep_until(self.deadline) => return None,
-                () = self.call.server.config.shutdown.cancelled() => return None,
+                () = &mut self.over => return None,
                 message = self.watch.live.recv() => {
-                    let first = self.framer.event(&message?);
+                    let first = self.event(&message?).await;
+                    if self.ended {
+                        return Some(first);
+                    }
                     let Ok(second) = self.watch.live.try_recv() else { return Some(first) };
                     let mut lines = BytesMut::from(first.as_ref());
-                    lines.extend_from_slice(&self.framer.event(&second));
-                    while lines.len() < BATCH_BYTES {
+                    lines.extend_from_slice(&self.event(&second).await);
+                    while lines.len() < BATCH_BYTES && !self.ended {
                         let Ok(message) = self.watch.live.try_recv() else { break };
-                        lines.extend_from_slice(&self.framer.event(&message));
+                        lines.extend_from_slice(&self.event(&message).await);
                     }
                     return Some(lines.freeze());
                 }
@@ -155,6 +163,22 @@ impl Running {
                         return Some(self.framer.bookmark(revision, false));
                     }
                 }
+            }
+        }
+    }
+}
+
+impl Running {
+    /// The line or frame of an event. An object that cannot be converted is the watch's end.
+    async fn event(&mut self, message: &Message) -> Bytes {
+        if !conversion::is_by_webhook(&self.call.kind) {
+            return self.framer.event(message);
+        }
+        match conversion::entry(&self.call.server, &self.framer.view, message.entry()).await {
+            Ok(entry) => self.framer.shown(message.kind(), &entry),
+            Err(status) => {
+                self.ended = true;
+                self.framer.frame("ERROR", &status.to_value())
             }
         }
     }

@@ -18,6 +18,12 @@ use store::memory::Memory;
 
 #[path = "api/admission.rs"]
 mod admission;
+#[path = "api/aggregation.rs"]
+mod aggregation;
+#[path = "api/behind.rs"]
+mod behind;
+#[path = "api/conversion.rs"]
+mod conversion;
 #[path = "api/custom.rs"]
 mod custom;
 

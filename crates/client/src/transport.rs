@@ -188,6 +188,25 @@ impl tower::Service<Request<Body>> for Renewed {
     }
 }
 
+/// A service whose requests say which of Kubernetes' components makes them: by this the API server knows who has set what.
+pub fn named<S, B>(
+    component: &str,
+    service: S,
+) -> impl tower::Service<Request<Body>, Response = Response<B>, Error = S::Error, Future = S::Future> + Clone + Send + 'static
+where
+    S: tower::Service<Request<Body>, Response = Response<B>> + Clone + Send + 'static,
+{
+    let agent = http::HeaderValue::try_from(format!("{component}/regent")).ok();
+    ServiceBuilder::new()
+        .map_request(move |mut request: Request<Body>| {
+            if let Some(agent) = &agent {
+                request.headers_mut().entry(http::header::USER_AGENT).or_insert_with(|| agent.clone());
+            }
+            request
+        })
+        .service(service)
+}
+
 /// A client that talks to a service in this process. Request URIs are paths, without scheme or host.
 pub fn in_process<S, B>(service: S) -> kube::Client
 where

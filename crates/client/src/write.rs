@@ -99,6 +99,12 @@ impl<K: WritableObject> Informer<K> {
         self.send_and_note(self.request(key.namespace()).patch_subresource("status", &key.name, &PatchParams::default(), patch)).await
     }
 
+    /// Server-side apply of all that `manager` wants of the object, whoever else wants something else.
+    pub async fn apply(&self, key: &Key, manager: &str, object: &serde_json::Value) -> Result<Arc<K>, kube::Error> {
+        let params = PatchParams::apply(manager).force();
+        self.send_and_note(self.request(key.namespace()).patch(&key.name, &params, &Patch::Apply(object))).await
+    }
+
     /// Deletes the object. Where it goes on existing for its grace period or its finalizers, that state is noted.
     pub async fn delete(&self, key: &Key, deletion: &Deletion) -> Result<(), kube::Error> {
         let params = DeleteParams {

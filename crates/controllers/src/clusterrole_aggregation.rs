@@ -11,7 +11,6 @@ use serde_json::json;
 
 use crate::Context;
 use crate::common::owner::{labels_of, name_of};
-use crate::common::patch;
 
 /// Makes the controller.
 pub fn new(context: &Context) -> Arc<dyn Controller> {
@@ -41,7 +40,8 @@ impl Controller for Aggregation {
         let Some(role) = self.roles.get(key).filter(|role| role.aggregation_rule.is_some()) else { return Ok(Next::Done) };
         let rules = decide(&role, &self.roles.list());
         if role.rules.as_deref().unwrap_or_default() != rules {
-            patch::write(&self.roles, &*role, json!({"rules": rules})).await?;
+            let object = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": key.name}, "rules": rules});
+            self.roles.apply(key, self.name(), &object).await?;
         }
         Ok(Next::Done)
     }

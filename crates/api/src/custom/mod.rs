@@ -327,8 +327,11 @@ impl Hooks for CustomHooks {
         }
     }
     fn to_stored(&self, _version: &str, object: &mut Value) {
-        // Rules and defaults are those of the version that is written; the form in the store is that of one version.
-        object.set("apiVersion", self.stored_api_version.as_str());
+        // Rules and defaults are those of the version that is written; the form in the store is that of one version. A
+        // webhook makes that form of it at the end.
+        if self.custom.conversion == Conversion::None {
+            object.set("apiVersion", self.stored_api_version.as_str());
+        }
     }
     fn from_stored(&self, version: &str, object: &mut Value) {
         object.set("apiVersion", format!("{}/{version}", self.group));
@@ -338,8 +341,11 @@ impl Hooks for CustomHooks {
         }
     }
     fn revive(&self, object: &mut Value) -> bool {
-        let mut changed = !shape::fit(&self.version.props, object).is_empty();
-        changed |= shape::default(&self.version.props, object);
+        // What a webhook converts may still be stored in an older version, and is as that version has it.
+        let version = object.api_version().rsplit('/').next().and_then(|version| self.custom.version(version));
+        let version = version.filter(|_| self.custom.conversion != Conversion::None).unwrap_or(&self.version).clone();
+        let mut changed = !shape::fit(&version.props, object).is_empty();
+        changed |= shape::default(&version.props, object);
         let stored = format!("{}/{}", self.group, self.version.name);
         if self.custom.conversion == Conversion::None && object.api_version() != stored {
             object.set("apiVersion", stored);

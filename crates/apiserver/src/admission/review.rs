@@ -1,8 +1,8 @@
 //! A request as webhooks and policies see it: the AdmissionRequest, and the objects in the version that they ask for.
 
 use super::{AdmissionContext, Operation, matching::operation_name};
-use crate::encode::View;
-use api::Value;
+use crate::{conversion, encode::View};
+use api::{Status, Value};
 use serde_json::json;
 use std::sync::Arc;
 
@@ -21,6 +21,13 @@ impl AdmissionContext<'_> {
             self.view(version).show(&mut object);
         }
         object
+    }
+    /// The same where a webhook converts the kind.
+    pub async fn converted(&self, object: &Value, version: &str) -> Result<Value, Status> {
+        if conversion::is_by_webhook(self.kind) {
+            return conversion::object(self.server, self.kind, object.clone(), version).await;
+        }
+        Ok(self.shown(object, version))
     }
     /// The reverse.
     pub fn stored(&self, mut object: Value, version: &str) -> Value {

@@ -13,6 +13,7 @@ use crate::{
     Server,
     body::{self, full},
     cache::ResourceCache,
+    conversion,
 };
 use api::{
     Status, Value,
@@ -147,10 +148,10 @@ impl Webhooks {
         if object.is_null() {
             return Ok(false);
         }
-        let shown = cx.shown(object, &version);
+        let shown = cx.converted(object, &version).await?;
         let patched = merge::json_patch(&shown, &patch).map_err(|status| Status::internal(status.message))?;
         let fitted = structure::conform(patched, cx.kind, &version).map_err(Status::internal)?;
-        let mut changed = cx.stored(fitted, &version);
+        let mut changed = conversion::object(cx.server, cx.kind, cx.stored(fitted, &version), cx.request_version()).await?;
         if changed == *object {
             return Ok(false);
         }
@@ -182,6 +183,9 @@ fn judge(name: &str, cx: &AdmissionContext<'_>, response: &Value) -> Result<Opti
     for warning in response.list_at("warnings").iter().filter_map(Value::as_str) {
         cx.warnings.add(warning);
     }
+    for (key, value) in response.map_at("auditAnnotations").into_iter().flatten() {
+        cx.warnings.annotate(&format!("{name}/{key}"), value.as_str().unwrap_or_default());
+    }
     if response.bool_at("allowed") == Some(true) {
         let Some(patch) = response.str_at("patch").filter(|patch| !patch.is_empty()) else { return Ok(None) };
         let decoded = STANDARD.decode(patch).map_err(|error| Status::internal(format!("the patch of webhook {name:?} is not base64: {error}")))?;
@@ -210,8 +214,12 @@ fn judge(name: &str, cx: &AdmissionContext<'_>, response: &Value) -> Result<Opti
 async fn call(webhook: &Value, cx: &AdmissionContext<'_>, object: &Value, version: &str) -> Result<Value, String> {
     let uid = uuid::Uuid::new_v4().to_string();
     let mut request = review::request(cx, &uid, version);
-    request["object"] = if cx.operation == Operation::Delete { Value::Null } else { cx.shown(object, version) };
-    request["oldObject"] = cx.old.map(|old| cx.shown(old, version)).unwrap_or_default();
+    let converted = async |object: &Value| cx.converted(object, version).await.map_err(|status| status.message);
+    request["object"] = if cx.operation == Operation::Delete { Value::Null } else { converted(object).await? };
+    request["oldObject"] = match cx.old {
+        Some(old) => converted(old).await?,
+        None => Value::Null,
+    };
     let speaks = webhook.list_at("admissionReviewVersions").iter().filter_map(Value::as_str).find(|version| matches!(*version, "v1" | "v1beta1"));
     let api_version = format!("admission.k8s.io/{}", speaks.unwrap_or("v1"));
     let body = json!({"kind": "AdmissionReview", "apiVersion": api_version, "request": request});

@@ -1,13 +1,15 @@
-//! Who asks: certificates, bearer tokens, impersonation.
+//! Who asks: front proxies, certificates, bearer tokens, impersonation.
 //!
-//! A request is asked for credentials in a fixed order: client certificate, then bearer token (static, service account,
-//! bootstrap). The first that knows the caller wins. Credentials that nobody accepts are 401; no credentials at all is the
+//! A request is asked for credentials in a fixed order: a front proxy's word, client certificate, then bearer token (static,
+//! service account, bootstrap, OpenID Connect). The first that knows the caller wins. Credentials that nobody accepts are 401; no credentials at all is the
 //! anonymous user, if that is allowed. Signatures are checked once per certificate and token and remembered
 //! ([`remembered`]); whether account and bound object still exist is looked up every time.
 
 mod bootstrap_tokens;
 pub mod certificates;
+pub mod front_proxy;
 pub mod impersonation;
+pub mod oidc;
 mod remembered;
 pub mod service_accounts;
 mod static_tokens;
@@ -44,6 +46,12 @@ pub struct Config {
     pub anonymous: bool,
     /// Whether bootstrap tokens (Secrets in kube-system) are credentials.
     pub bootstrap_tokens: bool,
+    /// The only paths that are open to it; empty: all.
+    pub anonymous_paths: Vec<String>,
+    /// Proxies that say who asks.
+    pub front_proxy: Option<front_proxy::Config>,
+    /// Issuers of OpenID Connect whose tokens are credentials.
+    pub oidc: Vec<Arc<oidc::IssuerSettings>>,
     /// The content of a `--token-auth-file`.
     pub static_tokens: Vec<StaticToken>,
 }
@@ -56,6 +64,9 @@ impl Default for Config {
             service_account_issuer: DEFAULT_ISSUER.into(),
             audiences: vec![],
             anonymous: true,
+            anonymous_paths: vec![],
+            front_proxy: None,
+            oidc: vec![],
             bootstrap_tokens: true,
             static_tokens: vec![],
         }
@@ -64,11 +75,14 @@ impl Default for Config {
 
 /// The authenticators in the order they are asked.
 pub struct Authenticators {
+    front_proxy: Option<front_proxy::FrontProxy>,
     certificates: Option<certificates::Certificates>,
     static_tokens: static_tokens::StaticTokens,
     pub(crate) service_accounts: service_accounts::ServiceAccounts,
     bootstrap_tokens: bool,
+    oidc: oidc::Issuers,
     anonymous: bool,
+    anonymous_paths: Vec<String>,
 }
 
 impl Authenticators {
@@ -80,12 +94,16 @@ impl Authenticators {
             Some(keys) => keys.clone(),
             None => Arc::new(ServiceAccountKeys::generate().map_err(unusable)?),
         };
+        let front_proxy = config.front_proxy.as_ref().map(front_proxy::FrontProxy::new).transpose().map_err(Error::Configuration)?;
         Ok(Authenticators {
+            front_proxy,
             certificates,
             static_tokens: static_tokens::StaticTokens::new(&config.static_tokens),
             service_accounts: service_accounts::ServiceAccounts::new(keys, &config.service_account_issuer, &config.audiences),
             bootstrap_tokens: config.bootstrap_tokens,
+            oidc: oidc::Issuers::new(config.oidc.clone()),
             anonymous: config.anonymous,
+            anonymous_paths: config.anonymous_paths.clone(),
         })
     }
 }
@@ -102,6 +120,17 @@ pub struct TokenAnswer {
 pub async fn authenticate(server: &Server, parts: &http::request::Parts, peer: Option<&[CertificateDer<'static>]>) -> Result<User, Status> {
     let authenticators = &server.authenticators;
     let mut wrong = false;
+    if let (Some(front_proxy), Some(chain)) = (&authenticators.front_proxy, peer)
+        && let Some(said) = front_proxy.authenticate(chain, &parts.headers, pki::now_unix_s())
+    {
+        match said {
+            Ok(user) => return Ok(authenticated(user)),
+            Err(error) => {
+                tracing::debug!(%error, "a front proxy was not believed");
+                wrong = true;
+            }
+        }
+    }
     if let (Some(certificates), Some(chain)) = (&authenticators.certificates, peer.filter(|chain| !chain.is_empty())) {
         match certificates.authenticate(chain, pki::now_unix_s()) {
             Ok(user) => return Ok(authenticated(user)),
@@ -118,6 +147,9 @@ pub async fn authenticate(server: &Server, parts: &http::request::Parts, peer: O
         if known.is_err() && ours && server.cache.fresh().await.is_ok() {
             known = authenticate_token(server, token, &[]);
         }
+        if known.is_err() && authenticators.oidc.prepare(token).await {
+            known = authenticate_token(server, token, &[]);
+        }
         match known {
             Ok(answer) => return Ok(answer.user),
             Err(errors) => {
@@ -126,7 +158,8 @@ pub async fn authenticate(server: &Server, parts: &http::request::Parts, peer: O
             }
         }
     }
-    match wrong || !authenticators.anonymous {
+    let open = || authenticators.anonymous_paths.is_empty() || authenticators.anonymous_paths.iter().any(|path| path == parts.uri.path());
+    match wrong || !authenticators.anonymous || !open() {
         true => Err(Status::unauthorized()),
         false => Ok(User::anonymous()),
     }
@@ -149,14 +182,31 @@ pub fn authenticate_token(server: &Server, token: &str, audiences: &[String]) ->
                 errors.push(error);
                 None
             }
-            None if authenticators.bootstrap_tokens => bootstrap_tokens::authenticate(server, token).map(|user| (user, for_this_server())),
-            None => None,
+            None => {
+                let bootstrap = authenticators.bootstrap_tokens.then(|| bootstrap_tokens::authenticate(server, token)).flatten();
+                match (bootstrap, &authenticators.oidc) {
+                    (Some(user), _) => Some((user, for_this_server())),
+                    (None, oidc) => match oidc.authenticate(token, pki::now_unix_s()) {
+                        Some(Ok(user)) => Some((user, for_this_server())),
+                        Some(Err(error)) => {
+                            errors.push(error);
+                            None
+                        }
+                        None => None,
+                    },
+                }
+            }
         },
     };
     match found {
         Some((user, audiences)) if !audiences.is_empty() => Ok(TokenAnswer { user: authenticated(user), audiences }),
         _ => Err(errors),
     }
+}
+
+/// Sees to it that a token's keys are here, where it is of an issuer whose keys are fetched.
+pub async fn prepare_token(server: &Server, token: &str) {
+    server.authenticators.oidc.prepare(token).await;
 }
 
 /// The paths at which others learn how to check service account tokens (OpenID Connect discovery).
@@ -180,6 +230,14 @@ fn bearer_token(parts: &http::request::Parts) -> Option<&str> {
     let mut words = header.splitn(3, ' ');
     let scheme = words.next()?;
     words.next().filter(|token| scheme.eq_ignore_ascii_case("bearer") && !token.is_empty())
+}
+
+/// What a client is told whose `Authorization` header looks like a bearer token and is none.
+pub fn ignored_header(headers: &http::HeaderMap) -> Option<&'static str> {
+    let header = headers.get(http::header::AUTHORIZATION)?.to_str().ok()?.trim();
+    let (scheme, rest) = header.split_once(' ')?;
+    (scheme.eq_ignore_ascii_case("bearer") && rest.starts_with(' '))
+        .then_some("the provided Authorization header contains extra space before the bearer token, and is ignored")
 }
 
 /// Puts a known user into the group of those.

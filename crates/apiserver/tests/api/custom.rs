@@ -3,9 +3,10 @@
 use super::*;
 
 const GADGETS: &str = "/apis/example.dev/v1/namespaces/test/gadgets";
+pub const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
 const DEFINITION: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/gadgets.example.dev";
 
-fn definition() -> Value {
+pub fn definition() -> Value {
     let schema = json!({"openAPIV3Schema": {"type": "object", "properties": {
         "spec": {"type": "object",
             "x-kubernetes-validations": [{"rule": "self.replicas <= 5 || self.?color.orValue('') == 'red'", "message": "only red ones are many"}],
@@ -28,7 +29,7 @@ fn gadget(name: &str, spec: Value) -> Value {
 }
 
 /// Asks until the answer is as wanted.
-async fn until(server: &Arc<Server>, path: &str, wanted: impl Fn(StatusCode, &Value) -> bool) -> Value {
+pub async fn until(server: &Arc<Server>, path: &str, wanted: impl Fn(StatusCode, &Value) -> bool) -> Value {
     let found = tokio::time::timeout(Duration::from_secs(20), async {
         loop {
             let (code, answer) = raw_json(server, "GET", path, &[], "").await;

@@ -11,7 +11,7 @@
 
 use super::{
     agent,
-    apiserver::{self, ApiserverFlags, Credentials},
+    apiserver::{self, ApiserverFlags, Credentials, Started},
     certs::{self, Lifetime},
     controller_manager::{self, ControllerFlags},
     election::Election,
@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     backend::Backend,
+    recovery,
     rotation::Rotation,
     server_join,
     topology::{self, Asked, Plan, Stacked, Topology},
@@ -64,6 +65,15 @@ pub struct Server {
     /// The token to join with; `regent token create --server` on a server prints one.
     #[arg(long, requires = "server", env = "REGENT_TOKEN", hide_env_values = true)]
     token: Option<String>,
+    /// Take over from a lost server, with the copy of its store that this machine's node keeps. Once done, the flag does nothing.
+    #[arg(long, conflicts_with_all = ["cluster_init", "server"])]
+    recover: bool,
+    /// The copy [default: node/store-copy in the data directory].
+    #[arg(long, value_name = "DIRECTORY", requires = "recover")]
+    recover_from: Option<PathBuf>,
+    /// Take over although the old server is alive, or too few nodes can be asked: you know that it is off and stays off.
+    #[arg(long, requires = "recover")]
+    force: bool,
     #[command(flatten)]
     apiserver: ApiserverFlags,
     #[command(flatten)]
@@ -93,6 +103,9 @@ async fn start(arguments: Server, shutdown: CancellationToken) -> Result<()> {
         None => machine_address().map(IpAddr::from).context("finding the machine's address; say --advertise-address")?,
     };
     let directory = arguments.data_dir.join("server");
+    if arguments.recover {
+        recover(&arguments, &directory, address).await?;
+    }
     let mut etcd = Running::default();
     let backend = tokio::select! {
         backend = open(&arguments, &directory, address, &mut etcd, &shutdown) => backend?,
@@ -109,14 +122,17 @@ async fn start(arguments: Server, shutdown: CancellationToken) -> Result<()> {
 
     let stop = CancellationToken::new();
     let keys = Some(topology::pki_directory(&directory));
-    let started = apiserver::start(&backend, &arguments.apiserver, &credentials, keys, &shutdown, stop.clone());
-    let Some(server) = etcd.beside(started).await? else { return etcd.end().await };
+    let own_ledger = runs("agent").then(|| arguments.data_dir.join("node").join(membership::cluster::LEDGER));
+    let started = apiserver::start(&backend, &arguments.apiserver, &credentials, keys, own_ledger, &shutdown, stop.clone());
+    let Some(Started { server, held }) = etcd.beside(started).await? else { return etcd.end().await };
     let in_process = |user: &str, groups: &[&str]| {
         let mut all = vec!["system:authenticated"];
         all.extend(groups);
-        client::transport::in_process(server.local_service(User::new(user, &all)))
+        let component = if user.starts_with("system:node:") { "kubelet" } else { user.trim_start_matches("system:") };
+        client::transport::in_process(client::transport::named(component, server.local_service(User::new(user, &all))))
     };
     let mut parts: JoinSet<(&'static str, Result<()>)> = JoinSet::new();
+    parts.spawn(async move { ("fencing", held.await.unwrap_or_else(|panic| Err(panic.into()))) });
     {
         let (server, flags, stop) = (server.clone(), arguments.apiserver.clone(), stop.clone());
         parts.spawn(async move { ("apiserver", apiserver::serve(server, &flags, &credentials, stop).await) });
@@ -134,6 +150,8 @@ async fn start(arguments: Server, shutdown: CancellationToken) -> Result<()> {
     }
     if runs("agent") {
         let mut flags = arguments.kubelet.clone();
+        // Its own store is here already.
+        flags.store_copy = crate::copier::Willing::False;
         if arguments.reserved {
             flags.register_with_taints.push("node-role.kubernetes.io/control-plane=:NoSchedule".into());
         }
@@ -173,6 +191,25 @@ async fn start(arguments: Server, shutdown: CancellationToken) -> Result<()> {
     tokio::spawn(announce(server.clone(), directory, authority.fingerprint(), kubeconfig, url, joins));
     let outcome = attend(parts, &mut etcd, &server, &shutdown, &stop).await;
     etcd.end().await.and(outcome)
+}
+
+/// Makes this machine the server of the cluster whose store its node has a copy of.
+async fn recover(arguments: &Server, directory: &Path, address: IpAddr) -> Result<()> {
+    if Topology::load(directory)?.is_some() || arguments.apiserver.etcd.files()?.is_some() {
+        bail!("--recover: this server keeps its objects in etcd, whose members are the copies");
+    }
+    let request = recovery::Request {
+        copy: &arguments.recover_from.clone().unwrap_or_else(|| recovery::default_copy(&arguments.data_dir)),
+        server: directory,
+        pki: &topology::pki_directory(directory),
+        ledger: &arguments.data_dir.join("node").join(membership::cluster::LEDGER),
+        url: format!("https://{}", std::net::SocketAddr::new(address, arguments.apiserver.secure_port)),
+        force: arguments.force,
+    };
+    if !recovery::recover(&request).await? {
+        tracing::info!("this server has its state; there is nothing to recover");
+    }
+    Ok(())
 }
 
 /// Keeps this server's own join token as soon as the store can be written, and says what to do next.
