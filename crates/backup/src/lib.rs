@@ -2,7 +2,8 @@
 //!
 //! [`directory`] names, lists and prunes the files of one directory; [`bucket`] keeps copies in an S3-compatible store;
 //! [`schedule`] takes them by the clock; [`files`] are the keys that go along; [`restore`] puts a snapshot in the place of a
-//! stopped server's SQLite store, in steps that a `kill -9` between any two leaves repeatable.
+//! stopped server's SQLite store, in steps that a `kill -9` between any two leaves repeatable; [`copy`] is a running server's
+//! store on another node's disk, seconds old, of which a snapshot can be made.
 //!
 //! What must stay true: nothing of a server is touched for a snapshot that is damaged or of another cluster; what a restore
 //! replaces is kept aside; a server does not start on a restore that was not finished.
@@ -10,6 +11,7 @@
 //! What this crate does not know: kinds, the bytes of a snapshot (those are `store::snapshot`'s), how servers are started.
 
 pub mod bucket;
+pub mod copy;
 pub mod directory;
 pub mod files;
 pub mod restore;
