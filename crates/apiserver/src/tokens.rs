@@ -2,7 +2,7 @@
 
 use crate::Server;
 use crate::admission::{AdmissionContext, Operation};
-use crate::authentication::authenticate_token;
+use crate::authentication::{authenticate_token, prepare_token};
 use crate::connect::{Answer, Call};
 use crate::reviews::{now, time_text, user_info};
 use api::{Status, Value, field, object::ObjectExt};
@@ -158,7 +158,12 @@ pub async fn review(mut call: Call) -> Answer {
         return Err(Status::bad_request("token is required for TokenReview in authentication"));
     }
     let audiences: Vec<String> = review.list_at("spec.audiences").iter().filter_map(Value::as_str).map(String::from).collect();
-    review["status"] = match authenticate_token(&call.server, &token, &audiences) {
+    let mut known = authenticate_token(&call.server, &token, &audiences);
+    if known.is_err() {
+        prepare_token(&call.server, &token).await;
+        known = authenticate_token(&call.server, &token, &audiences);
+    }
+    review["status"] = match known {
         Ok(answer) => json!({"authenticated": true, "user": user_info(&answer.user), "audiences": answer.audiences}),
         Err(errors) => json!({"user": {}, "error": crate::authorization::rbac::aggregate(&errors)}),
     };

@@ -29,12 +29,25 @@ impl Drop for Cluster {
     }
 }
 
+#[path = "access/audit.rs"]
+mod audit;
+#[path = "access/flow.rs"]
+mod flow;
+#[path = "access/issuers.rs"]
+mod issuers;
+
 async fn cluster() -> Cluster {
+    cluster_with(|_, _| {}).await
+}
+
+/// The same with another configuration.
+async fn cluster_with(change: impl FnOnce(&mut Config, &Authority)) -> Cluster {
     let authority = Authority::generate("kubernetes").expect("an authority");
     let mut config = Config::new(Arc::new(Memory::default()));
     config.authentication.client_authorities_pem = Some(authority.certificate_pem().into());
     config.bootstrap.authority_pem = Some(authority.certificate_pem().into());
     config.tunnel.client = Some(authority.issue(&Identity::apiserver_kubelet_client()).expect("a certificate"));
+    change(&mut config, &authority);
     let shutdown = config.shutdown.clone();
     let server = Server::new(config).await.expect("the server starts");
     tokio::time::timeout(Duration::from_secs(20), async {

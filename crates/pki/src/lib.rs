@@ -1,7 +1,8 @@
 //! Who is who in a cluster: its certificate authority, certificates, tokens and kubeconfigs.
 //!
 //! [`authority`] holds the cluster's own CA and signs with it; [`identity`] says what each component's certificate says;
-//! [`request`] makes and signs certificate signing requests; [`jwt`] signs and checks service account tokens;
+//! [`request`] makes and signs certificate signing requests; [`jwt`] signs and checks service account tokens,
+//! [`oidc`] checks those of other issuers;
 //! [`join`] is the token with which a machine joins; [`kubeconfig`] writes clients' configuration; [`tls`] turns all of it
 //! into rustls configurations; [`rotation`] renews what a directory holds and [`reload`] is how a running server sees it;
 //! [`secret`] is a symmetric key in a file; [`files`] is the one place where keys touch the disk.
@@ -17,6 +18,7 @@ pub mod identity;
 pub mod join;
 pub mod jwt;
 pub mod kubeconfig;
+pub mod oidc;
 pub mod reload;
 pub mod request;
 pub mod rotation;

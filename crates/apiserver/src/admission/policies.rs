@@ -20,7 +20,7 @@ use api::{
 use parking_lot::Mutex;
 use serde_json::json;
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, OnceLock},
 };
 use store::Revision;
@@ -30,6 +30,10 @@ const GROUP: &str = "admissionregistration.k8s.io";
 const POLICY_COST_MAX: u64 = 10_000_000;
 /// Objects that one binding may take its parameters from.
 const PARAMS_MAX: usize = 1000;
+/// Characters of one annotation of the audit log.
+const NOTE_CHARS_MAX: usize = 10 * 1024;
+/// Under which name the audit log is told what policies with the action `Audit` found.
+const FAILURES: &str = "validation.policy.admission.k8s.io/validation_failure";
 
 /// A policy, compiled.
 struct Policy {
@@ -39,6 +43,8 @@ struct Policy {
     conditions: Vec<(String, Option<Program>)>,
     variables: Vec<(String, Option<Program>)>,
     checks: Vec<Check>,
+    /// Keys and expressions of what the audit log is told.
+    notes: Vec<(String, Option<Program>)>,
     mutations: Vec<(bool, Option<Program>)>,
 }
 
@@ -75,13 +81,15 @@ impl Policy {
             }
         });
         let checks = checks.collect();
+        let notes =
+            spec.list_at("auditAnnotations").iter().map(|note| (text(note, "key"), scope.compile(&text(note, "valueExpression")).ok())).collect();
         let mutations = spec.list_at("mutations").iter().map(|mutation| {
             let is_patch = mutation.str_at("patchType") == Some("JSONPatch");
             let source = mutation.str_at(if is_patch { "jsonPatch.expression" } else { "applyConfiguration.expression" });
             (is_patch, source.and_then(|source| scope.compile(source).ok()))
         });
         let mutations = mutations.collect();
-        Policy { name: policy.name().into(), fails: text(&spec, "failurePolicy") != "Ignore", conditions, variables, checks, mutations, spec }
+        Policy { name: policy.name().into(), fails: text(&spec, "failurePolicy") != "Ignore", conditions, variables, checks, notes, mutations, spec }
     }
 }
 
@@ -178,6 +186,8 @@ fn concerns(policy: &Policy, binding: &Value, cx: &AdmissionContext<'_>, object:
 struct Finding {
     message: String,
     reason: String,
+    /// Which of the policy's validations.
+    index: Option<usize>,
 }
 
 pub struct ValidatingPolicies(Sort);
@@ -188,13 +198,21 @@ impl Default for ValidatingPolicies {
     }
 }
 
-/// All that one policy with one set of parameters finds. Errors of a policy that may fail are no findings.
-fn judge(policy: &Policy, cx: &AdmissionContext<'_>, object: &Value, version: &str, params: Value) -> Vec<Finding> {
+/// All that one policy with one set of parameters finds. Errors of a policy that may fail are no findings. `notes` takes what the audit
+/// log is told, by key.
+fn judge(
+    policy: &Policy,
+    cx: &AdmissionContext<'_>,
+    object: &Value,
+    version: &str,
+    params: Value,
+    notes: &mut BTreeMap<String, Vec<String>>,
+) -> Vec<Finding> {
     let input = Input::of(cx, object, version, params);
     let asker = Asker::new(cx);
     let names = expressions::variables(&input, Some(&asker));
     let mut budget = POLICY_COST_MAX;
-    let failed = |message: String| if policy.fails { vec![Finding { message, reason: "Invalid".into() }] } else { vec![] };
+    let failed = |message: String| if policy.fails { vec![Finding { message, reason: "Invalid".into(), index: None }] } else { vec![] };
     match expressions::conditions_hold(&policy.conditions, &names, &mut budget) {
         Ok(true) => {}
         Ok(false) => return vec![],
@@ -202,7 +220,7 @@ fn judge(policy: &Policy, cx: &AdmissionContext<'_>, object: &Value, version: &s
     }
     let names = expressions::with_computed(names, &policy.variables, &mut budget);
     let mut findings = vec![];
-    for check in &policy.checks {
+    for (index, check) in policy.checks.iter().enumerate() {
         let expression = check.expression.trim();
         let Some(program) = &check.program else {
             findings.extend(failed(format!("expression '{expression}' resulted in error: it cannot be compiled")));
@@ -218,9 +236,23 @@ fn judge(policy: &Policy, cx: &AdmissionContext<'_>, object: &Value, version: &s
                 let given = Some(check.message.trim().to_string()).filter(|message| !message.is_empty());
                 let message = computed.or(given).unwrap_or_else(|| format!("failed expression: {expression}"));
                 let reason = if check.reason.is_empty() { "Invalid".to_string() } else { check.reason.clone() };
-                findings.push(Finding { message, reason });
+                findings.push(Finding { message, reason, index: Some(index) });
             }
             Err(why) => findings.extend(failed(format!("expression '{expression}' resulted in error: {why}"))),
+        }
+    }
+    for (key, program) in &policy.notes {
+        let value =
+            program.as_ref().ok_or_else(|| "it cannot be compiled".to_string()).and_then(|program| expressions::run(program, &names, &mut budget));
+        match value {
+            Ok(Val::String(text)) => {
+                let (said, text) = (notes.entry(key.clone()).or_default(), text.trim());
+                if !text.is_empty() && !said.iter().any(|known| known == text) {
+                    said.push(text.chars().take(NOTE_CHARS_MAX).collect());
+                }
+            }
+            Ok(_) => {}
+            Err(why) => findings.extend(failed(format!("auditAnnotation {key:?} resulted in error: {why}"))),
         }
     }
     findings
@@ -246,16 +278,27 @@ impl Plugin for ValidatingPolicies {
         "ValidatingAdmissionPolicy"
     }
     async fn validate(&self, cx: &AdmissionContext<'_>, object: &Value) -> Result<(), Status> {
+        let mut audited = Vec::new();
         for (policy, bindings) in self.0.bound(cx) {
             for binding in bindings {
                 let Some(version) = concerns(&policy, &binding, cx, object) else { continue };
                 let what = format!("ValidatingAdmissionPolicy '{}' with binding '{}'", policy.name, binding.name());
-                let findings = match params(cx, &policy, &binding) {
-                    Ok(all) => all.into_iter().flat_map(|params| judge(&policy, cx, object, &version, params)).collect(),
-                    Err(why) if policy.fails => vec![Finding { message: format!("failed to configure binding: {why}"), reason: "Invalid".into() }],
+                let mut notes = BTreeMap::new();
+                let findings: Vec<Finding> = match params(cx, &policy, &binding) {
+                    Ok(all) => all.into_iter().flat_map(|params| judge(&policy, cx, object, &version, params, &mut notes)).collect(),
+                    Err(why) if policy.fails => {
+                        vec![Finding { message: format!("failed to configure binding: {why}"), reason: "Invalid".into(), index: None }]
+                    }
                     Err(_) => vec![],
                 };
+                for (key, said) in notes {
+                    cx.warnings.annotate(&format!("{}/{key}", policy.name), &said.join(", "));
+                }
                 let acts = |action: &str| binding.list_at("spec.validationActions").iter().any(|known| known == action);
+                if acts("Audit") && !findings.is_empty() {
+                    audited.extend(findings.iter().map(|finding| failure(&policy, &binding, finding)));
+                    cx.warnings.annotate(FAILURES, &Value::Array(audited.clone()).to_string());
+                }
                 for finding in &findings {
                     if acts("Warn") {
                         cx.warnings.add(format!("Validation failed for {what}: {}", finding.message));
@@ -268,6 +311,14 @@ impl Plugin for ValidatingPolicies {
         }
         Ok(())
     }
+}
+
+/// A finding as the audit log is told of it.
+fn failure(policy: &Policy, binding: &Value, finding: &Finding) -> Value {
+    json!({
+        "message": finding.message, "policy": policy.name, "binding": binding.name(), "expressionIndex": finding.index.unwrap_or_default(),
+        "validationActions": binding.list_at("spec.validationActions"),
+    })
 }
 
 pub struct MutatingPolicies(Sort);
@@ -344,7 +395,7 @@ impl Plugin for MutatingPolicies {
 fn failed_policy(cx: &AdmissionContext<'_>, object: &Value, policy: &Policy, binding: &Value, why: &str) -> Status {
     let message = why.to_string();
     let what = format!("policy '{}' with binding '{}'", policy.name, binding.name());
-    let status = refuse(cx, object, &what, &Finding { message, reason: "Invalid".into() });
+    let status = refuse(cx, object, &what, &Finding { message, reason: "Invalid".into(), index: None });
     // Kubernetes keeps the code of a refusal here, whatever the reason.
     Status { code: 403, ..status }
 }

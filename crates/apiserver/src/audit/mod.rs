@@ -177,12 +177,9 @@ impl Record {
         if writes && !self.long && self.wants(Level::Request) { Body::new(Tee { body, record: self.clone() }) } else { body }
     }
 
-    /// Adds an annotation to the events that follow. The first of a name counts.
+    /// Adds an annotation to the events that follow; the last of a name counts.
     pub fn annotate(&self, key: &str, value: &str) {
-        let mut state = self.state.lock();
-        if !state.annotations.contains_key(key) {
-            state.annotations.insert(key.into(), value.into());
-        }
+        self.state.lock().annotations.insert(key.into(), value.into());
     }
 
     /// Nobody knows who it was.

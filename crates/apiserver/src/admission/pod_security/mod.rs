@@ -93,6 +93,10 @@ fn pod(cx: &AdmissionContext<'_>, pod: &Value) -> Result<(), Status> {
     let unchanged = cx.old.is_some_and(|old| old.at("spec") == pod.at("spec") && old.annotations() == pod.annotations());
     let Some(namespace) = cx.find("", "namespaces", "", cx.namespace)?.filter(|_| !unchanged) else { return Ok(()) };
     let (metadata, spec) = parts(pod);
+    if cx.warnings.are_audited() {
+        let enforced = policy(&namespace, "enforce").map_or_else(|| "privileged:latest".to_string(), |policy| policy.to_string());
+        cx.warnings.annotate(&format!("{PREFIX}enforce-policy"), &enforced);
+    }
     if let Some(policy) = policy(&namespace, "enforce") {
         let findings = policy.findings(metadata, spec);
         if !findings.is_empty() {
@@ -100,6 +104,7 @@ fn pod(cx: &AdmissionContext<'_>, pod: &Value) -> Result<(), Status> {
         }
     }
     warn(cx, policy(&namespace, "warn"), metadata, spec);
+    note(cx, &namespace, metadata, spec);
     Ok(())
 }
 
@@ -109,6 +114,7 @@ fn template(cx: &AdmissionContext<'_>, template: &Value) -> Result<(), Status> {
     if spec.is_object() {
         // The workload itself is not refused, but its pods would be.
         warn(cx, policy(&namespace, "warn").or_else(|| policy(&namespace, "enforce")), metadata, spec);
+        note(cx, &namespace, metadata, spec);
     }
     Ok(())
 }
@@ -122,6 +128,15 @@ fn warn(cx: &AdmissionContext<'_>, policy: Option<Policy>, metadata: &Value, spe
     let findings = policy.findings(metadata, spec);
     if !findings.is_empty() {
         cx.warnings.add(format!("would violate PodSecurity \"{policy}\": {}", details(&findings)));
+    }
+}
+
+/// Tells the audit log, if there is one, what the mode `audit` finds.
+fn note(cx: &AdmissionContext<'_>, namespace: &Value, metadata: &Value, spec: &Value) {
+    let Some(policy) = policy(namespace, "audit").filter(|_| cx.warnings.are_audited()) else { return };
+    let findings = policy.findings(metadata, spec);
+    if !findings.is_empty() {
+        cx.warnings.annotate(&format!("{PREFIX}audit-violations"), &format!("would violate PodSecurity \"{policy}\": {}", details(&findings)));
     }
 }
 
