@@ -1,5 +1,6 @@
 //! Field paths and the errors that name them, as `Invalid` Statuses carry them.
 
+use crate::internal::Tree;
 use serde_json::Value;
 use std::fmt;
 
@@ -83,6 +84,8 @@ pub struct Error {
     pub reason: Reason,
     pub field: Path,
     pub value: Option<Value>,
+    /// The value where it is a structure that is shown in the internal form, as text.
+    pub structure: Option<String>,
     pub detail: String,
 }
 
@@ -93,7 +96,7 @@ impl Error {
         let shown = match self.reason {
             Reason::Required | Reason::Forbidden | Reason::TooLong | Reason::Internal => None,
             // Without a value the detail alone is shown.
-            _ => self.value.as_ref().map(shown),
+            _ => self.structure.clone().or_else(|| self.value.as_ref().map(shown)),
         };
         match (shown, self.detail.is_empty()) {
             (None, true) => label.to_string(),
@@ -102,6 +105,11 @@ impl Error {
             (Some(value), false) => format!("{label}: {value}: {}", self.detail),
         }
     }
+}
+
+fn one_of(supported: &[&str]) -> String {
+    let list = supported.iter().map(|s| format!("{s:?}")).collect::<Vec<_>>().join(", ");
+    format!("supported values: {list}")
 }
 
 /// A value as messages show it: texts in quotes as Go writes them, structures as Go's JSON.
@@ -164,7 +172,20 @@ pub struct Errors(pub Vec<Error>);
 
 impl Errors {
     pub fn push(&mut self, reason: Reason, field: Path, value: Option<Value>, detail: impl Into<String>) {
-        self.0.push(Error { reason, field, value, detail: detail.into() });
+        self.0.push(Error { reason, field, value, structure: None, detail: detail.into() });
+    }
+    /// An error about a structure in the internal form.
+    pub fn push_structure(&mut self, reason: Reason, field: Path, structure: &Tree, detail: impl Into<String>) {
+        self.0.push(Error { reason, field, value: None, structure: Some(structure.to_string()), detail: detail.into() });
+    }
+    pub fn invalid_structure(&mut self, field: Path, structure: &Tree, detail: &str) {
+        self.push_structure(Reason::Invalid, field, structure, detail);
+    }
+    pub fn duplicate_structure(&mut self, field: Path, structure: &Tree) {
+        self.push_structure(Reason::Duplicate, field, structure, "");
+    }
+    pub fn not_supported_structure(&mut self, field: Path, structure: &Tree, supported: &[&str]) {
+        self.push_structure(Reason::NotSupported, field, structure, one_of(supported));
     }
     pub fn required(&mut self, field: Path, detail: &str) {
         self.push(Reason::Required, field, None, detail);
@@ -179,8 +200,7 @@ impl Errors {
         self.push(Reason::Duplicate, field, Some(value.into()), "");
     }
     pub fn not_supported(&mut self, field: Path, value: impl Into<Value>, supported: &[&str]) {
-        let list = supported.iter().map(|s| format!("{s:?}")).collect::<Vec<_>>().join(", ");
-        self.push(Reason::NotSupported, field, Some(value.into()), format!("supported values: {list}"));
+        self.push(Reason::NotSupported, field, Some(value.into()), one_of(supported));
     }
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

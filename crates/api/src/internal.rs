@@ -8,8 +8,13 @@
 //!
 //! Must stay true: any JSON of the right schema type gives a text; nothing here panics.
 
-use crate::protobuf::facts::{self, Count, Field, Form, Message, Type};
-use serde_json::{Map, Value, json};
+use crate::{
+    field::escaped,
+    kinds::values::is_empty,
+    protobuf::facts::{self, Count, Field, Form, Message, Type},
+};
+use serde_json::{Value, json};
+use std::fmt;
 
 /// Names of fields that are not the JSON name with a capital letter. By message where a name means different things.
 const NAMES: &[(&str, &str)] = &[
@@ -245,7 +250,9 @@ const ORDERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("PodDisruptionBudgetSpec", &["minAvailable", "selector", "maxUnavailable", "unhealthyPodEvictionPolicy"]),
+    ("HPAScalingRules", &["stabilizationWindowSeconds", "selectPolicy", "policies", "tolerance"]),
     ("PriorityLevelConfigurationSpec", &["type", "limited", "exempt"]),
+    ("OwnerReference", &["apiVersion", "kind", "name", "uid", "controller", "blockOwnerDeletion"]),
 ];
 const CONTAINER: &[&str] = &[
     "name",
@@ -277,29 +284,117 @@ const CONTAINER: &[&str] = &[
 /// What a pod's security context holds in the internal form and the spec in JSON; whether it is always shown.
 const MOVED: &[(&str, bool)] = &[("hostNetwork", true), ("hostPID", true), ("hostIPC", true), ("shareProcessNamespace", false), ("hostUsers", false)];
 
+/// A value with its fields in Go's order. As text it is JSON as Go writes it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Tree {
+    Leaf(Value),
+    List(Vec<Tree>),
+    Fields(Vec<(String, Tree)>),
+}
+
+const NULL: Tree = Tree::Leaf(Value::Null);
+
+impl fmt::Display for Tree {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Tree::Leaf(value) => f.write_str(&escaped(&value.to_string())),
+            Tree::List(items) => {
+                f.write_str("[")?;
+                for (i, item) in items.iter().enumerate() {
+                    write!(f, "{}{item}", if i > 0 { "," } else { "" })?;
+                }
+                f.write_str("]")
+            }
+            Tree::Fields(fields) => {
+                f.write_str("{")?;
+                for (i, (name, value)) in fields.iter().enumerate() {
+                    write!(f, "{}{}:{value}", if i > 0 { "," } else { "" }, Value::from(name.as_str()))?;
+                }
+                f.write_str("}")
+            }
+        }
+    }
+}
+
+impl Tree {
+    /// JSON in lines, with one space of indentation per level.
+    fn lines(&self, before: &str, depth: usize, last: bool, lines: &mut Vec<String>) {
+        let indent = " ".repeat(depth);
+        let comma = if last { "" } else { "," };
+        let (open, close, empty) = match self {
+            Tree::Leaf(_) => return lines.push(format!("{indent}{before}{self}{comma}")),
+            Tree::List(items) => ("[", "]", items.is_empty()),
+            Tree::Fields(fields) => ("{", "}", fields.is_empty()),
+        };
+        if empty {
+            return lines.push(format!("{indent}{before}{open}{close}{comma}"));
+        }
+        lines.push(format!("{indent}{before}{open}"));
+        match self {
+            Tree::Leaf(_) => {}
+            Tree::List(items) => {
+                for (i, item) in items.iter().enumerate() {
+                    item.lines("", depth + 1, i + 1 == items.len(), lines);
+                }
+            }
+            Tree::Fields(fields) => {
+                for (i, (name, value)) in fields.iter().enumerate() {
+                    let name = format!("{}: ", Value::from(name.as_str()));
+                    value.lines(&name, depth + 1, i + 1 == fields.len(), lines);
+                }
+            }
+        }
+        lines.push(format!("{indent}{close}{comma}"));
+    }
+}
+
 /// A value of a type, `core.v1.PodSpec`, in the internal form. A type that nobody knows is shown as it is.
-pub fn show(type_: &str, value: &Value) -> Value {
-    match facts::index(&format!("k8s.io.api.{type_}")) {
+pub fn show(type_: &str, value: &Value) -> Tree {
+    match facts::index(&format!("k8s.io.api.{type_}")).or_else(|| facts::index(&format!("k8s.io.apimachinery.pkg.apis.{type_}"))) {
         Some(index) => message(index, Some(value)),
-        None => value.clone(),
+        None => Tree::Leaf(value.clone()),
     }
 }
 /// A list of such values.
-pub fn show_all(type_: &str, values: &[Value]) -> Value {
-    if values.is_empty() { Value::Null } else { values.iter().map(|value| show(type_, value)).collect() }
+pub fn show_all(type_: &str, values: &[Value]) -> Tree {
+    if values.is_empty() { NULL } else { Tree::List(values.iter().map(|value| show(type_, value)).collect()) }
+}
+/// A list of values of a type as Go's JSON of that version has them: JSON's names in Go's order.
+pub fn json_list(type_: &str, values: &[Value]) -> Tree {
+    let index = facts::index(&format!("k8s.io.api.{type_}"));
+    Tree::List(values.iter().map(|value| index.map_or_else(|| Tree::Leaf(value.clone()), |index| json(index, value))).collect())
+}
+fn json(index: usize, value: &Value) -> Tree {
+    let message = facts::message(index);
+    let Value::Object(map) = value else { return Tree::Leaf(value.clone()) };
+    if message.form != Form::Fields {
+        return Tree::Leaf(value.clone());
+    }
+    let inner = |field: &Field, value: &Value| match (field.type_, field.count, value) {
+        (Type::Message(index), Count::One, value) => json(index, value),
+        (Type::Message(index), Count::Many, Value::Array(items)) => Tree::List(items.iter().map(|item| json(index, item)).collect()),
+        (Type::Message(index), Count::Map, Value::Object(map)) => {
+            Tree::Fields(map.iter().map(|(key, value)| (key.clone(), json(index, value))).collect())
+        }
+        _ => Tree::Leaf(value.clone()),
+    };
+    Tree::Fields(message.fields.iter().filter_map(|field| Some((field.key.clone(), inner(field, map.get(&field.key)?)))).collect())
+}
+/// A label selector, which looks the same in all forms.
+pub fn selector(selector: Option<&Value>) -> Tree {
+    match selector.filter(|s| !s.is_null()) {
+        Some(said) => show("meta.v1.LabelSelector", said),
+        None => NULL,
+    }
 }
 /// The difference of two values of a type, as text: a newline, and what Kubernetes prints.
 pub fn difference(type_: &str, old: &Value, new: &Value) -> String {
-    format!("\n{}", crate::unified::diff(&pretty(&show(type_, old)), &pretty(&show(type_, new))))
-}
-/// JSON with one space of indentation per level, in lines.
-fn pretty(value: &Value) -> Vec<String> {
-    let mut bytes = vec![];
-    let mut writer = serde_json::Serializer::with_formatter(&mut bytes, serde_json::ser::PrettyFormatter::with_indent(b" "));
-    // Writing a `Value` to memory does not fail.
-    let _ = serde::Serialize::serialize(value, &mut writer);
-    let text = crate::field::escaped(&String::from_utf8_lossy(&bytes));
-    text.lines().map(String::from).collect()
+    let lines = |value: &Value| {
+        let mut lines = vec![];
+        show(type_, value).lines("", 0, true, &mut lines);
+        lines
+    };
+    format!("\n{}", crate::unified::diff(&lines(old), &lines(new)))
 }
 
 fn name_of(message: &str, key: &str) -> String {
@@ -318,23 +413,23 @@ fn is_plain(full: &str) -> bool {
     full.starts_with("k8s.io.apimachinery.")
 }
 
-fn message(index: usize, value: Option<&Value>) -> Value {
+fn message(index: usize, value: Option<&Value>) -> Tree {
     let full = facts::name(index);
     let message = facts::message(index);
-    if message.form != Form::Fields || is_plain(full) {
-        return plain(message, value);
-    }
     let short = full.rsplit('.').next().unwrap_or_default();
+    if message.form != Form::Fields || is_plain(full) {
+        return plain(message, short, value);
+    }
     let moved;
     let mut value = value;
     if short == "PodSpec" {
         moved = with_moved(value);
         value = Some(&moved);
     }
-    let mut shown = Map::new();
+    let mut shown = vec![];
     let order = ORDERS.iter().find(|(name, _)| *name == short).map(|(_, order)| *order);
     add_fields(message, short, order, value, &mut shown);
-    Value::Object(shown)
+    Tree::Fields(shown)
 }
 /// The host's namespaces belong to the security context, which is always there.
 fn with_moved(spec: Option<&Value>) -> Value {
@@ -351,7 +446,7 @@ fn with_moved(spec: Option<&Value>) -> Value {
     spec
 }
 
-fn add_fields(message: &Message, short: &str, order: Option<&[&str]>, value: Option<&Value>, shown: &mut Map<String, Value>) {
+fn add_fields(message: &Message, short: &str, order: Option<&[&str]>, value: Option<&Value>, shown: &mut Vec<(String, Tree)>) {
     let Some(order) = order else {
         for field in &message.fields {
             add(field, short, value, shown);
@@ -364,14 +459,15 @@ fn add_fields(message: &Message, short: &str, order: Option<&[&str]>, value: Opt
             None => {
                 if let Some((_, always)) = MOVED.iter().find(|(moved, _)| moved == key) {
                     let said = value.and_then(|v| v.get(*key)).filter(|v| !v.is_null()).cloned();
-                    shown.insert(name_of(short, key), said.unwrap_or(if *always { Value::Bool(false) } else { Value::Null }));
+                    let absent = if *always { Value::Bool(false) } else { Value::Null };
+                    shown.push((name_of(short, key), Tree::Leaf(said.unwrap_or(absent))));
                 }
             }
         }
     }
 }
 
-fn add(field: &Field, short: &str, value: Option<&Value>, shown: &mut Map<String, Value>) {
+fn add(field: &Field, short: &str, value: Option<&Value>, shown: &mut Vec<(String, Tree)>) {
     if let Some(inner) = &field.embedded {
         let name = match field.type_ {
             Type::Message(index) => facts::name(index).rsplit('.').next().unwrap_or_default(),
@@ -383,46 +479,67 @@ fn add(field: &Field, short: &str, value: Option<&Value>, shown: &mut Map<String
     let said = value.and_then(|value| value.get(&field.key)).filter(|said| !said.is_null());
     // Metadata is embedded in Go: its fields are those of the structure around it.
     if field.key == "metadata" {
-        if let Some(Value::Object(metadata)) = said {
-            shown.extend(metadata.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), v.clone())));
+        if let (Some(_), Tree::Fields(metadata)) = (said, one(field, said)) {
+            shown.extend(metadata);
         }
         return;
     }
-    let shown_value = match (field.count, said) {
+    shown.push((name_of(short, &field.key), counted(field, said)));
+}
+
+/// All that a field holds.
+fn counted(field: &Field, said: Option<&Value>) -> Tree {
+    match (field.count, said) {
         (Count::One, said) => one(field, said),
-        (Count::Many, Some(Value::Array(list))) if !list.is_empty() => list.iter().map(|item| one(field, Some(item))).collect(),
+        (Count::Many, Some(Value::Array(list))) if !list.is_empty() => Tree::List(list.iter().map(|item| one(field, Some(item))).collect()),
         (Count::Map, Some(Value::Object(map))) if !map.is_empty() => {
             let mut entries: Vec<_> = map.iter().collect();
             entries.sort_by_key(|(key, _)| *key);
-            Value::Object(entries.into_iter().map(|(key, item)| (key.clone(), one(field, Some(item)))).collect())
+            Tree::Fields(entries.into_iter().map(|(key, item)| (key.clone(), one(field, Some(item)))).collect())
         }
-        _ => Value::Null,
-    };
-    shown.insert(name_of(short, &field.key), shown_value);
+        _ => NULL,
+    }
 }
 
-fn one(field: &Field, said: Option<&Value>) -> Value {
-    match (field.type_, said) {
-        (Type::Message(index), Some(said)) => message(index, Some(said)),
-        (Type::Message(index), None) if field.always => message(index, None),
+fn one(field: &Field, said: Option<&Value>) -> Tree {
+    let leaf = match (field.type_, said) {
+        (Type::Message(index), Some(said)) => return message(index, Some(said)),
+        (Type::Message(index), None) if field.always => return message(index, None),
         (Type::Message(index), None) if facts::message(index).form == Form::Quantity && field.key == "divisor" => json!("0"),
         (_, Some(said)) => said.clone(),
         (Type::Text, None) if field.always => json!(""),
         (Type::Bool, None) if field.always => json!(false),
         (Type::Signed | Type::Unsigned | Type::Double | Type::Float, None) if field.always => json!(0),
         _ => Value::Null,
+    };
+    Tree::Leaf(leaf)
+}
+
+/// What looks the same in all forms: JSON's names, only what is said.
+fn plain(message: &Message, short: &str, value: Option<&Value>) -> Tree {
+    match (message.form, value) {
+        (Form::Quantity, Some(value)) => {
+            Tree::Leaf(crate::quantity::Quantity::from_value(value).map_or_else(|_| value.clone(), |q| json!(q.to_string())))
+        }
+        (Form::Fields, Some(value)) => {
+            let said = |field: &&Field| value.get(&field.key).is_some_and(|said| !is_empty(said));
+            let mut fields: Vec<&Field> = message.fields.iter().filter(said).collect();
+            if let Some((_, order)) = ORDERS.iter().find(|(name, _)| *name == short) {
+                fields.sort_by_key(|field| order.iter().position(|key| *key == field.key));
+            }
+            Tree::Fields(fields.into_iter().map(|field| (field.key.clone(), counted(field, value.get(&field.key)))).collect())
+        }
+        (_, Some(value)) => Tree::Leaf(value.clone()),
+        (Form::Quantity, None) => Tree::Leaf(json!("0")),
+        (Form::IntOrString, None) => Tree::Leaf(json!(0)),
+        (Form::Fields, None) => Tree::Fields(vec![]),
+        _ => NULL,
     }
 }
 
-fn plain(message: &Message, value: Option<&Value>) -> Value {
-    match (message.form, value) {
-        (Form::Quantity, Some(value)) => crate::quantity::Quantity::from_value(value).map_or_else(|_| value.clone(), |q| json!(q.to_string())),
-        (_, Some(value)) => value.clone(),
-        (Form::Quantity, None) => json!("0"),
-        (Form::IntOrString, None) => json!(0),
-        (Form::Fields, None) => json!({}),
-        _ => Value::Null,
-    }
+/// A structure of names that the caller gives in Go's order.
+pub fn fields<const N: usize>(fields: [(&str, Value); N]) -> Tree {
+    Tree::Fields(fields.into_iter().map(|(name, value)| (name.to_string(), Tree::Leaf(value))).collect())
 }
 
 #[cfg(test)]

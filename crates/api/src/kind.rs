@@ -147,8 +147,12 @@ pub trait Hooks: Send + Sync {
     fn revives(&self) -> bool {
         false
     }
-    /// Warnings for the client (deprecated fields and the like), sent as `Warning` headers.
-    fn warnings(&self, _object: &Value) -> Vec<String> {
+    /// Warnings for the client (deprecated fields and the like), sent as `Warning` headers. `old` is what an update changes.
+    fn warnings(&self, _object: &Value, _old: Option<&Value>) -> Vec<String> {
+        Vec::new()
+    }
+    /// Conditions of the object's row, for clients that show rows in other ways: a pod that has ended.
+    fn row_conditions(&self, _object: &Value) -> Vec<Value> {
         Vec::new()
     }
     /// Cells of the object's row, one per column of [`Kind::columns`]. `now_unix_s` is for ages.

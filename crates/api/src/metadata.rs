@@ -3,6 +3,7 @@
 use crate::{
     Kind, Value,
     field::{Errors, Path},
+    internal,
     kind::NameRule,
     limits, names,
     object::ObjectExt,
@@ -76,7 +77,8 @@ fn owners(object: &Value, path: &Path, errors: &mut Errors) {
             }
         }
         if (owner.api_version, owner.kind) == ("v1", "Event") {
-            errors.invalid(path.clone(), object.list_at("metadata.ownerReferences")[i].clone(), "/v1, Kind=Event is disallowed from being an owner");
+            let shown = internal::show("meta.v1.OwnerReference", &object.list_at("metadata.ownerReferences")[i]);
+            errors.invalid_structure(path.clone(), &shown, "/v1, Kind=Event is disallowed from being an owner");
         }
     }
     let mut controllers = owners.iter().filter(|owner| owner.controller);
@@ -86,7 +88,7 @@ fn owners(object: &Value, path: &Path, errors: &mut Errors) {
                 "Only one reference can have Controller set to true. Found \"true\" in references for {}/{} and {}/{}",
                 first.kind, first.name, other.kind, other.name
             );
-            errors.invalid(path.clone(), object.list_at("metadata.ownerReferences").to_vec(), &why);
+            errors.invalid_structure(path.clone(), &internal::show_all("meta.v1.OwnerReference", object.list_at("metadata.ownerReferences")), &why);
         }
     }
 }

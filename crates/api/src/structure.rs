@@ -516,7 +516,7 @@ impl Decoder {
     /// In canonical form. Resource lists (maps of quantities) know nothing finer than a thousandth.
     fn quantity(&mut self, text: &str, place: &Place<'_>) -> Option<Value> {
         let in_list = matches!(place.step, Step::Key(_));
-        self.scalar(Quantity::parse(text).map(|q| if in_list { q.round_to_milli() } else { q }.to_string()).map_err(|error| error.to_string()))
+        self.scalar(Quantity::parse(text).map(|q| as_written(if in_list { q.round_to_milli() } else { q }.to_string(), text)).map_err(|error| error.to_string()))
     }
 
     fn array(&mut self, reader: &mut Reader<'_>, schema: &Schema, place: &Place<'_>) -> Result<Value, String> {
@@ -663,6 +663,15 @@ pub fn complete(value: &mut Value, schema: &Schema) {
         }
         _ => {}
     }
+}
+
+/// A quantity that is written oddly, but with the digits and the unit of its canonical form, stays as it is written.
+fn as_written(canonical: String, text: &str) -> String {
+    let plain = text.strip_prefix('+').unwrap_or(text);
+    let usual = plain.strip_suffix('.').unwrap_or(plain).replace('E', "e");
+    // `E` after the digits is a unit; before digits, an exponent.
+    let is_unit = plain.ends_with('E');
+    if !is_unit && usual == canonical { text.to_string() } else { canonical }
 }
 
 #[cfg(test)]

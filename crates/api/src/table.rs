@@ -1,6 +1,7 @@
 //! Tables: how objects look as rows, made by the server so that every client prints the same.
 //!
-//! Which columns a built-in resource has is a fact (`facts/table-columns.json`); what stands in them is a kind's hook, made
+//! Which columns a built-in resource has is a fact (`facts/table-columns.json`, what clients are told
+//! of them `facts/column-descriptions.json`); what stands in them is a kind's hook, made
 //! of the helpers here. Everything is a function of the object and the time that the caller gives.
 
 use crate::{
@@ -71,11 +72,25 @@ type ColumnFacts = BTreeMap<String, Vec<(String, String, String, i32)>>;
 static COLUMNS: LazyLock<ColumnFacts> =
     LazyLock::new(|| serde_json::from_str(include_str!("../facts/table-columns.json")).expect("facts/table-columns.json is JSON"));
 
+/// What clients are told of the columns, by resource and column; names and ages are described above.
+static DESCRIPTIONS: LazyLock<BTreeMap<String, BTreeMap<String, String>>> = LazyLock::new(|| {
+    serde_json::from_str(include_str!("../facts/column-descriptions.json")).expect("facts/column-descriptions.json is JSON")
+});
+
 /// The columns that Kubernetes gives a built-in resource; `Name` and `Created At` where it has no own ones.
 pub fn golden_columns(group: &str, version: &str, resource: &str) -> Vec<Column> {
     let key = if group.is_empty() { format!("{version}/{resource}") } else { format!("{group}/{version}/{resource}") };
     match COLUMNS.get(&key) {
-        Some(columns) => columns.iter().map(|(name, type_, format, priority)| Column::new(name, type_, format, *priority)).collect(),
+        Some(columns) => {
+            let column = |(name, type_, format, priority): &(String, String, String, i32)| {
+                let mut column = Column::new(name, type_, format, *priority);
+                if let Some(description) = DESCRIPTIONS.get(&key).and_then(|columns| columns.get(name)) {
+                    column.description.clone_from(description);
+                }
+                column
+            };
+            columns.iter().map(column).collect()
+        }
         None => vec![Column::new("Name", "string", "name", 0), Column::new("Created At", "date", "", 0)],
     }
 }
@@ -188,7 +203,12 @@ pub fn row(kind: &Kind, object: &Value, include: IncludeObject, now_unix_s: i64)
         IncludeObject::Metadata => partial_metadata(object),
         IncludeObject::Object => object.clone(),
     };
-    json!({"cells": cells(kind, object, now_unix_s), "object": shown})
+    let mut row = json!({"cells": cells(kind, object, now_unix_s), "object": shown});
+    let conditions = kind.hooks.row_conditions(object);
+    if !conditions.is_empty() {
+        row["conditions"] = Value::from(conditions);
+    }
+    row
 }
 
 /// A Table from rows; `list_metadata` is the list's `metadata`, `headers` false leaves the column definitions out (later events of a watch).

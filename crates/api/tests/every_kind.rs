@@ -87,7 +87,7 @@ fn exercise(kind: &Kind, version: &str, object: &Value, old: &Value) {
     metadata::validate_update(&updated, old, kind, &mut errors);
     kind.hooks.prepare_status(&mut object, old);
     kind.hooks.validate_status(&object, old, &mut errors);
-    kind.hooks.warnings(&object);
+    kind.hooks.warnings(&object, None);
     assert_eq!(table::cells(kind, &object, 1_700_000_000).len(), kind.columns.len(), "{}: a cell per column", kind.kind);
     let _ = api::Status::invalid(&kind.group, &kind.kind, object.name(), &errors).to_bytes();
 }

@@ -113,7 +113,7 @@ fn run(kind: &Kind, object: &Value) {
     for field in &kind.selectable_fields {
         kind.hooks.selectable_value(object, field);
     }
-    kind.hooks.warnings(&new);
+    kind.hooks.warnings(&new, Some(object));
     for version in &kind.versions {
         kind.hooks.from_stored(version, &mut new.clone());
     }

@@ -154,7 +154,11 @@ impl Output {
                 "None" => IncludeObject::None,
                 "" | "Metadata" => IncludeObject::Metadata,
                 "Object" => IncludeObject::Object,
-                other => return Err(Status::bad_request(format!("unrecognized includeObject value: {other:?}"))),
+                other => {
+                    return Err(Status::bad_request(format!(
+                        "Unable to convert to Table as requested: includeObject: Invalid value: {other:?}: must be 'Metadata', 'Object', 'None', or empty"
+                    )));
+                }
             },
             _ => IncludeObject::Metadata,
         };

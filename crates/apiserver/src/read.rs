@@ -144,6 +144,10 @@ fn check_fields(kind: &Kind, options: &ListOptions) -> Result<(), Status> {
         Some((field, _, _)) if kind.selectable_fields.is_empty() && kind.custom.is_none() => {
             Err(Status::bad_request(format!("{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")))
         }
+        // One kind names itself.
+        Some((field, _, _)) if kind.resource == "resourceslices" => {
+            Err(Status::bad_request(format!("field label not supported for {}, Kind={}: {field}", kind.api_version(), kind.kind)))
+        }
         Some((field, _, _)) => Err(Status::bad_request(format!("field label not supported: {field}"))),
     }
 }

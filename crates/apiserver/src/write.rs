@@ -9,10 +9,11 @@
 
 use crate::{
     Body, Server, User,
-    admission::{AdmissionContext, Operation},
+    admission::{AdmissionContext, Operation, admin_access},
     allocation,
     cache::{Entry, encode_stored},
     connect::{Answer, Call, Warnings},
+    conversion,
     encode::View,
     keys, namespaces,
 };
@@ -331,9 +332,10 @@ impl<'a> Writer<'a> {
         let reservation = allocation::reserve(self.server, self.kind, &mut object, None, self.dry_run).await?;
         let mut errors = field::Errors::default();
         metadata::validate_create(&object, self.kind, &mut errors);
+        admin_access::validate(&cx, self.kind, &object, None, &mut errors)?;
         hooks.validate(&object, None, &mut errors);
         self.invalid(&name, &errors)?;
-        self.warnings.extend(hooks.warnings(&object));
+        self.warnings.extend(hooks.warnings(&object, None));
         self.server.admission.validate(&cx, &object).await?;
         if insists {
             return Err(Status::unknown("resourceVersion should not be set on objects to be created"));
@@ -345,8 +347,10 @@ impl<'a> Writer<'a> {
                 None => Ok(Written::Unstored(object)),
             };
         }
-        let stored = Bytes::from(encode_stored(&object));
-        match self.commit(Write::Create { key: self.key(&name), value: stored.clone() }).await? {
+        let stored = self.encoded(&object).await?;
+        let key = self.key(&name);
+        let _draft = self.server.cache.draft(self.kind, &key, &stored, &object);
+        match self.commit(Write::Create { key, value: stored.clone() }).await? {
             Outcome::Committed(revision) => {
                 reservation.keep().await;
                 self.stored(&name, &stored, &object, revision).await
@@ -399,7 +403,7 @@ impl<'a> Writer<'a> {
         for _ in 0..limits::UPDATE_ATTEMPTS_MAX {
             let standing = self.standing(self.name).await?;
             let entry = standing.ok_or_else(|| Status::not_found(self.kind.resource_pair(), self.name))?;
-            let old = entry.value();
+            let old = conversion::object(self.server, self.kind, entry.value(), self.version()).await?;
             let changed = change(&old)?;
             if let Some(written) = self.replace(part, &entry, &old, changed).await? {
                 return Ok(written);
@@ -469,6 +473,9 @@ impl<'a> Writer<'a> {
         metadata::validate_update(&new, old, self.kind, &mut errors);
         // Kubernetes checks metadata in common and once more per kind, and clients see each cause twice.
         errors.extend(errors.clone());
+        if part == Part::Object {
+            admin_access::validate(&cx, self.kind, &new, Some(old), &mut errors)?;
+        }
         match part {
             Part::Object => hooks.validate(&new, Some(old), &mut errors),
             Part::Status => hooks.validate_status(&new, old, &mut errors),
@@ -477,7 +484,7 @@ impl<'a> Writer<'a> {
         }
         self.invalid(self.name, &errors)?;
         if part == Part::Object && !self.same_template(&new, old) {
-            self.warnings.extend(hooks.warnings(&new));
+            self.warnings.extend(hooks.warnings(&new, Some(old)));
         }
         self.server.admission.validate(&cx, &new).await?;
         complete(&mut new);
@@ -488,13 +495,17 @@ impl<'a> Writer<'a> {
             return self.remove(entry, new).await;
         }
         if same(&new, old) {
-            return Ok(Some(Written::Stored(entry.clone())));
+            let view = View { kind: Arc::new(self.kind.clone()), version: self.version().to_string() };
+            let shown = if conversion::is_by_webhook(self.kind) { conversion::entry(self.server, &view, entry.clone()).await? } else { entry.clone() };
+            return Ok(Some(Written::Stored(shown)));
         }
         if self.dry_run {
             return Ok(Some(Written::Unstored(new)));
         }
-        let stored = Bytes::from(encode_stored(&new));
-        match self.commit(Write::Update { key: self.key(self.name), value: stored.clone(), expected: entry.revision }).await? {
+        let stored = self.encoded(&new).await?;
+        let key = self.key(self.name);
+        let _draft = self.server.cache.draft(self.kind, &key, &stored, &new);
+        match self.commit(Write::Update { key, value: stored.clone(), expected: entry.revision }).await? {
             Outcome::Committed(revision) => {
                 reservation.keep().await;
                 self.stored(self.name, &stored, &new, revision).await.map(Some)
@@ -562,7 +573,7 @@ impl<'a> Writer<'a> {
         let version = if self.info.version.is_empty() { self.kind.version() } else { self.info.version.as_str() };
         let subresource = self.info.subresource.as_str();
         let writer = apply::Writer { kind: self.kind, version, manager: self.manager, subresource, now: &now() };
-        if self.kind.stored_as.is_none() && version == self.kind.version() {
+        if (self.kind.stored_as.is_none() && version == self.kind.version()) || conversion::is_by_webhook(self.kind) {
             return apply::update(old, new, &writer);
         }
         let view = View { kind: Arc::new(self.kind.clone()), version: version.to_string() };
@@ -622,7 +633,9 @@ impl<'a> Writer<'a> {
             return Ok(Some(Written::Unstored(new)));
         }
         let stored = Bytes::from(encode_stored(&new));
-        match self.commit(Write::Update { key: self.key(self.name), value: stored.clone(), expected: entry.revision }).await? {
+        let key = self.key(self.name);
+        let _draft = self.server.cache.draft(self.kind, &key, &stored, &new);
+        match self.commit(Write::Update { key, value: stored.clone(), expected: entry.revision }).await? {
             Outcome::Committed(revision) => self.stored(self.name, &stored, &new, revision).await.map(Some),
             Outcome::Conflict(_) => Ok(None),
         }
@@ -635,15 +648,34 @@ impl<'a> Writer<'a> {
         self.server.store.commit(write).await.map_err(store_failure)
     }
 
+    /// The version that is written.
+    fn version(&self) -> &str {
+        if self.info.version.is_empty() { self.kind.version() } else { &self.info.version }
+    }
+
+    /// What is stored of an object.
+    async fn encoded(&self, object: &Value) -> Result<Bytes, Status> {
+        if !conversion::is_by_webhook(self.kind) {
+            return Ok(encode_stored(object).into());
+        }
+        let stored = conversion::object(self.server, self.kind, object.clone(), self.kind.version()).await?;
+        Ok(encode_stored(&stored).into())
+    }
+
     /// The answer to a commit: the object's bytes with its version. Waits until the cache shows it.
     async fn stored(&self, name: &str, stored: &Bytes, object: &Value, revision: Revision) -> Result<Written, Status> {
         // The write is done; that the cache is late is no reason to say otherwise.
         let _ = self.server.cache.reach(revision).await;
         let cache = self.server.cache.of(self.kind);
+        let place = keys::place(self.namespace, name);
+        if conversion::is_by_webhook(self.kind) {
+            // The client sees what it wrote, in its own version.
+            let entry = Entry::of(&place, &encode_stored(object).into(), object, revision, Some(self.kind));
+            return Ok(Written::Stored(Arc::new(entry.ok_or_else(|| Status::internal("the stored object cannot be read"))?)));
+        }
         if let Some(entry) = cache.get(self.namespace, name).filter(|entry| entry.revision == revision) {
             return Ok(Written::Stored(entry));
         }
-        let place = keys::place(self.namespace, name);
         let entry = Entry::of(&place, stored, object, revision, cache.kind().as_deref());
         Ok(Written::Stored(Arc::new(entry.ok_or_else(|| Status::internal("the stored object cannot be read"))?)))
     }
@@ -757,8 +789,10 @@ pub async fn update_internal(
 ) -> Result<Value, Status> {
     let kind = server.kind(group, resource)?;
     let own = Own::new(internal_request("update", &kind, namespace, name, subresource));
-    let writer = own.writer(server, &kind, name);
     let part = if subresource == "status" { Part::Status } else { Part::Object };
+    // A status has several writers, so it is said who this one is.
+    let books = if part == Part::Status { Books::Changes } else { Books::Closed };
+    let writer = Writer { books, ..own.writer(server, &kind, name) };
     let written = writer.modify(part, |old| {
         let mut object = old.clone();
         Ok(Changed::newest(if change(&mut object)? { object } else { old.clone() }))

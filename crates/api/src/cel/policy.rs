@@ -76,7 +76,11 @@ impl Scope {
             return Ok(program);
         }
         let names: Vec<String> = wanted.iter().map(ToString::to_string).collect();
-        Err(format!("must evaluate to {} but got {}", names.join(" or "), program.type_))
+        let wanted = match names.as_slice() {
+            [one] => one.clone(),
+            several => format!("one of [{}]", several.join(" ").replace("null", "null_type")),
+        };
+        Err(format!("must evaluate to {wanted} but got {}", program.type_))
     }
 }
 

@@ -298,7 +298,7 @@ fn run(rule: &Rule, props: &Props, value: &Value, old: Option<&Value>, root: boo
         let names = if rule.field_path.is_empty() { None } else { field_path(props, &rule.field_path).ok() };
         let field = names.iter().flatten().fold(path.clone(), |path, name| path.child(name));
         let shown = if value.is_object() || value.is_array() || names.is_some() { None } else { Some(value.clone()) };
-        errors.0.push(Error { reason, field, value: shown, detail });
+        errors.0.push(Error { reason, field, value: shown, structure: None, detail });
     };
     match outcome {
         Ok(Val::Bool(true)) => {}

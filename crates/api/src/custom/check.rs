@@ -56,7 +56,7 @@ impl Checker<'_> {
         if path.is_empty() { self.at.clone() } else { self.at.child(path) }
     }
     fn push(&self, found: &mut Vec<Error>, reason: Reason, path: &str, value: Option<Value>, detail: String) {
-        found.push(Error { reason, field: self.path(path), value, detail });
+        found.push(Error { reason, field: self.path(path), value, structure: None, detail });
     }
     fn invalid(&self, found: &mut Vec<Error>, path: &str, value: Value, detail: String) {
         self.push(found, Reason::Invalid, path, Some(value), detail);

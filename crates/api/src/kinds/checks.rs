@@ -75,6 +75,15 @@ pub fn immutable(new: Option<&Value>, old: Option<&Value>, path: &Path, errors: 
     }
 }
 
+/// The same for a structure, which is shown in the internal form of its type.
+pub fn immutable_structure(type_: &str, new: Option<&Value>, old: Option<&Value>, path: &Path, errors: &mut Errors) {
+    let said = |value: Option<&Value>| value.filter(|v| !super::values::is_empty(v)).cloned();
+    if said(new) != said(old) {
+        let shown = new.filter(|v| !v.is_null()).map_or(crate::internal::Tree::Leaf(Value::Null), |new| crate::internal::show(type_, new));
+        errors.invalid_structure(path.clone(), &shown, IMMUTABLE);
+    }
+}
+
 /// What is wrong with the name of a port.
 pub fn port_name(name: &str) -> Vec<String> {
     let mut problems = vec![];
@@ -270,6 +279,31 @@ pub fn not_special_ip(text: &str) -> Vec<String> {
         problems.push("may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)".into());
     }
     problems
+}
+
+/// What is odd about an address that is good.
+pub fn ip_warning(text: &str, path: &Path) -> Option<String> {
+    let ip = sloppy_ip(text)?;
+    let usual = match ip {
+        IpAddr::V6(v6) => v6.to_ipv4_mapped().map_or(ip, IpAddr::V4),
+        IpAddr::V4(_) => ip,
+    };
+    if usual != ip || text.parse::<IpAddr>().is_err() {
+        return Some(format!("{path}: non-standard IP address {text:?} will be considered invalid in a future Kubernetes release: use \"{usual}\""));
+    }
+    (ip.to_string() != text).then(|| format!("{path}: IPv6 address {text:?} should be in RFC 5952 canonical format (\"{ip}\")"))
+}
+/// The same of a network.
+pub fn cidr_warning(text: &str, path: &Path) -> Option<String> {
+    let (ip, length) = parse_cidr(text)?;
+    let network = network_of(ip, length);
+    let address = text.split('/').next().unwrap_or_default();
+    if address.parse::<IpAddr>().is_err() || network != ip {
+        let use_ = format!("{network}/{length}");
+        return Some(format!("{path}: non-standard CIDR value {text:?} will be considered invalid in a future Kubernetes release: use {use_:?}"));
+    }
+    let canonical = format!("{network}/{length}");
+    (ip.is_ipv6() && canonical != text).then(|| format!("{path}: IPv6 CIDR value {text:?} should be in RFC 5952 canonical format ({canonical:?})"))
 }
 
 /// The percentage that a string like `25%` says.

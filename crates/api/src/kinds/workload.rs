@@ -3,11 +3,11 @@
 use super::{
     checks,
     pod::template,
-    values::{int, is_empty, member, shown},
+    values::{int, is_empty, member},
 };
 use crate::{
     field::{Errors, Path},
-    selector, table,
+    internal, selector, table,
 };
 use serde_json::{Value, json};
 
@@ -30,10 +30,10 @@ pub fn required_selector(spec: &Value, path: &Path, errors: &mut Errors) {
             selector::validate(selector, &path, errors);
             let wrong = errors.0.len() > before;
             if is_everything(selector) {
-                errors.invalid(path.clone(), selector.clone(), "empty selector is invalid for deployment");
+                errors.invalid_structure(path.clone(), &internal::selector(Some(selector)), "empty selector is invalid for deployment");
             }
             if wrong && selector::LabelSelector::from_value(selector).is_err() {
-                errors.invalid(path, selector.clone(), "invalid label selector");
+                errors.invalid_structure(path, &internal::selector(Some(selector)), "invalid label selector");
             }
         }
     }
@@ -45,7 +45,7 @@ pub fn is_everything(selector: &Value) -> bool {
 /// A selector may not change.
 pub fn immutable_selector(spec: &Value, old: &Value, path: &Path, errors: &mut Errors) {
     if member(spec, "selector") != member(old, "selector") {
-        errors.invalid(path.child("selector"), shown(spec, "selector"), checks::IMMUTABLE);
+        errors.invalid_structure(path.child("selector"), &internal::selector(spec.get("selector")), checks::IMMUTABLE);
     }
 }
 

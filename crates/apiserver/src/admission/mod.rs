@@ -4,6 +4,7 @@
 //! First every plugin may change the object, then, after allocation and validation, every plugin may refuse it. What a
 //! plugin looks up it reads from the cache.
 
+pub(crate) mod admin_access;
 mod certificates;
 mod default_ingress_class;
 mod default_storage_class;

@@ -6,6 +6,9 @@ use api::{Status, Value, object::ObjectExt};
 /// Namespaces that cannot be deleted.
 const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
 
+/// The phase of a namespace that is going.
+const TERMINATING: &str = "Terminating";
+
 pub(super) struct NamespaceLifecycle;
 
 #[async_trait::async_trait]
@@ -28,7 +31,9 @@ impl Plugin for NamespaceLifecycle {
             namespace = cx.server.lookup("", "namespaces", "", cx.namespace)?;
         }
         let Some(namespace) = namespace else { return Err(Status::not_found(("", "namespaces"), cx.namespace)) };
-        if namespace.deleting || namespace.value().str_at("status.phase") == Some("Terminating") {
+        // The word is looked for before the object is read: every create in every namespace asks.
+        let may_end = namespace.bytes.windows(TERMINATING.len()).any(|bytes| bytes == TERMINATING.as_bytes());
+        if namespace.deleting || (may_end && namespace.value().str_at("status.phase") == Some(TERMINATING)) {
             let message = format!("unable to create new content in namespace {} because it is being terminated", cx.namespace);
             let cause = format!("namespace {} is being terminated", cx.namespace);
             return Err(cx.forbidden(object, message).with_cause("NamespaceTerminating", cause, "metadata.namespace"));

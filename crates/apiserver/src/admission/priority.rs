@@ -7,6 +7,9 @@ const GROUP: &str = "scheduling.k8s.io";
 /// Classes that the cluster itself needs.
 const SYSTEM_CLASSES: [&str; 2] = ["system-cluster-critical", "system-node-critical"];
 
+/// How a class says that it is the default one.
+const DEFAULT: &[u8] = br#""globalDefault":true"#;
+
 pub(super) struct Priority;
 
 #[async_trait::async_trait]
@@ -29,7 +32,12 @@ impl Plugin for Priority {
         }
         let name = object.str_at("spec.priorityClassName").unwrap_or_default().to_string();
         let class = match name.as_str() {
-            "" => default_class(&cx.objects(GROUP, "priorityclasses", None)?),
+            "" => {
+                // Most clusters have no default: only what says that it might be one is read.
+                let mut classes = cx.server.entries(GROUP, "priorityclasses", None)?;
+                classes.retain(|class| class.bytes.windows(DEFAULT.len()).any(|bytes| bytes == DEFAULT));
+                default_class(&classes.iter().map(|class| class.value()).collect::<Vec<_>>())
+            }
             name => match cx.find(GROUP, "priorityclasses", "", name)? {
                 Some(class) => Some(class),
                 None => return Err(cx.forbidden(object, format!("no PriorityClass with name {name} was found"))),

@@ -51,14 +51,44 @@ fn apply(pod: &mut Value, class: &Value) -> Result<(), String> {
             selector.insert(key.clone(), value.clone());
         }
     }
-    for toleration in class.list_at("scheduling.tolerations") {
-        if !pod.list_at("spec.tolerations").contains(toleration)
-            && let Some(tolerations) = list_mut(pod, "spec.tolerations")
-        {
-            tolerations.push(toleration.clone());
-        }
+    let added = class.list_at("scheduling.tolerations");
+    if !added.is_empty()
+        && let Some(tolerations) = list_mut(pod, "spec.tolerations")
+    {
+        tolerations.extend(added.iter().cloned());
+        *tolerations = without_covered(tolerations);
     }
     Ok(())
+}
+
+/// Tolerations without those that others tolerate too; of two that are alike the first.
+fn without_covered(all: &[Value]) -> Vec<Value> {
+    let mut kept: Vec<Value> = vec![];
+    for (i, toleration) in all.iter().enumerate() {
+        if !kept.iter().chain(&all[i + 1..]).any(|other| other != toleration && covers(other, toleration)) && !kept.contains(toleration) {
+            kept.push(toleration.clone());
+        }
+    }
+    kept
+}
+/// Whether one toleration tolerates all that another does.
+fn covers(wide: &Value, narrow: &Value) -> bool {
+    let of = |toleration: &Value, key: &str| toleration.str_at(key).unwrap_or_default().to_string();
+    let exists = of(wide, "operator") == "Exists";
+    if of(wide, "key") != of(narrow, "key") && !(of(wide, "key").is_empty() && exists) {
+        return false;
+    }
+    if !of(wide, "effect").is_empty() && of(wide, "effect") != of(narrow, "effect") {
+        return false;
+    }
+    let seconds = |toleration: &Value| toleration.i64_at("tolerationSeconds");
+    if of(wide, "effect") == "NoExecute"
+        && let Some(wide_s) = seconds(wide)
+        && seconds(narrow).is_none_or(|narrow_s| narrow_s > wide_s)
+    {
+        return false;
+    }
+    exists || of(narrow, "operator") != "Exists" && of(wide, "value") == of(narrow, "value")
 }
 
 fn text(value: &Value) -> &str {
@@ -69,6 +99,15 @@ fn text(value: &Value) -> &str {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn what_another_toleration_covers_is_left_out() {
+        let wide = json!({"key": "k", "operator": "Exists"});
+        let narrow = json!({"key": "k", "operator": "Equal", "value": "v", "effect": "NoSchedule"});
+        let other = json!({"key": "o", "operator": "Exists"});
+        assert_eq!(without_covered(&[narrow.clone(), other.clone(), wide.clone()]), [other.clone(), wide.clone()]);
+        assert_eq!(without_covered(&[wide.clone(), narrow, wide.clone()]), [wide]);
+    }
 
     #[test]
     fn a_class_adds_and_never_overrules() {

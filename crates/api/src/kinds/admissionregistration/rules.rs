@@ -96,14 +96,18 @@ fn resources(resources: &[&str], path: &Path, errors: &mut Errors) {
 /// Checks selectors and rules of match resources.
 pub fn validate_match(parent: &Value, path: &Path, errors: &mut Errors) {
     checks::one_of(parent, "matchPolicy", &["Equivalent", "Exact"], path, errors);
-    for key in ["namespaceSelector", "objectSelector"] {
-        if let Some(value) = member(parent, key) {
-            selector::validate(value, &path.child(key), errors);
-        }
-    }
+    validate_selectors(parent, path, errors);
     for key in ["resourceRules", "excludeResourceRules"] {
         for (i, rule) in list(parent, key).iter().enumerate() {
             validate_rule(rule, &path.child(key).index(i), errors);
+        }
+    }
+}
+
+fn validate_selectors(parent: &Value, path: &Path, errors: &mut Errors) {
+    for key in ["namespaceSelector", "objectSelector"] {
+        if let Some(value) = member(parent, key) {
+            selector::validate(value, &path.child(key), errors);
         }
     }
 }
@@ -144,6 +148,7 @@ pub fn validate_webhooks(configuration: &Value, mutating: bool, errors: &mut Err
             validate_rule(rule, &path.child("rules").index(i), errors);
         }
         checks::one_of(webhook, "failurePolicy", &["Fail", "Ignore"], &path, errors);
+        checks::one_of(webhook, "matchPolicy", &["Equivalent", "Exact"], &path, errors);
         match text(webhook, "sideEffects") {
             "" => errors.required(path.child("sideEffects"), "must specify one of None, NoneOnDryRun"),
             _ => checks::one_of(webhook, "sideEffects", &["None", "NoneOnDryRun"], &path, errors),
@@ -153,13 +158,13 @@ pub fn validate_webhooks(configuration: &Value, mutating: bool, errors: &mut Err
         {
             errors.invalid(path.child("timeoutSeconds"), seconds, "the timeout value must be between 1 and 30 seconds");
         }
-        if mutating {
-            checks::one_of(webhook, "reinvocationPolicy", &["IfNeeded", "Never"], &path, errors);
-        }
-        validate_match(webhook, &path, errors);
+        validate_selectors(webhook, &path, errors);
         client(webhook.get("clientConfig").unwrap_or(&Value::Null), &path.child("clientConfig"), errors);
         review_versions(webhook, &path, errors);
         match_conditions(webhook, &Scope { authorizer: true, ..Scope::default() }, &path, errors);
+        if mutating {
+            checks::one_of(webhook, "reinvocationPolicy", &["IfNeeded", "Never"], &path, errors);
+        }
     }
 }
 

@@ -10,7 +10,9 @@ use crate::{
         values::{list, put, text},
         workload,
     },
-    names, table,
+    names,
+    object::ObjectExt,
+    table,
 };
 use serde_json::{Value, json};
 
@@ -44,12 +46,18 @@ impl Hooks for ValidatingAdmissionPolicies {
         }
         for (i, annotation) in annotations.iter().enumerate() {
             let path = path.child("auditAnnotations").index(i);
-            checks::required_checked(annotation, "key", &path, names::qualified_name, errors);
+            // The annotation's name in the audit log is the policy's name before this one.
+            let key = text(annotation, "key");
+            let whole = format!("{}/{key}", policy.name());
+            errors.invalid_all(&path.child("key"), whole.as_str(), names::qualified_name(&whole));
             let source = text(annotation, "valueExpression");
             if source.trim().is_empty() {
                 errors.required(path.child("valueExpression"), "valueExpression is not specified");
             } else {
                 rules::expression(source, &scope, &[Type::String, Type::Null], path.child("valueExpression"), errors);
+            }
+            if annotations[..i].iter().any(|other| text(other, "key") == key) {
+                errors.duplicate(path.child("key"), key);
             }
         }
         for (i, validation) in validations.iter().enumerate() {

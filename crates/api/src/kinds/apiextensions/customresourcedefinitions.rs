@@ -99,7 +99,7 @@ impl Hooks for CustomResourceDefinitions {
             errors.invalid(path.index(i), version, "must appear in spec.versions");
         }
     }
-    fn warnings(&self, definition: &Value) -> Vec<String> {
+    fn warnings(&self, definition: &Value, _old: Option<&Value>) -> Vec<String> {
         let mut formats = vec![];
         for version in list(workload::spec(definition), "versions") {
             if let Some(schema) = version.at("schema.openAPIV3Schema") {

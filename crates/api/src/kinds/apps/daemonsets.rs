@@ -2,6 +2,7 @@
 
 use crate::{
     field::{Errors, Path},
+    internal,
     kind::{Hooks, Kind},
     kinds::{
         checks,
@@ -45,11 +46,13 @@ impl Hooks for DaemonSets {
         }
     }
     fn prepare_create(&self, set: &mut Value) {
+        template::drop_disabled(set);
         put(set, "status", COUNTERS.iter().map(|key| (key.to_string(), json!(0))).collect::<serde_json::Map<_, _>>());
         set.set_annotation(GENERATION, "1");
     }
     /// The template's generation is a counter in an annotation.
     fn prepare_update(&self, set: &mut Value, old: &Value) {
+        template::drop_disabled(set);
         let before = old.annotation(GENERATION).and_then(|v| v.parse::<i64>().ok()).unwrap_or(1);
         let changed = workload::spec(set).get("template") != workload::spec(old).get("template");
         set.set_annotation(GENERATION, &(before.saturating_add(i64::from(changed))).to_string());
@@ -61,18 +64,18 @@ impl Hooks for DaemonSets {
     }
     fn validate(&self, set: &Value, old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(set), Path::new("spec"));
+        if let Some(old) = old {
+            workload::immutable_selector(spec, workload::spec(old), &path, errors);
+        }
         if let Some(selector) = member(spec, "selector") {
             selector::validate(selector, &path.child("selector"), errors);
             if workload::is_everything(selector) {
-                errors.invalid(path.child("selector"), selector.clone(), "empty selector is invalid for daemonset");
+                errors.invalid_structure(path.child("selector"), &internal::selector(Some(selector)), "empty selector is invalid for daemonset");
             }
         }
         template::validate_running(spec, "DaemonSet", Some(spec.get("selector").unwrap_or(&Value::Null)), &path.child("template"), errors);
         checks::not_negatives(spec, &["minReadySeconds", "revisionHistoryLimit"], &path, errors);
         strategy(spec, &path, errors);
-        if let Some(old) = old {
-            workload::immutable_selector(spec, workload::spec(old), &path, errors);
-        }
     }
     fn validate_status(&self, set: &Value, old: &Value, errors: &mut Errors) {
         let (status, path) = (workload::status(set), Path::new("status"));
@@ -85,8 +88,8 @@ impl Hooks for DaemonSets {
         );
         workload::collision_count(status, workload::status(old), &path, errors);
     }
-    fn warnings(&self, set: &Value) -> Vec<String> {
-        crate::kinds::pod::warnings::workload(set, false)
+    fn warnings(&self, set: &Value, old: Option<&Value>) -> Vec<String> {
+        crate::kinds::pod::warnings::workload(set, old, false)
     }
     fn cells(&self, set: &Value, now_unix_s: i64) -> Vec<Value> {
         let (spec, status) = (workload::spec(set), workload::status(set));
@@ -130,6 +133,9 @@ fn strategy(spec: &Value, path: &Path, errors: &mut Errors) {
                 checks::not_over_100_percent(value.unwrap_or(&nothing), &path.child(key), errors);
             }
         }
-        other => errors.not_supported(path, json!({"Type": other, "RollingUpdate": null}), &["RollingUpdate", "OnDelete"]),
+        other => {
+            let shown = internal::fields([("Type", json!(other)), ("RollingUpdate", Value::Null)]);
+            errors.not_supported_structure(path, &shown, &["RollingUpdate", "OnDelete"]);
+        }
     }
 }

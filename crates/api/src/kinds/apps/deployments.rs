@@ -2,6 +2,7 @@
 
 use crate::{
     field::{Errors, Path},
+    internal,
     kind::{Hooks, Kind},
     kinds::{
         checks,
@@ -42,9 +43,11 @@ impl Hooks for Deployments {
         template::default(spec);
     }
     fn prepare_create(&self, deployment: &mut Value) {
+        template::drop_disabled(deployment);
         put(deployment, "status", json!({}));
     }
     fn prepare_update(&self, deployment: &mut Value, old: &Value) {
+        template::drop_disabled(deployment);
         // Annotations of a Deployment go on to its ReplicaSets: a change of them is work for its controller.
         if deployment.annotations() != old.annotations() {
             deployment.set("metadata.generation", old.generation() + 1);
@@ -79,8 +82,8 @@ impl Hooks for Deployments {
         workload::available_within_ready(status, &path, "cannot be greater than readyReplicas", errors);
         workload::collision_count(status, workload::status(old), &path, errors);
     }
-    fn warnings(&self, deployment: &Value) -> Vec<String> {
-        crate::kinds::pod::warnings::workload(deployment, true)
+    fn warnings(&self, deployment: &Value, old: Option<&Value>) -> Vec<String> {
+        crate::kinds::pod::warnings::workload(deployment, old, true)
     }
     fn cells(&self, deployment: &Value, now_unix_s: i64) -> Vec<Value> {
         let (spec, status) = (workload::spec(deployment), workload::status(deployment));
@@ -119,8 +122,8 @@ fn strategy(spec: &Value, path: &Path, errors: &mut Errors) {
             checks::not_over_100_percent(unavailable.unwrap_or(&nothing), &path.child("maxUnavailable"), errors);
         }
         other => {
-            let shown = json!({"Type": other, "RollingUpdate": null});
-            errors.not_supported(path, shown, &["Recreate", "RollingUpdate"]);
+            let shown = internal::fields([("Type", json!(other)), ("RollingUpdate", Value::Null)]);
+            errors.not_supported_structure(path, &shown, &["Recreate", "RollingUpdate"]);
         }
     }
 }

@@ -53,7 +53,11 @@ impl Hooks for ReplicaSets {
         template::default(spec);
     }
     fn prepare_create(&self, set: &mut Value) {
+        template::drop_disabled(set);
         put(set, "status", json!({"replicas": 0}));
+    }
+    fn prepare_update(&self, set: &mut Value, _old: &Value) {
+        template::drop_disabled(set);
     }
     fn validate(&self, set: &Value, old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(set), Path::new("spec"));
@@ -67,8 +71,8 @@ impl Hooks for ReplicaSets {
     fn validate_status(&self, set: &Value, _old: &Value, errors: &mut Errors) {
         validate_status(set, errors);
     }
-    fn warnings(&self, set: &Value) -> Vec<String> {
-        crate::kinds::pod::warnings::workload(set, true)
+    fn warnings(&self, set: &Value, old: Option<&Value>) -> Vec<String> {
+        crate::kinds::pod::warnings::workload(set, old, true)
     }
     fn cells(&self, set: &Value, now_unix_s: i64) -> Vec<Value> {
         cells(set, workload::selector_text(workload::spec(set)), now_unix_s)

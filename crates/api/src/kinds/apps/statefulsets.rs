@@ -2,11 +2,12 @@
 
 use crate::{
     field::{Errors, Path},
+    internal,
     kind::{Hooks, Kind, NameRule},
     kinds::{
         checks,
         pod::{defaults, template, volumes},
-        values::{each, fill, has, int, list, made, member, put, take, text},
+        values::{each, fill, has, int, list, made, map, member, put, take, text, within},
         workload,
     },
     names, selector, table,
@@ -37,8 +38,6 @@ impl Hooks for StatefulSets {
         if text(strategy, "type") == "RollingUpdate" {
             let rolling = made(strategy, "rollingUpdate");
             fill(rolling, "partition", 0);
-            // Not yet on by default.
-            take(rolling, "maxUnavailable");
         }
         let retention = made(spec, "persistentVolumeClaimRetentionPolicy");
         fill(retention, "whenDeleted", "Retain");
@@ -53,7 +52,13 @@ impl Hooks for StatefulSets {
         });
     }
     fn prepare_create(&self, set: &mut Value) {
+        template::drop_disabled(set);
+        drop_disabled(set);
         put(set, "status", json!({"replicas": 0, "availableReplicas": 0}));
+    }
+    fn prepare_update(&self, set: &mut Value, _old: &Value) {
+        template::drop_disabled(set);
+        drop_disabled(set);
     }
     fn validate(&self, set: &Value, old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(set), Path::new("spec"));
@@ -73,17 +78,17 @@ impl Hooks for StatefulSets {
             Some(selector) => {
                 selector::validate(selector, &path.child("selector"), errors);
                 if workload::is_everything(selector) {
-                    errors.invalid(path.child("selector"), selector.clone(), "empty selector is invalid for statefulset");
+                    errors.invalid_structure(path.child("selector"), &internal::selector(Some(selector)), "empty selector is invalid for statefulset");
                 }
             }
         }
         checks::checked(spec, "serviceName", &path, names::dns1123_label, errors);
-        validate_template(spec, &path.child("template"), errors);
         if old.is_none() {
             for (i, claim) in list(spec, "volumeClaimTemplates").iter().enumerate() {
                 volumes::claim_spec(workload::spec(claim), &path.child("volumeClaimTemplates").index(i).child("spec"), errors);
             }
         }
+        validate_template(spec, &path.child("template"), errors);
         if let Some(old) = old {
             const MAY_CHANGE: &[&str] = &[
                 "replicas",
@@ -111,8 +116,18 @@ impl Hooks for StatefulSets {
         workload::available_within_ready(status, &path, "cannot be greater than status.readyReplicas", errors);
         workload::collision_count(status, workload::status(old), &path, errors);
     }
-    fn warnings(&self, set: &Value) -> Vec<String> {
-        crate::kinds::pod::warnings::workload(set, false)
+    fn warnings(&self, set: &Value, old: Option<&Value>) -> Vec<String> {
+        let mut warnings = crate::kinds::pod::warnings::workload(set, old, false);
+        let spec = workload::spec(set);
+        let path = Path::new("spec").child("volumeClaimTemplates");
+        for (i, claim) in list(spec, "volumeClaimTemplates").iter().enumerate() {
+            warnings.extend(crate::kinds::pod::warnings::claim_spec(workload::spec(claim), &path.index(i)));
+        }
+        if int(spec, "revisionHistoryLimit").is_some_and(|limit| limit < 0) {
+            warnings
+                .push("spec.revisionHistoryLimit: a negative value retains all historical revisions; a value >= 0 is recommended".to_string());
+        }
+        warnings
     }
     fn cells(&self, set: &Value, now_unix_s: i64) -> Vec<Value> {
         let (spec, status) = (workload::spec(set), workload::status(set));
@@ -121,6 +136,11 @@ impl Hooks for StatefulSets {
         cells.truncate(5);
         cells
     }
+}
+
+/// What is not yet on by default.
+fn drop_disabled(set: &mut Value) {
+    within(set, "spec", |spec| within(spec, "updateStrategy", |strategy| within(strategy, "rollingUpdate", |rolling| drop(take(rolling, "maxUnavailable")))));
 }
 
 /// The template may mount the volumes that the claim templates make.
@@ -144,6 +164,10 @@ fn validate_template(spec: &Value, path: &Path, errors: &mut Errors) {
     if !volumes.is_empty() {
         put(pod, "volumes", volumes);
     }
+    // Kubernetes checks them for a StatefulSet, and once more for any template.
+    let metadata = with_claims.get("metadata").unwrap_or(&Value::Null);
+    checks::labels(map(metadata, "labels"), &path.child("labels"), errors);
+    checks::annotations(map(metadata, "annotations"), &path.child("annotations"), errors);
     template::validate(&with_claims, path, errors);
     let pod = workload::spec(&with_claims);
     if text(pod, "restartPolicy") != "Always" {
@@ -159,12 +183,12 @@ fn strategy(spec: &Value, path: &Path, errors: &mut Errors) {
     let strategy = spec.get("updateStrategy").unwrap_or(&nothing);
     let path = path.child("updateStrategy");
     let rolling = member(strategy, "rollingUpdate");
-    let shown = |rolling: &Value| json!({"Partition": rolling.get("partition").cloned().unwrap_or(json!(0)), "MaxUnavailable": rolling.get("maxUnavailable")});
     match text(strategy, "type") {
         "" => errors.required(path, ""),
         "OnDelete" => {
             if let Some(rolling) = rolling {
-                errors.invalid(path.child("rollingUpdate"), shown(rolling), "only allowed for updateStrategy 'RollingUpdate'");
+                let shown = internal::show("apps.v1.RollingUpdateStatefulSetStrategy", rolling);
+                errors.invalid_structure(path.child("rollingUpdate"), &shown, "only allowed for updateStrategy 'RollingUpdate'");
             }
         }
         "RollingUpdate" => {
@@ -173,9 +197,8 @@ fn strategy(spec: &Value, path: &Path, errors: &mut Errors) {
                 checks::not_negative(rolling, "partition", &path, errors);
             }
         }
-        other => {
-            let shown = json!({"Type": other, "RollingUpdate": rolling.map(shown)});
-            errors.invalid(path, shown, "must be 'RollingUpdate' or 'OnDelete'");
+        _ => {
+            errors.invalid_structure(path, &internal::show("apps.v1.StatefulSetUpdateStrategy", strategy), "must be 'RollingUpdate' or 'OnDelete'");
         }
     }
 }

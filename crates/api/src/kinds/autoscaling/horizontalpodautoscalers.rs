@@ -1,14 +1,14 @@
 //! HorizontalPodAutoscaler of autoscaling, stored as `v2` and also served as `v1`, which knows one metric only.
 
+use super::first_version;
 use crate::{
     field::{Errors, Path},
     kind::{Hooks, Kind},
     kinds::{
         checks,
-        values::{fill, has, int, list, made, member, put, take, text, within},
+        values::{fill, has, int, list, made, member, put, text, within},
         workload,
     },
-    object::ObjectExt,
     quantity::Quantity,
     table,
 };
@@ -28,105 +28,24 @@ const PERIOD_MAX_S: i64 = 1800;
 const STABILIZATION_MAX_S: i64 = 3600;
 const METRICS_SHOWN_MAX: usize = 2;
 
-/// Parts of `v2` that `v1` carries as JSON in annotations.
-const METRICS: &str = "autoscaling.alpha.kubernetes.io/metrics";
-const BEHAVIOR: &str = "autoscaling.alpha.kubernetes.io/behavior";
-const CONDITIONS: &str = "autoscaling.alpha.kubernetes.io/conditions";
-const CURRENT_METRICS: &str = "autoscaling.alpha.kubernetes.io/current-metrics";
-
 struct HorizontalPodAutoscalers;
-
-fn cpu_metric(utilization: i64) -> Value {
-    json!({"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": utilization}}})
-}
-fn is_cpu_utilization(metric: &Value, field: &str) -> bool {
-    metric.str_at("type") == Some("Resource")
-        && metric.str_at("resource.name") == Some("cpu")
-        && metric.at(field).and_then(|t| int(t, "averageUtilization")).is_some()
-}
 
 impl Hooks for HorizontalPodAutoscalers {
     fn to_stored(&self, version: &str, scaler: &mut Value) {
-        if version != "v1" {
-            return;
+        if version == "v1" {
+            first_version::read(scaler);
         }
-        put(scaler, "apiVersion", "autoscaling/v2");
-        let mut parts = [METRICS, BEHAVIOR, CONDITIONS, CURRENT_METRICS]
-            .map(|key| scaler.annotation(key).and_then(|text| serde_json::from_str::<Value>(text).ok()));
-        for key in [METRICS, BEHAVIOR, CONDITIONS, CURRENT_METRICS] {
-            scaler.remove_annotation(key);
-        }
-        within(scaler, "spec", |spec| {
-            let mut metrics = vec![];
-            if let Some(target) = take(spec, "targetCPUUtilizationPercentage").filter(|t| !t.is_null()) {
-                metrics.push(cpu_metric(target.as_i64().unwrap_or(0)));
-            }
-            if let Some(Value::Array(more)) = parts[0].take() {
-                metrics.extend(more);
-            }
-            if !metrics.is_empty() {
-                put(spec, "metrics", metrics);
-            }
-            if let Some(behavior) = parts[1].take().filter(Value::is_object) {
-                put(spec, "behavior", behavior);
-            }
-        });
-        within(scaler, "status", |status| {
-            let mut metrics = vec![];
-            if let Some(current) = take(status, "currentCPUUtilizationPercentage").filter(|c| !c.is_null()) {
-                metrics.push(json!({"type": "Resource", "resource": {"name": "cpu", "current": {"averageUtilization": current}}}));
-            }
-            if let Some(Value::Array(more)) = parts[3].take() {
-                metrics.extend(more);
-            }
-            if !metrics.is_empty() {
-                put(status, "currentMetrics", metrics);
-            }
-            if let Some(conditions) = parts[2].take().filter(Value::is_array) {
-                put(status, "conditions", conditions);
-            }
-        });
     }
     fn from_stored(&self, version: &str, scaler: &mut Value) {
-        if version != "v1" {
-            return;
-        }
-        put(scaler, "apiVersion", "autoscaling/v1");
-        let mut annotations: Vec<(&str, Value)> = vec![];
-        within(scaler, "spec", |spec| {
-            let mut metrics = take(spec, "metrics").and_then(|m| m.as_array().cloned()).unwrap_or_default();
-            if let Some(i) = metrics.iter().position(|m| is_cpu_utilization(m, "resource.target")) {
-                let metric = metrics.remove(i);
-                put(spec, "targetCPUUtilizationPercentage", metric.at("resource.target.averageUtilization").cloned().unwrap_or_default());
-            }
-            if !metrics.is_empty() {
-                annotations.push((METRICS, Value::from(metrics)));
-            }
-            annotations.extend(take(spec, "behavior").map(|b| (BEHAVIOR, b)));
-        });
-        within(scaler, "status", |status| {
-            let mut metrics = take(status, "currentMetrics").and_then(|m| m.as_array().cloned()).unwrap_or_default();
-            if let Some(i) = metrics.iter().position(|m| is_cpu_utilization(m, "resource.current")) {
-                let metric = metrics.remove(i);
-                put(status, "currentCPUUtilizationPercentage", metric.at("resource.current.averageUtilization").cloned().unwrap_or_default());
-            }
-            if !metrics.is_empty() {
-                annotations.push((CURRENT_METRICS, Value::from(metrics)));
-            }
-            annotations.extend(take(status, "conditions").map(|c| (CONDITIONS, c)));
-            if !has(status, "currentReplicas") {
-                put(status, "currentReplicas", 0);
-            }
-        });
-        for (key, value) in annotations {
-            scaler.set_annotation(key, &value.to_string());
+        if version == "v1" {
+            first_version::write(scaler);
         }
     }
     fn default(&self, scaler: &mut Value) {
         let spec = made(scaler, "spec");
         fill(spec, "minReplicas", 1);
         if list(spec, "metrics").is_empty() {
-            put(spec, "metrics", json!([cpu_metric(UTILIZATION_DEFAULT)]));
+            put(spec, "metrics", json!([first_version::cpu_metric(UTILIZATION_DEFAULT)]));
         }
         within(spec, "behavior", |behavior| {
             let up = made(behavior, "scaleUp");
@@ -227,7 +146,13 @@ fn validate_metric(metric: &Value, path: &Path, errors: &mut Errors) {
     for key in &said {
         validate_source(key, &metric[*key], &path.child(key), errors);
     }
-    let Some(expected) = expected else { return };
+    let Some(expected) = expected else {
+        // Said once for the type and once for the source that it should name.
+        if !kind.is_empty() {
+            errors.not_supported(path.child("type"), kind, &types);
+        }
+        return;
+    };
     if !said.contains(&expected) {
         errors.required(path.child(expected), "must populate information for the given metric source");
     }

@@ -1,3 +1,4 @@
 //! The kinds of group `autoscaling`.
 
+pub mod first_version;
 pub mod horizontalpodautoscalers;

@@ -69,9 +69,17 @@ impl Hooks for CronJobs {
         }
         checks::not_negatives(spec, &["successfulJobsHistoryLimit", "failedJobsHistoryLimit"], &path, errors);
     }
-    fn warnings(&self, job: &Value) -> Vec<String> {
-        let path = Path::new("spec.jobTemplate.spec.template.spec");
-        job.at("spec.jobTemplate.spec.template.spec").map(|spec| warnings::spec(spec, &path)).unwrap_or_default()
+    fn warnings(&self, job: &Value, old: Option<&Value>) -> Vec<String> {
+        if old.is_some_and(|old| workload::spec(old) == workload::spec(job)) {
+            return vec![];
+        }
+        let mut all: Vec<String> = match old {
+            None => warnings::host_name(job.name(), "Pod names and hostnames").into_iter().collect(),
+            Some(_) => vec![],
+        };
+        let path = Path::new("spec.jobTemplate.spec.template");
+        all.extend(job.at("spec.jobTemplate.spec.template").map(|pod| warnings::pod(pod, &path, true)).unwrap_or_default());
+        all
     }
     fn cells(&self, job: &Value, now_unix_s: i64) -> Vec<Value> {
         let (spec, status) = (workload::spec(job), workload::status(job));

@@ -2,6 +2,7 @@
 
 use crate::{
     field::{Errors, Path, Reason},
+    internal,
     kind::{Hooks, Kind},
     kinds::{
         checks,
@@ -49,9 +50,13 @@ impl Hooks for Jobs {
         labels_from_template(job);
     }
     fn prepare_create(&self, job: &mut Value) {
+        template::drop_disabled(job);
         put(job, "status", json!({}));
         generate_selector(job);
         labels_from_template(job);
+    }
+    fn prepare_update(&self, job: &mut Value, _old: &Value) {
+        template::drop_disabled(job);
     }
     fn validate(&self, job: &Value, old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(job), Path::new("spec"));
@@ -76,8 +81,8 @@ impl Hooks for Jobs {
     fn selectable_value(&self, job: &Value, _field: &str) -> String {
         job.i64_at("status.succeeded").unwrap_or(0).to_string()
     }
-    fn warnings(&self, job: &Value) -> Vec<String> {
-        crate::kinds::pod::warnings::workload(job, true)
+    fn warnings(&self, job: &Value, old: Option<&Value>) -> Vec<String> {
+        crate::kinds::pod::warnings::workload(job, old, true)
     }
     fn cells(&self, job: &Value, now_unix_s: i64) -> Vec<Value> {
         let (spec, status) = (workload::spec(job), workload::status(job));
@@ -150,7 +155,7 @@ fn generated_selector(job: &Value, path: &Path, errors: &mut Errors) {
     }
     let only_uid = [UID_LABEL, OLD_UID_LABEL].iter().any(|key| spec.get("selector") == Some(&json!({"matchLabels": {*key: job.uid()}})));
     if !only_uid && has(spec, "selector") {
-        errors.invalid(path.child("selector"), shown(spec, "selector"), "`selector` not auto-generated");
+        errors.invalid_structure(path.child("selector"), &internal::selector(spec.get("selector")), "`selector` not auto-generated");
         if let Some(pod) = member(spec, "template") {
             template::matches(&spec["selector"], pod, &path.child("template"), errors);
         }
@@ -298,7 +303,7 @@ fn success_policy(spec: &Value, path: &Path, errors: &mut Errors) {
     let Some(policy) = member(spec, "successPolicy") else { return };
     let path = path.child("successPolicy");
     if text(spec, "completionMode") != "Indexed" {
-        errors.invalid(path.clone(), policy.clone(), "requires indexed completion mode");
+        errors.invalid_structure(path.clone(), &internal::show("batch.v1.SuccessPolicy", policy), "requires indexed completion mode");
         return;
     }
     let rules = list(policy, "rules");
@@ -335,7 +340,7 @@ fn validate_update(spec: &Value, old: &Value, path: &Path, errors: &mut Errors) 
     if !elastic {
         checks::immutable(spec.get("completions"), before.get("completions"), &path.child("completions"), errors);
     }
-    checks::immutable(spec.get("selector"), before.get("selector"), &path.child("selector"), errors);
+    checks::immutable_structure("meta.v1.LabelSelector", spec.get("selector"), before.get("selector"), &path.child("selector"), errors);
     let mut template = shown(spec, "template");
     let old_template = shown(before, "template");
     let not_started = !has(workload::status(old), "startTime");
@@ -343,10 +348,16 @@ fn validate_update(spec: &Value, old: &Value, path: &Path, errors: &mut Errors) 
         allow_scheduling_changes(&mut template, &old_template);
     }
     if template != old_template {
-        errors.invalid(path.child("template"), shown(spec, "template"), checks::IMMUTABLE);
+        let shown = internal::show("core.v1.PodTemplateSpec", &shown(spec, "template"));
+        errors.invalid_structure(path.child("template"), &shown, checks::IMMUTABLE);
     }
     for key in ["completionMode", "podFailurePolicy", "backoffLimitPerIndex", "managedBy", "successPolicy"] {
-        checks::immutable(spec.get(key), before.get(key), &path.child(key), errors);
+        let (new, old, at) = (spec.get(key), before.get(key), path.child(key));
+        match key {
+            "podFailurePolicy" => checks::immutable_structure("batch.v1.PodFailurePolicy", new, old, &at, errors),
+            "successPolicy" => checks::immutable_structure("batch.v1.SuccessPolicy", new, old, &at, errors),
+            _ => checks::immutable(new, old, &at, errors),
+        }
     }
 }
 /// While a Job is suspended, where its pods may run can still be changed.

@@ -5,7 +5,7 @@ use crate::{
     kind::{Hooks, Kind},
     kinds::{
         checks,
-        values::{int, made, take, text},
+        values::{int, made, take, text, within},
         workload,
     },
     table,
@@ -18,12 +18,23 @@ pub fn kind() -> Kind {
 
 struct Leases;
 
-impl Hooks for Leases {
-    fn default(&self, lease: &mut Value) {
-        let spec = made(lease, "spec");
-        // Fields of coordinated leader election, which is off.
+/// Fields of coordinated leader election, which is off.
+fn drop_disabled(lease: &mut Value) {
+    within(lease, "spec", |spec| {
         take(spec, "strategy");
         take(spec, "preferredHolder");
+    });
+}
+
+impl Hooks for Leases {
+    fn default(&self, lease: &mut Value) {
+        made(lease, "spec");
+    }
+    fn prepare_create(&self, lease: &mut Value) {
+        drop_disabled(lease);
+    }
+    fn prepare_update(&self, lease: &mut Value, _old: &Value) {
+        drop_disabled(lease);
     }
     fn validate(&self, lease: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(lease), Path::new("spec"));

@@ -71,7 +71,7 @@ impl Hooks for Endpoints {
             }
         }
     }
-    fn warnings(&self, _endpoints: &Value) -> Vec<String> {
+    fn warnings(&self, _endpoints: &Value, _old: Option<&Value>) -> Vec<String> {
         vec!["v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".into()]
     }
     fn cells(&self, endpoints: &Value, now_unix_s: i64) -> Vec<Value> {

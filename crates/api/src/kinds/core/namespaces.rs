@@ -33,13 +33,15 @@ struct Namespaces;
 impl Hooks for Namespaces {
     fn default(&self, namespace: &mut Value) {
         let name = namespace.name().to_string();
-        if !name.is_empty() {
+        // A name that is yet to be generated comes after the client's part of the object.
+        if !name.is_empty() && namespace.str_at("metadata.generateName").unwrap_or_default().is_empty() {
             namespace.set_label(NAME_LABEL, &name);
         }
         made(namespace, "spec");
     }
     fn prepare_create(&self, namespace: &mut Value) {
-        self.default(namespace);
+        let name = namespace.name().to_string();
+        namespace.set_label(NAME_LABEL, &name);
         put(namespace, "status", json!({"phase": "Active"}));
         let spec = made(namespace, "spec");
         let mut finalizers = list(spec, "finalizers").to_vec();

@@ -2,16 +2,17 @@
 
 use crate::{
     field::{Errors, Path},
+    internal,
     kind::{Hooks, Kind},
     kinds::{
         checks,
         pod::scheduling::TAINT_EFFECTS,
-        values::{entries, fill, flag, has, list, made, put, shown, strings, take, text},
+        values::{entries, fill, flag, has, list, made, put, shown, strings, take, text, within},
         workload,
     },
     names,
     object::ObjectExt,
-    table,
+    structure, table,
 };
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -38,12 +39,38 @@ const SYSTEM_INFO: &[&str] = &[
     "architecture",
 ];
 
+/// Pods that a node should not have, as JSON.
+const AVOID_PODS: &str = "scheduler.alpha.kubernetes.io/preferAvoidPods";
+
 struct Nodes;
+
+/// Configuration of kubelets through the API is gone.
+fn drop_disabled(node: &mut Value) {
+    within(node, "spec", |spec| drop(take(spec, "configSource")));
+}
+
+fn avoided_pods(node: &Value, errors: &mut Errors) {
+    let Some(said) = node.annotation(AVOID_PODS) else { return };
+    let path = Path::new("metadata").child("annotations");
+    let avoided = match structure::parse(said.as_bytes(), structure::Encoding::Json) {
+        Ok(avoided) => avoided,
+        Err(why) => return errors.invalid(path.child("AvoidPods"), AVOID_PODS, &why),
+    };
+    for (i, entry) in list(&avoided, "preferAvoidPods").iter().enumerate() {
+        let at = path.child(AVOID_PODS).index(i).child("PodSignature");
+        match entry.at("podSignature.podController").filter(|c| c.is_object()) {
+            None => errors.required(at, ""),
+            Some(controller) if !flag(controller, "controller") => {
+                errors.invalid(at.child("PodController"), flag(controller, "controller"), "must point to a controller");
+            }
+            Some(_) => {}
+        }
+    }
+}
 
 impl Hooks for Nodes {
     fn default(&self, node: &mut Value) {
         let spec = made(node, "spec");
-        take(spec, "configSource");
         // The two fields say the same; the single one wins where they differ.
         let single = text(spec, "podCIDR").to_string();
         let first = strings(spec, "podCIDRs").next().map(String::from);
@@ -66,7 +93,18 @@ impl Hooks for Nodes {
             }
         }
     }
+    fn prepare_create(&self, node: &mut Value) {
+        drop_disabled(node);
+    }
+    fn prepare_update(&self, node: &mut Value, _old: &Value) {
+        drop_disabled(node);
+    }
+    fn warnings(&self, node: &Value, _old: Option<&Value>) -> Vec<String> {
+        let old = !text(workload::spec(node), "externalID").is_empty();
+        old.then(|| "spec.externalID: this field is deprecated, and is unused by Kubernetes".to_string()).into_iter().collect()
+    }
     fn validate(&self, node: &Value, old: Option<&Value>, errors: &mut Errors) {
+        avoided_pods(node, errors);
         taints(node, errors);
         pod_cidrs(node, errors);
         for key in ["capacity", "allocatable"] {
@@ -155,8 +193,8 @@ fn taints(node: &Value, errors: &mut Errors) {
             errors.not_supported(path.child("effect"), effect, TAINT_EFFECTS);
         }
         if taints[..i].iter().any(|other| text(other, "key") == key && text(other, "effect") == effect) {
-            let shown = json!({"Key": key, "Value": value, "Effect": effect, "TimeAdded": taint.get("timeAdded")});
-            errors.push(crate::field::Reason::Duplicate, path, Some(shown), "taints must be unique by key and effect pair");
+            let shown = internal::show("core.v1.Taint", taint);
+            errors.push_structure(crate::field::Reason::Duplicate, path, &shown, "taints must be unique by key and effect pair");
         }
     }
 }

@@ -2,9 +2,10 @@
 
 use crate::{
     field::{Errors, Path},
+    internal,
     kind::{Hooks, Kind},
     kinds::{
-        pod::{defaults, volumes},
+        pod::{defaults, volumes, warnings},
         values::{has, made, map, member, put, strings, take, text, within},
         workload,
     },
@@ -20,7 +21,7 @@ pub fn kind() -> Kind {
 
 struct PersistentVolumeClaims;
 
-const BETA_CLASS: &str = "volume.beta.kubernetes.io/storage-class";
+pub const BETA_CLASS: &str = "volume.beta.kubernetes.io/storage-class";
 
 /// The class that a claim or volume names, the old annotation first.
 pub fn class(object: &Value) -> &str {
@@ -86,6 +87,11 @@ impl Hooks for PersistentVolumeClaims {
             validate_update(spec, old, &path, errors);
         }
     }
+    fn warnings(&self, claim: &Value, _old: Option<&Value>) -> Vec<String> {
+        let key = Path::new("metadata").child("annotations").key(BETA_CLASS);
+        let old = claim.annotation(BETA_CLASS).map(|_| format!("{key}: deprecated since v1.8; use \"storageClassName\" attribute instead"));
+        old.into_iter().chain(warnings::claim_spec(workload::spec(claim), &Path::new("spec"))).collect()
+    }
     fn cells(&self, claim: &Value, now_unix_s: i64) -> Vec<Value> {
         let (spec, status) = (workload::spec(claim), workload::status(claim));
         let phase = if claim.deletion_timestamp().is_some() { "Terminating" } else { text(status, "phase") };
@@ -133,7 +139,12 @@ fn validate_update(spec: &Value, old: &Value, path: &Path, errors: &mut Errors) 
         spec
     };
     if fixed(spec) != fixed(before) {
-        errors.forbidden(path.clone(), "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims");
+        let [new, old] = [fixed(spec), fixed(before)].map(Value::Object);
+        let difference = internal::difference("core.v1.PersistentVolumeClaimSpec", &old, &new);
+        errors.forbidden(
+            path.clone(),
+            &format!("spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims{difference}"),
+        );
     }
     let storage = |spec: &Value| {
         spec.get("resources").and_then(|r| map(r, "requests")).and_then(|r| r.get("storage")).and_then(|q| Quantity::from_value(q).ok())

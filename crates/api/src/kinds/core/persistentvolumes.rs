@@ -1,12 +1,13 @@
 //! PersistentVolume.
 
-use super::persistentvolumeclaims::{class, short_modes, unset};
+use super::persistentvolumeclaims::{BETA_CLASS, class, short_modes, unset};
 use crate::{
     field::{Errors, Path},
+    internal,
     kind::{Hooks, Kind},
     kinds::{
         checks,
-        pod::{defaults, scheduling, volumes},
+        pod::{defaults, scheduling, volumes, warnings},
         values::{fill, list, made, map, member, put, shown, strings, text},
         workload,
     },
@@ -79,6 +80,25 @@ impl Hooks for PersistentVolumes {
         if let Some(old) = old {
             validate_update(spec, workload::spec(old), errors);
         }
+    }
+    fn warnings(&self, volume: &Value, _old: Option<&Value>) -> Vec<String> {
+        let (spec, mut all) = (workload::spec(volume), vec![]);
+        let annotation = Path::new("metadata").child("annotations");
+        for (key, since, new) in [(BETA_CLASS, "v1.8", "storageClassName"), ("volume.beta.kubernetes.io/mount-options", "v1.31", "mountOptions")] {
+            if volume.annotation(key).is_some() {
+                all.push(format!("{}: deprecated since {since}; use {new:?} attribute instead", annotation.key(key)));
+            }
+        }
+        if text(spec, "persistentVolumeReclaimPolicy") == "Recycle" {
+            all.push("spec.persistentVolumeReclaimPolicy: The Recycle reclaim policy is deprecated. Instead, the recommended approach is to use dynamic provisioning.".into());
+        }
+        let terms = spec.at("nodeAffinity.required").map(|required| list(required, "nodeSelectorTerms")).unwrap_or_default();
+        for (i, term) in terms.iter().enumerate() {
+            let path = Path::new("spec.nodeAffinity.required.nodeSelectorTerms").index(i);
+            warnings::node_selector_term(term, false, &path, &mut all);
+        }
+        all.extend(warnings::OLD_VOLUMES.iter().filter(|(source, _)| member(spec, source).is_some()).map(|(source, why)| format!("spec.{source}: {why}")));
+        all
     }
     fn cells(&self, volume: &Value, now_unix_s: i64) -> Vec<Value> {
         let (spec, status) = (workload::spec(volume), workload::status(volume));
@@ -166,23 +186,12 @@ fn validate_update(spec: &Value, old: &Value, errors: &mut Errors) {
     };
     if source(spec) != source(old) {
         let path = Path::new("spec").child("persistentvolumesource");
-        errors.forbidden(path, "spec.persistentvolumesource is immutable after creation");
+        let difference = internal::difference("core.v1.PersistentVolumeSource", old, spec);
+        errors.forbidden(path, &format!("spec.persistentvolumesource is immutable after creation{difference}"));
     }
     checks::immutable(spec.get("volumeMode"), old.get("volumeMode"), &Path::new("volumeMode"), errors);
     if member(old, "nodeAffinity").is_some() && member(spec, "nodeAffinity") != member(old, "nodeAffinity") {
-        errors.invalid(Path::new("nodeAffinity"), affinity_shown(spec), "field is immutable, except for updating from beta label to GA");
+        let shown = member(spec, "nodeAffinity").map_or(internal::Tree::Leaf(Value::Null), |a| internal::show("core.v1.VolumeNodeAffinity", a));
+        errors.invalid_structure(Path::new("nodeAffinity"), &shown, "field is immutable, except for updating from beta label to GA");
     }
-}
-fn affinity_shown(spec: &Value) -> Value {
-    let requirement = |r: &Value| json!({"Key": text(r, "key"), "Operator": text(r, "operator"), "Values": r.get("values")});
-    let requirements =
-        |term: &Value, key: &str| if list(term, key).is_empty() { Value::Null } else { list(term, key).iter().map(requirement).collect() };
-    let terms: Vec<Value> = spec
-        .at("nodeAffinity.required")
-        .map(|r| list(r, "nodeSelectorTerms"))
-        .unwrap_or_default()
-        .iter()
-        .map(|term| json!({"MatchExpressions": requirements(term, "matchExpressions"), "MatchFields": requirements(term, "matchFields")}))
-        .collect();
-    json!({"Required": {"NodeSelectorTerms": terms}})
 }

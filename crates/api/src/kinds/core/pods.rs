@@ -49,7 +49,11 @@ impl Hooks for Pods {
         defaults::spec(spec);
         defaults::pod_spec(spec);
     }
+    fn prepare_update(&self, pod: &mut Value, _old: &Value) {
+        within(pod, "spec", defaults::drop_disabled);
+    }
     fn prepare_create(&self, pod: &mut Value) {
+        within(pod, "spec", defaults::drop_disabled);
         let labels = pod.labels().cloned().unwrap_or_default();
         within(pod, "spec", |spec| scheduling::merge_label_keys(spec, &labels));
         let spec = pod.get("spec").unwrap_or(&Value::Null);
@@ -101,14 +105,12 @@ impl Hooks for Pods {
             _ => update::validate_ephemeral_containers(pod, old, errors),
         }
     }
-    fn warnings(&self, pod: &Value) -> Vec<String> {
-        let mut all: Vec<String> = warnings::host_name(pod.name(), "the Pod's hostname").into_iter().collect();
-        for (key, _) in pod.annotations().into_iter().flatten() {
-            if key == "seccomp.security.alpha.kubernetes.io/pod" || key.starts_with("container.seccomp.security.alpha.kubernetes.io/") {
-                all.push(format!("metadata.annotations[{key}]: non-functional in v1.27+; use the \"seccompProfile\" field instead"));
-            }
-        }
-        all.extend(warnings::spec(pod.get("spec").unwrap_or(&Value::Null), &Path::new("spec")));
+    fn warnings(&self, pod: &Value, old: Option<&Value>) -> Vec<String> {
+        let mut all: Vec<String> = match old {
+            None => warnings::host_name(pod.name(), "the Pod's hostname").into_iter().collect(),
+            Some(_) => vec![],
+        };
+        all.extend(warnings::pod(pod, &Path::root(), false));
         all
     }
     fn selectable_value(&self, pod: &Value, field: &str) -> String {
@@ -117,6 +119,14 @@ impl Hooks for Pods {
             "status.podIPs" => pod.list_at(field).iter().map(|ip| text(ip, "ip")).collect::<Vec<_>>().join(","),
             _ => pod.str_at(field).unwrap_or_default().to_string(),
         }
+    }
+    fn row_conditions(&self, pod: &Value) -> Vec<Value> {
+        let message = match pod.str_at("status.phase") {
+            Some("Succeeded") => "The pod has completed successfully.",
+            Some("Failed") => "The pod failed.",
+            _ => return vec![],
+        };
+        vec![json!({"type": "Completed", "status": "True", "reason": pod.str_at("status.phase"), "message": message})]
     }
     fn cells(&self, pod: &Value, now_unix_s: i64) -> Vec<Value> {
         display::cells(pod, now_unix_s)

@@ -48,7 +48,11 @@ impl Hooks for ReplicationControllers {
         }
     }
     fn prepare_create(&self, controller: &mut Value) {
+        template::drop_disabled(controller);
         put(controller, "status", json!({"replicas": 0}));
+    }
+    fn prepare_update(&self, controller: &mut Value, _old: &Value) {
+        template::drop_disabled(controller);
     }
     fn validate(&self, controller: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(controller), Path::new("spec"));
@@ -71,8 +75,8 @@ impl Hooks for ReplicationControllers {
     fn selectable_value(&self, controller: &Value, field: &str) -> String {
         controller.i64_at(field).unwrap_or(0).to_string()
     }
-    fn warnings(&self, controller: &Value) -> Vec<String> {
-        crate::kinds::pod::warnings::workload(controller, true)
+    fn warnings(&self, controller: &Value, old: Option<&Value>) -> Vec<String> {
+        crate::kinds::pod::warnings::workload(controller, old, true)
     }
     fn cells(&self, controller: &Value, now_unix_s: i64) -> Vec<Value> {
         replicasets::cells(controller, table::labels_text(controller.at("spec.selector")), now_unix_s)

@@ -6,7 +6,7 @@ use crate::{
     kinds::{
         base64, checks,
         core::configmaps::{check_immutable, check_size, decoded_bytes},
-        values::{entries, fill, is_empty, made, map, put, take, text},
+        values::{entries, fill, is_empty, made, map, put, take, text, within},
     },
     object::ObjectExt,
     structure, table,
@@ -24,6 +24,11 @@ struct Secrets;
 impl Hooks for Secrets {
     fn default(&self, secret: &mut Value) {
         fill(secret, "type", "Opaque");
+        within(secret, "data", |data| {
+            for value in data.as_object_mut().into_iter().flat_map(|data| data.values_mut()).filter(|value| value.is_null()) {
+                *value = "".into();
+            }
+        });
         // What is written as text is kept like all other data.
         if let Some(Value::Object(texts)) = take(secret, "stringData")
             && !texts.is_empty()
@@ -46,6 +51,17 @@ impl Hooks for Secrets {
             checks::immutable(secret.get("type"), old.get("type"), &Path::new("type"), errors);
             check_immutable(secret, old, &["data"], errors);
         }
+    }
+    fn warnings(&self, secret: &Value, _old: Option<&Value>) -> Vec<String> {
+        if text(secret, "type") != "kubernetes.io/tls" {
+            return vec![];
+        }
+        let block = |key: &str| {
+            let bytes = map(secret, "data").and_then(|data| data.get(key)).and_then(Value::as_str).and_then(base64::decode).unwrap_or_default();
+            String::from_utf8_lossy(&bytes).contains("-----BEGIN ")
+        };
+        let what = [("tls.crt", "certificate"), ("tls.key", "key")].into_iter().find(|(key, _)| !block(key));
+        what.map(|(_, what)| format!("tls: failed to find any PEM data in {what} input")).into_iter().collect()
     }
     fn cells(&self, secret: &Value, now_unix_s: i64) -> Vec<Value> {
         vec![table::name(secret), json!(text(secret, "type")), json!(entries(secret, "data").count()), table::age(secret, now_unix_s)]

@@ -2,6 +2,7 @@
 
 use crate::{
     kind::{Hooks, Kind},
+    kinds::values::each,
     table,
 };
 use serde_json::Value;
@@ -15,7 +16,22 @@ pub fn kind() -> Kind {
 
 struct ServiceAccounts;
 
+/// Secrets of an account are in its namespace: only their names are kept.
+fn only_names(account: &mut Value) {
+    each(account, "secrets", |secret| {
+        if let Value::Object(reference) = secret {
+            reference.retain(|key, _| key == "name");
+        }
+    });
+}
+
 impl Hooks for ServiceAccounts {
+    fn prepare_create(&self, account: &mut Value) {
+        only_names(account);
+    }
+    fn prepare_update(&self, account: &mut Value, _old: &Value) {
+        only_names(account);
+    }
     fn cells(&self, account: &Value, now_unix_s: i64) -> Vec<Value> {
         table::name_and_age(account, now_unix_s)
     }

@@ -2,13 +2,16 @@
 
 use crate::{
     field::{Errors, Path},
+    internal,
     kind::{Hooks, Kind, NameRule},
     kinds::{
         checks,
         values::{each, fill, has, int, list, made, map, member, put, shown, strings, take, text, within},
         workload,
     },
-    names, table,
+    names,
+    object::ObjectExt,
+    table,
 };
 use serde_json::{Value, json};
 
@@ -28,6 +31,8 @@ const TYPES: &[&str] = &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"
 const AFFINITY_TIMEOUT_DEFAULT_S: i64 = 10_800;
 const AFFINITY_TIMEOUT_MAX_S: i64 = 86_400;
 const KUBELET_PORT: i64 = 10_250;
+const TOPOLOGY_HINTS: &str = "service.kubernetes.io/topology-aware-hints";
+const TOPOLOGY_MODE: &str = "service.kubernetes.io/topology-mode";
 
 struct Services;
 
@@ -102,6 +107,9 @@ impl Hooks for Services {
         if is_load_balancer(old) && !is_load_balancer(workload::spec(service)) {
             within(service, "status", |status| put(status, "loadBalancer", json!({})));
         }
+    }
+    fn warnings(&self, service: &Value, _old: Option<&Value>) -> Vec<String> {
+        warnings(service)
     }
     fn validate(&self, service: &Value, old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(service), Path::new("spec"));
@@ -317,6 +325,50 @@ fn drop_left_over(spec: &mut Value, old: &Value) {
     }
 }
 
+fn warnings(service: &Value) -> Vec<String> {
+    let (spec, path) = (workload::spec(service), Path::new("spec"));
+    let (kind, external) = (text(spec, "type"), list(spec, "externalIPs"));
+    let headless = kind == "ClusterIP" && text(spec, "clusterIP") == "None";
+    let mut warnings = vec![];
+    if service.annotation(TOPOLOGY_HINTS).is_some() {
+        warnings.push(format!("annotation {TOPOLOGY_HINTS} is deprecated, please use {TOPOLOGY_MODE} instead"));
+    }
+    let addresses = |key: &str| -> Vec<String> {
+        let all = strings(spec, key).enumerate();
+        all.filter_map(|(i, ip)| checks::ip_warning(ip, &path.child(key).index(i))).collect()
+    };
+    if !headless {
+        warnings.extend(addresses("clusterIPs"));
+    }
+    if headless {
+        let affinity = text(spec, "sessionAffinity") != "None";
+        let ignored = [
+            (!text(spec, "loadBalancerIP").is_empty(), "spec.loadBalancerIP"),
+            (!external.is_empty(), "spec.externalIPs"),
+            (affinity, "spec.SessionAffinity"),
+        ];
+        warnings.extend(ignored.iter().filter(|(said, _)| *said).map(|(_, field)| format!("{field} is ignored for headless services")));
+    }
+    warnings.extend(addresses("externalIPs"));
+    if !external.is_empty() && !headless && !is_external_name(spec) {
+        warnings.push("spec.externalIPs is deprecated and may no longer be implemented in some clusters".into());
+    }
+    warnings.extend(checks::ip_warning(text(spec, "loadBalancerIP"), &path.child("loadBalancerIP")));
+    for (i, range) in strings(spec, "loadBalancerSourceRanges").enumerate() {
+        warnings.extend(checks::cidr_warning(range, &path.child("loadBalancerSourceRanges").index(i)));
+    }
+    if is_external_name(spec) && !external.is_empty() {
+        warnings.push("spec.externalIPs is ignored when spec.type is \"ExternalName\"".into());
+    }
+    if !is_external_name(spec) && !text(spec, "externalName").is_empty() {
+        warnings.push("spec.externalName is ignored when spec.type is not \"ExternalName\"".into());
+    }
+    if text(spec, "trafficDistribution") == "PreferClose" {
+        warnings.push("spec.trafficDistribution: \"PreferClose\" is deprecated; use \"PreferSameZone\"".into());
+    }
+    warnings
+}
+
 fn ports(spec: &Value, path: &Path, errors: &mut Errors) {
     let ports = list(spec, "ports");
     let headless = text(spec, "clusterIP") == "None";
@@ -345,8 +397,15 @@ fn ports(spec: &Value, path: &Path, errors: &mut Errors) {
             errors.forbidden(path.child("nodePort"), "may not be used when `type` is 'ClusterIP'");
         }
         if ports[..i].iter().any(|other| int(other, "port") == int(port, "port") && text(other, "protocol") == text(port, "protocol")) {
-            let shown = json!({"Name": "", "Protocol": text(port, "protocol"), "AppProtocol": null, "Port": int(port, "port").unwrap_or(0), "TargetPort": 0, "NodePort": 0});
-            errors.duplicate(path, shown);
+            let shown = internal::fields([
+                ("Name", json!("")),
+                ("Protocol", json!(text(port, "protocol"))),
+                ("AppProtocol", Value::Null),
+                ("Port", json!(int(port, "port").unwrap_or(0))),
+                ("TargetPort", json!(0)),
+                ("NodePort", json!(0)),
+            ]);
+            errors.duplicate_structure(path, &shown);
         }
     }
 }

@@ -83,6 +83,19 @@ impl Hooks for EndpointSlices {
             checks::checked(port, "appProtocol", &path, names::qualified_name, errors);
         }
     }
+    fn warnings(&self, slice: &Value, _old: Option<&Value>) -> Vec<String> {
+        if text(slice, "addressType") == "FQDN" {
+            return vec!["spec.addressType: FQDN endpoints are deprecated".into()];
+        }
+        let mut warnings = vec![];
+        for (i, endpoint) in list(slice, "endpoints").iter().enumerate() {
+            for (j, address) in strings(endpoint, "addresses").enumerate() {
+                let path = Path::new("endpoints").index(i).child("addresses").index(j);
+                warnings.extend(checks::ip_warning(address, &path));
+            }
+        }
+        warnings
+    }
     fn cells(&self, slice: &Value, now_unix_s: i64) -> Vec<Value> {
         let ports: Vec<String> = list(slice, "ports").iter().map(|p| int(p, "port").map_or(String::new(), |n| n.to_string())).collect();
         let addresses: Vec<String> = list(slice, "endpoints").iter().flat_map(|e| strings(e, "addresses")).map(String::from).collect();

@@ -2,6 +2,7 @@
 
 use crate::{
     field::{Errors, Path},
+    internal,
     kind::{Hooks, Kind},
     kinds::{
         values::{fill, fill_zero, has, int, made, member, put, text, within},
@@ -72,16 +73,20 @@ impl Hooks for PriorityLevelConfigurations {
             }
             other => errors.not_supported(path.child("type"), other, &["Exempt", "Limited"]),
         }
+        // Of the level that no limit applies to, only how it counts for others can be changed.
+        if level.name() == EXEMPT && (kind != "Exempt" || has(spec, "limited")) {
+            let shown = internal::show("flowcontrol.v1.PriorityLevelConfigurationSpec", spec);
+            errors.invalid_structure(path, &shown, "spec of 'exempt' except the 'spec.exempt' field must equal the fixed value");
+        }
     }
     fn cells(&self, level: &Value, now_unix_s: i64) -> Vec<Value> {
         let spec = workload::spec(level);
         let unset = || json!("<none>");
         let part = |path: &str| spec.i64_at(path).map_or_else(unset, |n| json!(n));
-        let shares = if text(spec, "type") == "Exempt" { part("exempt.nominalConcurrencyShares") } else { part("limited.nominalConcurrencyShares") };
         vec![
             table::name(level),
             json!(text(spec, "type")),
-            shares,
+            part("limited.nominalConcurrencyShares"),
             part("limited.limitResponse.queuing.queues"),
             part("limited.limitResponse.queuing.handSize"),
             part("limited.limitResponse.queuing.queueLengthLimit"),

@@ -2,6 +2,7 @@
 
 use crate::{
     field::{Errors, Path},
+    internal,
     kind::{Hooks, Kind, NameRule},
     kinds::{
         checks,
@@ -36,16 +37,16 @@ impl Hooks for IpAddresses {
         if let Some(old) = old
             && workload::spec(old).get("parentRef") != Some(parent)
         {
-            let shown = json!({"Group": text(parent, "group"), "Resource": text(parent, "resource"), "Namespace": text(parent, "namespace"), "Name": text(parent, "name")});
-            errors.invalid(path, shown, checks::IMMUTABLE);
+            errors.invalid_structure(path, &internal::show("networking.v1.ParentReference", parent), checks::IMMUTABLE);
         }
     }
-    fn cells(&self, address: &Value, _now_unix_s: i64) -> Vec<Value> {
+    fn cells(&self, address: &Value, now_unix_s: i64) -> Vec<Value> {
         let parent = workload::spec(address).get("parentRef").filter(|p| p.is_object()).map_or("<none>".to_string(), |p| {
             let group = text(p, "group");
             let resource = if group.is_empty() { text(p, "resource").to_string() } else { format!("{}.{group}", text(p, "resource")) };
             [resource.as_str(), text(p, "namespace"), text(p, "name")].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/")
         });
-        vec![table::name(address), json!(parent)]
+        // A third cell that no column speaks of, as clients know it.
+        vec![table::name(address), json!(parent), table::age(address, now_unix_s)]
     }
 }

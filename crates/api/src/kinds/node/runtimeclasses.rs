@@ -1,12 +1,13 @@
 //! RuntimeClass of node.k8s.io.
 
 use crate::{
-    field::{Errors, Path, Reason},
+    field::{Errors, Path},
+    internal,
     kind::{Hooks, Kind},
     kinds::{
         checks,
-        pod::{resources, scheduling},
-        values::{list, map, member, text},
+        pod::{resources, scheduling, warnings},
+        values::{entries, list, map, member, text},
     },
     names, table,
 };
@@ -32,13 +33,23 @@ impl Hooks for RuntimeClasses {
             let all = list(placement, "tolerations");
             scheduling::tolerations(all, &path.child("tolerations"), errors);
             for (i, toleration) in all.iter().enumerate().filter(|(i, t)| all[..*i].contains(t)) {
-                let shown = json!({"Key": text(toleration, "key"), "Operator": text(toleration, "operator"), "Value": text(toleration, "value"), "Effect": text(toleration, "effect"), "TolerationSeconds": toleration.get("tolerationSeconds")});
-                errors.push(Reason::Duplicate, path.child("tolerations").index(i), Some(shown), "");
+                errors.duplicate_structure(path.child("tolerations").index(i), &internal::show("core.v1.Toleration", toleration));
             }
         }
         if let Some(old) = old {
             checks::immutable(class.get("handler"), old.get("handler"), &root.child("handler"), errors);
         }
+    }
+    fn warnings(&self, class: &Value, _old: Option<&Value>) -> Vec<String> {
+        let mut all = vec![];
+        if let Some(placement) = member(class, "scheduling") {
+            let path = Path::new("scheduling").child("nodeSelector");
+            all.extend(entries(placement, "nodeSelector").filter_map(|(key, _)| Some(format!("{path}: {}", warnings::old_label(key)?))));
+        }
+        let overhead = class.get("overhead").and_then(|o| o.get("podFixed")).unwrap_or(&Value::Null);
+        let path = Path::new("overhead").child("podFixed");
+        all.extend(["memory", "ephemeral-storage"].into_iter().filter_map(|name| warnings::fraction(overhead, name, &path)));
+        all
     }
     fn cells(&self, class: &Value, now_unix_s: i64) -> Vec<Value> {
         vec![table::name(class), json!(text(class, "handler")), table::age(class, now_unix_s)]

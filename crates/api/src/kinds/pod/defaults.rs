@@ -20,6 +20,18 @@ pub fn spec(spec: &mut Value) {
     }
 }
 
+/// Takes out what is not yet on by default, after the client's part of the object is known.
+pub fn drop_disabled(spec: &mut Value) {
+    for containers in ["initContainers", "containers", "ephemeralContainers"] {
+        each(spec, containers, |container| {
+            let Some(lifecycle) = container.get_mut("lifecycle") else { return };
+            if take(lifecycle, "stopSignal").is_some() && !has(lifecycle, "postStart") && !has(lifecycle, "preStop") {
+                take(container, "lifecycle");
+            }
+        });
+    }
+}
+
 /// Defaults that only a Pod itself has, not a template. Called after [`spec`].
 pub fn pod_spec(spec: &mut Value) {
     fill(spec, "enableServiceLinks", true);
@@ -119,8 +131,6 @@ fn container(container: &mut Value) {
         within(container, name, probe);
     }
     within(container, "lifecycle", |lifecycle| {
-        // Not yet on by default.
-        take(lifecycle, "stopSignal");
         for hook in ["postStart", "preStop"] {
             within(lifecycle, hook, http_get);
         }

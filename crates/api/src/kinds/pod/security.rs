@@ -154,8 +154,8 @@ pub fn validate_pod(spec: &Value, path: &Path, errors: &mut Errors) {
         names.push(name);
     }
     checks::one_of(context, "fsGroupChangePolicy", &["Always", "OnRootMismatch"], &path, errors);
-    checks::one_of(context, "seLinuxChangePolicy", &["Recursive"], &path, errors);
     checks::one_of(context, "supplementalGroupsPolicy", &["Merge", "Strict"], &path, errors);
+    checks::one_of(context, "seLinuxChangePolicy", &["Recursive"], &path, errors);
     profile(context, "seccompProfile", &path, errors);
     profile(context, "appArmorProfile", &path, errors);
     windows_options(context, &path, errors);
@@ -184,17 +184,22 @@ pub fn validate_os(spec: &Value, path: &Path, errors: &mut Errors) {
             const POD: &[&str] = &[
                 "appArmorProfile",
                 "seLinuxOptions",
+                "hostUsers",
+                "hostPID",
+                "hostIPC",
                 "seccompProfile",
                 "fsGroup",
                 "fsGroupChangePolicy",
-                "seLinuxChangePolicy",
                 "sysctls",
                 "shareProcessNamespace",
                 "runAsUser",
                 "runAsGroup",
                 "supplementalGroups",
                 "supplementalGroupsPolicy",
+                "seLinuxChangePolicy",
             ];
+            // What stands in the spec, and counts as said if it is there or only if it is true.
+            const IN_SPEC: &[(&str, bool)] = &[("hostUsers", false), ("hostPID", true), ("hostIPC", true), ("shareProcessNamespace", false)];
             const CONTAINER: &[&str] = &[
                 "appArmorProfile",
                 "seLinuxOptions",
@@ -207,19 +212,20 @@ pub fn validate_os(spec: &Value, path: &Path, errors: &mut Errors) {
                 "runAsUser",
                 "runAsGroup",
             ];
-            for (i, (at, context)) in contexts(spec, path).into_iter().enumerate() {
-                let fields = if i == 0 && has(spec, "securityContext") { POD } else { CONTAINER };
-                for key in fields.iter().filter(|key| has(context, key)) {
+            let own = spec.get("securityContext").unwrap_or(&Value::Null);
+            for key in POD {
+                let (said, at) = match IN_SPEC.iter().find(|(name, _)| name == key) {
+                    Some((_, only_true)) => (if *only_true { flag(spec, key) } else { has(spec, key) }, path.child(key)),
+                    None => (has(own, key), path.child("securityContext").child(key)),
+                };
+                if said {
+                    errors.forbidden(at, "cannot be set for a windows pod");
+                }
+            }
+            for (at, context) in contexts(spec, path).into_iter().skip(usize::from(has(spec, "securityContext"))) {
+                for key in CONTAINER.iter().filter(|key| has(context, key)) {
                     errors.forbidden(at.child(key), "cannot be set for a windows pod");
                 }
-            }
-            for key in ["hostPID", "hostIPC", "hostUsers"] {
-                if flag(spec, key) || key == "hostUsers" && has(spec, key) {
-                    errors.forbidden(path.child(key), "cannot be set for a windows pod");
-                }
-            }
-            if has(spec, "shareProcessNamespace") {
-                errors.forbidden(path.child("shareProcessNamespace"), "cannot be set for a windows pod");
             }
         }
         other => errors.not_supported(path.child("os").child("name"), other, &["linux", "windows"]),

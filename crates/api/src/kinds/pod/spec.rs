@@ -101,15 +101,15 @@ pub fn validate(spec: &Value, path: &Path, errors: &mut Errors) {
     checks::checked(spec, "subdomain", path, names::dns1123_label, errors);
     if let Some(Value::String(name)) = member(spec, "hostnameOverride") {
         let at = path.child("hostnameOverride");
-        errors.invalid_all(&at, name.as_str(), names::dns1123_subdomain(name));
-        if name.len() > 64 {
-            errors.too_long(at.clone(), name.as_str(), 64);
-        }
         if flag(spec, "setHostnameAsFQDN") {
             errors.forbidden(at.clone(), "may not be specified when setHostnameAsFQDN is true");
         }
         if flag(spec, "hostNetwork") {
-            errors.forbidden(at, "may not be specified when hostNetwork is true");
+            errors.forbidden(at.clone(), "may not be specified when hostNetwork is true");
+        }
+        errors.invalid_all(&at, name.as_str(), names::dns1123_subdomain(name));
+        if name.len() > 64 {
+            errors.too_long(at, name.as_str(), 64);
         }
     }
     host_aliases(spec, path, errors);

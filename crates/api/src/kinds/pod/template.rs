@@ -4,7 +4,7 @@ use crate::{
     field::{Errors, Path},
     kinds::{
         checks,
-        values::{fill, list, made, map, member, shown, text},
+        values::{fill, list, made, map, member, shown, text, within},
     },
     selector::LabelSelector,
 };
@@ -15,6 +15,11 @@ pub fn default(parent: &mut Value) {
     let template = made(parent, "template");
     fill(template, "metadata", json!({}));
     super::defaults::spec(made(template, "spec"));
+}
+
+/// Takes what is not yet on by default out of the template at `spec.template` of a workload.
+pub fn drop_disabled(object: &mut Value) {
+    within(object, "spec", |spec| within(spec, "template", |template| within(template, "spec", super::defaults::drop_disabled)));
 }
 
 /// Checks a template: its labels and its pod spec.

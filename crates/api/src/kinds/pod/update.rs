@@ -3,6 +3,7 @@
 use super::resources::quality_of_service;
 use crate::{
     field::{Errors, Path},
+    internal,
     kinds::values::{has, int, list, map, member, put, shown, take, text},
     object::ObjectExt,
 };
@@ -46,6 +47,11 @@ pub fn validate(pod: &Value, old: &Value, errors: &mut Errors) {
             return;
         }
     }
+    for key in ["containers", "initContainers"] {
+        for (i, _) in list(spec, key).iter().enumerate().filter(|(_, container)| text(container, "image").is_empty()) {
+            errors.required(path.child(key).index(i).child("image"), "");
+        }
+    }
     active_deadline(spec, old_spec, &path, errors);
     for (i, gate) in list(spec, "schedulingGates").iter().enumerate() {
         if !list(old_spec, "schedulingGates").contains(gate) {
@@ -83,11 +89,11 @@ pub fn validate(pod: &Value, old: &Value, errors: &mut Errors) {
             }
         }
     }
-    let (mut munged, mut before) = (munged, old_spec.clone());
-    normal(&mut munged);
+    let (mut new, mut before) = (munged.clone(), old_spec.clone());
+    normal(&mut new);
     normal(&mut before);
-    if munged != before {
-        errors.forbidden(path, ALLOWED);
+    if new != before {
+        errors.forbidden(path, &format!("{ALLOWED}{}", internal::difference("core.v1.PodSpec", old_spec, &munged)));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::{
     field::Path,
-    kinds::values::{entries, has, int, list, member, text},
+    kinds::values::{entries, has, int, list, member, strings, text},
     names,
     quantity::Quantity,
 };
@@ -17,7 +17,8 @@ const OLD_LABELS: &[(&str, &str, &str)] = &[
     ("beta.kubernetes.io/instance-type", "v1.17", "node.kubernetes.io/instance-type"),
 ];
 /// Volume sources that are gone or going.
-const OLD_VOLUMES: &[(&str, &str)] = &[
+pub const OLD_VOLUMES: &[(&str, &str)] = &[
+    ("photonPersistentDisk", "deprecated in v1.11, non-functional in v1.16+"),
     ("gitRepo", "deprecated in v1.11, and disabled by default in v1.33+"),
     ("scaleIO", "deprecated in v1.16, non-functional in v1.22+"),
     ("flocker", "deprecated in v1.22, non-functional in v1.25+"),
@@ -28,12 +29,70 @@ const OLD_VOLUMES: &[(&str, &str)] = &[
     ("rbd", "deprecated in v1.28, non-functional in v1.31+"),
 ];
 
-/// Warnings about the pod spec at `path`.
-pub fn spec(spec: &Value, path: &Path) -> Vec<String> {
+const OLD_ANNOTATIONS: &[(&str, &str)] = &[
+    ("scheduler.alpha.kubernetes.io/critical-pod", "non-functional in v1.16+; use the \"priorityClassName\" field instead"),
+    ("security.alpha.kubernetes.io/sysctls", "non-functional in v1.11+; use the \"sysctls\" field instead"),
+    ("security.alpha.kubernetes.io/unsafe-sysctls", "non-functional in v1.11+; use the \"sysctls\" field instead"),
+];
+const SECCOMP: &str = "seccomp.security.alpha.kubernetes.io/pod";
+const SECCOMP_CONTAINER: &str = "container.seccomp.security.alpha.kubernetes.io/";
+const APP_ARMOR_CONTAINER: &str = "container.apparmor.security.beta.kubernetes.io/";
+const NO_SELECTOR: &str = "a null labelSelector results in matching no pod";
+
+/// What is said of a label of nodes that has a newer name.
+pub fn old_label(key: &str) -> Option<String> {
+    OLD_LABELS.iter().find(|(old, ..)| *old == key).map(|(_, since, new)| format!("deprecated since {since}; use {new:?} instead"))
+}
+/// A term of a node selector.
+pub fn node_selector_term(term: &Value, values: bool, path: &Path, warnings: &mut Vec<String>) {
+    for (i, requirement) in list(term, "matchExpressions").iter().enumerate() {
+        let (key, path) = (text(requirement, "key"), path.child("matchExpressions").index(i));
+        if let Some(old) = old_label(key) {
+            warnings.push(format!("{}: {key} is {old}", path.child("key")));
+        }
+        for (j, value) in strings(requirement, "values").enumerate().filter(|_| values) {
+            for problem in names::label_value(value) {
+                warnings.push(format!("{}: {value:?} is invalid, {problem}", path.child("values").index(j)));
+            }
+        }
+    }
+}
+/// A quantity of bytes that is not whole.
+pub fn fraction(quantities: &Value, name: &str, path: &Path) -> Option<String> {
+    let quantity = Quantity::from_value(quantities.get(name)?).ok()?;
+    let shown = quantity.to_string();
+    (quantity.milli() % 1000 != 0).then(|| format!("{}: fractional byte value {shown:?} is invalid, must be an integer", path.key(name)))
+}
+/// The spec of a claim.
+pub fn claim_spec(spec: &Value, path: &Path) -> Vec<String> {
+    let resources = spec.get("resources").unwrap_or(&Value::Null);
+    let parts = ["requests", "limits"].into_iter();
+    parts.filter_map(|part| fraction(resources.get(part)?, "storage", &path.child("resources").child(part))).collect()
+}
+
+/// Warnings about a pod, or the template of one, at `at`.
+pub fn pod(pod: &Value, at: &Path, template: bool) -> Vec<String> {
+    let nothing = Value::Null;
+    let (metadata, spec) = (pod.get("metadata").unwrap_or(&nothing), pod.get("spec").unwrap_or(&nothing));
+    let path = at.child("spec");
     let mut warnings = vec![];
-    for (key, _) in entries(spec, "nodeSelector") {
-        if let Some((_, since, new)) = OLD_LABELS.iter().find(|(old, ..)| old == key) {
-            warnings.push(format!("{}: deprecated since {since}; use {new:?} instead", path.child("nodeSelector").key(key)));
+    scheduling(spec, &path, &mut warnings);
+    let annotated = |key: &str| entries(metadata, "annotations").any(|(name, _)| name == key);
+    let annotation = at.child("metadata").child("annotations");
+    for (key, why) in OLD_ANNOTATIONS.iter().filter(|(key, _)| annotated(key)) {
+        warnings.push(format!("{}: {why}", annotation.key(key)));
+    }
+    for (i, volume) in list(spec, "volumes").iter().enumerate() {
+        let path = path.child("volumes").index(i);
+        for (source, why) in OLD_VOLUMES.iter().filter(|(source, _)| has(volume, source)) {
+            warnings.push(format!("{}: {why}", path.child(source)));
+        }
+        if let Some(claim) = volume.pointer("/ephemeral/volumeClaimTemplate/spec") {
+            warnings.extend(claim_spec(claim, &path.child("ephemeral").child("volumeClaimTemplate").child("spec")));
+        }
+        let empty = |source: &Value| source.as_object().is_some_and(|source| source.values().all(Value::is_null));
+        if volume.pointer("/projected/sources").and_then(Value::as_array).is_some_and(|sources| sources.iter().any(empty)) {
+            warnings.push(format!("volume {:?} (Projected) has no sources provided", text(volume, "name")));
         }
     }
     let aliases = list(spec, "hostAliases");
@@ -46,58 +105,138 @@ pub fn spec(spec: &Value, path: &Path) -> Vec<String> {
     let secrets = list(spec, "imagePullSecrets");
     for (i, secret) in secrets.iter().enumerate() {
         let (name, path) = (text(secret, "name"), path.child("imagePullSecrets").index(i).child("name"));
-        if name.is_empty() {
-            warnings.push(format!("{path}: invalid empty name {name:?}"));
-        } else if secrets[..i].iter().any(|other| text(other, "name") == name) {
+        if secrets[..i].iter().any(|other| text(other, "name") == name) {
             warnings.push(format!("{path}: duplicate name {name:?}"));
         }
     }
-    for (i, volume) in list(spec, "volumes").iter().enumerate() {
-        for (source, why) in OLD_VOLUMES.iter().filter(|(source, _)| has(volume, source)) {
-            warnings.push(format!("{}: {why}", path.child("volumes").index(i).child(source)));
-        }
+    for (i, secret) in secrets.iter().enumerate().filter(|(_, secret)| text(secret, "name").is_empty()) {
+        warnings.push(format!("{}: invalid empty name {:?}", path.child("imagePullSecrets").index(i).child("name"), text(secret, "name")));
     }
-    for key in ["initContainers", "containers", "ephemeralContainers"] {
-        for (i, one) in list(spec, key).iter().enumerate() {
-            container(one, &path.child(key).index(i), &mut warnings);
-        }
+    if let Some(overhead) = member(spec, "overhead") {
+        warnings.extend(["memory", "ephemeral-storage"].into_iter().filter_map(|name| fraction(overhead, name, &path.child("overhead"))));
     }
+    if spec.pointer("/securityContext/seccompProfile").is_none_or(Value::is_null) && annotated(SECCOMP) {
+        warnings.push(format!("{}: non-functional in v1.27+; use the \"seccompProfile\" field instead", annotation.key(SECCOMP)));
+    }
+    for (one, path) in containers(spec, &path) {
+        let profile = |key: &str| one.get("securityContext").is_some_and(|context| has(context, key));
+        let key = format!("{SECCOMP_CONTAINER}{}", text(one, "name"));
+        if !profile("seccompProfile") && annotated(&key) {
+            warnings.push(format!("{}: non-functional in v1.27+; use the \"seccompProfile\" field instead", annotation.key(&key)));
+        }
+        let key = format!("{APP_ARMOR_CONTAINER}{}", text(one, "name"));
+        let covered = profile("appArmorProfile") || spec.pointer("/securityContext/appArmorProfile").is_some_and(|profile| !profile.is_null());
+        if template && !covered && annotated(&key) {
+            warnings.push(format!("{}: deprecated since v1.30; use the \"appArmorProfile\" field instead", annotation.key(&key)));
+        }
+        container(one, &path, &mut warnings);
+    }
+    ports(spec, &path, &mut warnings);
     if int(spec, "terminationGracePeriodSeconds").is_some_and(|s| s < 0) {
         warnings.push(format!("{}: must be >= 0; negative values are invalid and will be treated as 1", path.child("terminationGracePeriodSeconds")));
+    }
+    for kind in ["podAffinity", "podAntiAffinity"] {
+        let Some(affinity) = spec.get("affinity").and_then(|affinity| member(affinity, kind)) else { continue };
+        let at = path.child("affinity").child(kind);
+        for (key, inner) in [("requiredDuringSchedulingIgnoredDuringExecution", None), ("preferredDuringSchedulingIgnoredDuringExecution", Some("podAffinityTerm"))] {
+            for (i, term) in list(affinity, key).iter().enumerate() {
+                let at = at.child(key).index(i);
+                let (term, at) = inner.map_or((term, at.clone()), |inner| (term.get(inner).unwrap_or(&nothing), at.child(inner)));
+                if !has(term, "labelSelector") {
+                    warnings.push(format!("{}: {NO_SELECTOR}", at.child("labelSelector")));
+                }
+            }
+        }
     }
     warnings
 }
 
+/// Where the pod may run, said with labels that have newer names.
+fn scheduling(spec: &Value, path: &Path, warnings: &mut Vec<String>) {
+    for (key, _) in entries(spec, "nodeSelector") {
+        warnings.extend(old_label(key).map(|old| format!("{}: {old}", path.child("nodeSelector").key(key))));
+    }
+    if let Some(affinity) = spec.pointer("/affinity/nodeAffinity") {
+        let at = path.child("affinity").child("nodeAffinity");
+        let required = "requiredDuringSchedulingIgnoredDuringExecution";
+        let terms = affinity.get(required).map(|required| list(required, "nodeSelectorTerms")).unwrap_or_default();
+        for (i, term) in terms.iter().enumerate() {
+            node_selector_term(term, true, &at.child(required).child("nodeSelectorTerms").index(i), warnings);
+        }
+        let preferred = "preferredDuringSchedulingIgnoredDuringExecution";
+        for (i, term) in list(affinity, preferred).iter().enumerate() {
+            let preference = term.get("preference").unwrap_or(&Value::Null);
+            node_selector_term(preference, true, &at.child(preferred).index(i).child("preference"), warnings);
+        }
+    }
+    for (i, constraint) in list(spec, "topologySpreadConstraints").iter().enumerate() {
+        let at = path.child("topologySpreadConstraints").index(i);
+        let key = text(constraint, "topologyKey");
+        warnings.extend(old_label(key).map(|old| format!("{}: {key} is {old}", at.child("topologyKey"))));
+        if !has(constraint, "labelSelector") {
+            warnings.push(format!("{}: {NO_SELECTOR}", at.child("labelSelector")));
+        }
+    }
+}
+
+fn containers<'a>(spec: &'a Value, path: &Path) -> Vec<(&'a Value, Path)> {
+    let all = ["initContainers", "containers", "ephemeralContainers"].into_iter();
+    all.flat_map(|key| list(spec, key).iter().enumerate().map(move |(i, one)| (one, path.child(key).index(i)))).collect()
+}
+
 fn container(container: &Value, path: &Path, warnings: &mut Vec<String>) {
-    for part in ["limits", "requests"] {
-        for (name, value) in member(container, "resources").into_iter().flat_map(|r| entries(r, part)) {
-            let fraction = Quantity::from_value(value).is_ok_and(|q| q.milli() % 1000 != 0);
-            if fraction && (matches!(name.as_str(), "memory" | "ephemeral-storage") || name.starts_with("hugepages-")) {
-                let shown = value.as_str().map_or_else(|| value.to_string(), |v| v.to_string());
-                warnings.push(format!(
-                    "{}: fractional byte value {shown:?} is invalid, must be an integer",
-                    path.child("resources").child(part).key(name)
-                ));
-            }
+    let resources = container.get("resources").unwrap_or(&Value::Null);
+    for name in ["memory", "ephemeral-storage"] {
+        for part in ["limits", "requests"] {
+            let quantities = resources.get(part).unwrap_or(&Value::Null);
+            warnings.extend(fraction(quantities, name, &path.child("resources").child(part)));
         }
     }
     let variables = list(container, "env");
     for (i, variable) in variables.iter().enumerate() {
         let name = text(variable, "name");
-        if variables[..i].iter().any(|other| text(other, "name") == name) {
+        let (reference, value) = (format!("$({name})"), text(variable, "value"));
+        // A value that is made of the one before takes it on.
+        let hides = has(variable, "valueFrom") || value == reference || !value.contains(&reference);
+        if hides && variables[..i].iter().any(|other| text(other, "name") == name) {
             warnings.push(format!("{}: hides previous definition of {name:?}, which may be dropped when using apply", path.child("env").index(i)));
         }
     }
-    let ports = list(container, "ports");
-    let same = |a: &Value, b: &Value| {
-        int(a, "containerPort") == int(b, "containerPort")
-            && text(a, "protocol") == text(b, "protocol")
-            && int(a, "hostPort") == int(b, "hostPort")
-            && text(a, "hostIP") == text(b, "hostIP")
-    };
-    for (i, port) in ports.iter().enumerate() {
-        if let Some(first) = ports[..i].iter().position(|other| same(other, port)) {
-            warnings.push(format!("{}: duplicate port definition with {}", path.child("ports").index(i), path.child("ports").index(first)));
+}
+
+/// Ports of all containers that are said twice, or get in each other's way.
+fn ports(spec: &Value, path: &Path, warnings: &mut Vec<String>) {
+    let mut before: Vec<(&Value, Path)> = vec![];
+    for (one, path) in containers(spec, path) {
+        for (i, port) in list(one, "ports").iter().enumerate() {
+            let at = path.child("ports").index(i);
+            let number = |port: &Value, key: &str| int(port, key).unwrap_or(0);
+            let (ip, host) = (text(port, "hostIP"), number(port, "hostPort"));
+            if !ip.is_empty() && host == 0 {
+                let [name, protocol] = ["name", "protocol"].map(|key| text(port, key));
+                let shown = format!("{{Name:{name} HostPort:0 ContainerPort:{} Protocol:{protocol} HostIP:{ip}}}", number(port, "containerPort"));
+                warnings.push(format!("{at}: hostIP set without hostPort: {shown}"));
+            }
+            for (other, place) in &before {
+                if number(other, "containerPort") != number(port, "containerPort") || text(other, "protocol") != text(port, "protocol") {
+                    continue;
+                }
+                let (other_ip, other_host) = (text(other, "hostIP"), number(other, "hostPort"));
+                if ip == other_ip && host == other_host {
+                    warnings.push(format!("{at}: duplicate port definition with {place}"));
+                } else if host == 0 || other_host == 0 {
+                    warnings.push(format!("{at}: overlapping port definition with {place}"));
+                } else if host == other_host && ip.is_empty() != other_ip.is_empty() {
+                    warnings.push(format!("{at}: dangerously ambiguous port definition with {place}"));
+                }
+            }
+            let name = text(port, "name");
+            if let Some((_, first)) = before.iter().find(|(other, _)| !name.is_empty() && text(other, "name") == name) {
+                warnings.push(format!(
+                    "{at}: duplicate port name {name:?} with {first}, services and probes that select ports by name will use {first}"
+                ));
+            }
+            before.push((port, at));
         }
     }
 }
@@ -113,12 +252,61 @@ pub fn host_name(name: &str, place: &str) -> Option<String> {
     })
 }
 
-/// Warnings about a workload with a template at `spec.template`.
-pub fn workload(object: &Value, named: bool) -> Vec<String> {
+/// Warnings about a workload with a template at `spec.template`: when it is made, and when its spec changes.
+pub fn workload(object: &Value, old: Option<&Value>, named: bool) -> Vec<String> {
     use crate::object::ObjectExt;
+    if old.is_some_and(|old| old.get("spec") == object.get("spec")) {
+        return vec![];
+    }
+    let named = named && old.is_none();
     let mut warnings: Vec<String> = named.then(|| host_name(object.name(), "Pod names and hostnames")).flatten().into_iter().collect();
-    if let Some(pod) = object.at("spec.template.spec") {
-        warnings.extend(spec(pod, &Path::new("spec.template.spec")));
+    if let Some(template) = object.at("spec.template") {
+        warnings.extend(pod(template, &Path::new("spec.template"), true));
     }
     warnings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn check(spec: Value, wanted: &[&str]) {
+        assert_eq!(pod(&json!({"spec": spec}), &Path::root(), false), wanted);
+    }
+
+    #[test]
+    fn ports_of_all_containers_are_compared() {
+        let port = |name: &str, host: i64, ip: &str| json!({"name": name, "containerPort": 80, "protocol": "TCP", "hostPort": host, "hostIP": ip});
+        let spec = |a: Value, b: Value| json!({"containers": [{"name": "a", "ports": [a]}, {"name": "b", "ports": [b]}]});
+        let (first, second) = ("spec.containers[0].ports[0]", "spec.containers[1].ports[0]");
+        check(spec(port("", 0, ""), port("", 0, "")), &[&format!("{second}: duplicate port definition with {first}")]);
+        check(spec(port("", 1, ""), port("", 0, "")), &[&format!("{second}: overlapping port definition with {first}")]);
+        check(spec(port("", 1, ""), port("", 1, "10.0.0.1")), &[&format!("{second}: dangerously ambiguous port definition with {first}")]);
+        check(spec(port("", 1, "10.0.0.2"), port("", 1, "10.0.0.1")), &[]);
+    }
+
+    #[test]
+    fn a_variable_may_be_made_of_itself() {
+        let spec = |value: &str| json!({"containers": [{"name": "a", "env": [{"name": "A", "value": "1"}, {"name": "A", "value": value}]}]});
+        check(spec("$(A)2"), &[]);
+        let hides = "spec.containers[0].env[1]: hides previous definition of \"A\", which may be dropped when using apply";
+        check(spec("2"), &[hides]);
+        check(spec("$(A)"), &[hides]);
+    }
+
+    #[test]
+    fn selectors_that_select_nothing_and_old_labels_are_told() {
+        let spec = json!({
+            "nodeSelector": {"beta.kubernetes.io/os": "linux"},
+            "affinity": {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "podAffinityTerm": {"topologyKey": "t"}}]}},
+        });
+        check(
+            spec,
+            &[
+                "spec.nodeSelector[beta.kubernetes.io/os]: deprecated since v1.14; use \"kubernetes.io/os\" instead",
+                "spec.affinity.podAffinity.preferredDuringSchedulingIgnoredDuringExecution[0].podAffinityTerm.labelSelector: a null labelSelector results in matching no pod",
+            ],
+        );
+    }
 }

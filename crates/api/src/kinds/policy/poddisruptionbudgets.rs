@@ -2,6 +2,7 @@
 
 use crate::{
     field::{Errors, Path},
+    internal,
     kind::{Hooks, Kind, NameRule},
     kinds::{
         checks, conditions,
@@ -36,9 +37,8 @@ impl Hooks for PodDisruptionBudgets {
     fn validate(&self, budget: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(budget), Path::new("spec"));
         if has(spec, "minAvailable") && has(spec, "maxUnavailable") {
-            let shown = |key: &str| spec.get(key).cloned().unwrap_or_default();
-            let whole = json!({"MinAvailable": shown("minAvailable"), "Selector": shown("selector"), "MaxUnavailable": shown("maxUnavailable"), "UnhealthyPodEvictionPolicy": shown("unhealthyPodEvictionPolicy")});
-            errors.invalid(path.clone(), whole, "minAvailable and maxUnavailable cannot be both set");
+            let whole = internal::show("policy.v1.PodDisruptionBudgetSpec", spec);
+            errors.invalid_structure(path.clone(), &whole, "minAvailable and maxUnavailable cannot be both set");
         }
         for key in ["minAvailable", "maxUnavailable"] {
             if let Some(value) = member(spec, key) {

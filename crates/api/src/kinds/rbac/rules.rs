@@ -2,6 +2,7 @@
 
 use crate::{
     field::{Errors, Path},
+    internal,
     kinds::{
         checks,
         values::{each, fill, list, made, put, text},
@@ -92,8 +93,7 @@ pub fn validate_binding(binding: &Value, old: Option<&Value>, kinds: &[&str], na
     if let Some(old) = old
         && old.get("roleRef") != binding.get("roleRef")
     {
-        let shown = json!({"APIGroup": text(reference, "apiGroup"), "Kind": text(reference, "kind"), "Name": text(reference, "name")});
-        errors.invalid(path, shown, "cannot change roleRef");
+        errors.invalid_structure(path, &internal::show("rbac.v1.RoleRef", reference), "cannot change roleRef");
     }
 }
 

@@ -60,7 +60,7 @@ impl Hooks for ResourceClaims {
     fn validate(&self, claim: &Value, old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(claim), Path::new("spec"));
         match old.map(workload::spec) {
-            Some(old) if old != spec => errors.invalid(path, internal::show("resource.v1.ResourceClaimSpec", spec), checks::IMMUTABLE),
+            Some(old) if old != spec => errors.invalid_structure(path, &internal::show("resource.v1.ResourceClaimSpec", spec), checks::IMMUTABLE),
             Some(_) => {}
             None => validate_spec(spec, &path, errors),
         }
@@ -205,7 +205,7 @@ fn status(claim: &Value, old: &Value, path: &Path, errors: &mut Errors) {
     let at = path.child("allocation");
     match member(before, "allocation") {
         Some(before) if before != allocation => {
-            errors.invalid(at, internal::show("resource.v1.AllocationResult", allocation), checks::IMMUTABLE);
+            errors.invalid_structure(at, &internal::show("resource.v1.AllocationResult", allocation), checks::IMMUTABLE);
         }
         Some(_) => {}
         None => validate_allocation(allocation, requests, &at, errors),

@@ -112,7 +112,7 @@ fn validate_spec(spec: &Value, old: Option<&Value>, path: &Path, errors: &mut Er
         && list(selector, "nodeSelectorTerms").len() != 1
     {
         let shown = internal::show_all("core.v1.NodeSelectorTerm", list(selector, "nodeSelectorTerms"));
-        errors.invalid(path.child("nodeSelector").child("nodeSelectorTerms"), shown, "must have exactly one node selector term");
+        errors.invalid_structure(path.child("nodeSelector").child("nodeSelectorTerms"), &shown, "must have exactly one node selector term");
     }
     match chosen.as_slice() {
         [] => errors.required(path.clone(), ONE_OF_NODES),
@@ -255,7 +255,7 @@ fn attribute(attribute: &Value, path: &Path, errors: &mut Errors) {
     match count {
         0 => errors.invalid(path.clone(), "", "exactly one value must be specified"),
         1 => {}
-        _ => errors.invalid(path.clone(), internal::show("resource.v1.DeviceAttribute", attribute), "exactly one value must be specified"),
+        _ => errors.invalid_structure(path.clone(), &internal::show("resource.v1.DeviceAttribute", attribute), "exactly one value must be specified"),
     }
 }
 fn bounded(value: &str, path: &Path, errors: &mut Errors) {

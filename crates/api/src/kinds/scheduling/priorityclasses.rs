@@ -13,7 +13,7 @@ use crate::{
 use serde_json::{Value, json};
 
 pub fn kind() -> Kind {
-    Kind::cluster("scheduling.k8s.io", "v1", "PriorityClass", "priorityclasses").short(&["pc"]).generation().hooks(PriorityClasses)
+    Kind::cluster("scheduling.k8s.io", "v1", "PriorityClass", "priorityclasses").short(&["pc"]).hooks(PriorityClasses)
 }
 
 /// The highest priority that users may give.
@@ -29,6 +29,10 @@ impl Hooks for PriorityClasses {
         if !has(class, "value") {
             put(class, "value", 0);
         }
+    }
+    /// The generation is said and never counted.
+    fn prepare_create(&self, class: &mut Value) {
+        class.set("metadata.generation", 1);
     }
     fn validate(&self, class: &Value, old: Option<&Value>, errors: &mut Errors) {
         if let Some(old) = old {

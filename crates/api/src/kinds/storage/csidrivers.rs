@@ -5,9 +5,10 @@ use crate::{
     kind::{Hooks, Kind},
     kinds::{
         checks,
-        values::{fill, flag, int, list, made, put, shown, strings, text},
+        values::{fill, flag, has, int, list, made, put, shown, strings, text},
         workload,
     },
+    object::ObjectExt,
     table,
 };
 use serde_json::{Value, json};
@@ -67,6 +68,20 @@ impl Hooks for CsiDrivers {
                 }
             }
         }
+    }
+    /// Changes are counted, from none at the beginning.
+    fn prepare_update(&self, driver: &mut Value, old: &Value) {
+        let changed = workload::spec(driver) != workload::spec(old);
+        let generation = old.generation() + i64::from(changed);
+        if generation > 0 {
+            driver.set("metadata.generation", generation);
+        }
+    }
+    fn warnings(&self, driver: &Value, _old: Option<&Value>) -> Vec<String> {
+        let spec = workload::spec(driver);
+        let tokens = !list(spec, "tokenRequests").is_empty() && !has(spec, "serviceAccountTokenInSecrets");
+        let unset = "spec.serviceAccountTokenInSecrets is unset; if supported by this CSI driver, set to true to prevent possible logging of tokens in volume attributes";
+        tokens.then(|| unset.to_string()).into_iter().collect()
     }
     fn cells(&self, driver: &Value, now_unix_s: i64) -> Vec<Value> {
         let spec = workload::spec(driver);

@@ -2,14 +2,15 @@
 
 use crate::{
     field::{Errors, Path},
+    internal,
     kind::{Hooks, Kind},
     kinds::{
         checks,
         pod::volumes::csi_driver,
-        values::{list, made, text},
+        values::{int, list, made, take, text},
         workload,
     },
-    table,
+    names, table,
 };
 use serde_json::{Value, json};
 
@@ -23,7 +24,7 @@ impl Hooks for CsiNodes {
     fn default(&self, node: &mut Value) {
         made(node, "spec");
     }
-    fn validate(&self, node: &Value, _old: Option<&Value>, errors: &mut Errors) {
+    fn validate(&self, node: &Value, old: Option<&Value>, errors: &mut Errors) {
         let drivers = list(workload::spec(node), "drivers");
         for (i, driver) in drivers.iter().enumerate() {
             let path = Path::new("spec").child("drivers").index(i);
@@ -31,6 +32,33 @@ impl Hooks for CsiNodes {
             checks::required(driver, "nodeID", &path, errors);
             if drivers[..i].iter().any(|other| text(other, "name") == text(driver, "name")) {
                 errors.duplicate(path.child("name"), text(driver, "name"));
+            }
+            let keys = list(driver, "topologyKeys");
+            for (j, key) in keys.iter().enumerate() {
+                let (at, name) = (path.child("topologyKeys").index(j), key.as_str().unwrap_or_default());
+                if name.is_empty() {
+                    errors.required(at.clone(), "");
+                } else if keys[..j].contains(key) {
+                    errors.duplicate(at.clone(), name);
+                }
+                errors.invalid_all(&at, name, names::qualified_name(name));
+            }
+            if let Some(count) = driver.get("allocatable").and_then(|a| int(a, "count")).filter(|count| *count < 0) {
+                errors.invalid(path.child("allocatable").child("count"), count, checks::NOT_NEGATIVE);
+            }
+        }
+        // A driver that is there stays as it is, but for how many volumes it can have.
+        for before in old.map(|old| list(workload::spec(old), "drivers")).unwrap_or_default() {
+            let same_name = |driver: &&Value| text(driver, "name") == text(before, "name");
+            let Some(i) = drivers.iter().position(|driver| same_name(&driver)) else { continue };
+            let fixed = |driver: &Value| {
+                let mut driver = driver.clone();
+                take(&mut driver, "allocatable");
+                driver
+            };
+            if fixed(&drivers[i]) != fixed(before) {
+                let shown = internal::show("storage.v1.CSINodeDriver", &drivers[i]);
+                errors.invalid_structure(Path::new("spec").child("drivers").index(i), &shown, checks::IMMUTABLE);
             }
         }
     }

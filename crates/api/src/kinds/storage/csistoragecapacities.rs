@@ -5,7 +5,8 @@ use crate::{
     kind::{Hooks, Kind},
     kinds::{
         checks,
-        values::{member, text},
+        pod::warnings,
+        values::{entries, list, member, text},
     },
     names, selector,
 };
@@ -20,20 +21,26 @@ struct CsiStorageCapacities;
 impl Hooks for CsiStorageCapacities {
     fn validate(&self, capacity: &Value, old: Option<&Value>, errors: &mut Errors) {
         let root = Path::root();
-        let class = text(capacity, "storageClassName");
-        errors.invalid_all(&root.child("storageClassName"), class, names::dns1123_subdomain(class));
-        for key in ["capacity", "maximumVolumeSize"] {
-            if let Some(value) = member(capacity, key) {
-                checks::quantity_not_negative(value, &root.child(key), errors);
-            }
-        }
         if let Some(topology) = member(capacity, "nodeTopology") {
             selector::validate(topology, &root.child("nodeTopology"), errors);
         }
-        if let Some(old) = old {
-            for key in ["nodeTopology", "storageClassName"] {
-                checks::immutable(capacity.get(key), old.get(key), &root.child(key), errors);
-            }
+        let class = text(capacity, "storageClassName");
+        errors.invalid_all(&root.child("storageClassName"), class, names::dns1123_subdomain(class));
+        if let Some(value) = member(capacity, "capacity") {
+            checks::quantity_not_negative(value, &root.child("capacity"), errors);
         }
+        if let Some(old) = old {
+            let (new_topology, old_topology) = (capacity.get("nodeTopology"), old.get("nodeTopology"));
+            checks::immutable_structure("meta.v1.LabelSelector", new_topology, old_topology, &root.child("nodeTopology"), errors);
+            checks::immutable(capacity.get("storageClassName"), old.get("storageClassName"), &root.child("storageClassName"), errors);
+        }
+    }
+    fn warnings(&self, capacity: &Value, _old: Option<&Value>) -> Vec<String> {
+        let Some(topology) = member(capacity, "nodeTopology") else { return vec![] };
+        let path = Path::new("nodeTopology");
+        let named = entries(topology, "matchLabels").map(|(key, _)| (path.child("matchLabels").key(key), key.as_str()));
+        let expressions = list(topology, "matchExpressions").iter().enumerate();
+        let required = expressions.map(|(i, e)| (path.child("matchExpressions").index(i).child("key"), text(e, "key")));
+        named.chain(required).filter_map(|(path, key)| Some(format!("{path}: {}", warnings::old_label(key)?))).collect()
     }
 }

@@ -5,6 +5,7 @@ use crate::{
     kind::{Hooks, Kind},
     kinds::{
         checks,
+        pod::warnings,
         values::{fill, list, map, text},
     },
     names,
@@ -55,6 +56,16 @@ impl Hooks for StorageClasses {
                 checks::immutable(class.get(key), old.get(key), &root.child(key), errors);
             }
         }
+    }
+    fn warnings(&self, class: &Value, _old: Option<&Value>) -> Vec<String> {
+        let mut all = vec![];
+        for (i, term) in list(class, "allowedTopologies").iter().enumerate() {
+            for (j, expression) in list(term, "matchLabelExpressions").iter().enumerate() {
+                let path = Path::new("allowedTopologies").index(i).child("matchLabelExpressions").index(j).child("key");
+                all.extend(warnings::old_label(text(expression, "key")).map(|old| format!("{path}: {old}")));
+            }
+        }
+        all
     }
     fn cells(&self, class: &Value, now_unix_s: i64) -> Vec<Value> {
         let name = if is_default(class) { format!("{} (default)", class.name()) } else { class.name().to_string() };

@@ -6,9 +6,10 @@ use crate::{
     kinds::{
         checks,
         pod::volumes::csi_driver,
-        values::{flag, made, put, text},
+        values::{flag, made, member, put, text},
         workload,
     },
+    names,
     object::ObjectExt,
     table,
 };
@@ -20,6 +21,24 @@ pub fn kind() -> Kind {
 
 struct VolumeAttachments;
 
+const ERROR_BYTES_MAX: usize = 262_144;
+const METADATA_BYTES_MAX: usize = 262_144;
+
+/// What an attacher tells of a volume that it has attached.
+fn metadata_of_volume(status: &Value, path: &Path, errors: &mut Errors) {
+    let path = path.child("attachmentMetadata");
+    let mut bytes = 0;
+    for (key, value) in checks::text_entries(status, "attachmentMetadata") {
+        bytes += key.len() + value.len();
+        if key.is_empty() {
+            errors.required(path.clone(), "");
+        }
+    }
+    if bytes > METADATA_BYTES_MAX {
+        errors.too_long(path, "", METADATA_BYTES_MAX);
+    }
+}
+
 impl Hooks for VolumeAttachments {
     fn default(&self, attachment: &mut Value) {
         made(attachment, "spec");
@@ -30,12 +49,31 @@ impl Hooks for VolumeAttachments {
     fn validate(&self, attachment: &Value, old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(attachment), Path::new("spec"));
         checks::required_checked(spec, "attacher", &path, csi_driver, errors);
-        if spec.str_at("source.persistentVolumeName").is_none() && spec.at("source.inlineVolumeSpec").is_none_or(Value::is_null) {
-            errors.required(path.child("source"), "must specify exactly one of inlineVolumeSpec and persistentVolumeName");
+        let (name, inline) = (spec.str_at("source.persistentVolumeName"), spec.at("source.inlineVolumeSpec").filter(|i| !i.is_null()));
+        let at = path.child("source");
+        match (name, inline) {
+            (None, None) => errors.required(at, "must specify exactly one of inlineVolumeSpec and persistentVolumeName"),
+            (Some(_), Some(_)) => errors.forbidden(at, "must specify exactly one of inlineVolumeSpec and persistentVolumeName"),
+            (Some(name), None) if name.is_empty() => errors.required(at.child("persistentVolumeName"), "must specify non empty persistentVolumeName"),
+            _ => {}
         }
-        checks::required(spec, "nodeName", &path, errors);
+        if checks::required(spec, "nodeName", &path, errors) {
+            checks::checked(spec, "nodeName", &path, names::dns1123_subdomain, errors);
+        }
         if let Some(old) = old {
-            checks::immutable(attachment.get("spec"), old.get("spec"), &path, errors);
+            checks::immutable_structure("storage.v1.VolumeAttachmentSpec", attachment.get("spec"), old.get("spec"), &path, errors);
+        }
+    }
+    fn validate_status(&self, attachment: &Value, _old: &Value, errors: &mut Errors) {
+        let (status, path) = (workload::status(attachment), Path::new("status"));
+        metadata_of_volume(status, &path, errors);
+        for key in ["attachError", "detachError"] {
+            let Some(error) = member(status, key) else { continue };
+            let path = path.child(key);
+            if text(error, "message").len() > ERROR_BYTES_MAX {
+                errors.too_long(path.child("message"), "", ERROR_BYTES_MAX);
+            }
+            checks::not_negative(error, "errorCode", &path, errors);
         }
     }
     fn cells(&self, attachment: &Value, now_unix_s: i64) -> Vec<Value> {

@@ -91,7 +91,10 @@ fn version(text: &str) -> Result<Option<u32>, ()> {
 
 fn pod(cx: &AdmissionContext<'_>, pod: &Value) -> Result<(), Status> {
     let unchanged = cx.old.is_some_and(|old| old.at("spec") == pod.at("spec") && old.annotations() == pod.annotations());
-    let Some(namespace) = cx.find("", "namespaces", "", cx.namespace)?.filter(|_| !unchanged) else { return Ok(()) };
+    if unchanged {
+        return Ok(());
+    }
+    let Some(namespace) = cx.find("", "namespaces", "", cx.namespace)? else { return Ok(()) };
     let (metadata, spec) = parts(pod);
     if cx.warnings.are_audited() {
         let enforced = policy(&namespace, "enforce").map_or_else(|| "privileged:latest".to_string(), |policy| policy.to_string());
