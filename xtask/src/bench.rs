@@ -16,7 +16,13 @@ const REST_S: u64 = 20;
 const RUNS: usize = 5;
 
 /// A process that ends with its owner.
-struct Running(Child);
+pub struct Running(Child);
+
+impl Running {
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -32,11 +38,11 @@ pub fn run(regent: &Path) -> Result<()> {
     println!("| size of the binary | {:.0} MB |", fs::metadata(regent)?.len() as f64 / 1e6);
     let mut starts = Vec::new();
     for run in 0..RUNS {
-        let (server, seconds) = start(regent)?;
+        let (server, seconds) = start(regent, "target/bench-server", PORT, &["--disable=agent"])?;
         starts.push(seconds);
         if run + 1 == RUNS {
             std::thread::sleep(Duration::from_secs(REST_S));
-            println!("| memory of the idle server process (API server, scheduler, controllers, store) | {} MiB |", rss_mib(server.0.id())?);
+            println!("| memory of the idle server process (API server, scheduler, controllers, store) | {} MiB |", rss_mib(server.id())?);
         }
     }
     println!("| `regent server` to `/readyz` ok, new data directory, median of {RUNS} | {:.2} s |", median(starts));
@@ -102,16 +108,17 @@ fn in_sandbox(sandbox: &dyn Fn(&[&str]) -> Result<String>, binary: &str) -> Resu
     Ok(String::new())
 }
 
-/// Starts a server with a new data directory and waits until it is ready; how long that took, in seconds.
-fn start(regent: &Path) -> Result<(Running, f64)> {
-    let directory = Path::new("target/bench-server");
+/// Starts a server with a new data directory (`data` in `directory`) and waits until it is ready; how long that took, in seconds.
+pub fn start(regent: &Path, directory: &str, port: u16, flags: &[&str]) -> Result<(Running, f64)> {
+    let directory = Path::new(directory);
     let _ = fs::remove_dir_all(directory);
     fs::create_dir_all(directory)?;
     let log = fs::File::create(directory.join("log"))?;
     let begun = Instant::now();
     let child = Command::new(regent)
-        .args(["server", "--disable=agent", "--bind-address=127.0.0.1", "--advertise-address=127.0.0.1"])
-        .arg(format!("--secure-port={PORT}"))
+        .args(["server", "--bind-address=127.0.0.1", "--advertise-address=127.0.0.1"])
+        .args(flags)
+        .arg(format!("--secure-port={port}"))
         .arg(format!("--data-dir={}", directory.join("data").display()))
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
@@ -119,7 +126,7 @@ fn start(regent: &Path) -> Result<(Running, f64)> {
         .spawn()
         .context("starting the server")?;
     let running = Running(child);
-    let url = format!("https://127.0.0.1:{PORT}/readyz");
+    let url = format!("https://127.0.0.1:{port}/readyz");
     let deadline = begun + Duration::from_secs(30);
     while shell::sh("curl", &["--silent", "--fail", "--insecure", "--max-time", "1", &url]).is_err() {
         if Instant::now() > deadline {
@@ -130,7 +137,8 @@ fn start(regent: &Path) -> Result<(Running, f64)> {
     Ok((running, begun.elapsed().as_secs_f64()))
 }
 
-fn rss_mib(pid: u32) -> Result<u64> {
+/// The memory of a process that is in use now.
+pub fn rss_mib(pid: u32) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).context("reading a process's memory")?;
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("no VmRSS")?;
     let kib: u64 = line.split_whitespace().nth(1).context("no VmRSS")?.parse()?;

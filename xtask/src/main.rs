@@ -3,6 +3,7 @@
 mod bench;
 mod clients;
 mod images;
+mod load;
 mod setup;
 mod shell;
 mod tidy;
@@ -34,6 +35,8 @@ enum Task {
         #[arg(long, default_value = "target/release/regent")]
         regent: std::path::PathBuf,
     },
+    /// Drive the API server over HTTPS, phase by phase: CPU per operation and memory, as tables for docs/performance.md.
+    Load(load::Load),
     /// Bring a sandbox up, run nginx in it, and show that it answers.
     Up {
         /// The `regent` binary to use.
@@ -60,6 +63,7 @@ fn run() -> Result<()> {
         Task::Images => images::build(),
         Task::Tidy => tidy::run(),
         Task::Bench { regent } => bench::run(&regent),
+        Task::Load(load) => load::run(&load),
         Task::Up { regent } => up::run(&regent),
     }
 }

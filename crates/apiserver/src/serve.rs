@@ -1,7 +1,7 @@
 //! Serving: TLS with optional client certificates, HTTP/1.1 and HTTP/2, upgrades, graceful shutdown; and the same server
 //! without any of it, as a tower service for components in this process.
 
-use crate::{Body, BoxError, Identity, Server, User, encode::respond};
+use crate::{Body, BoxError, Identity, Server, User, audit::PeerAddress, encode::respond, gathered::Gathered};
 use futures::future::BoxFuture;
 use http::{Request, Response, StatusCode};
 use hyper_util::{
@@ -11,6 +11,7 @@ use hyper_util::{
 use rustls::{ServerConfig, pki_types::CertificateDer};
 use std::{
     convert::Infallible,
+    net::IpAddr,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -50,10 +51,10 @@ impl Server {
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, _)) => {
+                Ok((stream, peer)) => {
                     let (server, acceptor, shutdown) = (self.clone(), acceptor.clone(), shutdown.clone());
                     connections.spawn(async move {
-                        connection(server, acceptor, stream, shutdown).await;
+                        connection(server, acceptor, stream, peer.ip(), shutdown).await;
                         drop(place);
                     });
                 }
@@ -69,6 +70,9 @@ impl Server {
         if tokio::time::timeout(DRAIN_TIMEOUT, connections.wait()).await.is_err() {
             tracing::info!(open = connections.len(), "connections were cut at the end");
         }
+        if let Some(audit) = &self.audit {
+            audit.flush().await;
+        }
         Ok(())
     }
 
@@ -78,7 +82,7 @@ impl Server {
     }
 }
 
-async fn connection(server: Arc<Server>, acceptor: TlsAcceptor, stream: TcpStream, shutdown: CancellationToken) {
+async fn connection(server: Arc<Server>, acceptor: TlsAcceptor, stream: TcpStream, peer: IpAddr, shutdown: CancellationToken) {
     // Small answers should not wait for more bytes; a socket that refuses this still works.
     let _ = stream.set_nodelay(true);
     let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
@@ -89,7 +93,10 @@ async fn connection(server: Arc<Server>, acceptor: TlsAcceptor, stream: TcpStrea
     let certificates = stream.get_ref().1.peer_certificates().filter(|chain| !chain.is_empty());
     let identity =
         Identity::Peer(certificates.map(|chain| Arc::new(chain.iter().map(|certificate| CertificateDer::into_owned(certificate.clone())).collect())));
-    let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
+    let service = hyper::service::service_fn(move |mut request: Request<hyper::body::Incoming>| {
+        if server.audit.is_some() {
+            request.extensions_mut().insert(PeerAddress(peer));
+        }
         let (server, identity) = (server.clone(), identity.clone());
         async move { Ok::<_, Infallible>(server.handle(request.map(Body::new), identity).await) }
     });
@@ -102,7 +109,7 @@ async fn connection(server: Arc<Server>, acceptor: TlsAcceptor, stream: TcpStrea
         .keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE)
         .adaptive_window(true);
-    let running = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+    let running = builder.serve_connection_with_upgrades(TokioIo::new(Gathered::new(stream)), service);
     tokio::pin!(running);
     let ended = tokio::select! {
         ended = running.as_mut() => ended,

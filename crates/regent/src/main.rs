@@ -23,6 +23,11 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use std::path::{Path, PathBuf};
 
+/// An API server lives from trees of small strings that are made and dropped with every write; what that costs against the
+/// C library's allocator is in docs/performance.md.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A whole Kubernetes that outlives its master.
 #[derive(Parser)]
 #[command(name = "regent", version, propagate_version = true)]

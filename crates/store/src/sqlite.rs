@@ -22,7 +22,7 @@ use crate::{Depth, Error, Event, KeyValue, Outcome, Page, Result, Revision, Stor
 use bytes::Bytes;
 use check::{Newest, failure, failure_at};
 use parking_lot::Mutex;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, Transaction, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, Transaction, config::DbConfig, params};
 use std::{
     fs::File,
     path::{Path, PathBuf},
@@ -260,6 +260,7 @@ fn open_reader(path: &Path) -> Result<Connection> {
     let connection = Connection::open_with_flags(path, flags).map_err(failure)?;
     connection.busy_timeout(std::time::Duration::from_millis(BUSY_TIMEOUT_MS)).map_err(failure)?;
     connection.execute_batch("PRAGMA query_only=1; PRAGMA temp_store=MEMORY; PRAGMA cache_size=-1024;").map_err(failure)?;
+    keep_plans(&connection)?;
     Ok(connection)
 }
 
@@ -320,7 +321,13 @@ fn prepare(connection: &Connection) -> Result<()> {
     let pragmas =
         "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA temp_store=MEMORY; PRAGMA journal_size_limit=16777216; PRAGMA cache_size=-1024;";
     connection.busy_timeout(std::time::Duration::from_millis(BUSY_TIMEOUT_MS)).map_err(failure)?;
-    connection.execute_batch(pragmas).map_err(failure)
+    connection.execute_batch(pragmas).map_err(failure)?;
+    keep_plans(connection)
+}
+
+/// A prepared statement keeps its plan: without this SQLite makes it anew for every value that is bound to a key.
+fn keep_plans(connection: &Connection) -> Result<()> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map(drop).map_err(failure)
 }
 
 fn write_loop(connection: &mut Connection, mut queue: mpsc::Receiver<Request>, hub: &Hub, newest: &AtomicU64, noted: &Newest, trouble: &Trouble) {

@@ -29,10 +29,10 @@ pub struct Entry {
     /// The store's revision of this state; for a deleted object that of its deletion.
     pub revision: Revision,
     pub uid: Box<str>,
-    pub labels: Box<[(Box<str>, Box<str>)]>,
+    /// Shared by the versions of an object in which they are the same.
+    pub labels: Arc<[(Box<str>, Box<str>)]>,
     /// Values of the kind's selectable fields, in the order of `Kind::selectable_fields`.
     pub fields: Box<[Box<str>]>,
-    pub owner_uids: Box<[Box<str>]>,
     /// Whether `metadata.deletionTimestamp` is set.
     pub deleting: bool,
     /// What is stored, where that is not what is shown: an older custom resource under a newer definition.
@@ -63,6 +63,14 @@ impl Entry {
     pub fn is_in(&self, api_version: &str) -> bool {
         const BEFORE: &[u8] = br#"{"apiVersion":""#;
         self.bytes.strip_prefix(BEFORE).and_then(|rest| rest.strip_prefix(api_version.as_bytes())).is_some_and(|rest| rest.first() == Some(&b'"'))
+    }
+
+    /// A state that has no version yet. `None` if what is stored is not the value itself but another form of it.
+    pub(super) fn draft(place: &str, stored: &Bytes, value: &Value, kind: Option<&Kind>) -> Option<Entry> {
+        if !stored.starts_with(head(value).as_bytes()) {
+            return None;
+        }
+        Entry::of(place, stored, value, Revision(0), kind)
     }
 
     /// The same, when the value is parsed already.
@@ -103,7 +111,6 @@ impl Entry {
             fields: kind
                 .map(|kind| kind.selectable_fields.iter().map(|field| kind.hooks.selectable_value(value, field).into()).collect())
                 .unwrap_or_default(),
-            owner_uids: value.owner_references().iter().map(|owner| owner.uid.into()).collect(),
             deleting: value.deletion_timestamp().is_some(),
             stored: None,
             protobuf: OnceLock::new(),
@@ -128,11 +135,18 @@ impl Entry {
             uid: self.uid.clone(),
             labels: self.labels.clone(),
             fields: self.fields.clone(),
-            owner_uids: self.owner_uids.clone(),
             deleting: self.deleting,
             stored: None,
             protobuf: OnceLock::new(),
         }
+    }
+
+    /// Shares with an earlier state what is the same.
+    pub(super) fn share(&mut self, before: &Entry) {
+        if self.labels == before.labels {
+            self.labels = before.labels.clone();
+        }
+        self.place = before.place.clone();
     }
 
     /// The object, parsed.

@@ -11,16 +11,18 @@
 //! until everything has been loaded anew.
 
 mod entry;
+mod labels;
 mod resource;
 
 pub use entry::{Entry, encode_stored};
-pub use resource::{Change, ChangeKind, From, Message, ResourceCache, Selection, Snapshot, TooOld, Watch, frame};
+pub use resource::{Change, ChangeKind, Draft, From, Message, ResourceCache, Selection, Snapshot, TooOld, Watch, frame};
 
 use crate::{Error, keys};
-use api::{Catalogue, Kind, Status, limits};
+use api::{Catalogue, Kind, Status, Value, limits};
 use arc_swap::{ArcSwap, ArcSwapOption};
+use bytes::Bytes;
 use futures::StreamExt;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use std::{collections::HashMap, sync::Arc, time::Duration};
 use store::{Revision, Store, Watched};
 use tokio::sync::watch;
@@ -45,6 +47,8 @@ pub struct Cache {
     catalogue: ArcSwap<Catalogue>,
     resources: RwLock<HashMap<String, Arc<ResourceCache>>>,
     reached: watch::Sender<Revision>,
+    /// What is being written by this server, by key.
+    drafts: Mutex<HashMap<String, (Bytes, Draft)>>,
     /// Why the store does not answer; `None` if it does.
     lost: ArcSwapOption<String>,
     /// Whether the store is being restored, or has been and was not loaded anew yet.
@@ -59,6 +63,7 @@ impl Cache {
             catalogue: ArcSwap::new(catalogue),
             resources: RwLock::default(),
             reached: watch::Sender::new(Revision(0)),
+            drafts: Mutex::default(),
             lost: ArcSwapOption::empty(),
             past: watch::Sender::new(false),
         });
@@ -243,13 +248,31 @@ impl Cache {
         Ok(revision)
     }
 
+    /// Keeps an object that is about to be written until the guard is dropped, so that it need not be read when it comes back.
+    pub fn draft(self: &Arc<Self>, kind: &Kind, key: &str, stored: &Bytes, object: &Value) -> Option<DraftGuard> {
+        let (_, _, place) = keys::parse(key)?;
+        let draft = self.of(kind).draft(place, stored, object)?;
+        self.drafts.lock().insert(key.to_string(), (stored.clone(), draft));
+        Some(DraftGuard { cache: self.clone(), key: key.to_string(), stored: stored.clone() })
+    }
+
+    /// The draft of what has come back, if it is the one.
+    fn drafted(&self, key: &str, value: &Bytes) -> Option<Draft> {
+        let mut drafts = self.drafts.lock();
+        if drafts.get(key).is_none_or(|(stored, _)| stored != value) {
+            return None;
+        }
+        drafts.remove(key).map(|(_, draft)| draft)
+    }
+
     fn take(&self, watched: Watched) {
         let reached = match watched {
             Watched::Progress(revision) => revision,
             Watched::Events(events) => {
                 for event in &events {
                     if let Some((group, resource, place)) = keys::parse(&event.key) {
-                        self.resource(group, resource).apply(place, event.revision, event.value.as_ref());
+                        let draft = event.value.as_ref().and_then(|value| self.drafted(&event.key, value));
+                        self.resource(group, resource).apply(place, event.revision, event.value.as_ref(), draft);
                     }
                 }
                 let Some(last) = events.last() else { return };
@@ -261,6 +284,19 @@ impl Cache {
             *current = (*current).max(reached);
             newer
         });
+    }
+}
+
+/// Takes a draft back when its write is over, whatever became of it.
+pub struct DraftGuard {
+    cache: Arc<Cache>,
+    key: String,
+    stored: Bytes,
+}
+
+impl Drop for DraftGuard {
+    fn drop(&mut self) {
+        self.cache.drafted(&self.key, &self.stored);
     }
 }
 

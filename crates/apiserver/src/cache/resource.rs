@@ -3,10 +3,10 @@
 //! What must stay true: a change is put into the map, into the history and into every watcher's queue under one lock, so
 //! that a watch that starts from a snapshot or from a version sees every later change exactly once.
 
-use super::entry::Entry;
+use super::{entry::Entry, labels::Labels};
 use crate::keys;
 use api::{
-    Kind, limits,
+    Kind, Value, limits,
     selector::{FieldSelector, LabelSelector},
 };
 use bytes::Bytes;
@@ -202,6 +202,7 @@ struct Watcher {
 #[derive(Default)]
 struct Inner {
     map: Map,
+    labels: Labels,
     /// The revision of the last change of this resource.
     changed: Revision,
     history: VecDeque<Arc<Change>>,
@@ -211,6 +212,14 @@ struct Inner {
     watchers: Vec<Watcher>,
     /// Versions that pages are read from.
     pages: VecDeque<(Instant, Snapshot)>,
+}
+
+impl Inner {
+    /// The objects among which a selection's are, if a label leads to them.
+    fn labelled<'a>(&'a self, selection: &Selection) -> Option<impl Iterator<Item = &'a Arc<Entry>> + use<'a>> {
+        let places = self.labels.candidates(&selection.labels)?;
+        Some(places.iter().filter_map(|place| self.map.get(place)))
+    }
 }
 
 /// A version of all objects of a resource. Cheap to keep.
@@ -253,6 +262,19 @@ impl Snapshot {
     }
 }
 
+/// An object on its way to the store, as its writer knows it: what comes back need not be read again.
+pub struct Draft {
+    pub(super) kind: Option<Arc<Kind>>,
+    pub(super) entry: Entry,
+}
+
+fn is_same(a: &Option<Arc<Kind>>, b: &Option<Arc<Kind>>) -> bool {
+    match (a, b) {
+        (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+        (a, b) => a.is_none() && b.is_none(),
+    }
+}
+
 /// The cache of one resource.
 pub struct ResourceCache {
     /// The kind whose objects these are; `None` for what is stored but not served (yet).
@@ -281,17 +303,36 @@ impl ResourceCache {
             map.insert_mut(entry.place.clone(), entry);
         }
         let changed = inner.changed;
-        *inner = Inner { map, changed, complete_after: changed, ..Inner::default() };
+        let labels = Labels::of(map.values());
+        *inner = Inner { map, labels, changed, complete_after: changed, ..Inner::default() };
     }
 
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<Entry>> {
         self.inner.lock().map.get(keys::place(namespace, name).as_str()).cloned()
     }
 
+    /// What will be stored, read by its writer. `None` for what is shown in another form than it is stored in.
+    pub(super) fn draft(&self, place: &str, stored: &Bytes, object: &Value) -> Option<Draft> {
+        let kind = self.kind();
+        if kind.as_ref().is_some_and(|kind| kind.hooks.revives()) {
+            return None;
+        }
+        let entry = Entry::draft(place, stored, object, kind.as_deref())?;
+        Some(Draft { kind, entry })
+    }
+
     /// All objects as they are now. `revision` is that of the last change of this resource; see [`super::Cache::snapshot_of`].
     pub fn snapshot(&self) -> Snapshot {
         let inner = self.inner.lock();
         Snapshot { map: inner.map.clone(), revision: inner.changed }
+    }
+
+    /// The objects of a selection as they are now, without a look at all the others, and the version they show: `None` if it
+    /// names no label by which they could be found.
+    pub fn labelled(&self, selection: &Selection) -> Option<(Vec<Arc<Entry>>, Revision)> {
+        let inner = self.inner.lock();
+        let entries = inner.labelled(selection)?.filter(|entry| selection.matches(entry)).cloned().collect();
+        Some((entries, inner.changed))
     }
 
     pub fn len(&self) -> usize {
@@ -351,12 +392,14 @@ impl ResourceCache {
         let revision = reached.max(inner.changed);
         let (past, after) = match from {
             From::Now => {
-                let snapshot = Snapshot { map: inner.map.clone(), revision };
-                let found: VecDeque<Message> = snapshot
-                    .entries(selection.namespace.as_deref())
-                    .filter(|entry| selection.matches(entry))
-                    .map(|entry| Message::Initial(entry.clone()))
-                    .collect();
+                let initial = |entry: &Arc<Entry>| selection.matches(entry).then(|| Message::Initial(entry.clone()));
+                let found: VecDeque<Message> = match inner.labelled(&selection) {
+                    Some(entries) => entries.filter_map(initial).collect(),
+                    None => {
+                        let snapshot = Snapshot { map: inner.map.clone(), revision };
+                        snapshot.entries(selection.namespace.as_deref()).filter_map(initial).collect()
+                    }
+                };
                 (found, Revision(0))
             }
             From::After(after) if after < inner.complete_after => return Err(TooOld { oldest: inner.complete_after }),
@@ -377,16 +420,16 @@ impl ResourceCache {
         then(inner.changed)
     }
 
-    /// Takes in one change. `stored` is the new state, `None` for a deletion.
-    pub(super) fn apply(&self, place: &str, revision: Revision, stored: Option<&Bytes>) {
+    /// Takes in one change. `stored` is the new state, `None` for a deletion; `draft` is the same as its writer has read it.
+    pub(super) fn apply(&self, place: &str, revision: Revision, stored: Option<&Bytes>, draft: Option<Draft>) {
         let kind = self.kind();
-        let read = stored.map(|stored| Entry::read(place, stored, revision, kind.as_deref()));
+        let read = stored.map(|stored| match &draft {
+            Some(draft) if is_same(&draft.kind, &kind) => Some(draft.entry.at(revision)),
+            _ => Entry::read(place, stored, revision, kind.as_deref()),
+        });
         let mut inner = self.inner.lock();
         let current = self.kind();
-        let moved = match (&kind, &current) {
-            (Some(kind), Some(current)) => !Arc::ptr_eq(kind, current),
-            (kind, current) => kind.is_some() != current.is_some(),
-        };
+        let moved = !is_same(&kind, &current);
         let read = if moved { stored.map(|stored| Entry::read(place, stored, revision, current.as_deref())) } else { read };
         if revision <= inner.changed && !inner.history.is_empty() {
             return;
@@ -394,8 +437,12 @@ impl ResourceCache {
         inner.changed = revision;
         let previous = inner.map.get(place).cloned();
         let change = match (read, previous) {
-            (Some(Some(entry)), previous) => {
+            (Some(Some(mut entry)), previous) => {
+                if let Some(previous) = &previous {
+                    entry.share(previous);
+                }
                 let entry = Arc::new(entry);
+                inner.labels.change(previous.as_deref(), Some(&entry));
                 inner.map.insert_mut(entry.place.clone(), entry.clone());
                 let kind = if previous.is_some() { ChangeKind::Modified } else { ChangeKind::Added };
                 Change::new(kind, entry, previous)
@@ -406,6 +453,7 @@ impl ResourceCache {
             }
             (None, Some(previous)) => {
                 inner.map.remove_mut(place);
+                inner.labels.change(Some(&previous), None);
                 Change::new(ChangeKind::Deleted, Arc::new(previous.at(revision)), Some(previous))
             }
             (None, None) => return,
@@ -435,8 +483,9 @@ impl ResourceCache {
         for entry in entries {
             map.insert_mut(entry.place.clone(), entry);
         }
+        let labels = Labels::of(map.values());
         let mut inner = self.inner.lock();
-        *inner = Inner { map, changed: revision, complete_after: revision, ..Inner::default() };
+        *inner = Inner { map, labels, changed: revision, complete_after: revision, ..Inner::default() };
     }
 }
 
@@ -452,10 +501,10 @@ mod tests {
     /// `a` is made at 11, changed at 12 and deleted at 14; `b` is made at 13.
     fn cache() -> ResourceCache {
         let cache = ResourceCache::new(None, Revision(10));
-        cache.apply("n/a", Revision(11), Some(&stored("a", "x")));
-        cache.apply("n/a", Revision(12), Some(&stored("a", "y")));
-        cache.apply("n/b", Revision(13), Some(&stored("b", "x")));
-        cache.apply("n/a", Revision(14), None);
+        cache.apply("n/a", Revision(11), Some(&stored("a", "x")), None);
+        cache.apply("n/a", Revision(12), Some(&stored("a", "y")), None);
+        cache.apply("n/b", Revision(13), Some(&stored("b", "x")), None);
+        cache.apply("n/a", Revision(14), None, None);
         cache
     }
     fn with_label(app: &str) -> Selection {
@@ -470,12 +519,12 @@ mod tests {
     fn a_watch_from_a_version_sees_every_later_change_once() {
         let cache = cache();
         let mut watch = cache.watch(Selection::default(), From::After(Revision(11)), Revision(14)).ok().unwrap();
-        cache.apply("n/c", Revision(15), Some(&stored("c", "x")));
+        cache.apply("n/c", Revision(15), Some(&stored("c", "x")), None);
         assert_eq!(told(watch.past.drain(..)), ["MODIFIED a 12", "ADDED b 13", "DELETED a 14"]);
         assert_eq!(told(watch.live.try_recv()), ["ADDED c 15"]);
         let mut ahead = cache.watch(Selection::default(), From::After(Revision(16)), Revision(15)).ok().unwrap();
-        cache.apply("n/c", Revision(16), None);
-        cache.apply("n/d", Revision(17), Some(&stored("d", "x")));
+        cache.apply("n/c", Revision(16), None, None);
+        cache.apply("n/d", Revision(17), Some(&stored("d", "x")), None);
         assert_eq!(told(std::iter::from_fn(|| ahead.live.try_recv().ok())), ["ADDED d 17"]);
     }
 
@@ -511,7 +560,7 @@ mod tests {
         let cache = ResourceCache::new(None, Revision(1));
         let mut slow = cache.watch(Selection::default(), From::Now, Revision(1)).ok().unwrap();
         for i in 0..=limits::WATCH_BUFFER_EVENTS_MAX as u64 {
-            cache.apply("n/a", Revision(2 + i), Some(&stored("a", "x")));
+            cache.apply("n/a", Revision(2 + i), Some(&stored("a", "x")), None);
         }
         let received = std::iter::from_fn(|| slow.live.try_recv().ok()).count();
         assert_eq!(received, limits::WATCH_BUFFER_EVENTS_MAX);
@@ -523,7 +572,7 @@ mod tests {
     fn namespaces_are_ranges_of_the_order_of_keys() {
         let cache = ResourceCache::new(None, Revision(1));
         for (i, place) in ["a-b/x", "a/x", "a/y", "a0/x"].iter().enumerate() {
-            cache.apply(place, Revision(2 + i as u64), Some(&stored("x", "x")));
+            cache.apply(place, Revision(2 + i as u64), Some(&stored("x", "x")), None);
         }
         let places = |namespace, start| cache.snapshot().entries_from(namespace, start).map(|entry| entry.place.to_string()).collect::<Vec<_>>();
         assert_eq!(places(Some("a"), None), ["a/x", "a/y"]);

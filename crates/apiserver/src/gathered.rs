@@ -1,0 +1,141 @@
+//! Many small writes made one: what stands between HTTP and TLS.
+//!
+//! HTTP/2 writes frame by frame, and a TLS stream makes of each write a record and of each record a system call. Here frames
+//! are gathered until there is enough or until HTTP says that it has no more; then they go out as full records, many to one
+//! call. A list of 24 MB is a few hundred calls instead of thousands; a change that two hundred watchers of one connection wait
+//! for is a handful.
+//!
+//! What must stay true: an idle connection holds no buffer.
+
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// So much is gathered before it goes out: four full TLS records.
+const GATHERED_BYTES_MAX: usize = 64 * 1024;
+
+/// A stream that gathers what is written to it until it is flushed.
+pub struct Gathered<S> {
+    stream: S,
+    bytes: Vec<u8>,
+    /// How much of it has gone out.
+    sent: usize,
+}
+
+impl<S> Gathered<S> {
+    pub fn new(stream: S) -> Gathered<S> {
+        Gathered { stream, bytes: Vec::new(), sent: 0 }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Gathered<S> {
+    /// Sends all that is gathered.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.sent < self.bytes.len() {
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.bytes[self.sent..]))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.sent += written;
+        }
+        self.bytes.clear();
+        self.sent = 0;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Makes room; more is taken only when all before has gone out.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.bytes.len() >= GATHERED_BYTES_MAX {
+            ready!(self.poll_send(cx))?;
+        }
+        Poll::Ready(Ok(GATHERED_BYTES_MAX - self.bytes.len()))
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        if self.bytes.capacity() == 0 && bytes.len() > GATHERED_BYTES_MAX / 8 {
+            self.bytes.reserve_exact(GATHERED_BYTES_MAX);
+        }
+        self.bytes.extend_from_slice(bytes);
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Gathered<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let room = ready!(self.poll_room(cx))?;
+        let taken = bytes.len().min(room);
+        self.take(&bytes[..taken]);
+        Poll::Ready(Ok(taken))
+    }
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let room = ready!(self.poll_room(cx))?;
+        let mut left = room;
+        for slice in slices {
+            let taken = slice.len().min(left);
+            self.take(&slice[..taken]);
+            left -= taken;
+            if left == 0 {
+                break;
+            }
+        }
+        Poll::Ready(Ok(room - left))
+    }
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_send(cx))?;
+        self.bytes = Vec::new();
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_send(cx))?;
+        self.bytes = Vec::new();
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[tokio::test]
+    async fn everything_arrives_in_order_and_nothing_is_held_after_a_flush() {
+        let (near, mut far) = tokio::io::duplex(1000);
+        let reader = tokio::spawn(async move {
+            let mut all = vec![];
+            far.read_to_end(&mut all).await.unwrap();
+            all
+        });
+        let mut gathered = Gathered::new(near);
+        let mut expected = vec![];
+        for i in 0..3000u32 {
+            let (head, body) = (i.to_be_bytes(), vec![i as u8; (i % 97) as usize]);
+            for part in [&head[..], &body[..]] {
+                gathered.write_all(part).await.unwrap();
+                expected.extend_from_slice(part);
+            }
+        }
+        let slices = [IoSlice::new(b"vec"), IoSlice::new(b""), IoSlice::new(b"tored")];
+        assert_eq!(gathered.write_vectored(&slices).await.unwrap(), 8);
+        expected.extend_from_slice(b"vectored");
+        gathered.flush().await.unwrap();
+        assert_eq!(gathered.bytes.capacity(), 0);
+        let large = vec![7; 3 * GATHERED_BYTES_MAX];
+        gathered.write_all(&large).await.unwrap();
+        expected.extend_from_slice(&large);
+        assert!(gathered.bytes.len() <= GATHERED_BYTES_MAX);
+        gathered.shutdown().await.unwrap();
+        drop(gathered);
+        assert!(reader.await.unwrap() == expected);
+    }
+}
