@@ -51,6 +51,10 @@ pub struct Config {
     pub flow: flow::Config,
     /// What is written of requests; without, nothing.
     pub audit: Option<audit::Config>,
+    /// How long a server goes on answering after it has said that it is not ready any more.
+    pub shutdown_delay: std::time::Duration,
+    /// Metrics of what else runs in this process.
+    pub more_metrics: Option<metrics::More>,
     /// The store again, if it seals values: for looking at its keys and changing them.
     pub encryption: Option<store::encryption::Encrypted>,
     /// What further servers are given; without, none can join through this one.
@@ -78,6 +82,8 @@ impl Config {
             bootstrap: Default::default(),
             flow: Default::default(),
             audit: None,
+            shutdown_delay: std::time::Duration::ZERO,
+            more_metrics: None,
             encryption: None,
             server_bundle: None,
             store_copy: None,
@@ -214,11 +220,6 @@ impl Server {
     pub fn entries(&self, group: &str, resource: &str, namespace: Option<&str>) -> Result<Vec<Arc<Entry>>, Status> {
         let snapshot = self.cache.resource(group, resource).snapshot();
         Ok(snapshot.entries(namespace).cloned().collect())
-    }
-
-    /// Whether a namespace has no object of a resource: what most namespaces are asked with every write.
-    pub fn none(&self, group: &str, resource: &str, namespace: &str) -> bool {
-        self.cache.resource(group, resource).is_without(namespace)
     }
 
     /// Creates an object as the server itself: defaulted, admitted and validated like a client's. Answers with what is stored.

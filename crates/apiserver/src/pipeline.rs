@@ -30,6 +30,7 @@ impl Server {
         let info = RequestInfo::parse(request.method().as_str(), request.uri().path(), request.uri().query().unwrap_or_default());
         let query = Query::parse(request.uri().query().unwrap_or_default());
         let record = self.audit.as_ref().map(|audit| audit.begin(&request, &identity, &info));
+        let dry_run = query.get("dryRun") == Some("All");
         let warnings = Warnings::of(record.clone());
         // Errors are shown in the wanted format where that is possible, else as JSON.
         let plain = Output::negotiate(request.headers(), &query, false, false).unwrap_or_else(|_| Output::json());
@@ -74,7 +75,8 @@ impl Server {
                 response.headers_mut().append(header::WARNING, value);
             }
         }
-        self.metrics.request(&info, response.status(), started.elapsed());
+        let known = || self.catalogue.load().resource(&info.group, &info.resource).is_some();
+        self.metrics.request(&info, dry_run, response.status(), started.elapsed(), known);
         tracing::debug!(verb = info.verb, path = info.path, code = response.status().as_u16(), "answered");
         response
     }

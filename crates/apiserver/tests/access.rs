@@ -35,6 +35,8 @@ mod audit;
 mod flow;
 #[path = "access/issuers.rs"]
 mod issuers;
+#[path = "access/shutdown.rs"]
+mod shutdown;
 
 async fn cluster() -> Cluster {
     cluster_with(|_, _| {}).await

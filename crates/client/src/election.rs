@@ -260,6 +260,9 @@ where
     let mut candidate = Candidate { api, config, observed: Observed::default() };
     let lease = candidate.config.lease_name.clone();
 
+    let lead = |leads: i64| crate::metrics::set("leader_election_master_status", &[("name", &lease)], leads);
+    lead(0);
+
     let mut renewed_at;
     loop {
         renewed_at = Instant::now();
@@ -283,6 +286,7 @@ where
     }
 
     info!(lease, identity = candidate.config.identity, "leading");
+    lead(1);
     let leading = CancellationToken::new();
     let mut working = Box::pin(work(leading.clone()));
     let end = tokio::select! {
@@ -291,6 +295,7 @@ where
         () = keep(&mut candidate, &mut renewed_at) => End::Lost,
     };
     leading.cancel();
+    lead(0);
     if end == End::Shutdown {
         // Cut off with a margin before anybody else could take the lease.
         let margin = (candidate.config.lease_duration - candidate.config.renew_deadline) / 5;

@@ -111,7 +111,7 @@ async fn keep(server: &Arc<Server>) -> Result<(), Status> {
 }
 
 /// Creates an object if none of its name is there.
-pub(crate) async fn ensure(server: &Arc<Server>, group: &str, resource: &str, object: Value) -> Result<(), Status> {
+async fn ensure(server: &Arc<Server>, group: &str, resource: &str, object: Value) -> Result<(), Status> {
     let (namespace, name) = (object.namespace().to_string(), object.name().to_string());
     if server.lookup(group, resource, &namespace, &name)?.is_some() {
         return Ok(());

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     Error, Identity, Server, User, body,
-    bootstrap::{ensure, first_objects},
+    bootstrap::{ensure_same, first_objects},
     cache::{From, Selection, Watch},
 };
 use api::{Value, object::ObjectExt};
@@ -36,6 +36,10 @@ const CATCH_ALL: &str = "catch-all";
 const EXEMPT: &str = "exempt";
 /// Under which name conditions are written.
 const MANAGER: &str = "api-priority-and-fairness-config-consumer-v1";
+/// Whether an object follows what this server comes with.
+const AUTOUPDATE: &str = "apf.kubernetes.io/autoupdate-spec";
+/// After how many rounds of lending the first objects are looked at.
+const KEEP_ROUNDS: u64 = 6;
 /// How often the levels' limits are set anew by what they want.
 const BORROW_EVERY: Duration = Duration::from_secs(10);
 /// The widest request of a level is this part of its own seats, in percent.
@@ -173,6 +177,7 @@ fn take(server: &Server) {
 
 async fn follow(server: Weak<Server>) {
     let mut wanted: BTreeMap<String, f64> = BTreeMap::new();
+    let mut rounds = 0u64;
     let mut ticks = tokio::time::interval(BORROW_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let (mut schemas, mut levels): (Option<Watch>, Option<Watch>) = (None, None);
@@ -196,7 +201,8 @@ async fn follow(server: Weak<Server>) {
             _ = ticks.tick() => {
                 let Some(strong) = server.upgrade() else { return };
                 borrow(&strong.flow, &mut wanted);
-                if strong.health.is_bootstrapped() {
+                rounds += 1;
+                if rounds % KEEP_ROUNDS == 0 && strong.health.is_bootstrapped() {
                     keep(&strong).await;
                 }
             }
@@ -236,12 +242,19 @@ fn borrow(flow: &super::Flow, wanted: &mut BTreeMap<String, f64>) {
     }
 }
 
-/// Makes the mandatory objects again if somebody has deleted them.
+/// Makes the first objects again if somebody has deleted them, and brings back what they say: always for the mandatory ones, for the
+/// others unless their annotation says that they are somebody's own.
 async fn keep(server: &Arc<Server>) {
     for resource in [LEVELS, SCHEMAS] {
-        for object in first_of(resource).unwrap_or_default().iter().filter(|object| [CATCH_ALL, EXEMPT].contains(&object.name())) {
-            if let Err(status) = ensure(server, GROUP, resource, object.clone()).await {
-                tracing::debug!(%status, name = object.name(), "a mandatory object of flow control could not be made");
+        for first in first_of(resource).unwrap_or_default() {
+            let mandatory = [CATCH_ALL, EXEMPT].contains(&first.name());
+            let own = |object: &Value| match object.annotation(AUTOUPDATE) {
+                Some(text) => text != "true",
+                None => object.generation() > 1,
+            };
+            let shall = |stored: &Value| if !mandatory && own(stored) { stored.clone() } else { first.clone() };
+            if let Err(status) = ensure_same(server, GROUP, resource, first.clone(), &["spec"], shall).await {
+                tracing::debug!(%status, name = first.name(), "a first object of flow control could not be made");
             }
         }
     }

@@ -363,6 +363,71 @@ mod tests {
         assert_eq!((queues.waiting(), queues.seats_in_use(), queues.active), (0, 0, 0));
     }
 
+    /// Whatever comes in whatever order: the limit holds, and everybody who waits runs, leaves, or is still there.
+    #[test]
+    fn nothing_is_forgotten_and_the_limit_holds() {
+        let mut state = 0x2545_F491_4F6C_DD1Du64;
+        let mut random = move |below: u64| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state % below
+        };
+        for round in 0..200 {
+            let shape = Shape { queues: [0, 1, 4, 64][round % 4], hand: 1 + random(6) as usize, queue_length: 1 + random(8) as usize };
+            let mut queues: Queues<usize> = Queues::new(shape, random(8) as usize);
+            // What became of each request: its place in a queue, or the queue that it runs from.
+            let mut waiting: Vec<(usize, usize, u64, usize)> = Vec::new();
+            let mut running: Vec<(usize, usize)> = Vec::new();
+            let mut now_s = 0.0;
+            for id in 0..300 {
+                now_s += random(10) as f64 / 1000.0;
+                let mut woken = Vec::new();
+                match random(6) {
+                    0..3 => {
+                        let width = 1 + random(4) as usize;
+                        match queues.arrive(now_s, random(1000), width, || id) {
+                            Arrival::Runs { queue } => running.push((queue, width)),
+                            Arrival::Waits { queue, number } => waiting.push((id, queue, number, width)),
+                            Arrival::Full => assert!(shape.queues > 0 && queues.waiting() >= shape.queue_length),
+                            Arrival::Busy => assert!(shape.queues == 0),
+                        }
+                    }
+                    3 if !running.is_empty() => {
+                        let (queue, width) = running.swap_remove(random(running.len() as u64) as usize);
+                        queues.finish(now_s, queue, width, random(20) as f64 / 1000.0, |id| woken.push(id));
+                    }
+                    4 if !waiting.is_empty() => {
+                        let (_, queue, number, _) = waiting.swap_remove(random(waiting.len() as u64) as usize);
+                        assert!(queues.leave(now_s, queue, number, |id| woken.push(id)), "it was waiting");
+                    }
+                    5 => queues.set_limit(now_s, random(12) as usize, |id| woken.push(id)),
+                    _ => {}
+                }
+                let before = queues.seats_in_use();
+                for id in woken {
+                    let at = waiting.iter().position(|one| one.0 == id).expect("only who waits is woken");
+                    let (_, queue, _, width) = waiting.swap_remove(at);
+                    running.push((queue, width));
+                }
+                assert_eq!(before, running.iter().map(|one| one.1).sum::<usize>());
+                assert_eq!((queues.executing(), queues.waiting()), (running.len(), waiting.len()));
+                if !running.is_empty() && !waiting.is_empty() {
+                    let narrowest = waiting.iter().map(|one| one.3).min().unwrap_or_default();
+                    assert!(queues.limit() < before + 4 || narrowest > 1, "seats are free, and somebody waits");
+                }
+            }
+            while let Some((queue, width)) = running.pop() {
+                queues.finish(now_s, queue, width, 0.001, |id| {
+                    let at = waiting.iter().position(|one| one.0 == id).expect("only who waits is woken");
+                    let (_, queue, _, width) = waiting.swap_remove(at);
+                    running.push((queue, width));
+                });
+            }
+            assert_eq!((waiting.len(), queues.seats_in_use(), queues.active), (0, 0, 0));
+        }
+    }
+
     /// One flow keeps its queues full; another asks for little. Both get their share.
     #[test]
     fn a_flood_does_not_starve_another_flow() {

@@ -312,6 +312,10 @@ impl Store for Encrypted {
     }
 
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch> {
+        // Whatever happened before this watch, as a restore, the rules are those that stand there now.
+        if self.0.source.key().is_some_and(|key| key.starts_with(prefix)) {
+            self.reload().await?;
+        }
         let (inner, this) = (self.0.store.watch(prefix, from).await?, self.clone());
         let opened = inner.then(move |watched| {
             let this = this.clone();
