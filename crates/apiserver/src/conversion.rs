@@ -103,7 +103,10 @@ fn read(answer: &Value, api_version: &str, uid: &str, desired: &str, objects: &[
     if response.str_at("result.status") != Some("Success") {
         return Err(match response.str_at("result.message").filter(|message| !message.is_empty()) {
             Some(message) => format!("failed: {message}"),
-            None => format!("failed: invalid response: response.result.status was '{}', not 'Success'", response.str_at("result.status").unwrap_or_default()),
+            None => format!(
+                "failed: invalid response: response.result.status was '{}', not 'Success'",
+                response.str_at("result.status").unwrap_or_default()
+            ),
         });
     }
     let converted = response.list_at("convertedObjects");
@@ -111,7 +114,9 @@ fn read(answer: &Value, api_version: &str, uid: &str, desired: &str, objects: &[
         return Err(format!("returned {} objects, expected {}", converted.len(), objects.len()));
     }
     let pairs = objects.iter().zip(converted).enumerate();
-    pairs.map(|(i, (before, after))| restored(before, after, desired).map_err(|why| format!("returned invalid converted object at index {i}: {why}"))).collect()
+    pairs
+        .map(|(i, (before, after))| restored(before, after, desired).map_err(|why| format!("returned invalid converted object at index {i}: {why}")))
+        .collect()
 }
 
 /// A converted object with the metadata that it had, but for labels and annotations. The error says what it may not differ in.

@@ -212,10 +212,19 @@ fn describe<'a>(kind: &'a Kind, subresource: &'a Subresource) -> ((&'a str, &'a 
     }
 }
 
+/// Kinds that Kubernetes stores in an older version than the one that it serves.
+const HASHED_AS: [(&str, &str, &str); 3] = [
+    ("admissionregistration.k8s.io", "MutatingAdmissionPolicy", "v1beta1"),
+    ("admissionregistration.k8s.io", "MutatingAdmissionPolicyBinding", "v1beta1"),
+    ("apiextensions.k8s.io", "CustomResourceDefinition", "v1beta1"),
+];
+
 /// How clients tell that the stored version of a kind has changed.
 fn storage_version_hash(kind: &Kind) -> String {
     let (group, _) = keys::stored(kind);
-    let digest = Sha256::digest(format!("{group}/{}/{}", kind.version(), kind.kind));
+    let older = HASHED_AS.iter().find(|(group, name, _)| *group == kind.group && *name == kind.kind);
+    let version = older.map_or(kind.version(), |(_, _, version)| version);
+    let digest = Sha256::digest(format!("{group}/{version}/{}", kind.kind));
     STANDARD.encode(&digest[..8])
 }
 

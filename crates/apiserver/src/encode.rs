@@ -148,7 +148,7 @@ impl Output {
         let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok()).unwrap_or_default();
         let accept = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect::<Vec<_>>().join(",");
         let (format, shape, metadata_list) =
-            choose(&accept, shapes, custom).ok_or_else(|| Status::not_acceptable(if custom { CUSTOM_MEDIA_TYPES } else { MEDIA_TYPES }))?;
+            choose(&accept, shapes, custom).ok_or_else(|| not_acceptable(&accept, if custom { CUSTOM_MEDIA_TYPES } else { MEDIA_TYPES }))?;
         let include = match (shape, query.get("includeObject")) {
             (Shape::Table { .. }, Some(word)) => match word {
                 "None" => IncludeObject::None,
@@ -443,6 +443,17 @@ fn relabel(value: Option<&mut Value>, version: &str) {
     if let Some(value) = value.filter(|value| value.api_version().starts_with("meta.k8s.io/")) {
         value.set("apiVersion", format!("meta.k8s.io/{version}"));
     }
+}
+
+/// 406: in other words where not one of the media types is known than where what is wanted of one is not.
+fn not_acceptable(accept: &str, media_types: &[&str]) -> Status {
+    let known = |clause: &str| media_types.contains(&clause.split(';').next().unwrap_or_default().trim());
+    if accept.split(',').any(known) {
+        return Status::not_acceptable(media_types);
+    }
+    let mut status = Status::not_acceptable_because(format!("406: Not Acceptable\n\nAvailable representations: {}", media_types.join(", ")));
+    status.details = Some(Default::default());
+    status
 }
 
 /// The first accepted media type that can be served, by weight and then by order.

@@ -140,10 +140,11 @@ impl Checker {
                     self.type_of(value);
                 }
                 // Mutating policies build objects; which fields those have is checked where they are applied.
-                if name == "Object" || name.starts_with("Object.") || name == "JSONPatch" {
-                    Type::Dyn
-                } else {
-                    self.problem(expr.at, format!("undeclared reference to '{name}' (in container '')"))
+                match name.as_str() {
+                    "Object" => Type::Opaque("Object"),
+                    "JSONPatch" => Type::Opaque("JSONPatch"),
+                    name if name.starts_with("Object.") => Type::Dyn,
+                    name => self.problem(expr.at, format!("undeclared reference to '{name}' (in container '')")),
                 }
             }
             Kind::Macro(_) => self.macro_(expr),

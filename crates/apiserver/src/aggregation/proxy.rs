@@ -67,8 +67,12 @@ pub async fn forward(server: &Arc<Server>, remote: &Remote, user: &User, mut req
     let (parts, body) = answer.into_parts();
     let mut response = Response::new(Body::new(body));
     *response.status_mut() = parts.status;
-    *response.headers_mut() =
-        parts.headers.into_iter().filter_map(|(name, value)| Some((name?, value))).filter(|(name, _)| !NOT_PASSED_ON.contains(&name.as_str())).collect();
+    *response.headers_mut() = parts
+        .headers
+        .into_iter()
+        .filter_map(|(name, value)| Some((name?, value)))
+        .filter(|(name, _)| !NOT_PASSED_ON.contains(&name.as_str()))
+        .collect();
     Ok(response)
 }
 
@@ -88,7 +92,8 @@ pub(super) async fn send(server: &Arc<Server>, remote: &Remote, mut request: Req
     let tls = tls.map_err(|error| format!("the caBundle of APIService {} cannot be used: {error}", remote.name))?;
     let server_name = ServerName::try_from(name.clone()).map_err(|_| format!("{name:?} is not a name that can be certified"))?;
     let connected = async {
-        let tcp = TcpStream::connect((host.as_str(), port)).await.map_err(|error| format!("dial tcp {host}:{port}: {}", webhooks::dial_error(&error)))?;
+        let tcp =
+            TcpStream::connect((host.as_str(), port)).await.map_err(|error| format!("dial tcp {host}:{port}: {}", webhooks::dial_error(&error)))?;
         // Small answers should not wait for more bytes; a socket that refuses this still works.
         let _ = tcp.set_nodelay(true);
         TlsConnector::from(Arc::new(tls)).connect(server_name, tcp).await.map_err(|error| format!("tls: {error}"))
@@ -176,7 +181,13 @@ mod tests {
     #[test]
     fn who_asks_is_said_here_and_nowhere_else() {
         let mut given = HeaderMap::new();
-        for (name, value) in [("authorization", "Bearer x"), ("x-remote-user", "root"), ("x-remote-group", "system:masters"), ("impersonate-user", "y"), ("accept", "a/b")] {
+        for (name, value) in [
+            ("authorization", "Bearer x"),
+            ("x-remote-user", "root"),
+            ("x-remote-group", "system:masters"),
+            ("impersonate-user", "y"),
+            ("accept", "a/b"),
+        ] {
             given.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
         let mut user = User::new("jane", &["devs", "system:authenticated"]);

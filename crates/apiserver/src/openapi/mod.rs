@@ -103,7 +103,12 @@ pub fn answer(server: &Server, path: &str, request: &Request<Body>) -> Result<Op
         }
         _ => {
             let Some(name) = path.strip_prefix("/openapi/v3/") else { return Ok(None) };
-            let Some(document) = documents.of_group(&catalogue, name) else { return Ok(Some(respond(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", full("")))) };
+            if !accepts_json(request.headers()) {
+                return Ok(Some(respond(StatusCode::NOT_ACCEPTABLE, "text/plain; charset=utf-8", full(""))));
+            }
+            let Some(document) = documents.of_group(&catalogue, name) else {
+                return Ok(Some(respond(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", full(""))));
+            };
             // The index names documents by hash: such a one never changes. Who asks by an old hash is sent on.
             let asked = request.uri().query().unwrap_or_default().split('&').find_map(|pair| pair.strip_prefix("hash="));
             if let Some(asked) = asked.filter(|asked| !asked.is_empty()) {
@@ -126,14 +131,20 @@ pub fn answer(server: &Server, path: &str, request: &Request<Body>) -> Result<Op
     }
 }
 
-fn serve(document: &Document, headers: &HeaderMap) -> Response<Body> {
-    let text = |name: header::HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let accept = text(header::ACCEPT);
-    let json = accept.is_empty()
+fn accepts_json(headers: &HeaderMap) -> bool {
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    accept.is_empty()
         || accept
             .split(',')
-            .any(|clause| matches!(clause.split(';').next().unwrap_or_default().trim(), "application/json" | "application/*" | "*/*"));
-    if json { served(document, "application/json", headers) } else { respond(StatusCode::NOT_ACCEPTABLE, "text/plain; charset=utf-8", full("")) }
+            .any(|clause| matches!(clause.split(';').next().unwrap_or_default().trim(), "application/json" | "application/*" | "*/*"))
+}
+
+fn serve(document: &Document, headers: &HeaderMap) -> Response<Body> {
+    if accepts_json(headers) {
+        served(document, "application/json", headers)
+    } else {
+        respond(StatusCode::NOT_ACCEPTABLE, "text/plain; charset=utf-8", full(""))
+    }
 }
 
 /// Where a document is, under the name that its content gives it.
@@ -183,9 +194,6 @@ fn v3(catalogue: &Catalogue, name: &str) -> Option<Value> {
             if kind.custom.is_some() {
                 defined.extend(custom::definitions(kind, version, custom::Form::V3));
                 wanted.extend(custom::REFERRED_TO);
-                if kind.subresources.iter().any(|subresource| matches!(subresource, Subresource::Scale { .. })) {
-                    wanted.extend(schema::definition_name("autoscaling", "v1", "Scale"));
-                }
                 continue;
             }
             let kinds = [kind.kind.as_str(), kind.list_kind.as_str()];
@@ -196,6 +204,11 @@ fn v3(catalogue: &Catalogue, name: &str) -> Option<Value> {
         return None;
     }
     wanted.extend(["io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions", "io.k8s.apimachinery.pkg.apis.meta.v1.Status"]);
+    // Subresources are of types of other groups.
+    let paths = Value::Object(paths);
+    let text = paths.to_string();
+    let referred: BTreeSet<&str> = text.split("#/components/schemas/").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+    wanted.extend(schema::definitions().map(|(name, _)| name).filter(|name| referred.contains(name)));
     let mut schemas = closure(wanted);
     schemas.extend(defined);
     Some(json!({"openapi": "3.0.0", "info": info(), "paths": paths, "components": {"schemas": schemas}}))
@@ -288,14 +301,20 @@ fn add_paths(paths: &mut Map<String, Value>, kind: &Kind, version: &str, v3: boo
             Subresource::Status => add(path, namespaced, true, &changeable, own),
             Subresource::Scale { .. } => add(path, namespaced, true, &changeable, ("autoscaling", "v1", "Scale")),
             Subresource::Connect { group_version_kind: (group, shown_version, shown), verbs, .. } => {
+                // What joins the client to something else has the same action whatever the method; the others are reads and writes.
+                let joins = matches!(subresource.name(), "attach" | "exec" | "portforward" | "proxy");
+                let action = |own: &'static str| if joins { "connect" } else { own };
                 let of = |verb: &str| match verb {
-                    "create" => ("post", "connect", ""),
-                    "update" => ("put", "put", ""),
-                    "patch" => ("patch", "patch", ""),
-                    "delete" => ("delete", "connect", ""),
-                    _ => ("get", "get", ""),
+                    "create" => ("post", action("post"), ""),
+                    "update" => ("put", action("put"), ""),
+                    "patch" => ("patch", action("patch"), ""),
+                    "delete" => ("delete", action("delete"), ""),
+                    _ => ("get", action("get"), ""),
                 };
-                let operations: Vec<_> = verbs.iter().map(|verb| of(verb)).collect();
+                let mut operations: Vec<_> = verbs.iter().map(|verb| of(verb)).collect();
+                if subresource.name() == "proxy" {
+                    operations.extend([("head", "connect", ""), ("options", "connect", "")]);
+                }
                 let shown = if shown_version.is_empty() { (kind.group.as_str(), version, *shown) } else { (*group, *shown_version, *shown) };
                 add(path, namespaced, true, &operations, shown);
             }

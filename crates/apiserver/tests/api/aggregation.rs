@@ -59,7 +59,10 @@ async fn another_server_answers_for_its_group() {
             json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": "colours.example.dev/v1", "resources": [
                 {"name": "colours", "singularName": "colour", "namespaced": false, "kind": "Colour", "verbs": ["get", "create"]}]}),
         ),
-        "/openapi/v3" => (StatusCode::OK, json!({"paths": {"apis/colours.example.dev/v1": {"serverRelativeURL": "/openapi/v3/apis/colours.example.dev/v1?hash=1"}}})),
+        "/openapi/v3" => (
+            StatusCode::OK,
+            json!({"paths": {"apis/colours.example.dev/v1": {"serverRelativeURL": "/openapi/v3/apis/colours.example.dev/v1?hash=1"}}}),
+        ),
         "/openapi/v3/apis/colours.example.dev/v1" => (StatusCode::OK, json!({"openapi": "3.0.0"})),
         _ => (StatusCode::IM_A_TEAPOT, json!({"kind": "Colour", "got": body})),
     })
@@ -73,7 +76,13 @@ async fn another_server_answers_for_its_group() {
     assert_eq!((code, text.as_slice()), (StatusCode::SERVICE_UNAVAILABLE, b"service unavailable\n".as_slice()));
 
     let metadata = |name: &str| json!({"name": name, "namespace": "test", "uid": name, "labels": {"kubernetes.io/service-name": "paint"}});
-    put(&server, "", "services", json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata("paint"), "spec": {"type": "ClusterIP", "ports": [{"port": 443}]}})).await;
+    put(
+        &server,
+        "",
+        "services",
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata("paint"), "spec": {"type": "ClusterIP", "ports": [{"port": 443}]}}),
+    )
+    .await;
     custom::until(&server, &path, |_, service| available(service) == ("False".into(), "EndpointsNotFound".into())).await;
     put(&server, "discovery.k8s.io", "endpointslices", json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": metadata("paint-1"),
         "addressType": "IPv4", "ports": [{"port": behind.address.port()}], "endpoints": [{"addresses": ["127.0.0.1"], "conditions": {"ready": true}}]})).await;
@@ -94,11 +103,20 @@ async fn another_server_answers_for_its_group() {
 
     // A request goes there as it is, but for who asks.
     behind.asked.lock().clear();
-    let headers = [("authorization", "Bearer secret"), ("x-remote-user", "somebody-else"), ("impersonate-user", "jane"), ("impersonate-group", "system:masters"), ("content-type", "application/json")];
+    let headers = [
+        ("authorization", "Bearer secret"),
+        ("x-remote-user", "somebody-else"),
+        ("impersonate-user", "jane"),
+        ("impersonate-group", "system:masters"),
+        ("content-type", "application/json"),
+    ];
     let (code, answer) = raw_json(&server, "POST", &format!("{GROUP}/colours?dryRun=All"), &headers, r#"{"a":1}"#).await;
     assert_eq!((code, &answer["got"]["a"]), (StatusCode::IM_A_TEAPOT, &json!(1)), "{answer}");
     let asked = behind.asked.lock().pop().expect("it was asked");
-    assert_eq!((asked.line.as_str(), asked.certificate.as_deref()), ("POST /apis/colours.example.dev/v1/colours?dryRun=All", Some("front-proxy-client")));
+    assert_eq!(
+        (asked.line.as_str(), asked.certificate.as_deref()),
+        ("POST /apis/colours.example.dev/v1/colours?dryRun=All", Some("front-proxy-client"))
+    );
     let all = |name: &str| asked.headers.get_all(name).iter().map(|value| value.to_str().unwrap()).collect::<Vec<_>>();
     assert_eq!((all("x-remote-user"), all("x-remote-group")), (vec!["jane"], vec!["system:masters", "system:authenticated"]));
     assert!(all("authorization").is_empty() && all("impersonate-user").is_empty());

@@ -11,9 +11,7 @@ fn path(version: &str) -> String {
 
 /// `v1` has a length as text, `v2` as a number of metres.
 fn definition(address: std::net::SocketAddr, authority: &str) -> Value {
-    let schema = |length: &str| {
-        json!({"openAPIV3Schema": {"type": "object", "properties": {"spec": {"type": "object", "required": ["length"], "properties": {"length": {"type": length}}}}}})
-    };
+    let schema = |length: &str| json!({"openAPIV3Schema": {"type": "object", "properties": {"spec": {"type": "object", "required": ["length"], "properties": {"length": {"type": length}}}}}});
     let client = json!({"url": format!("https://{address}/convert"), "caBundle": STANDARD.encode(authority)});
     json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "ropes.example.dev"},
         "spec": {"group": "example.dev", "scope": "Namespaced", "names": {"plural": "ropes", "kind": "Rope"},
@@ -28,19 +26,24 @@ fn converted(review: &Value) -> Value {
     let request = &review["request"];
     let wanted = request["desiredAPIVersion"].as_str().unwrap();
     let mut failed = false;
-    let objects: Vec<Value> = request["objects"].as_array().unwrap().iter().map(|object| {
-        let mut object = object.clone();
-        let length = &object["spec"]["length"];
-        let length = match wanted {
-            "example.dev/v2" => json!(length.as_str().unwrap().trim_end_matches('m').parse::<i64>().unwrap()),
-            _ => json!(format!("{length}m")),
-        };
-        failed |= length == json!(13) || length == json!("13m");
-        object["spec"]["length"] = length;
-        object["apiVersion"] = json!(wanted);
-        object["metadata"]["labels"] = json!({"converted": "yes"});
-        object
-    }).collect();
+    let objects: Vec<Value> = request["objects"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|object| {
+            let mut object = object.clone();
+            let length = &object["spec"]["length"];
+            let length = match wanted {
+                "example.dev/v2" => json!(length.as_str().unwrap().trim_end_matches('m').parse::<i64>().unwrap()),
+                _ => json!(format!("{length}m")),
+            };
+            failed |= length == json!(13) || length == json!("13m");
+            object["spec"]["length"] = length;
+            object["apiVersion"] = json!(wanted);
+            object["metadata"]["labels"] = json!({"converted": "yes"});
+            object
+        })
+        .collect();
     let result = if failed { json!({"status": "Failed", "message": "it brings bad luck"}) } else { json!({"status": "Success"}) };
     json!({"apiVersion": review["apiVersion"], "kind": "ConversionReview", "response": {"uid": request["uid"], "convertedObjects": objects, "result": result}})
 }
@@ -64,7 +67,10 @@ async fn every_version_shows_every_object() {
 
     let read = async |version: &str, name: &str| raw_json(&server, "GET", &format!("{}/{name}", path(version)), &[], "").await.1;
     let old = read("v2", "old").await;
-    assert_eq!((&old["apiVersion"], &old["spec"]["length"], &old["metadata"]["labels"]["converted"]), (&json!("example.dev/v2"), &json!(3), &json!("yes")));
+    assert_eq!(
+        (&old["apiVersion"], &old["spec"]["length"], &old["metadata"]["labels"]["converted"]),
+        (&json!("example.dev/v2"), &json!(3), &json!("yes"))
+    );
     assert_eq!(read("v1", "new").await["spec"]["length"], "5m");
     let (_, list) = raw_json(&server, "GET", &path("v2"), &[], "").await;
     let lengths: Vec<&Value> = list["items"].as_array().unwrap().iter().map(|item| &item["spec"]["length"]).collect();
@@ -78,7 +84,8 @@ async fn every_version_shows_every_object() {
     let (code, refused) = raw_json(&server, "PATCH", &format!("{}/old", path("v2")), &merge, r#"{"spec":{"length":"4"}}"#).await;
     assert_eq!(code, 422, "each version has rules of its own: {refused}");
     let apply = [("content-type", "application/apply-patch+yaml")];
-    let (code, applied) = raw_json(&server, "PATCH", &format!("{}/new?fieldManager=m&force=true", path("v2")), &apply, rope("v2", "new", json!(6))).await;
+    let (code, applied) =
+        raw_json(&server, "PATCH", &format!("{}/new?fieldManager=m&force=true", path("v2")), &apply, rope("v2", "new", json!(6))).await;
     assert_eq!((code, &applied["spec"]["length"]), (StatusCode::OK, &json!(6)), "{applied}");
     assert_eq!(read("v1", "new").await["spec"]["length"], "6m");
 

@@ -2,11 +2,12 @@
 
 use super::rules;
 use crate::{
+    cel::Type,
     field::{Errors, Path},
     kind::{Hooks, Kind},
     kinds::{
         checks,
-        values::{has, list, text},
+        values::{has, list, member, strings, text},
         workload,
     },
     table,
@@ -23,6 +24,18 @@ pub fn kind() -> Kind {
 
 struct MutatingAdmissionPolicies;
 
+/// Whether an expression makes what its kind of mutation is made of; the error says what it makes instead.
+fn makes(member: &str, type_: &Type) -> Result<(), String> {
+    let (wanted, shown) = match (member, type_) {
+        (_, Type::Dyn) => return Ok(()),
+        ("applyConfiguration", type_) => ("Object", type_.to_string()),
+        // A list of nothing is a list of anything, and that is not what is wanted.
+        (_, Type::List(items)) if matches!(**items, Type::Param(_)) => ("list(JSONPatch)", "list(dyn)".to_string()),
+        (_, type_) => ("list(JSONPatch)", type_.to_string()),
+    };
+    if shown == wanted { Ok(()) } else { Err(format!("must evaluate to {wanted} but got {shown}")) }
+}
+
 impl Hooks for MutatingAdmissionPolicies {
     fn default(&self, policy: &mut Value) {
         rules::default_policy(policy);
@@ -37,7 +50,7 @@ impl Hooks for MutatingAdmissionPolicies {
         }
         for (i, mutation) in mutations.iter().enumerate() {
             let path = path.child("mutations").index(i);
-            let (member, other) = match text(mutation, "patchType") {
+            let (own, other) = match text(mutation, "patchType") {
                 "ApplyConfiguration" => ("applyConfiguration", "jsonPatch"),
                 "JSONPatch" => ("jsonPatch", "applyConfiguration"),
                 "" => {
@@ -49,17 +62,24 @@ impl Hooks for MutatingAdmissionPolicies {
                     continue;
                 }
             };
-            if !has(mutation, member) {
-                errors.required(path.child(member), &format!("must be specified when patchType is {}", text(mutation, "patchType")));
+            if !has(mutation, own) {
+                errors.required(path.child(own), &format!("must be specified when patchType is {}", text(mutation, "patchType")));
             }
-            let source = mutation.get(member).map(|member| text(member, "expression")).unwrap_or_default();
+            let source = mutation.get(own).map(|own| text(own, "expression")).unwrap_or_default();
             if !source.trim().is_empty()
-                && let Err(why) = scope.compile(source)
+                && let Err(why) = scope.compile(source).map_err(|why| format!("compilation failed: {why}")).and_then(|program| makes(own, &program.type_))
             {
-                errors.invalid(path.child(member).child("expression"), source, &format!("compilation failed: {why}"));
+                errors.invalid(path.child(own).child("expression"), source, &why);
             }
             if has(mutation, other) {
-                errors.forbidden(path.child(other), &format!("must not be specified when patchType is {}", text(mutation, "patchType")));
+                let why = format!("must not be specified when patchType is {}", text(mutation, "patchType"));
+                errors.invalid(path.child(other), format!("{{{other}}}"), &why);
+            }
+        }
+        for rule in member(spec, "matchConstraints").map(|matched| list(matched, "resourceRules")).unwrap_or_default() {
+            for operation in strings(rule, "operations").filter(|operation| *operation == "DELETE") {
+                let path = path.child("matchConstraints").child("resourceRules").child("operations");
+                errors.not_supported(path, operation, &["*", "CONNECT", "CREATE", "UPDATE"]);
             }
         }
         match text(spec, "reinvocationPolicy") {

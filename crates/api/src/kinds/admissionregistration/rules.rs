@@ -134,6 +134,7 @@ pub fn validate_webhooks(configuration: &Value, mutating: bool, errors: &mut Err
     for (i, webhook) in webhooks.iter().enumerate() {
         let path = Path::new("webhooks").index(i);
         let name = text(webhook, "name");
+        review_versions(webhook, &path, errors);
         if checks::required(webhook, "name", &path, errors) {
             let problems = names::dns1123_subdomain(name);
             if problems.is_empty() && name.split('.').count() < 3 {
@@ -153,6 +154,9 @@ pub fn validate_webhooks(configuration: &Value, mutating: bool, errors: &mut Err
             "" => errors.required(path.child("sideEffects"), "must specify one of None, NoneOnDryRun"),
             _ => checks::one_of(webhook, "sideEffects", &["None", "NoneOnDryRun"], &path, errors),
         }
+        if mutating {
+            checks::one_of(webhook, "reinvocationPolicy", &["IfNeeded", "Never"], &path, errors);
+        }
         if let Some(seconds) = webhook.get("timeoutSeconds").and_then(Value::as_i64)
             && !(1..=30).contains(&seconds)
         {
@@ -160,11 +164,7 @@ pub fn validate_webhooks(configuration: &Value, mutating: bool, errors: &mut Err
         }
         validate_selectors(webhook, &path, errors);
         client(webhook.get("clientConfig").unwrap_or(&Value::Null), &path.child("clientConfig"), errors);
-        review_versions(webhook, &path, errors);
         match_conditions(webhook, &Scope { authorizer: true, ..Scope::default() }, &path, errors);
-        if mutating {
-            checks::one_of(webhook, "reinvocationPolicy", &["IfNeeded", "Never"], &path, errors);
-        }
     }
 }
 

@@ -109,14 +109,12 @@ impl Hooks for CertificateSigningRequests {
         if usages.is_empty() {
             errors.required(path.child("usages"), "");
         }
-        for (i, usage) in usages.iter().enumerate() {
-            let at = path.child("usages").index(i);
-            if !USAGES.contains(usage) {
-                errors.not_supported(at.clone(), *usage, USAGES);
-            }
-            if usages[..i].contains(usage) {
-                errors.duplicate(at, *usage);
-            }
+        let at = |i: usize| path.child("usages").index(i);
+        for (i, usage) in usages.iter().enumerate().filter(|(_, usage)| !USAGES.contains(usage)) {
+            errors.not_supported(at(i), *usage, USAGES);
+        }
+        for (i, usage) in usages.iter().enumerate().filter(|(i, usage)| usages[..*i].contains(usage)) {
+            errors.duplicate(at(i), *usage);
         }
         if text(spec, "signerName") == "kubernetes.io/legacy-unknown" {
             errors.invalid(path.child("signerName"), "kubernetes.io/legacy-unknown", "the legacy signerName is not allowed via this API version");
