@@ -22,7 +22,7 @@ use api::{
     object::ObjectExt,
 };
 use rand::Rng;
-use serde_json::json;
+use serde_json::{Map, json};
 use std::{collections::HashSet, net::IpAddr, ops::RangeInclusive, sync::Arc, time::Duration};
 use store::{Outcome, Revision, Write};
 
@@ -192,20 +192,35 @@ impl Ledger for Claims {
 
 /// The object that says that a Service has an item.
 fn claim(item: Item, namespace: &str, name: &str) -> Value {
-    let parent = json!({"group": "", "resource": "services", "namespace": namespace, "name": name});
+    let parent = json!({"resource": "services", "namespace": namespace, "name": name});
+    let created = now();
     let mut claim = json!({
         "apiVersion": "networking.k8s.io/v1",
         "kind": "IPAddress",
         "metadata": {
             "name": item.place().1,
             "uid": uuid::Uuid::new_v4().to_string(),
-            "creationTimestamp": now(),
+            "creationTimestamp": created,
             "labels": {MANAGED_BY.0: MANAGED_BY.1},
         },
         "spec": {"parentRef": parent},
     });
     match item {
-        Item::Address(address) => claim.set_label(FAMILY, if address.is_ipv4() { "IPv4" } else { "IPv6" }),
+        Item::Address(address) => {
+            claim.set_label(FAMILY, if address.is_ipv4() { "IPv4" } else { "IPv6" });
+            let labels = [FAMILY, MANAGED_BY.0].map(|key| (format!("f:{key}"), json!({})));
+            let labels: Map<String, Value> = [(".".to_string(), json!({}))].into_iter().chain(labels).collect();
+            let parent = json!({".": {}, "f:name": {}, "f:namespace": {}, "f:resource": {}});
+            let books = json!([{
+                "manager": "kube-apiserver",
+                "operation": "Update",
+                "apiVersion": "networking.k8s.io/v1",
+                "time": created,
+                "fieldsType": "FieldsV1",
+                "fieldsV1": {"f:metadata": {"f:labels": labels}, "f:spec": {"f:parentRef": parent}},
+            }]);
+            claim.set("metadata.managedFields", books);
+        }
         Item::Port(_) => {
             claim.set("apiVersion", "v1");
             claim.set("kind", "ServiceNodePort");

@@ -3,7 +3,7 @@
 use crate::{
     field::{Errors, Path},
     kind::{Hooks, Kind},
-    kinds::pod::template,
+    kinds::pod::{template, warnings},
     object::ObjectExt,
     table,
 };
@@ -21,6 +21,9 @@ impl Hooks for PodTemplates {
     }
     fn validate(&self, object: &Value, _old: Option<&Value>, errors: &mut Errors) {
         template::validate(object.get("template").unwrap_or(&Value::Null), &Path::new("template"), errors);
+    }
+    fn warnings(&self, object: &Value, _old: Option<&Value>) -> Vec<String> {
+        object.get("template").map(|pod| warnings::pod(pod, &Path::new("template"), true)).unwrap_or_default()
     }
     fn cells(&self, object: &Value, _now_unix_s: i64) -> Vec<Value> {
         let (containers, images) = template::containers_and_images(object.get("template").unwrap_or(&Value::Null));

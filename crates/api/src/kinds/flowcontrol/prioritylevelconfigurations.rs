@@ -1,5 +1,6 @@
 //! PriorityLevelConfiguration of flowcontrol.apiserver.k8s.io.
 
+use super::flowschemas::MANDATORY;
 use crate::{
     field::{Errors, Path},
     internal,
@@ -22,6 +23,8 @@ pub fn kind() -> Kind {
 
 const EXEMPT: &str = "exempt";
 const SHARES_DEFAULT: i64 = 30;
+const QUEUES_MAX: i64 = 10_000_000;
+const HASH_BITS_MAX: f64 = 60.0;
 
 struct PriorityLevelConfigurations;
 
@@ -50,7 +53,7 @@ impl Hooks for PriorityLevelConfigurations {
     fn prepare_create(&self, level: &mut Value) {
         put(level, "status", json!({}));
     }
-    fn validate(&self, level: &Value, _old: Option<&Value>, errors: &mut Errors) {
+    fn validate(&self, level: &Value, old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(level), Path::new("spec"));
         let kind = text(spec, "type");
         if (kind == "Exempt") != (level.name() == EXEMPT) && matches!(kind, "Exempt" | "Limited") {
@@ -72,6 +75,14 @@ impl Hooks for PriorityLevelConfigurations {
                 }
             }
             other => errors.not_supported(path.child("type"), other, &["Exempt", "Limited"]),
+        }
+        if let Some(old) = old
+            && level.name() != EXEMPT
+            && MANDATORY.contains(&level.name())
+            && workload::spec(old) != spec
+        {
+            let shown = internal::show("flowcontrol.v1.PriorityLevelConfigurationSpec", spec);
+            errors.invalid_structure(path.clone(), &shown, &format!("spec of '{}' must equal the fixed value", level.name()));
         }
         // Of the level that no limit applies to, only how it counts for others can be changed.
         if level.name() == EXEMPT && (kind != "Exempt" || has(spec, "limited")) {
@@ -113,9 +124,19 @@ fn validate_limited(limited: &Value, path: &Path, errors: &mut Errors) {
                 if let Some(n) = int(queuing, key).filter(|n| *n <= 0) {
                     errors.invalid(at.child(key), n, "must be positive");
                 }
+                if key == "queues" && queues > QUEUES_MAX {
+                    errors.invalid(at.child(key), queues, &format!("must not be greater than {QUEUES_MAX}"));
+                }
             }
             if hand > queues && queues > 0 {
                 errors.invalid(at.child("handSize"), hand, &format!("should not be greater than queues ({queues})"));
+            } else if hand > 0 && queues <= QUEUES_MAX {
+                // Hands are dealt from the bits of one hash.
+                let bits: f64 = (0..hand).map(|dealt| ((queues - dealt) as f64).log2()).sum();
+                if bits.ceil() > HASH_BITS_MAX {
+                    let detail = format!("required entropy bits of deckSize {queues} and handSize {hand} should not be greater than {HASH_BITS_MAX}");
+                    errors.invalid(at.child("handSize"), hand, &detail);
+                }
             }
         }
         other => errors.not_supported(at.child("type"), other, &["Queue", "Reject"]),

@@ -45,10 +45,20 @@ impl Hooks for StorageClasses {
             for (j, expression) in list(term, "matchLabelExpressions").iter().enumerate() {
                 let path = root.child("allowedTopologies").index(i).child("matchLabelExpressions").index(j);
                 let key = text(expression, "key");
-                if list(expression, "values").is_empty() {
+                let values = list(expression, "values");
+                if values.is_empty() {
                     errors.required(path.child("values"), "");
                 }
+                for (i, value) in values.iter().enumerate().filter(|(i, value)| values[..*i].contains(value)) {
+                    errors.duplicate(path.child("values").index(i), value.clone());
+                }
                 errors.invalid_all(&path.child("key"), key, names::qualified_name(key));
+                if list(term, "matchLabelExpressions")[..j].iter().any(|other| text(other, "key") == key) {
+                    errors.duplicate(path.child("key"), key);
+                }
+            }
+            if list(class, "allowedTopologies")[..i].contains(term) {
+                errors.duplicate(root.child("allowedTopologies").index(i).child("matchLabelExpressions"), "");
             }
         }
         if let Some(old) = old {
