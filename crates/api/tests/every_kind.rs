@@ -109,12 +109,30 @@ fn no_object_that_fits_its_schema_breaks_a_kind() {
                     let (object, _) = decoded.unwrap_or_else(|status| panic!("{}/{version}: {status}", kind.group_resource()));
                     let mut completed = object.clone();
                     structure::complete(&mut completed, &schema);
-                    assert_eq!(completed, object, "{}: completing a decoded object changes nothing", kind.kind);
+                    let mut again = completed.clone();
+                    structure::complete(&mut again, &schema);
+                    assert_eq!(again, completed, "{}: what is complete stays as it is", kind.kind);
+                    assert_eq!(completed, without_said_nothing(object.clone(), &completed), "{}: a decoded object is complete", kind.kind);
                     olds.iter().rev().take(2).for_each(|old| exercise(kind, version, &object, old));
                 }
                 olds.push(whole);
             }
         }
+    }
+}
+
+/// The same with null for an empty list that is always shown: the one thing that is not stored as it is read, for whoever
+/// sends it has set it.
+fn without_said_nothing(decoded: Value, completed: &Value) -> Value {
+    match (decoded, completed) {
+        (Value::Array(list), Value::Null) if list.is_empty() => Value::Null,
+        (Value::Array(list), Value::Array(stored)) if list.len() == stored.len() => {
+            list.into_iter().zip(stored).map(|(decoded, stored)| without_said_nothing(decoded, stored)).collect()
+        }
+        (Value::Object(map), stored) => {
+            map.into_iter().map(|(key, value)| (key.clone(), without_said_nothing(value, stored.get(&key).unwrap_or(&Value::Bool(false))))).collect()
+        }
+        (decoded, _) => decoded,
     }
 }
 
