@@ -110,6 +110,19 @@ impl Client {
         answer.status.ok_or_else(|| Error::NotFound(format!("container {id} has no status")))
     }
 
+    /// The PID of a container's first process, as this process' namespace numbers it. `None` if the runtime does not say it: CRI
+    /// leaves it to the runtime's own words (`info` of a verbose answer), which containerd and CRI-O write alike.
+    pub async fn container_pid(&self, id: &str) -> Result<Option<i32>, Error> {
+        #[derive(serde::Deserialize)]
+        struct Info {
+            pid: Option<i32>,
+        }
+        let request = v1::ContainerStatusRequest { container_id: id.into(), verbose: true };
+        let answer = bounded("ContainerStatus", deadlines::READ, self.runtime.clone().container_status(request)).await?;
+        let info = answer.info.get("info").and_then(|text| serde_json::from_str::<Info>(text).ok());
+        Ok(info.and_then(|info| info.pid).filter(|pid| *pid > 0))
+    }
+
     /// Changes the limits of a running container.
     pub async fn update_container_resources(&self, id: &str, linux: v1::LinuxContainerResources) -> Result<(), Error> {
         let request = v1::UpdateContainerResourcesRequest { container_id: id.into(), linux: Some(linux), ..Default::default() };

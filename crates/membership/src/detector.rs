@@ -5,6 +5,7 @@
 //! - Each node pings its two successors on the ring of names, so every death is noticed within a fixed time.
 //! - Whoever hears of a suspicion pings the suspect itself, tells it (so that it can refute), and asks others to vouch. Only
 //!   a suspect that has answered nobody asked goes down; foca's own timer for that is not used.
+//! - One other member at a time is pinged too: who answers others and not this node, though it used to, is *cut* off from it.
 //! - A member that others have found to be down is pinged before that is believed, and told, so that it comes back.
 //! - Who is down stands in every digest, so that a member that was away while it was told finds it out too.
 //! - A host that answers that nobody listens on the port (ICMP, seen as a refused connection) has only lost its agent.
@@ -130,6 +131,19 @@ impl Contact {
         }
     }
 
+    /// Whether others reach it while packets between it and this node, which used to pass, are lost.
+    fn is_cut(&self, now: u64, patience: u64) -> bool {
+        self.standing == Standing::Alive
+            && self.heard.is_some()
+            && self.unanswered >= limits::WATCH_PINGS_MIN
+            && self.probing.is_some_and(|since| now - since >= limits::WATCH_SUSPECT_AFTER_MS * patience)
+            && self.is_vouched(now)
+    }
+
+    fn is_vouched(&self, now: u64) -> bool {
+        self.vouched.is_some_and(|at| now - at < limits::EVIDENCE_HOLDS_MS)
+    }
+
     /// How often it is to be pinged now. `ring`: its place among those that this node watches.
     fn ping_every(&self, swim: Option<Belief>, ring: Option<usize>, calling: bool, now: u64) -> Option<u64> {
         let by_standing = match self.standing {
@@ -140,10 +154,15 @@ impl Contact {
             Standing::AgentDown => Some(limits::AGENT_DOWN_PING_EVERY_MS),
             Standing::Down => Some(limits::DOWN_PING_EVERY_MS),
         };
-        let late = self.probing.is_some_and(|since| now - since >= limits::WATCH_LATE_MS);
-        let by_ring = ring.map(|place| if late { limits::WATCH_HURRY_MS } else { limits::WATCH_EVERY_MS * (1 + place as u64) });
+        let late_for = self.probing.filter(|_| self.standing == Standing::Alive).map_or(0, |since| now - since);
+        let by_lateness = match late_for {
+            0..limits::WATCH_LATE_MS => None,
+            limits::WATCH_LATE_MS..limits::CUT_LONG_MS => Some(limits::WATCH_HURRY_MS),
+            _ => Some(limits::CUT_PING_EVERY_MS),
+        };
+        let by_ring = ring.map(|place| limits::WATCH_EVERY_MS * (1 + place as u64));
         let by_call = (calling && self.standing != Standing::Down).then_some(limits::ROLL_CALL_EVERY_MS);
-        [by_standing, by_ring, by_call].into_iter().flatten().min()
+        [by_standing, by_ring, by_lateness, by_call].into_iter().flatten().min()
     }
 }
 
@@ -159,6 +178,8 @@ pub struct Detector {
     rng: Xoshiro256PlusPlus,
     outputs: Vec<Output>,
     refused_swim: u64,
+    /// When the next random member is pinged.
+    direct_at: u64,
 }
 
 fn config() -> foca::Config {
@@ -195,6 +216,7 @@ impl Detector {
             rng,
             outputs: Vec::new(),
             refused_swim: 0,
+            direct_at: 0,
         }
     }
 
@@ -230,10 +252,12 @@ impl Detector {
     /// How everybody else is seen.
     pub fn sights(&self) -> BTreeMap<NodeId, Sight> {
         let now = self.clock.now();
+        let patience = self.clock.patience();
         let sight = |contact: &Contact| Sight {
             standing: contact.standing,
             evidence_ms: contact.evidence().max(contact.refused),
             doubtful_for_ms: contact.doubtful.map_or(0, |since| now - since),
+            cut: contact.is_cut(now, patience),
         };
         self.contacts.iter().map(|(id, contact)| (*id, sight(contact))).collect()
     }
@@ -332,6 +356,10 @@ impl Detector {
         let patience = self.clock.patience();
         let swim: BTreeMap<NodeId, Known> = self.foca.iter_membership_state().map(|member| (member.id().node, Known::from(member))).collect();
         let ring = self.ring();
+        let direct = (now >= self.direct_at).then(|| {
+            self.direct_at = now + limits::DIRECT_EVERY_MS;
+            self.some_alive(1, None).pop()
+        });
         let mut news = Vec::new();
         let mut doubtful = Vec::new();
         for (id, contact) in &mut self.contacts {
@@ -351,7 +379,7 @@ impl Detector {
                 (Standing::Alive, Some(known)) if place.is_some() && known.state == Belief::Alive => {
                     let silent_since = contact.probing.filter(|_| contact.unanswered >= limits::WATCH_PINGS_MIN);
                     let silent = silent_since.is_some_and(|since| now - since >= limits::WATCH_SUSPECT_AFTER_MS * patience);
-                    let vouched = contact.vouched.is_some_and(|at| now - at < limits::EVIDENCE_HOLDS_MS);
+                    let vouched = contact.is_vouched(now);
                     let refused = contact.refused.is_some_and(|at| Some(at) > contact.heard && now - at < limits::REFUSAL_HOLDS_MS);
                     if refused || (silent && !vouched) {
                         news.push((*id, known, State::Suspect));
@@ -359,15 +387,13 @@ impl Detector {
                 }
                 _ => {}
             }
-            if let Some(every) = contact.ping_every(belief, place, calling, now)
-                && contact.pinged.is_none_or(|at| now - at >= every)
-            {
+            let every = contact.ping_every(belief, place, calling, now);
+            if direct.flatten() == Some(*id) || every.is_some_and(|every| contact.pinged.is_none_or(|at| now - at >= every)) {
                 self.outputs.push(ping(self.foca.identity().epoch, &mut self.rng, *id, contact, known, now));
             }
             let in_vain = contact.unanswered >= 2 && contact.probing.is_some_and(|since| now - since >= limits::ASK_AFTER_MS);
             let open = !matches!(contact.standing, Standing::Down | Standing::AgentDown);
-            let vouched = contact.vouched.is_some_and(|at| now - at < limits::EVIDENCE_HOLDS_MS);
-            let every = if vouched { limits::ASK_AGAIN_MS } else { limits::ASK_EVERY_MS };
+            let every = if contact.is_vouched(now) { limits::ASK_AGAIN_MS } else { limits::ASK_EVERY_MS };
             if in_vain && open && contact.asked.is_none_or(|at| now - at >= every) {
                 contact.asked = Some(now);
                 doubtful.push(*id);

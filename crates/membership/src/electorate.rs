@@ -19,6 +19,8 @@ pub struct Sight {
     pub evidence_ms: Option<u64>,
     /// For how long it has been suspected or worse.
     pub doubtful_for_ms: u64,
+    /// Whether others reach it while packets between it and this node, which used to pass, are lost.
+    pub cut: bool,
 }
 
 /// See the module.
@@ -109,7 +111,7 @@ mod tests {
 
     fn world(states: &[(u64, Standing, Option<u64>)]) -> BTreeMap<NodeId, Sight> {
         let sight = |(id, standing, evidence_ms): &(u64, Standing, Option<u64>)| {
-            (NodeId(*id), Sight { standing: *standing, evidence_ms: *evidence_ms, doubtful_for_ms: 1_000 })
+            (NodeId(*id), Sight { standing: *standing, evidence_ms: *evidence_ms, doubtful_for_ms: 1_000, cut: false })
         };
         states.iter().map(sight).collect()
     }

@@ -21,6 +21,14 @@ pub const WATCH_SUSPECT_AFTER_MS: u64 = 550;
 /// See [`WATCH_SUSPECT_AFTER_MS`].
 pub const WATCH_PINGS_MIN: u32 = 4;
 
+/// How often a random member that is not a neighbour is pinged: whether packets pass between it and this node is for this node
+/// to find out, whatever others say of it.
+pub const DIRECT_EVERY_MS: u64 = 1_000;
+/// Packets to a member that others vouch for have been lost for this long: it is pinged only every [`CUT_PING_EVERY_MS`].
+pub const CUT_LONG_MS: u64 = 2_000;
+/// See [`CUT_LONG_MS`].
+pub const CUT_PING_EVERY_MS: u64 = 500;
+
 /// How often a suspect is pinged, by everyone who has heard of the suspicion.
 pub const SUSPECT_PING_EVERY_MS: u64 = 150;
 /// A suspect that has answered none of [`SUSPECT_PINGS_MIN`] pings, and for whom nobody vouches, is down after this long.

@@ -34,6 +34,15 @@ pub struct Refusals {
     pub invalid_records: u64,
 }
 
+/// How a peer stands, as last seen.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Seen {
+    health: Health,
+    reachable: bool,
+    cut: bool,
+    since_unix_ms: u64,
+}
+
 /// See the module.
 pub struct Member {
     me: NodeId,
@@ -42,7 +51,7 @@ pub struct Member {
     electorate: Electorate,
     records: Records,
     peers: BTreeMap<NodeId, Peer>,
-    health: BTreeMap<NodeId, (Health, bool, u64)>,
+    seen: BTreeMap<NodeId, Seen>,
     outputs: Vec<Output>,
     /// Up to which own version the peers have been told; when to tell them next, from which version on.
     told: u64,
@@ -66,7 +75,7 @@ impl Member {
             electorate: Electorate::default(),
             records: Records::new(me, epoch),
             peers: BTreeMap::from([(me, Peer { name: name.to_owned(), address })]),
-            health: BTreeMap::new(),
+            seen: BTreeMap::new(),
             outputs: Vec::new(),
             told: 0,
             push_at: None,
@@ -97,7 +106,7 @@ impl Member {
         self.detector.roster(&now);
         self.electorate.roster(&before, &now);
         self.records.retain(|owner| now.contains(&owner));
-        self.health.retain(|id, _| now.contains(id));
+        self.seen.retain(|id, _| now.contains(id));
         all.extend(own.map(|own| (self.me, own)));
         self.peers = all;
         self.changed = true;
@@ -238,9 +247,12 @@ impl Member {
                 Standing::Down | Standing::Suspect | Standing::Unknown => Health::Suspect,
             };
             let reachable = sight.standing != Standing::Down;
-            if self.health.get(&id).is_none_or(|(known, can, _)| (*known, *can) != (health, reachable)) {
-                let comes_back = reachable && self.health.get(&id).is_some_and(|(_, can, _)| !can);
-                self.health.insert(id, (health, reachable, unix_ms));
+            let before = self.seen.get(&id).copied();
+            let since_unix_ms = before.filter(|before| before.health == health).map_or(unix_ms, |before| before.since_unix_ms);
+            let seen = Seen { health, reachable, cut: sight.cut, since_unix_ms };
+            if before != Some(seen) {
+                let comes_back = reachable && before.is_some_and(|before| !before.reachable);
+                self.seen.insert(id, seen);
                 self.changed = true;
                 if comes_back || (health == Health::Alive && self.records.known(id).is_none()) {
                     fresh.push(id);
@@ -258,12 +270,12 @@ impl Member {
         }
         let mut view = View { me: self.name.clone(), majority: self.electorate.has_majority(), ..View::default() };
         for (id, peer) in &self.peers {
-            let (health, reachable, since_unix_ms) = match self.health.get(id) {
-                Some(known) => *known,
-                None => (Health::Alive, true, self.view.nodes.get(&peer.name).map_or(unix_ms, |member| member.since_unix_ms)),
-            };
+            let Seen { health, reachable, cut, since_unix_ms } = self.seen.get(id).copied().unwrap_or_else(|| {
+                let since_unix_ms = self.view.nodes.get(&peer.name).map_or(unix_ms, |member| member.since_unix_ms);
+                Seen { health: Health::Alive, reachable: true, cut: false, since_unix_ms }
+            });
             let api_reachable = self.records.api_reachable(*id);
-            view.nodes.insert(peer.name.clone(), view::Member { health, reachable, address: peer.address, api_reachable, since_unix_ms });
+            view.nodes.insert(peer.name.clone(), view::Member { health, reachable, cut, address: peer.address, api_reachable, since_unix_ms });
             if let Some(endpoints) = self.records.endpoints(*id) {
                 view.endpoints.insert(peer.name.clone(), endpoints);
             }

@@ -46,6 +46,9 @@ pub struct Member {
     pub health: Health,
     /// Whether it, or its host, can be reached from this node, by whatever way.
     pub reachable: bool,
+    /// Whether others reach it while packets between it and this node, which used to pass, are lost.
+    #[serde(default)]
+    pub cut: bool,
     /// Where it is.
     pub address: SocketAddr,
     /// Whether it says that it reaches the API.
@@ -97,10 +100,12 @@ pub struct Refined {
 }
 
 impl View {
-    /// Whether a node's endpoints are of no use from here: it is dead, or it is out of reach and no API can say better.
-    /// While the API can, a minority's view (somebody may have closed the port) does not outweigh its word.
+    /// Whether a node's endpoints are of no use from here: it is dead, or nothing passes between it and this node any more, or it
+    /// is out of reach and no API can say better. While the API can, a minority's view (somebody may have closed the port) does
+    /// not outweigh its word.
     pub fn lost(&self, node: &str) -> bool {
-        self.nodes.get(node).is_some_and(|member| !member.reachable && (member.health == Health::Dead || !self.api_reachable()))
+        let lost = |member: &Member| member.cut || !member.reachable && (member.health == Health::Dead || !self.api_reachable());
+        self.nodes.get(node).is_some_and(lost)
     }
 
     /// Whether this node reaches the API. True while nothing is known.
@@ -172,7 +177,7 @@ mod tests {
     const NEW_IP: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 9);
 
     fn member(health: Health, reachable: bool, api_reachable: bool) -> Member {
-        Member { health, reachable, address: "172.30.0.21:7946".parse().unwrap(), api_reachable, since_unix_ms: 0 }
+        Member { health, reachable, cut: false, address: "172.30.0.21:7946".parse().unwrap(), api_reachable, since_unix_ms: 0 }
     }
 
     fn view(api_reachable: bool, record: Option<(Ipv4Addr, bool)>) -> View {
@@ -191,6 +196,14 @@ mod tests {
 
     fn said(ready: bool, terminating: bool) -> Said {
         Said { ready, serving: true, terminating, address: IP }
+    }
+
+    #[test]
+    fn what_is_cut_off_from_here_alone_is_of_no_use_here_and_not_dead() {
+        let mut view = View { me: "a".into(), ..View::default() };
+        view.nodes.insert("a".into(), member(Health::Alive, true, true));
+        view.nodes.insert("b".into(), Member { cut: true, ..member(Health::Alive, true, true) });
+        assert!(view.lost("b") && !view.dead("b"));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::{
     cgroups::Cgroups,
     contact::Contact,
     eviction,
+    exits::Exits,
     images::Images,
     local, logs,
     machine::Machine,
@@ -94,6 +95,13 @@ impl Context {
         self.workers.lock().values().map(Handle::pod).collect()
     }
 
+    /// Has the pod's worker look again.
+    pub(crate) fn wake(&self, pod_uid: &str) {
+        if let Some(handle) = self.workers.lock().get(pod_uid) {
+            handle.wake.notify_one();
+        }
+    }
+
     /// The pods on this node, each with the newest status that the node has found out, said or not.
     pub fn pods_as_seen(&self) -> Vec<Pod> {
         self.pods().iter().map(|pod| self.as_seen(pod)).collect()
@@ -131,10 +139,11 @@ impl Context {
     /// The agent's own metrics, in Prometheus' form.
     pub fn metrics(&self) -> String {
         let pods = self.workers.lock().len();
-        format!(
+        let own = format!(
             "# HELP kubelet_node_name [ALPHA] The node's name. The count is always 1.\n# TYPE kubelet_node_name gauge\nkubelet_node_name{{node=\"{}\"}} 1\n# HELP kubelet_running_pods [STABLE] Number of pods that have a running pod sandbox\n# TYPE kubelet_running_pods gauge\nkubelet_running_pods {pods}\n",
             self.config.node_name
-        )
+        );
+        own + &client::metrics::render()
     }
 }
 
@@ -327,6 +336,7 @@ type Listing = HashMap<String, (String, i32)>;
 /// Lists everything in the runtime again and again, and wakes the workers of pods where something changed.
 async fn relist(cx: Arc<Context>, shutdown: CancellationToken) {
     let mut before: Option<Listing> = None;
+    let mut exits = Exits::new(&cx);
     let mut wait = Duration::ZERO;
     loop {
         tokio::select! {
@@ -353,6 +363,8 @@ async fn relist(cx: Arc<Context>, shutdown: CancellationToken) {
             }
         }
         let uid = |labels: &HashMap<String, String>| labels.get(names::POD_UID).cloned().unwrap_or_default();
+        let running = containers.iter().filter(|item| item.state() == cri::v1::ContainerState::ContainerRunning);
+        exits.follow(&cx, running.map(|item| item.id.clone()).collect());
         let mut now: Listing = HashMap::new();
         now.extend(sandboxes.iter().map(|item| (item.id.clone(), (uid(&item.labels), item.state))));
         now.extend(containers.iter().map(|item| (item.id.clone(), (uid(&item.labels), item.state))));
@@ -363,11 +375,8 @@ async fn relist(cx: Arc<Context>, shutdown: CancellationToken) {
                 cx.workers.lock().values().for_each(|handle| handle.wake.notify_one());
             }
             Some(before) => {
-                let workers = cx.workers.lock();
                 for uid in changed(before, &now) {
-                    if let Some(handle) = workers.get(&uid) {
-                        handle.wake.notify_one();
-                    }
+                    cx.wake(&uid);
                 }
             }
         }

@@ -17,6 +17,7 @@ pub mod backoff;
 pub mod cgroups;
 mod contact;
 pub mod eviction;
+mod exits;
 mod hooks;
 mod http;
 pub mod images;
@@ -40,7 +41,7 @@ mod worker;
 
 use client::Informers;
 use k8s_openapi::api::core::v1::Taint;
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -83,6 +84,8 @@ pub struct Config {
     pub status_update_frequency: Duration,
     /// How the node is a member of the cluster's membership; `None` (`--membership=false`) is not at all.
     pub peers: Option<peers::Config>,
+    /// What this node has promised of the cluster's epoch; `None`: it has no vote.
+    pub ledger: Option<Arc<membership::cluster::Ledger>>,
     /// Becomes true when the rules of the Services are in the kernel: pods wait for that (not for ever) when the agent starts.
     pub service_rules: Option<watch::Receiver<bool>>,
 }
@@ -136,6 +139,7 @@ impl Config {
             lease_duration: Duration::from_secs(40),
             status_update_frequency: Duration::from_secs(10),
             peers: None,
+            ledger: None,
             service_rules: None,
         }
     }

@@ -172,7 +172,7 @@ fn views(members: &[(&str, membership::Health, bool)]) -> View {
         let (health, api_reachable) = (*health, *api_reachable);
         let reachable = health != membership::Health::Dead;
         let address = "172.30.0.21:7946".parse().expect("an address");
-        let member = membership::view::Member { health, reachable, address, api_reachable, since_unix_ms: 0 };
+        let member = membership::view::Member { health, reachable, cut: false, address, api_reachable, since_unix_ms: 0 };
         view.nodes.insert((*name).to_owned(), member);
     }
     view

@@ -97,7 +97,7 @@ fn a_headless_name_leaves_out_who_is_lost_or_not_ready_but_never_everybody() {
             let reachable = !dead.contains(&name);
             let health = if reachable { Health::Alive } else { Health::Dead };
             let address = "172.30.0.21:7946".parse().unwrap();
-            view.nodes.insert(name.into(), Member { health, reachable, address, api_reachable: false, since_unix_ms: 0 });
+            view.nodes.insert(name.into(), Member { health, reachable, cut: false, address, api_reachable: false, since_unix_ms: 0 });
         }
         for (name, address) in [("a", [10, 244, 1, 2]), ("b", [10, 244, 2, 2])] {
             let ready = !unready.contains(&name);

@@ -27,8 +27,8 @@ async fn steps(stage: &Stage) -> Result<()> {
     if stage.sabotaged() {
         stage.stop(VICTIM, "kubelet")?;
     }
-    stage.fault(format!("the container of {} is killed", pod.name));
     let id = container(stage, &pod, "nginx")?;
+    stage.fault(format!("the container of {} is killed", pod.name));
     stage.on_node(VICTIM, &format!("ctr -n k8s.io tasks kill -s KILL {id}"))?;
     let took = answers(stage, &pod, 30).await?;
     stage.figure("it answers again", format!("{:.1} s", took.as_secs_f64()));

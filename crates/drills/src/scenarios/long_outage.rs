@@ -27,11 +27,11 @@ async fn steps(stage: &Stage) -> Result<()> {
     stage.fault(format!("{VICTIM} loses power"));
     stage.power_off(VICTIM)?;
     stage.hold(8).await;
-    stage.step(format!("{VICTIM} is powered on"));
+    stage.heal(format!("{VICTIM} is powered on"));
     stage.power_on(VICTIM).await?;
     answers(stage, &rebooted, 60).await?;
-    stage.fault(format!("the container of {} is killed", crashed.name));
     let id = container(stage, &crashed, "nginx")?;
+    stage.fault(format!("the container of {} is killed", crashed.name));
     stage.on_node("worker-3", &format!("ctr -n k8s.io tasks kill -s KILL {id}"))?;
     answers(stage, &crashed, 30).await?;
     stage.step("the proxy of worker-1 is restarted");

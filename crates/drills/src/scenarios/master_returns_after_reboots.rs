@@ -35,7 +35,7 @@ async fn steps(stage: &Stage) -> Result<()> {
     stage.fault(format!("{DEAD} loses power"));
     stage.power_off(DEAD)?;
     stage.hold(8).await;
-    stage.step("the master is powered on");
+    stage.heal("the master is powered on");
     let back = crate::now_ms();
     stage.power_on(super::SERVER).await?;
     if stage.sabotaged() {

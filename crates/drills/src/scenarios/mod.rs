@@ -5,6 +5,7 @@ mod api_server_stopped;
 mod asymmetric_partition;
 mod backup_and_restore;
 mod certificate_expiry;
+mod clock_jumps;
 mod container_crashes_without_master;
 mod controller_manager_stopped;
 mod deleted_before_outage_stays_deleted;
@@ -74,6 +75,7 @@ pub const ALL: &[&Scenario] = &[
     &master_link_cut::SCENARIO,
     &asymmetric_partition::SCENARIO,
     &pod_out_of_memory::SCENARIO,
+    &clock_jumps::SCENARIO,
 ];
 
 /// The drill of this name.
@@ -112,6 +114,28 @@ const RECOVERABLE: Topology = Topology {
     ..SINGLE
 };
 
+/// The same, where the time of day of the nodes' components follows a file on each node's disk (Debian's libfaketime).
+const CLOCKS: Topology = Topology {
+    flags: &[
+        "controller-manager=--node-monitor-grace-period=20s",
+        "apiserver=--default-not-ready-toleration-seconds=5",
+        "apiserver=--default-unreachable-toleration-seconds=5",
+        "kubelet=env:LD_PRELOAD=/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1",
+        "kubelet=env:FAKETIME_TIMESTAMP_FILE={disk}/clock-offset",
+        "kubelet=env:FAKETIME_NO_CACHE=1",
+        "kubelet=env:FAKETIME_DONT_FAKE_MONOTONIC=1",
+        "proxy=env:LD_PRELOAD=/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1",
+        "proxy=env:FAKETIME_TIMESTAMP_FILE={disk}/clock-offset",
+        "proxy=env:FAKETIME_NO_CACHE=1",
+        "proxy=env:FAKETIME_DONT_FAKE_MONOTONIC=1",
+        "dns=env:LD_PRELOAD=/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1",
+        "dns=env:FAKETIME_TIMESTAMP_FILE={disk}/clock-offset",
+        "dns=env:FAKETIME_NO_CACHE=1",
+        "dns=env:FAKETIME_DONT_FAKE_MONOTONIC=1",
+    ],
+    ..SINGLE
+};
+
 /// Three servers, each with a member of etcd, behind a real HAProxy, and two workers.
 const MASTERS: Topology = Topology { servers: 3, workers: 2, store: Store::Etcd, flags: SHORTENED };
 
@@ -141,7 +165,7 @@ mod tests {
             assert!(scenario.shows.ends_with('.'), "{name}: a sentence ends");
             assert!(scenario.topology.workers >= 1, "{name}: a drill needs a worker");
             for flag in scenario.topology.flags {
-                assert!(flag.contains("=--"), "{name}: {flag} is not COMPONENT=FLAG");
+                assert!(flag.contains("=--") || flag.contains("=env:"), "{name}: {flag} is not COMPONENT=FLAG");
             }
         }
     }

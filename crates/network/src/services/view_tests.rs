@@ -28,7 +28,7 @@ fn view(api_reachable: bool, nodes: &[(&str, Health)], words: &[(&str, &str, boo
     for (name, health) in nodes.iter().copied().chain([("here", Health::Alive)]) {
         let address = "172.30.0.21:7946".parse().expect("an address");
         let reachable = health != Health::Dead;
-        view.nodes.insert(name.into(), Member { health, reachable, address, api_reachable, since_unix_ms: 0 });
+        view.nodes.insert(name.into(), Member { health, reachable, cut: false, address, api_reachable, since_unix_ms: 0 });
     }
     for (node, address, ready) in words {
         let endpoint = Endpoint { address: address.parse().expect("an address"), ready: *ready, serving: *ready, version: 1 };

@@ -81,7 +81,7 @@ pub struct Health {
 
 /// All members.
 pub async fn list(etcd: &Etcd) -> Result<Vec<Member>> {
-    let ask = |connection: &Connection| {
+    let ask = |connection: &Connection, _| {
         let mut client = connection.plain();
         async move { Ok(client.member_list().await?) }.boxed()
     };
@@ -242,7 +242,7 @@ pub async fn defragment_all(etcd: &Etcd) -> Result<()> {
 
 /// Takes back all alarms; etcd raises them again if their cause is still there. Returns how many there were.
 pub async fn disarm(etcd: &Etcd) -> Result<usize> {
-    let ask = |connection: &Connection| {
+    let ask = |connection: &Connection, _| {
         let mut client = connection.plain();
         async move {
             let raised = client.alarm(AlarmAction::Get, AlarmType::None, None).await?;

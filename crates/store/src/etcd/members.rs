@@ -242,9 +242,9 @@ impl Members {
         }
     }
 
-    /// A call without effect: the first answer counts.
-    pub async fn read<R: Send>(&self, ask: impl Fn(&Member) -> Attempt<R> + Send + Sync) -> std::result::Result<R, Fault> {
-        self.race(|member, _| ask(member), |answer, _| Some(answer)).await.map_err(|failure| failure.fault)
+    /// A call without effect: the first answer counts. `ask` is told whether an attempt before it keeps silent, or was cut off.
+    pub async fn read<R: Send>(&self, ask: impl Fn(&Member, bool) -> Attempt<R> + Send + Sync) -> std::result::Result<R, Fault> {
+        self.race(ask, |answer, _| Some(answer)).await.map_err(|failure| failure.fault)
     }
 }
 
@@ -286,7 +286,7 @@ mod tests {
     async fn a_refusal_moves_on_at_once_and_the_one_that_answers_is_asked_first_next_time() {
         let members = members(3);
         let start = Instant::now();
-        let answer = |member: &Member| {
+        let answer = |member: &Member, _| {
             settled(if member.url.contains(".3:") { Ok(member.url.clone()) } else { Err(Fault::NoEffect("connection refused".into())) })
         };
         assert_eq!(members.read(answer).await.unwrap(), "http://192.0.2.3:2379");
@@ -298,7 +298,7 @@ mod tests {
     async fn a_silent_member_costs_its_silence_only() {
         let members = members(3);
         let start = Instant::now();
-        let answer = |member: &Member| if member.url.contains(".1:") { futures::future::pending().boxed() } else { settled(Ok(())) };
+        let answer = |member: &Member, _| if member.url.contains(".1:") { futures::future::pending().boxed() } else { settled(Ok(())) };
         members.read(answer).await.unwrap();
         assert_eq!(start.elapsed().as_millis() / 10, u128::from(SILENT_MEMBER_MS) / 10);
     }
@@ -315,9 +315,9 @@ mod tests {
             assert_eq!(start.elapsed().as_millis() / 100, u128::from(budget_ms) / 100);
         }
         let start = Instant::now();
-        assert!(members.read(|_| futures::future::pending::<std::result::Result<(), Fault>>().boxed()).await.is_err());
+        assert!(members.read(|_, _| futures::future::pending::<std::result::Result<(), Fault>>().boxed()).await.is_err());
         assert_eq!(start.elapsed().as_millis() / 100, u128::from(CALL_WHILE_LOST_MS) / 100);
-        members.read(|_| settled(Ok(()))).await.unwrap();
+        members.read(|_, _| settled(Ok(()))).await.unwrap();
         assert!(!members.lost());
     }
 

@@ -5,7 +5,9 @@
 //! mod revision (a create: that there is none); what stands there instead comes back from its else branch, in the same round trip.
 //!
 //! **Bounded.** Every call ends within [`limits::CALL_MS`]; without quorum it is [`Error::Unavailable`], with what each member said
-//! (`members.rs`). Reads are linearizable, all of them.
+//! (`members.rs`). Reads are linearizable, all of them: by the leader's word (ReadIndex), and where that keeps silent by an entry of
+//! the log. A read index that was on its way when the leader went is lost, and etcd waits for it, and lets later ones wait behind it,
+//! for seven seconds; an entry goes through as soon as there is a leader.
 //!
 //! **Lost answers** (`write.rs`). When a member dies with our write in hand, the write is asked for again only where that cannot do it
 //! twice, and what is found is ours only if it bears our mark. What cannot be told is [`Error::Unknown`], never "not done".
@@ -28,7 +30,7 @@ mod watch;
 mod write;
 
 use crate::{Depth, Error, KeyValue, Outcome, Page, Result, Revision, Store, Watch, Write};
-use etcd_client::{AlarmAction, AlarmType, CompactionOptions, GetOptions};
+use etcd_client::{AlarmAction, AlarmType, Compare, CompareOp, CompactionOptions, GetOptions, Txn, TxnOp, proto::PbTxnOpResponse};
 use fault::Fault;
 use futures::FutureExt;
 use mark::{Mark, Marks};
@@ -159,7 +161,8 @@ impl Shared {
         if let Some(error @ Error::Damaged(_)) = self.trouble.lock().clone() {
             return Err(error);
         }
-        let fault = match self.members.read(|member| range(member, key.clone(), options.clone())).await {
+        let ask = |member: &Member, doubt| range(member, key.clone(), options.clone(), doubt || self.members.lost());
+        let fault = match self.members.read(ask).await {
             Ok(answer) => {
                 self.saw(answer.header.as_ref());
                 return Ok(answer);
@@ -175,6 +178,9 @@ impl Shared {
     }
 }
 
+/// A key that is never written: see [`range`].
+const NEVER: &str = "never";
+
 fn revision(revision: i64) -> Revision {
     Revision(u64::try_from(revision).unwrap_or(0))
 }
@@ -183,9 +189,22 @@ fn signed(revision: Revision) -> i64 {
     i64::try_from(revision.0).unwrap_or(i64::MAX)
 }
 
-fn range(member: &Member, key: Vec<u8>, options: GetOptions) -> members::Attempt<etcd_client::proto::PbRangeResponse> {
+fn range(member: &Member, key: Vec<u8>, options: GetOptions, by_log: bool) -> members::Attempt<etcd_client::proto::PbRangeResponse> {
     let mut kv = member.kv();
-    async move { Ok(kv.get(key, Some(options)).await?.0) }.boxed()
+    async move {
+        if !by_log {
+            return Ok(kv.get(key, Some(options)).await?.0);
+        }
+        // A transaction that could write goes through the log; no version is below nought, so this one never does.
+        let never = Compare::version(NEVER, CompareOp::Less, 0);
+        let answer = kv.txn(Txn::new().when([never]).and_then([TxnOp::put(NEVER, "", None)]).or_else([TxnOp::get(key, Some(options))])).await?.0;
+        let range = answer.responses.into_iter().find_map(|op| match op.response {
+            Some(PbTxnOpResponse::ResponseRange(range)) => Some(range),
+            _ => None,
+        });
+        Ok(etcd_client::proto::PbRangeResponse { header: answer.header, ..range.unwrap_or_default() })
+    }
+    .boxed()
 }
 
 /// The first key after all that start with `prefix`, as etcd wants it: one zero byte if there is none.
@@ -280,7 +299,7 @@ impl Store for Etcd {
 
     /// Whether a majority answers and no alarm is raised.
     async fn check(&self, _depth: Depth) -> Result<()> {
-        let ask = |member: &Member| {
+        let ask = |member: &Member, _| {
             let mut client = member.plain();
             async move { Ok(client.alarm(AlarmAction::Get, AlarmType::None, None).await?) }.boxed()
         };

@@ -124,7 +124,7 @@ async fn run(shared: Arc<Shared>, mut cursor: Cursor, mut opened: Opened, out: m
 async fn open(shared: &Shared, cursor: &Cursor) -> Result<Opened> {
     shared.unfenced().await?;
     let all = shared.members.all();
-    let ask = |member: &Member| -> Attempt<Opened> {
+    let ask = |member: &Member, _| -> Attempt<Opened> {
         let Some(member) = all.iter().find(|known| std::ptr::eq(known.as_ref(), member)).cloned() else {
             return futures::future::ready(Err(Fault::NoEffect("the endpoints have changed".into()))).boxed();
         };
@@ -166,7 +166,7 @@ async fn open_at(member: Arc<Member>, key: Vec<u8>, from: Revision) -> std::resu
 
 /// Whether the past at `at` is still there: an error if not.
 async fn readable(member: &Member, key: Vec<u8>, at: Revision) -> std::result::Result<(), Fault> {
-    range(member, key, GetOptions::new().with_count_only().with_revision(signed(at))).await.map(drop)
+    range(member, key, GetOptions::new().with_count_only().with_revision(signed(at)), true).await.map(drop)
 }
 
 fn canceled(answer: &PbWatchResponse) -> Fault {
@@ -302,7 +302,7 @@ fn read(shared: &Shared, event: PbEvent) -> Result<Event> {
 
 /// The oldest revision that can still be read, if anything has been compacted: a watch from the beginning is refused with it.
 pub(super) async fn oldest(shared: &Shared) -> Option<Revision> {
-    let ask = |member: &Member| -> Attempt<Revision> {
+    let ask = |member: &Member, _| -> Attempt<Revision> {
         let mut client = member.watch();
         async move {
             let mut stream = client.watch("/", Some(WatchOptions::new().with_start_revision(1))).await?;

@@ -34,7 +34,7 @@ pub(super) async fn commit(shared: &Shared, write: Write) -> Result<Outcome> {
     let before = shared.seen();
     let ask = |member: &Member, uncertain: bool| {
         if uncertain && matches!(write, Write::Create { .. }) {
-            let read = range(member, shared.stored_key(write.key()), GetOptions::new());
+            let read = range(member, shared.stored_key(write.key()), GetOptions::new(), true);
             return async move {
                 let answer = read.await?;
                 Ok((answer.header, Answer::Found(answer.kvs.into_iter().next())))
