@@ -53,9 +53,8 @@ impl Source for FileSource {
             parse(&text).map_err(unusable)
         })
     }
-    fn rotate(&self) -> BoxFuture<'_, store::Result<String>> {
-        let why = format!("put the new key second in {}, wait a minute, put it first, and then reencrypt", self.path.display());
-        Box::pin(async { Err(store::Error::Undecryptable(why)) })
+    fn rotate(&self) -> Option<BoxFuture<'_, store::Result<String>>> {
+        None
     }
     fn describe(&self) -> String {
         self.path.display().to_string()
@@ -148,7 +147,15 @@ pub async fn answer(server: &Arc<Server>, info: &RequestInfo, request: Request<B
             let bytes = body::read(request.into_body(), REQUEST_BYTES_MAX).await.map_err(|error| Status::bad_request(error.to_string()))?;
             let asked = structure::parse_object(&bytes, Encoding::Json).map_err(Status::bad_request)?;
             match asked.str_at("action") {
-                Some("rotate") => json!({"key": encryption.rotate().await.map_err(failed)?}),
+                Some("rotate") => match encryption.rotate().await.map_err(failed)? {
+                    Some(key) => json!({"key": key}),
+                    None => {
+                        let place = encryption.describe();
+                        return Err(Status::bad_request(format!(
+                            "the keys are in {place}: put the new one second there, on all servers; a minute later put it first; then reencrypt"
+                        )));
+                    }
+                },
                 Some("reencrypt") => {
                     let done = encryption.reencrypt().await.map_err(failed)?;
                     json!({"rewritten": done.rewritten, "current": done.current, "left": done.left})

@@ -60,8 +60,9 @@ impl Server {
         if let Some(record) = record {
             if panicked {
                 record.panicked().await;
+            } else {
+                response = record.answered(response, failure.as_ref()).await;
             }
-            response = record.answered(response, failure.as_ref()).await;
         }
         if let Some(marks) = marks {
             marks.put(&mut response);

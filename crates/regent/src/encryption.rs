@@ -45,3 +45,37 @@ async fn follow(encrypted: Encrypted, stop: CancellationToken) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[derive(Parser)]
+    struct CommandLine {
+        #[command(flatten)]
+        flags: ApiserverFlags,
+    }
+
+    #[tokio::test]
+    async fn the_key_is_made_once_saved_with_snapshots_and_never_made_anew_for_want_of_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let (store, stop): (Arc<dyn Store>, _) = (Arc::new(store::memory::Memory::default()), CancellationToken::new());
+        let flags = CommandLine::parse_from(["test"]).flags;
+        assert!(wrap(&store, &flags, None, &stop).await.unwrap().is_none(), "without a place for its key nothing is encrypted");
+        for _ in 0..2 {
+            assert!(wrap(&store, &flags, Some(directory.path()), &stop).await.unwrap().is_some());
+        }
+        let path = directory.path().join(FILE);
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(crate::bundle::FILES.contains(&FILE), "what joins and what is saved has it");
+        let saved = backup::files::collect(directory.path(), &crate::bundle::FILES).unwrap();
+        assert!(saved.iter().any(|blob| blob.name == FILE));
+        std::fs::remove_file(&path).unwrap();
+        let error = wrap(&store, &flags, Some(directory.path()), &stop).await.err().unwrap().to_string();
+        assert!(error.contains("encryption.key is missing") && !path.exists(), "{error}");
+        backup::files::place(directory.path(), &saved, true).unwrap();
+        assert!(wrap(&store, &flags, Some(directory.path()), &stop).await.is_ok(), "a restore brings it back");
+    }
+}

@@ -7,7 +7,7 @@ use apiserver::{
     authentication::{front_proxy, oidc},
 };
 use clap::Args;
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 #[derive(Args, Clone, Debug, Default)]
 pub struct SecurityFlags {
@@ -49,6 +49,10 @@ pub struct SecurityFlags {
     /// What headers with further facts about the user begin with.
     #[arg(long, value_delimiter = ',', default_value = "X-Remote-Extra-")]
     requestheader_extra_headers_prefix: Vec<String>,
+
+    /// How long a server that is asked to stop goes on answering after it has said that it is not ready.
+    #[arg(long, default_value = "0s", value_parser = crate::commands::election::duration)]
+    shutdown_delay_duration: Duration,
 
     /// Issuers whose tokens are credentials, how users are read from them, and where anonymous requests may go: an
     /// AuthenticationConfiguration.
@@ -133,6 +137,7 @@ impl SecurityFlags {
                 config.authentication.anonymous_paths = anonymous.paths;
             }
         }
+        config.shutdown_delay = self.shutdown_delay_duration;
         Ok(())
     }
 }

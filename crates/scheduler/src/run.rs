@@ -34,6 +34,8 @@ use crate::state::State;
 const TASKS_MAX: usize = 100;
 /// How many changes of one kind are read before the next cycle.
 const CHANGES_PER_CYCLE_MAX: usize = 1000;
+/// How often waiting pods are counted, which costs as much as there are.
+const COUNT_EVERY: std::time::Duration = std::time::Duration::from_secs(5);
 /// An Event's message is cut here.
 const EVENT_MESSAGE_BYTES_MAX: usize = 1024;
 
@@ -171,6 +173,7 @@ async fn schedule(client: kube::Client, scheduler_name: String, recorder: Record
     let hands = Hands { client, recorder, scheduler_name };
     let mut tasks: JoinSet<Report> = JoinSet::new();
     let mut cursor = Cursor::default();
+    let mut counted: Option<Instant> = None;
     let mut rng = StdRng::from_rng(&mut rand::rng());
     loop {
         if shutdown.is_cancelled() {
@@ -184,7 +187,9 @@ async fn schedule(client: kube::Client, scheduler_name: String, recorder: Record
         if tasks.len() < TASKS_MAX
             && let Some(pod) = state.queue.pop(now)
         {
-            match state.profile.decide(&state.snapshot, &pod, &mut cursor, &mut rng) {
+            let decided = state.profile.decide(&state.snapshot, &pod, &mut cursor, &mut rng);
+            count(&hands.scheduler_name, if decided.is_ok() { "scheduled" } else { "unschedulable" }, now.elapsed());
+            match decided {
                 Ok(node) => {
                     state.assume(&pod, &node);
                     tasks.spawn(hands.clone().bind(pod, node));
@@ -198,6 +203,12 @@ async fn schedule(client: kube::Client, scheduler_name: String, recorder: Record
             tokio::task::yield_now().await;
             continue;
         }
+        if counted.is_none_or(|counted| now.duration_since(counted) >= COUNT_EVERY) {
+            counted = Some(now);
+            for (queue, pods) in ["active", "backoff", "unschedulable", "gated"].into_iter().zip(state.queue.counts()) {
+                client::metrics::set("scheduler_pending_pods", &[("queue", queue)], pods as i64);
+            }
+        }
         let due = state.queue.next_due();
         tokio::select! {
             () = shutdown.cancelled() => break,
@@ -207,6 +218,13 @@ async fn schedule(client: kube::Client, scheduler_name: String, recorder: Record
         }
     }
     tasks.shutdown().await;
+}
+
+/// Counts an attempt under Kubernetes' names.
+fn count(profile: &str, result: &str, took: std::time::Duration) {
+    let labels = [("profile", profile), ("result", result)];
+    client::metrics::add("scheduler_schedule_attempts_total", &labels, 1);
+    client::metrics::observe("scheduler_scheduling_attempt_duration_seconds", &labels, took);
 }
 
 fn settle(state: &mut State, report: Result<Report, tokio::task::JoinError>) {

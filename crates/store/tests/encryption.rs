@@ -90,7 +90,7 @@ async fn keys_rotate_and_everything_is_sealed_anew() {
     assert_eq!(usage.stored.get("identity"), Some(&1));
     assert_eq!(usage.stored.get(&usage.writes), Some(&1));
     let before = usage.writes;
-    one.rotate().await.expect("a new key");
+    one.rotate().await.expect("a new key").expect("the cluster's own keys");
     create(&one, "/registry/core/secrets/default/newer", WORD).await;
     let read = two.get("/registry/core/secrets/default/newer").await.expect("the other server learns of the key").expect("the secret");
     assert_eq!(read.value, value(WORD));

@@ -4,11 +4,11 @@ use super::{
     apiserver::read,
     election::{Election, duration},
 };
-use crate::peers::MembershipFlags;
+use crate::{component, peers::MembershipFlags};
 use anyhow::Result;
 use clap::Args;
 use controllers::{ClusterCa, Config, Options};
-use std::{path::PathBuf, time::Duration};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 /// What the controllers are told, alone or in `regent server`.
@@ -73,6 +73,12 @@ pub struct ControllerManager {
     /// The authority that pods trust, published as kube-root-ca.crt.
     #[arg(long)]
     root_ca_file: Option<PathBuf>,
+    /// Where /healthz and /metrics are served.
+    #[arg(long, default_value = "127.0.0.1")]
+    bind_address: IpAddr,
+    /// On which port; 0: not at all.
+    #[arg(long, default_value_t = component::CONTROLLER_MANAGER_PORT)]
+    secure_port: u16,
 }
 
 pub fn run(arguments: ControllerManager) -> Result<()> {
@@ -83,6 +89,8 @@ pub fn run(arguments: ControllerManager) -> Result<()> {
             key_pem: arguments.cluster_signing_key_file.as_deref().map(read).transpose()?,
         };
         let client = client::transport::from_kubeconfig(&arguments.kubeconfig).await?;
+        let (name, address, port) = ("kube-controller-manager", arguments.bind_address, arguments.secure_port);
+        tokio::spawn(component::serve(name, address, port, client.clone(), shutdown.clone()));
         control(client, &arguments.flags, &arguments.election, &arguments.membership, ca, shutdown).await
     })
 }

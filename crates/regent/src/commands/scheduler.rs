@@ -1,9 +1,10 @@
 //! `regent scheduler`: the scheduler alone.
 
 use super::election::Election;
+use crate::component;
 use anyhow::Result;
 use clap::Args;
-use std::path::PathBuf;
+use std::{net::IpAddr, path::PathBuf};
 use tokio_util::sync::CancellationToken;
 
 #[derive(Args)]
@@ -12,11 +13,18 @@ pub struct Scheduler {
     kubeconfig: PathBuf,
     #[command(flatten)]
     election: Election,
+    /// Where /healthz and /metrics are served.
+    #[arg(long, default_value = "127.0.0.1")]
+    bind_address: IpAddr,
+    /// On which port; 0: not at all.
+    #[arg(long, default_value_t = component::SCHEDULER_PORT)]
+    secure_port: u16,
 }
 
 pub fn run(arguments: Scheduler) -> Result<()> {
     crate::runtime::run(|shutdown| async move {
         let client = client::transport::from_kubeconfig(&arguments.kubeconfig).await?;
+        tokio::spawn(component::serve("kube-scheduler", arguments.bind_address, arguments.secure_port, client.clone(), shutdown.clone()));
         schedule(client, &arguments.election, shutdown).await
     })
 }

@@ -62,8 +62,8 @@ impl Rules {
 /// Where rules come from. Asked at the start, and again when there may be newer ones.
 pub trait Source: Send + Sync + 'static {
     fn load(&self) -> BoxFuture<'_, Result<Rules>>;
-    /// Puts a new key in the first place; answers with its name.
-    fn rotate(&self) -> BoxFuture<'_, Result<String>>;
+    /// Puts a new key in the first place; answers with its name. `None` if the keys are somebody else's to change.
+    fn rotate(&self) -> Option<BoxFuture<'_, Result<String>>>;
     /// The key of the store in which the rules lie, if they do: whenever it changes, they are read anew.
     fn key(&self) -> Option<&str> {
         None
@@ -125,11 +125,12 @@ impl Encrypted {
         self.0.source.describe()
     }
 
-    /// Makes a new key and seals with it from now on.
-    pub async fn rotate(&self) -> Result<String> {
-        let name = self.0.source.rotate().await?;
+    /// Makes a new key and seals with it from now on; `None` if the keys are somebody else's to change.
+    pub async fn rotate(&self) -> Result<Option<String>> {
+        let Some(rotated) = self.0.source.rotate() else { return Ok(None) };
+        let name = rotated.await?;
         self.reload().await?;
-        Ok(name)
+        Ok(Some(name))
     }
 
     /// What everything is sealed with.

@@ -151,8 +151,8 @@ impl Source for RingSource {
     fn load(&self) -> BoxFuture<'_, Result<Rules>> {
         Box::pin(async { self.rules(&self.standing().await?.0) })
     }
-    fn rotate(&self) -> BoxFuture<'_, Result<String>> {
-        Box::pin(self.add())
+    fn rotate(&self) -> Option<BoxFuture<'_, Result<String>>> {
+        Some(Box::pin(self.add()))
     }
     fn key(&self) -> Option<&str> {
         Some(KEY)
