@@ -1,7 +1,7 @@
 # The front door. What is more than one line lives in xtask.
 .DEFAULT_GOAL := help
 REGENT := target/release/regent
-.PHONY: help setup images clients build up down test unit e2e drills soak check fmt bench
+.PHONY: help setup images clients build up down test unit simulate e2e drills soak check fmt bench load
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,11 @@ unit: setup ## the tests that need no cluster
 	@cargo test --workspace --quiet --exclude regent --all-targets
 	@cargo test --package regent --quiet --bins
 
+simulate: ## a thousand simulated clusters: membership, elections, checkpoints, the balancer; `make simulate seeds=5000` for more
+	@REGENT_SEEDS=$(or $(seeds),1000) cargo test --quiet --package membership --test simulation -- --nocapture
+	@REGENT_SEEDS=$(or $(seeds),1000) cargo test --quiet --package client --test simulation -- --nocapture
+	@REGENT_SEEDS=$(or $(seeds),1000) cargo test --quiet --package network --lib balancer::simulation -- --nocapture
+
 e2e: setup images clients ## the cluster end to end, with real containers; `make e2e only=NAME` runs what has NAME in its name
 	@cargo test --package regent --test e2e -- $(only)
 
@@ -53,5 +58,10 @@ check: setup ## formatting, lints and house rules
 fmt: ## format the code
 	@cargo fmt --all
 
-bench: build images ## measure start, memory and time to serve; the README's figures
+bench: build images ## measure start, memory, time to serve (the README's figures), and the API server phase by phase
 	@cargo xtask bench --regent $(REGENT)
+	@$(MAKE) --no-print-directory load
+	@cargo bench --quiet --package apiserver --bench phases
+
+load: build ## the API server over HTTPS, phase by phase, beside Kubernetes' figures (docs/performance.md)
+	@cargo run --release --quiet --package xtask -- load --regent $(REGENT)

@@ -31,6 +31,8 @@ const NEEDED: &[(&str, &str)] = &[
 /// A file that must be there, likewise.
 const NEEDED_FILES: &[(&str, &str)] = &[
     ("/usr/lib/cni/ptp", "containernetworking-plugins"),
+    // For the drill of a clock that jumps.
+    ("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1", "libfaketime"),
     // What etcd's messages are built on.
     ("/usr/include/google/protobuf/descriptor.proto", "libprotobuf-dev"),
     // The static one, which runs in an image of nothing else; a plain `busybox` would not.

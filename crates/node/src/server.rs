@@ -11,6 +11,7 @@ use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::TokioIo;
 use jiff::{SignedDuration, Timestamp};
+use membership::cluster::EPOCH_BYTES_MAX;
 use k8s_openapi::api::core::v1::Pod;
 use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
@@ -172,6 +173,8 @@ async fn answer(cx: Arc<Context>, access: Access, request: Request<Incoming>) ->
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     match (request.method(), parts.as_slice()) {
         (&Method::GET, ["healthz"]) => text(StatusCode::OK, "ok"),
+        (&Method::GET, ["regent", "v1", "epoch"]) => vote(&cx, StatusCode::OK),
+        (&Method::POST, ["regent", "v1", "epoch"]) => promise(&cx, request).await,
         (&Method::GET, ["pods"]) => json(&pod_list(&cx)),
         (&Method::GET, ["stats", "summary"]) => match cx.stats.summary(&cx).await {
             Ok(summary) => json(&summary),
@@ -193,6 +196,30 @@ async fn answer(cx: Arc<Context>, access: Access, request: Request<Incoming>) ->
             text(StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed")
         }
         _ => text(StatusCode::NOT_FOUND, "404 page not found"),
+    }
+}
+
+/// What this node has promised of the cluster's epoch, and whether it reaches a server.
+fn vote(cx: &Context, code: StatusCode) -> Response<Body> {
+    let Some(ledger) = &cx.config.ledger else { return text(StatusCode::NOT_FOUND, "404 page not found") };
+    let mut response = json(&serde_json::json!({"epoch": ledger.known(), "apiReachable": cx.contact.is_there_now()}));
+    if response.status() == StatusCode::OK {
+        *response.status_mut() = code;
+    }
+    response
+}
+
+/// Takes a server's epoch, if none above it was promised; it is on disk before the answer.
+async fn promise(cx: &Context, request: Request<Incoming>) -> Response<Body> {
+    let Some(ledger) = cx.config.ledger.clone() else { return text(StatusCode::NOT_FOUND, "404 page not found") };
+    let body = http_body_util::Limited::new(request.into_body(), EPOCH_BYTES_MAX).collect().await.map(|body| body.to_bytes());
+    let asked = body.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let Some(asked) = asked else { return text(StatusCode::BAD_REQUEST, "this is not an epoch") };
+    match tokio::task::spawn_blocking(move || ledger.promise(asked)).await {
+        Ok(Ok(Ok(()))) => vote(cx, StatusCode::OK),
+        Ok(Ok(Err(_))) => vote(cx, StatusCode::CONFLICT),
+        Ok(Err(error)) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     }
 }
 

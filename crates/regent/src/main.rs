@@ -4,20 +4,27 @@
 //! binary is a CNI plugin, and `sandbox-launch`/`sandbox-init` run before any thread exists, for they make namespaces.
 
 mod checkpoint;
+mod encryption;
 mod backend;
 mod backups;
 mod bundle;
 mod commands;
+mod component;
+mod copier;
 mod etcd;
+mod fencing;
 mod join;
 mod moving;
 mod peers;
 mod progress;
+mod recovery;
 mod rotation;
 mod runtime;
+mod security;
 mod server_join;
 mod topology;
 mod units;
+mod voters;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -66,6 +73,8 @@ enum Command {
     Uninstall(commands::install::Uninstall),
     /// Make, list and revoke the tokens with which nodes join.
     Token(commands::token::Token),
+    /// Which keys the stored Secrets are encrypted with; a new key; all encrypted anew.
+    SecretsEncrypt(commands::secrets_encrypt::SecretsEncrypt),
     /// Move the store of a stopped server between SQLite and etcd.
     Store(commands::store::StoreCommand),
     /// Save, list and restore snapshots of the cluster.
@@ -110,6 +119,7 @@ fn start() -> Result<()> {
         Command::Install(arguments) => commands::install::install(arguments),
         Command::Uninstall(arguments) => commands::install::uninstall(arguments),
         Command::Token(arguments) => commands::token::run(arguments),
+        Command::SecretsEncrypt(arguments) => commands::secrets_encrypt::run(arguments),
         Command::Store(arguments) => commands::store::run(arguments),
         Command::Snapshot(arguments) => commands::snapshot::run(*arguments),
         Command::SandboxLaunch { configuration } => Ok(sandbox::launch::launch(&configuration)?),

@@ -135,13 +135,23 @@ pub fn nodes(options: &Options, directory: &Path, regent: &Path) -> Vec<Node> {
             if servers.len() > 1 && NODE_COMPONENTS.contains(&component.name.as_str()) {
                 component.command.extend(balancer_flags(node.role, &servers));
             }
-            let extra = options.extra_flags.iter().filter(|(name, _)| *name == component.name);
-            component.command.extend(extra.map(|(_, flag)| flag.clone()));
+            for (_, flag) in options.extra_flags.iter().filter(|(name, _)| *name == component.name) {
+                match flag.strip_prefix(ENVIRONMENT).and_then(|variable| variable.split_once('=')) {
+                    Some((name, value)) => {
+                        let value = value.replace("{disk}", &node.directory.display().to_string());
+                        component.environment.push((name.into(), value));
+                    }
+                    None => component.command.push(flag.clone()),
+                }
+            }
         }
         node
     });
     nodes.collect()
 }
+
+/// What begins so among the further flags is a variable of the component's environment, as `env:NAME=VALUE`.
+const ENVIRONMENT: &str = "env:";
 
 /// What reaches the API from every node; with several servers through the node's own balancer over all of them.
 const NODE_COMPONENTS: [&str; 3] = ["kubelet", "proxy", "dns"];
@@ -318,7 +328,8 @@ mod tests {
 
     #[test]
     fn a_plan_names_every_node_once_and_servers_run_the_control_plane() {
-        let options = Options { extra_flags: vec![("kubelet".into(), "--max-pods=9".into())], ..Options::default() };
+        let further = ["env:CLOCK={disk}/clock", "--max-pods=9"].map(|flag| ("kubelet".to_string(), flag.to_string()));
+        let options = Options { extra_flags: further.to_vec(), ..Options::default() };
         let nodes = nodes(&options, Path::new("/s"), Path::new("/regent"));
         let names: Vec<&str> = nodes.iter().map(|n| n.name.as_str()).collect();
         assert_eq!(names, ["registry", "server-1", "worker-1", "worker-2", "worker-3"]);
@@ -328,6 +339,7 @@ mod tests {
         for node in nodes.iter().filter(|n| n.role.is_cluster_node()) {
             let kubelet = node.components.iter().find(|c| c.name == "kubelet").unwrap();
             assert_eq!(kubelet.command.last().unwrap(), "--max-pods=9");
+            assert!(kubelet.environment.contains(&("CLOCK".into(), format!("/s/nodes/{}/clock", node.name))));
         }
     }
 

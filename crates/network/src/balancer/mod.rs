@@ -476,4 +476,6 @@ fn chance() -> u64 {
 }
 
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;

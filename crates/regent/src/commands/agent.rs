@@ -94,7 +94,7 @@ pub async fn run_node(
     shutdown: CancellationToken,
 ) -> Result<()> {
     let informers = crate::checkpoint::informers(client, &node.root_dir, "agent");
-    balancer::follow(balancer, &informers, &shutdown);
+    balancer::follow(balancer, &informers, &node.root_dir, &shutdown);
     let routing = Routing {
         node_name: node.name.clone(),
         node_ip: Some(node.address),

@@ -1,10 +1,15 @@
 //! `regent apiserver`: the API server alone.
 
-use crate::backend::{Backend, EtcdFlags};
+use crate::{
+    backend::{Backend, EtcdFlags},
+    fencing,
+    voters::Voters,
+};
 use super::certs::{self, Lifetime};
 use anyhow::{Context, Result, bail};
 use apiserver::{Config, Server};
 use clap::Args;
+use futures::FutureExt;
 use pki::{Authority, Identity, Issued, ServiceAccountKeys, reload::CertificateFiles};
 use std::{
     net::{IpAddr, SocketAddr},
@@ -69,6 +74,12 @@ pub struct ApiserverFlags {
     /// Let FlowSchemas and PriorityLevelConfigurations decide whose request is answered first.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
     pub enable_priority_and_fairness: bool,
+    /// Nodes that are given a copy of this server's store, with all Secrets and the cluster's keys in it, so that
+    /// `regent server --recover` on one of them can take over when this server is lost. Two are a good number.
+    #[arg(long, value_delimiter = ',', value_name = "NODE,...")]
+    pub store_copy_nodes: Vec<String>,
+    #[command(flatten)]
+    pub security: crate::security::SecurityFlags,
     #[command(flatten)]
     pub etcd: EtcdFlags,
     #[command(flatten)]
@@ -106,9 +117,6 @@ pub struct Apiserver {
     proxy_client_cert_file: Option<PathBuf>,
     #[arg(long, requires = "requestheader_client_ca_file")]
     proxy_client_key_file: Option<PathBuf>,
-    /// The authority that has signed it: by it, aggregated API servers believe whom a request is from.
-    #[arg(long, requires = "proxy_client_cert_file")]
-    requestheader_client_ca_file: Option<PathBuf>,
     /// The directory of the cluster's keys, from which a server that joins is given its own.
     #[arg(long)]
     pki_dir: Option<PathBuf>,
@@ -161,7 +169,7 @@ pub fn run(arguments: Apiserver) -> Result<()> {
             Ok(Issued { certificate_pem: read(certificate)?, key_pem: read(key)?, authority_pem: authority })
         };
         let kubelet_authority = arguments.kubelet_certificate_authority.as_deref().map(read).transpose()?.unwrap_or_else(|| authority_pem.clone());
-        let aggregation = match (&arguments.proxy_client_cert_file, &arguments.proxy_client_key_file, &arguments.requestheader_client_ca_file) {
+        let aggregation = match (&arguments.proxy_client_cert_file, &arguments.proxy_client_key_file, &arguments.flags.security.requestheader_client_ca_file) {
             (Some(certificate), Some(key), Some(authority)) => apiserver::aggregation::Config {
                 client_files: Some(Arc::new(CertificateFiles::open(certificate, key, "")?)),
                 authority_pem: Some(read(authority)?),
@@ -181,35 +189,57 @@ pub fn run(arguments: Apiserver) -> Result<()> {
         };
         let backend = Backend::of(&arguments.flags.etcd, &arguments.data_dir)?;
         let stop = CancellationToken::new();
-        let Some(server) = start(&backend, &arguments.flags, &credentials, arguments.pki_dir, &shutdown, stop.clone()).await? else {
-            return Ok(());
-        };
-        tokio::spawn(end(server.clone(), shutdown, stop.clone()));
-        serve(server, &arguments.flags, &credentials, stop).await
+        let started = start(&backend, &arguments.flags, &credentials, arguments.pki_dir, None, &shutdown, stop.clone()).await?;
+        let Some(Started { server, held }) = started else { return Ok(()) };
+        tokio::spawn(end(server.clone(), shutdown.clone(), stop.clone()));
+        let served = serve(server, &arguments.flags, &credentials, stop).await;
+        shutdown.cancel();
+        held.await.context("the fencing panicked")?.and(served)
     })
 }
 
+/// A server that is started.
+pub struct Started {
+    pub server: Arc<Server>,
+    /// Ends with the shutdown, or with an error when another server has taken over.
+    pub held: tokio::task::JoinHandle<Result<()>>,
+}
+
 /// Opens the store and starts the server behind it; nothing listens yet. `shutdown` ends the waiting for the store (`None`
-/// then), `stop` the server. `pki_dir`: whence servers that join get the cluster's keys.
+/// then), `stop` the server. `pki_dir`: whence servers that join, and copies, get the cluster's keys. `own_ledger`: what the node
+/// in this very process has promised, if there is one.
 pub async fn start(
     backend: &Backend,
     flags: &ApiserverFlags,
     credentials: &Credentials,
     pki_dir: Option<PathBuf>,
+    own_ledger: Option<PathBuf>,
     shutdown: &CancellationToken,
     stop: CancellationToken,
-) -> Result<Option<Arc<Server>>> {
-    let store = tokio::select! {
+) -> Result<Option<Started>> {
+    let mut store = tokio::select! {
         store = backend.open(shutdown) => store?,
         () = shutdown.cancelled() => return Ok(None),
     };
-    tokio::spawn(store::compaction::run(store.clone(), store::compaction::PERIOD, stop.clone().cancelled_owned()));
-    tokio::spawn(crate::backups::look_after(store.clone(), flags.store_check_interval, stop.clone()));
-    crate::backups::start_schedule(&flags.snapshots, store.clone(), backend, pki_dir.clone(), stop.clone())?;
     let advertise_address = match flags.advertise_address {
         Some(address) => address,
         None => super::kubelet::machine_address().context("finding the machine's address; say --advertise-address")?.into(),
     };
+    // Whether another server has taken over is known before anything is written.
+    let mut hold = None;
+    if let Backend::Sqlite(directory) = backend {
+        let url = format!("https://{}", SocketAddr::new(advertise_address, flags.secure_port));
+        let authority = Some(&credentials.kubelet_client.authority_pem).filter(|pem| !pem.is_empty()).unwrap_or(&credentials.authority_pem);
+        let voters = Voters::new(authority, credentials.kubelet_client_files.clone())?;
+        let server_directory = directory.parent().unwrap_or(directory);
+        let Some((held, fenced)) = fencing::enter(store, server_directory, &url, own_ledger.as_deref(), voters, shutdown).await? else {
+            return Ok(None);
+        };
+        (hold, store) = (Some(held), fenced);
+    }
+    tokio::spawn(store::compaction::run(store.clone(), store::compaction::PERIOD, stop.clone().cancelled_owned()));
+    tokio::spawn(crate::backups::look_after(store.clone(), flags.store_check_interval, stop.clone()));
+    crate::backups::start_schedule(&flags.snapshots, store.clone(), backend, pki_dir.clone(), stop.clone())?;
     let mut config = Config::new(store.clone());
     config.advertise_address = advertise_address;
     config.secure_port = flags.secure_port;
@@ -222,6 +252,16 @@ pub async fn start(
         mutating_requests_max: flags.max_mutating_requests_inflight,
     };
     config.server_bundle = pki_dir.clone().map(|directory| crate::bundle::source(directory, backend.clone()));
+    config.bootstrap.store_copy_nodes = flags.store_copy_nodes.clone();
+    config.store_copy = match (&hold, &pki_dir) {
+        (Some(hold), Some(pki)) => {
+            let copies = fencing::Copies { hold: hold.clone(), store: store.clone(), backend: backend.clone(), pki: pki.clone() };
+            Some(Arc::new(copies) as Arc<dyn apiserver::copies::Source>)
+        }
+        (_, None) if !flags.store_copy_nodes.is_empty() => bail!("--store-copy-nodes needs --pki-dir: a copy without the cluster's keys is of no use"),
+        (None, _) if !flags.store_copy_nodes.is_empty() => bail!("--store-copy-nodes: this server's objects are in etcd, whose members are the copies"),
+        _ => None,
+    };
     config.authentication.client_authorities_pem = Some(credentials.authority_pem.clone());
     config.authentication.service_account_keys = Some(credentials.service_account_keys.clone());
     config.authentication.anonymous = flags.anonymous_auth;
@@ -242,6 +282,8 @@ pub async fn start(
     config.tunnel.client = Some(credentials.kubelet_client.clone());
     config.tunnel.client_files = Some(credentials.kubelet_client_files.clone());
     config.aggregation = credentials.aggregation.clone();
+    flags.security.configure(&mut config)?;
+    config.more_metrics = Some(Arc::new(client::metrics::render));
     config.bootstrap.authority_pem = Some(credentials.authority_pem.clone());
     // A store that answers now may lose its quorum the next moment: then it is asked again.
     loop {
@@ -254,7 +296,14 @@ pub async fn start(
                 Err(apiserver::Error::Store(error @ store::Error::Unavailable(_))) => {
                     tracing::warn!(%error, "the store does not answer yet; it is asked again")
                 }
-                other => return Ok(Some(other?)),
+                other => {
+                    let server = other?;
+                    let held = match hold {
+                        Some(hold) => tokio::spawn(hold.keep(Arc::downgrade(&server), stop, shutdown.clone())),
+                        None => tokio::spawn(shutdown.clone().cancelled_owned().map(Ok)),
+                    };
+                    return Ok(Some(Started { server, held }));
+                }
             },
         }
         tokio::select! { () = shutdown.cancelled() => return Ok(None), () = tokio::time::sleep(Duration::from_millis(500)) => {} }
@@ -290,6 +339,7 @@ pub async fn farewell(server: &Arc<Server>) {
     if tokio::time::timeout(FAREWELL_MAX, server.retire()).await.is_err() {
         tracing::warn!("the other servers could not be told that this one goes; they will find out");
     }
+    tokio::time::sleep(server.config.shutdown_delay).await;
 }
 
 /// Listens and serves until the shutdown.

@@ -11,11 +11,14 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 use tokio_util::sync::CancellationToken;
 
 /// Where the balancer listens if nothing else is said.
 pub const DEFAULT_ADDRESS: &str = "127.0.0.1:6443";
+/// How often it is looked whether this node has promised itself to another server.
+const EPOCH_LOOK_EVERY: Duration = Duration::from_millis(500);
 /// The file of the servers as last known, below a node's directory.
 pub const SERVERS_FILE: &str = "api-servers.json";
 
@@ -67,10 +70,34 @@ pub fn probe(mut tls: rustls::ClientConfig) -> Probe {
     Probe::Readyz(Arc::new(tls))
 }
 
-/// Lets the balancer learn from the cluster which servers there are, until the shutdown.
-pub fn follow(balancer: Option<Balancer>, informers: &Informers, shutdown: &CancellationToken) {
+/// Lets the balancer learn from the cluster which servers there are, until the shutdown; and from what this node has promised
+/// (below `root_dir`) which server has taken over from one that can say nothing any more.
+pub fn follow(balancer: Option<Balancer>, informers: &Informers, root_dir: &Path, shutdown: &CancellationToken) {
     if let Some(balancer) = balancer {
-        let (informers, shutdown) = (informers.clone(), shutdown.clone());
-        tokio::spawn(async move { balancer.follow(&informers, shutdown).await });
+        let (informers, told, following) = (informers.clone(), shutdown.clone(), balancer.clone());
+        tokio::spawn(async move { following.follow(&informers, told).await });
+        tokio::spawn(follow_epoch(balancer, root_dir.join(membership::cluster::LEDGER), shutdown.clone()));
+    }
+}
+
+/// Every process of the node that may be the balancer reads what one of them, the kubelet, has promised.
+async fn follow_epoch(balancer: Balancer, ledger: PathBuf, shutdown: CancellationToken) {
+    let mut known = None;
+    let mut seen = None;
+    loop {
+        let changed = std::fs::metadata(&ledger).and_then(|metadata| metadata.modified()).ok();
+        if changed != seen {
+            seen = changed;
+            if let Ok(Some(epoch)) = membership::cluster::read(&ledger)
+                && known.as_ref() != Some(&epoch)
+            {
+                match epoch.server.parse::<Server>() {
+                    Ok(server) => balancer.learn(&[server]),
+                    Err(error) => tracing::warn!(server = epoch.server, %error, "the server of the newest epoch cannot be used"),
+                }
+                known = Some(epoch);
+            }
+        }
+        tokio::select! { () = shutdown.cancelled() => return, () = tokio::time::sleep(EPOCH_LOOK_EVERY) => {} }
     }
 }

@@ -9,10 +9,12 @@ use crate::rotation::Rotation;
 use anyhow::{Context, Result};
 use clap::Args;
 use client::Informers;
+use membership::cluster::Ledger;
 use network::pods::Mode;
 use std::{
     net::{Ipv4Addr, UdpSocket},
     path::PathBuf,
+    sync::Arc,
     time::Duration,
 };
 use tokio::{sync::watch, task::JoinSet};
@@ -68,6 +70,10 @@ pub struct KubeletFlags {
     /// How other nodes' pods are reached: routes, vxlan, or auto (routes where the nodes share a link).
     #[arg(long, default_value = "auto", value_parser = mode)]
     pub pod_network: Mode,
+    /// Keep a copy of the only server's store on this node, for `regent server --recover` when that server is lost: auto, if
+    /// the server names this node (its --store-copy-nodes); true, and say so when it does not; false, never.
+    #[arg(long, value_enum, default_value = "auto", num_args = 0..=1, default_missing_value = "true")]
+    pub store_copy: crate::copier::Willing,
     #[command(flatten)]
     pub membership: crate::peers::MembershipFlags,
 }
@@ -136,7 +142,7 @@ pub fn run(arguments: Kubelet) -> Result<()> {
             cluster_cidr: arguments.cluster_cidr,
         };
         let informers = crate::checkpoint::informers(way.client, &node.root_dir, "kubelet");
-        balancer::follow(way.balancer, &informers, &shutdown);
+        balancer::follow(way.balancer, &informers, &node.root_dir, &shutdown);
         keep(informers, node, &arguments.flags, shutdown).await
     })
 }
@@ -153,7 +159,17 @@ impl KubeletFlags {
 /// Keeps the node's pods and its part of the pod network until the shutdown.
 pub async fn keep(informers: Informers, node: Node, flags: &KubeletFlags, shutdown: CancellationToken) -> Result<()> {
     let pairs = |text: &String| text.split_once('=').map_or((text.clone(), String::new()), |(k, v)| (k.to_string(), v.to_string()));
+    // Without it this node has no vote on who takes over; its pods are kept all the same.
+    let ledger = match Ledger::open(&node.root_dir.join(membership::cluster::LEDGER)) {
+        Ok(ledger) => Some(Arc::new(ledger)),
+        Err(error) => {
+            tracing::error!("this node has no vote on the cluster's epoch: {error}");
+            None
+        }
+    };
+    tokio::spawn(crate::copier::run(informers.client(), node.root_dir.clone(), flags.store_copy, shutdown.clone()));
     let pods = node::Config {
+        ledger,
         node_labels: flags.node_labels.iter().map(pairs).collect(),
         register_with_taints: flags.register_with_taints.iter().map(|text| taint(text)).collect::<Result<_>>()?,
         max_pods: flags.max_pods,

@@ -59,7 +59,7 @@ pub fn run(arguments: Proxy) -> Result<()> {
             membership: arguments.membership.clone(),
         };
         let informers = crate::checkpoint::informers(way.client, &arguments.root_dir, "proxy");
-        balancer::follow(way.balancer, &informers, &shutdown);
+        balancer::follow(way.balancer, &informers, &arguments.root_dir, &shutdown);
         route(informers, routing, shutdown).await
     })
 }

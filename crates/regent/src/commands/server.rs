@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     backend::Backend,
+    component,
     recovery,
     rotation::Rotation,
     server_join,
@@ -41,6 +42,9 @@ use tokio_util::sync::CancellationToken;
 
 /// How long scheduler, controllers and agent may take to end before the API server goes all the same.
 const PARTS_GRACE: Duration = Duration::from_secs(10);
+
+/// Where scheduler and controllers show how they are.
+const LOOPBACK: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
 /// The parts of a server that `--disable` can leave out.
 const PARTS: [&str; 3] = ["agent", "scheduler", "controller-manager"];
@@ -139,6 +143,8 @@ async fn start(arguments: Server, shutdown: CancellationToken) -> Result<()> {
     }
     if runs("scheduler") {
         let (client, election, shutdown) = (in_process("system:kube-scheduler", &[]), arguments.election.clone(), shutdown.clone());
+        let (port, serving, stop) = (component::SCHEDULER_PORT, client.clone(), shutdown.clone());
+        tokio::spawn(component::serve("kube-scheduler", LOOPBACK, port, serving, stop));
         parts.spawn(async move { ("scheduler", scheduler::schedule(client, &election, shutdown).await) });
     }
     if runs("controller-manager") {
@@ -146,6 +152,8 @@ async fn start(arguments: Server, shutdown: CancellationToken) -> Result<()> {
         let ca = ClusterCa { certificate_pem: authority.certificate_pem().into(), key_pem: Some(authority.key_pem().into()) };
         let (flags, election, shutdown) = (arguments.controllers.clone(), arguments.election.clone(), shutdown.clone());
         let membership = arguments.kubelet.membership.clone();
+        let (port, serving, stop) = (component::CONTROLLER_MANAGER_PORT, client.clone(), shutdown.clone());
+        tokio::spawn(component::serve("kube-controller-manager", LOOPBACK, port, serving, stop));
         parts.spawn(async move { ("controller-manager", controller_manager::control(client, &flags, &election, &membership, ca, shutdown).await) });
     }
     if runs("agent") {

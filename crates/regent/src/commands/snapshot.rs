@@ -287,7 +287,7 @@ pub fn print_files(files: &[(String, Fate)], pki: &Path) {
     }
 }
 
-fn told(step: restore::Step) -> &'static str {
+pub fn told(step: restore::Step) -> &'static str {
     match step {
         restore::Step::Verify => "reading the snapshot to its end",
         restore::Step::Begin => "locking the server out",
