@@ -41,7 +41,9 @@ pub async fn serve(name: &'static str, address: IpAddr, port: u16, client: kube:
 async fn attempt(name: &'static str, address: IpAddr, port: u16, client: kube::Client, shutdown: CancellationToken) -> Result<()> {
     let listener = TcpListener::bind((address, port)).await.context("listening")?;
     let own = Authority::generate(name)?.issue(&Identity::node_serving("localhost", &[address]))?;
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(pki::tls::server(&own)?));
+    let mut tls = pki::tls::server(&own)?;
+    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
     let places = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return Ok(()) };

@@ -71,7 +71,7 @@ async fn ask(client: &kube::Client, action: Option<&str>) -> Result<Value> {
 
 /// A table: resource, key, objects.
 fn shown(status: &Value) -> String {
-    let mut out = format!("Keys: {}\n{:<24} {:<32} OBJECTS\n", status["source"].as_str().unwrap_or("?"), "RESOURCE", "KEY");
+    let mut out = format!("Keys: {}\n{:<24} {:<48} OBJECTS\n", status["source"].as_str().unwrap_or("?"), "RESOURCE", "KEY");
     for resource in status["resources"].as_array().into_iter().flatten() {
         let (name, writes) = (resource["resource"].as_str().unwrap_or("?"), resource["writes"].as_str().unwrap_or("?"));
         let mut keys: Vec<&str> = resource["reads"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
@@ -81,7 +81,7 @@ fn shown(status: &Value) -> String {
         for key in keys {
             let count = stored.and_then(|stored| stored.get(key)).and_then(Value::as_u64).unwrap_or_default();
             let mark = if key == writes { " (new objects)" } else { "" };
-            out += &format!("{name:<24} {:<32} {count}\n", format!("{key}{mark}"));
+            out += &format!("{name:<24} {:<48} {count}\n", format!("{key}{mark}"));
         }
     }
     out
@@ -95,7 +95,7 @@ mod tests {
     fn the_table_shows_every_key() {
         let status = json!({"source": "here", "resources": [{"resource": "secrets", "writes": "aesgcm:b", "reads": ["aesgcm:b", "aesgcm:a", "identity"], "stored": {"aesgcm:a": 3, "aesgcm:lost": 1}}]});
         let text = shown(&status);
-        for line in ["aesgcm:b (new objects)           0", "aesgcm:a                         3", "aesgcm:lost                      1"] {
+        for line in [&format!("{:<48} 0", "aesgcm:b (new objects)"), &format!("{:<48} 3", "aesgcm:a"), &format!("{:<48} 1", "aesgcm:lost")] {
             assert!(text.contains(line), "{text}");
         }
     }
