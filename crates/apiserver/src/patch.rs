@@ -171,6 +171,20 @@ pub async fn server_side_apply(mut call: Call) -> Answer {
     Err(Status::modified(call.resource(), &call.info.name))
 }
 
+/// What is wrong with a value, in the words of the converter that an apply goes through.
+fn unconverted(why: &str) -> String {
+    if why.starts_with("illegal base64") {
+        return format!("error decoding from json: {why}");
+    }
+    let Some((found, type_)) = why.strip_prefix("json: cannot unmarshal ").and_then(|rest| rest.rsplit_once(" of type ")) else { return why.into() };
+    match found.split(' ').collect::<Vec<_>>().as_slice() {
+        ["number", number, ..] if number.contains(['.', 'e', 'E']) && type_.starts_with("int") => format!("cannot convert float64 to {type_}"),
+        // What reads itself knows nothing of where it stands.
+        [found, "into", "Go", "struct", "field", ..] if type_ == "int32" => format!("json: cannot unmarshal {found} into Go value of type {type_}"),
+        _ => why.into(),
+    }
+}
+
 /// What an apply makes of the stored object, in stored form.
 fn applied(call: &Call, live: Option<&Value>, config: &Value, manager: &str, force: bool) -> Result<Value, Status> {
     let shown = live.map(|live| {
@@ -185,7 +199,7 @@ fn applied(call: &Call, live: Option<&Value>, config: &Value, manager: &str, for
     }
     let of = format!("{}{}, Kind={}", if call.kind.group.is_empty() { "/" } else { "" }, call.view().api_version(), call.kind.kind);
     let (namespace, name) = (config.namespace().to_string(), config.name().to_string());
-    let converted = structure::conform(object, &call.kind, &call.info.version);
+    let converted = structure::conform(object, &call.kind, &call.info.version).map_err(|why| unconverted(&why));
     let mut object = converted.map_err(|why| {
             Status::unknown(format!(
                 "failed to convert new object ({namespace}/{name}; {of}) to proper version: unable to convert unstructured object to {of}: {why}"
@@ -201,4 +215,18 @@ fn applied(call: &Call, live: Option<&Value>, config: &Value, manager: &str, for
     }
     call.kind.hooks.to_stored(&call.info.version, &mut object);
     Ok(object)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_apply_says_what_cannot_be_converted_in_other_words() {
+        let check = |why: &str, expected: &str| assert_eq!(unconverted(why), expected);
+        check("illegal base64 data at input byte 0", "error decoding from json: illegal base64 data at input byte 0");
+        check("json: cannot unmarshal number 1.5 into Go struct field DeploymentSpec.spec.replicas of type int32", "cannot convert float64 to int32");
+        check("json: cannot unmarshal bool into Go struct field R.a.b of type int32", "json: cannot unmarshal bool into Go value of type int32");
+        check("json: cannot unmarshal string into Go struct field R.a of type bool", "json: cannot unmarshal string into Go struct field R.a of type bool");
+    }
 }

@@ -206,6 +206,7 @@ impl Sandbox {
         let authority_directory = self.directory.join("pki");
         let authority = Authority::load_or_create(&authority_directory)?;
         ServiceAccountKeys::load_or_create(&authority_directory)?;
+        Authority::load_or_create_named(&authority_directory, "front-proxy-ca", "front-proxy-ca")?;
         pki::secret::load_or_create(&authority_directory.join(ENCRYPTION_KEY))?;
         let admin = authority.issue_kept(&authority_directory, "admin", &Identity::admin())?;
         Kubeconfig::of(&plan::api_url(&self.options, None), &admin, "kubernetes-admin").write(&self.kubeconfig())?;
@@ -250,9 +251,9 @@ impl Sandbox {
 
     fn make_server_credentials(&self, node: &Node, authority: &Authority, directory: &Path) -> Result<()> {
         pki::files::replace(&directory.join("ca.key"), authority.key_pem(), Access::Private)?;
-        for file in ["sa.key", "sa.pub", ENCRYPTION_KEY] {
+        for file in ["sa.key", "sa.pub", "front-proxy-ca.key", "front-proxy-ca.crt", ENCRYPTION_KEY] {
             let text = fs::read_to_string(self.directory.join("pki").join(file)).doing(|| format!("reading {file}"))?;
-            pki::files::replace(&directory.join(file), &text, if file == "sa.pub" { Access::Public } else { Access::Private })?;
+            pki::files::replace(&directory.join(file), &text, if matches!(file, "sa.pub" | "front-proxy-ca.crt") { Access::Public } else { Access::Private })?;
         }
         let service: IpAddr = IpAddr::from([10, 96, 0, 1]);
         let mut names = vec![node.name.clone(), node.address.clone()];

@@ -68,8 +68,9 @@ pub async fn run(server: &Arc<Server>) -> Result<(), Error> {
     for (resource, object) in own::config_maps(config) {
         if object.namespace() == "kube-system" {
             // What aggregated API servers believe by is what this server says today.
-            let data = object.clone();
-            ensure_same(server, "", resource, typed(server, "", resource, object).map_err(failed)?, &["data"], |_| data.clone()).await.map_err(failed)?;
+            let own = object.clone();
+            let object = typed(server, "", resource, object).map_err(failed)?;
+            ensure_same(server, "", resource, object, &["data"], |stored| own::with_authorities_of(stored, &own)).await.map_err(failed)?;
         } else {
             ensure(server, "", resource, object).await.map_err(failed)?;
         }

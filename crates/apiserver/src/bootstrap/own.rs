@@ -11,6 +11,9 @@ const RBAC: &str = "rbac.authorization.k8s.io";
 /// The Secret with the membership's keys; every node may read it.
 const MEMBERSHIP_SECRET: &str = "regent-membership";
 
+/// Authorities of other servers that are kept beside this one's own.
+const AUTHORITIES_OF_OTHERS_MAX: usize = 7;
+
 /// The Service through which pods reach the API servers.
 pub(super) fn kubernetes_service(cidr: &ipnet::IpNet, secure_port: u16) -> Option<Value> {
     let address = service_address(cidr, 1)?.to_string();
@@ -98,6 +101,36 @@ pub(super) fn authentication(config: &Config, authorities: &str) -> Value {
         data["requestheader-extra-headers-prefix"] = json!(list(&["X-Remote-Extra-"]));
     }
     data
+}
+
+/// The same with the authorities that other servers have put there: each believes its own, and whoever reads it all of them.
+pub(super) fn with_authorities_of(stored: &Value, own: &Value) -> Value {
+    let mut merged = own.clone();
+    let mut data = stored.get("data").and_then(Value::as_object).cloned().unwrap_or_default();
+    for (key, value) in own.get("data").and_then(Value::as_object).into_iter().flatten() {
+        let said = data.get(key).and_then(Value::as_str).unwrap_or_default().to_string();
+        let value = match value.as_str() {
+            Some(own) if key.ends_with("-ca-file") => json!(all_certificates(&said, own)),
+            _ => value.clone(),
+        };
+        data.insert(key.clone(), value);
+    }
+    merged["data"] = Value::Object(data);
+    merged
+}
+
+/// The certificates of two PEM texts, each once, in the order of the first; those of the second are always among them.
+fn all_certificates(before: &str, own: &str) -> String {
+    const END: &str = "-----END CERTIFICATE-----";
+    let blocks = |text: &str| text.split(END).map(str::trim).filter(|block| block.contains("-----BEGIN CERTIFICATE-----")).map(String::from).collect::<Vec<_>>();
+    let own = blocks(own);
+    let mut all: Vec<String> = blocks(before).into_iter().filter(|block| !own.contains(block)).collect();
+    // Those of servers that are long gone go, the oldest first.
+    all.drain(..all.len().saturating_sub(AUTHORITIES_OF_OTHERS_MAX));
+    all.extend(own);
+    all.sort();
+    all.dedup();
+    all.iter().map(|block| format!("{block}\n{END}\n")).collect()
 }
 
 /// The key that the nodes' membership is sealed with. Made once; whoever changes it puts the new line second, then first.
@@ -228,6 +261,21 @@ fn controller_rules() -> Result<Value, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_servers_authority_is_kept() {
+        let pem = |text: &str| format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n");
+        let own = json!({"metadata": {"name": "a"}, "data": {"requestheader-client-ca-file": pem("2"), "requestheader-allowed-names": "[]"}});
+        assert_eq!(with_authorities_of(&Value::Null, &own), own);
+        let stored = json!({"data": {"requestheader-client-ca-file": pem("1"), "other": "x"}});
+        let both = with_authorities_of(&stored, &own);
+        assert_eq!((both["data"]["requestheader-client-ca-file"].as_str(), &both["data"]["other"]), (Some((pem("1") + &pem("2")).as_str()), &json!("x")));
+        assert_eq!(with_authorities_of(&both, &own)["data"], both["data"], "once is enough");
+        let many: String = (10..30).map(|i| pem(&i.to_string())).collect();
+        let kept = all_certificates(&many, &pem("2"));
+        assert_eq!(kept.matches("BEGIN").count(), AUTHORITIES_OF_OTHERS_MAX + 1);
+        assert!(kept.contains(&pem("2")));
+    }
 
     #[test]
     fn controllers_together_have_each_ones_rules() {

@@ -79,7 +79,8 @@ impl Hooks for CustomResourceDefinitions {
     fn validate(&self, definition: &Value, old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(definition), Path::new("spec"));
         let wanted = format!("{}.{}", text(member(spec, "names").unwrap_or(&Value::Null), "plural"), text(spec, "group"));
-        if !definition.name().is_empty() && definition.name() != wanted {
+        // What it is made of cannot change later; who tries is told that, and not that the name is wrong.
+        if old.is_none() && !definition.name().is_empty() && definition.name() != wanted {
             errors.invalid(Path::new("metadata").child("name"), definition.name(), "must be spec.names.plural+\".\"+spec.group");
         }
         validate_spec(spec, old.map(workload::spec), &path, errors);
