@@ -6,6 +6,7 @@
 use crate::{
     admission::Operation,
     connect::{Answer, Call},
+    conversion,
     namespaces, read,
     write::{self, Writer, Written, timestamp},
 };

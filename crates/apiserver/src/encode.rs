@@ -7,6 +7,7 @@ use crate::{
     Body,
     body::{self, full},
     cache::Entry,
+    gathered::append,
 };
 use api::{
     Kind, Status, Value,
@@ -535,7 +536,7 @@ impl Iterator for Pieces {
                 self.next.put_slice(self.between);
             }
             self.next.put_slice(self.open);
-            self.next.put_slice(&item);
+            append(&mut self.next, &item);
         }
         Some(std::mem::take(&mut self.next).freeze())
     }

@@ -52,6 +52,9 @@ pub fn validate(pod: &Value, old: &Value, errors: &mut Errors) {
             errors.required(path.child(key).index(i).child("image"), "");
         }
     }
+    if spec == old_spec {
+        return;
+    }
     active_deadline(spec, old_spec, &path, errors);
     for (i, gate) in list(spec, "schedulingGates").iter().enumerate() {
         if !list(old_spec, "schedulingGates").contains(gate) {
