@@ -36,10 +36,11 @@ unit: setup ## the tests that need no cluster
 	@cargo test --workspace --quiet --exclude regent --all-targets
 	@cargo test --package regent --quiet --bins
 
-simulate: ## a thousand simulated clusters: membership, elections, checkpoints, the balancer; `make simulate seeds=5000` for more
+simulate: ## a thousand simulated clusters: membership, elections, checkpoints, the balancer, pods; `make simulate seeds=5000` for more
 	@REGENT_SEEDS=$(or $(seeds),1000) cargo test --quiet --package membership --test simulation -- --nocapture
 	@REGENT_SEEDS=$(or $(seeds),1000) cargo test --quiet --package client --test simulation -- --nocapture
 	@REGENT_SEEDS=$(or $(seeds),1000) cargo test --quiet --package network --lib balancer::simulation -- --nocapture
+	@REGENT_SEEDS=$(or $(seeds),1000) cargo test --quiet --package node --lib pod::simulation -- --nocapture
 
 e2e: setup images clients ## the cluster end to end, with real containers; `make e2e only=NAME` runs what has NAME in its name
 	@cargo test --package regent --test e2e -- $(only)

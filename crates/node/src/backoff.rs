@@ -8,6 +8,14 @@ use std::collections::BTreeMap;
 
 pub const FIRST: SignedDuration = SignedDuration::from_secs(10);
 pub const LONGEST: SignedDuration = SignedDuration::from_secs(300);
+/// Times by which the runtime's clock and this one may differ, on one machine.
+const CLOCK_SLACK: SignedDuration = SignedDuration::from_secs(1);
+
+/// Whether a moment up to which something waits has come: also when it is further away than anything ever waits, because the
+/// clock was set back meanwhile.
+pub fn has_come(until: Timestamp, now: Timestamp) -> bool {
+    until <= now || until.duration_since(now) > LONGEST.saturating_add(CLOCK_SLACK)
+}
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
@@ -33,6 +41,10 @@ impl Backoffs {
     pub fn waiting(&self, key: &str, failed_at: Timestamp, now: Timestamp) -> Option<Waiting> {
         let entry = self.entries.get(key)?;
         if expired(entry, failed_at) {
+            return None;
+        }
+        // The clock was set back since: when that was is not known any more, and nobody waits for the clock to come there again.
+        if failed_at.duration_since(now) > CLOCK_SLACK {
             return None;
         }
         let until = failed_at.checked_add(entry.delay).ok()?;
@@ -101,5 +113,14 @@ mod tests {
         assert_eq!(backoffs.waiting("a", at(now + 1000), at(now + 1000)), None);
         backoffs.tried("a", at(now + 1000), at(now + 1000));
         assert_eq!(backoffs.waiting("a", at(now + 1001), at(now + 1001)).unwrap().delay, FIRST);
+    }
+
+    #[test]
+    fn nobody_waits_for_a_clock_that_was_set_back() {
+        let mut backoffs = Backoffs::default();
+        backoffs.tried("a", at(0), at(0));
+        assert!(backoffs.waiting("a", at(5), at(6)).is_some() && backoffs.waiting("a", at(5), at(4)).is_some());
+        assert_eq!(backoffs.waiting("a", at(5), at(-3600)), None);
+        assert!(has_come(at(5), at(5)) && !has_come(at(5), at(0)) && has_come(at(3600), at(0)));
     }
 }

@@ -14,7 +14,7 @@
 //! repeat, and a start is refused by the runtime if one of that name and attempt is there.
 
 use crate::{
-    backoff::{Backoffs, go_duration},
+    backoff::{Backoffs, go_duration, has_come},
     spec::{self, Role},
 };
 use jiff::{SignedDuration, Timestamp};
@@ -358,7 +358,7 @@ fn create_sandbox(view: &View<'_>, plan: &mut Plan) {
     if view.ongoing.sandbox {
         return;
     }
-    if let Some(at) = view.sandbox_retry_at.filter(|at| *at > view.now) {
+    if let Some(at) = view.sandbox_retry_at.filter(|at| !has_come(*at, view.now)) {
         plan.wake(at);
         return;
     }
@@ -425,7 +425,7 @@ fn need(view: &View<'_>, role: Role, container: &ContainerSpec, seen: Option<&Co
     if view.ongoing.start.as_deref() == Some(&container.name) {
         return Need::Wait;
     }
-    let retry = |plan: &mut Plan| match view.failures.get(&container.name).filter(|failure| failure.retry_at > view.now) {
+    let retry = |plan: &mut Plan| match view.failures.get(&container.name).filter(|failure| !has_come(failure.retry_at, view.now)) {
         Some(failure) => {
             plan.wake(failure.retry_at);
             Need::Wait
@@ -485,6 +485,9 @@ fn need(view: &View<'_>, role: Role, container: &ContainerSpec, seen: Option<&Co
     }
 }
 
+#[cfg(test)]
+#[path = "pod_simulation.rs"]
+mod simulation;
 #[cfg(test)]
 #[path = "pod_tests.rs"]
 mod tests;
