@@ -175,7 +175,7 @@ mod tests {
     #[test]
     fn a_configuration_of_kubernetes_is_read() {
         let rules = parse(
-            "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n- resources: [secrets, configmaps, pandas.awesome.bears.example]\n  providers:\n  - aesgcm:\n      keys:\n      - {name: key1, secret: c2VjcmV0IGlzIHNlY3VyZQ==}\n      - {name: key2, secret: dGhpcyBpcyBwYXNzd29yZA==}\n  - identity: {}\n- resources: ['*.*']\n  providers:\n  - aescbc: {keys: [{name: key3, secret: c2VjcmV0IGlzIHNlY3VyZSwgSSB0aGluaw==}]}\n  - identity: {}\n",
+            "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n- resources: [secrets, configmaps, pandas.awesome.bears.example]\n  providers:\n  - aesgcm:\n      keys:\n      - {name: key1, secret: c2VjcmV0IGlzIHNlY3VyZQ==}\n      - {name: key2, secret: dGhpcyBpcyBwYXNzd29yZA==}\n  - identity: {}\n- resources: ['*.*']\n  providers:\n  - aescbc: {keys: [{name: key3, secret: c2VjcmV0IGlzIHNlY3VyZQ==}]}\n  - identity: {}\n",
         )
         .unwrap();
         let places: Vec<_> = rules.0.iter().map(|rule| (rule.prefix.as_str(), rule.providers.writes())).collect();
