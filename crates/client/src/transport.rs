@@ -70,8 +70,26 @@ pub async fn from_kubeconfig_at(path: &Path, server: Option<&str>) -> Result<kub
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer().map_err(failed)?)
         .map_err(tower::BoxError::from)
-        .service(renewed);
+        .service(named(&component(path), renewed));
     Ok(kube::client::ClientBuilder::new(service, config.default_namespace.clone()).build())
+}
+
+/// Which of Kubernetes' components a kubeconfig is for, by the user that it names.
+fn component(path: &Path) -> String {
+    let user = Kubeconfig::read_from(path).ok().and_then(|kubeconfig| {
+        let current = kubeconfig.current_context?;
+        kubeconfig.contexts.into_iter().find(|named| named.name == current)?.context?.user
+    });
+    component_of(&user.unwrap_or_default())
+}
+
+/// Which of Kubernetes' components a user is: `kube-scheduler`, `kubelet`; everybody else is Regent itself.
+pub fn component_of(user: &str) -> String {
+    match user.strip_prefix("system:") {
+        Some(node) if node.starts_with("node:") => "kubelet".into(),
+        Some(component) => component.into(),
+        None => "regent".into(),
+    }
 }
 
 /// The authorities (DER) that the kubeconfig trusts for its server.
@@ -217,4 +235,16 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     kube::Client::new(service, "default")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_names_its_component() {
+        for (user, component) in [("system:kube-scheduler", "kube-scheduler"), ("system:node:worker-1", "kubelet"), ("kubernetes-admin", "regent")] {
+            assert_eq!(component_of(user), component, "{user}");
+        }
+    }
 }

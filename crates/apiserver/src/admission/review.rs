@@ -17,7 +17,8 @@ impl AdmissionContext<'_> {
     /// An object in the form of a version.
     pub fn shown(&self, object: &Value, version: &str) -> Value {
         let mut object = object.clone();
-        if !object.is_null() {
+        // What a webhook converts is seen as the request has it; see [`AdmissionContext::converted`].
+        if !object.is_null() && !conversion::is_by_webhook(self.kind) {
             self.view(version).show(&mut object);
         }
         object

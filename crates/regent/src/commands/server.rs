@@ -132,8 +132,7 @@ async fn start(arguments: Server, shutdown: CancellationToken) -> Result<()> {
     let in_process = |user: &str, groups: &[&str]| {
         let mut all = vec!["system:authenticated"];
         all.extend(groups);
-        let component = if user.starts_with("system:node:") { "kubelet" } else { user.trim_start_matches("system:") };
-        client::transport::in_process(client::transport::named(component, server.local_service(User::new(user, &all))))
+        client::transport::in_process(client::transport::named(&client::transport::component_of(user), server.local_service(User::new(user, &all))))
     };
     let mut parts: JoinSet<(&'static str, Result<()>)> = JoinSet::new();
     parts.spawn(async move { ("fencing", held.await.unwrap_or_else(|panic| Err(panic.into()))) });
