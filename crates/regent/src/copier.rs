@@ -225,9 +225,14 @@ impl std::io::Read for Pieces {
     }
 }
 
+/// Whether there is a copy, whole or not.
+pub fn is_there(directory: &Path) -> bool {
+    directory.join("base.snapshot").exists()
+}
+
 /// Refuses a directory that holds no copy.
 pub fn must_be_there(directory: &Path) -> Result<()> {
-    if !directory.join("base.snapshot").exists() {
+    if !is_there(directory) {
         bail!(
             "there is no copy of a store in {}; a node has one if its server names it (`--store-copy-nodes`). `regent snapshot restore` \
              brings a server back from a snapshot",

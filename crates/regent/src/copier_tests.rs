@@ -176,12 +176,26 @@ async fn a_copy_that_is_killed_again_and_again_becomes_the_server_and_the_old_on
 
     // The old one comes back, and steps down before it writes.
     let old_store = cluster.store.clone();
-    drop(cluster);
     let refused = old_store.commit(Write::Create { key: "/registry/x".into(), value: "1".into() }).await;
     assert!(refused.is_ok(), "nobody has told it yet: it is only fenced where it hears of the other");
     let (hold, _) = (fencing::enter(old_store.clone(), &old.join("server"), OLD, None, nodes.voters(), &CancellationToken::new()).await.err(), ());
     let why = hold.unwrap().to_string();
     assert!(why.contains("stepped down") && why.contains(NEW), "{why}");
+    // Unless a person says that it is the one, and the nodes promise it an epoch above.
+    drop((old_store, cluster));
+    let again = recovery::Request {
+        copy: &old.join("node").join(DIRECTORY),
+        server: &old.join("server"),
+        pki: &old.join("server/pki"),
+        ledger: &old.join("node").join(membership::cluster::LEDGER),
+        url: OLD.into(),
+        force: true,
+    };
+    until("the old store to be closed", || async { !Sqlite::in_use(&old.join("server/store")) }).await;
+    assert!(recovery::recover(&again).await.unwrap());
+    let back = start(&old, OLD, &nodes).await.unwrap();
+    assert_eq!(back.hold.epoch().number, 3);
+    back.stop.cancel();
     recovered.stop.cancel();
 }
 

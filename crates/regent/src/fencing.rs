@@ -200,7 +200,7 @@ impl Hold {
                         say_at += SAY_EVERY;
                         tracing::warn!(
                             "copies of this server's store were given to {}; before it serves, {needed} more of {} must say that none of them \
-                             has taken over. Where these are lost for good: `regent store recover --force` on this machine",
+                             has taken over. Where these are lost for good, and nobody has taken over: `regent server --recover --force` goes on with what is here",
                             record.copies.iter().cloned().collect::<Vec<_>>().join(", "),
                             silent.join(", "),
                         );

@@ -70,6 +70,16 @@ pub async fn recover(request: &Request<'_>) -> Result<bool> {
         bail!("a server runs on {} here already", store_directory.display());
     }
     let journal = journal(request.server)?;
+    let has_store = store_directory.join("state.db").exists();
+    let kept = fencing::beside(request.server)?;
+    if journal.is_none() && has_store && !copier::is_there(request.copy) {
+        if request.force {
+            return go_on(request, &store_directory).await;
+        }
+        if kept.as_ref().is_none_or(|kept| kept.superseded_by.is_none()) {
+            return Ok(false);
+        }
+    }
     copier::must_be_there(request.copy)?;
     pki::files::create_directory(request.server)?;
     let snapshot = request.server.join(SNAPSHOT);
@@ -78,8 +88,7 @@ pub async fn recover(request: &Request<'_>) -> Result<bool> {
     let made = tokio::task::spawn_blocking(move || Copy::materialise(&copy, &file)).await?.context("reading the copy")?;
     let record = made.epoch.as_ref().context("the copy does not say which epoch it is of; begin it anew")?;
     let record: Record = serde_json::from_slice(record).context("the copy's epoch cannot be read; was it made by a newer version?")?;
-    let kept = fencing::beside(request.server)?;
-    if journal.is_none() && !is_needed(&record, kept.as_ref(), store_directory.join("state.db").exists(), request.force) {
+    if journal.is_none() && !is_needed(&record, kept.as_ref(), has_store, request.force) {
         let _ = std::fs::remove_file(&snapshot);
         return Ok(false);
     }
@@ -137,6 +146,33 @@ pub async fn recover(request: &Request<'_>) -> Result<bool> {
             println!("The old {what} that was here is kept in {}.", aside.display());
         }
     }
+    Ok(true)
+}
+
+/// Goes on with the store that is here, on the word of a person that nobody has taken over from it: under a higher epoch, for which
+/// whoever can be reached is asked.
+async fn go_on(request: &Request<'_>, store_directory: &Path) -> Result<bool> {
+    let text = |name: &str| -> Result<String> {
+        let path = request.pki.join(name);
+        pki::files::read(&path)?.with_context(|| format!("there is no {}", path.display()))
+    };
+    let authority = pki::Authority::from_pem(&text("ca.crt")?, &text("ca.key")?)?;
+    let client = authority.issue(&pki::Identity::apiserver_kubelet_client())?;
+    let voters = Voters::with(authority.certificate_pem(), &client)?;
+    let store = Sqlite::open(store_directory)?;
+    let record = match fencing::record_in(&store).await? {
+        Some(record) => record,
+        None => fencing::beside(request.server)?
+            .map(|beside| beside.record)
+            .context("the store does not say which epoch it is of; start its server once")?,
+    };
+    let epoch = claim(request, &record, &voters, &fencing::new_holder()).await?;
+    println!("Epoch {} is this server's, with the store that is here.", epoch.number);
+    // Without copies nobody is asked at the start: those that are silent may be gone for good. A copy that comes again is noted again.
+    let record = Record { epoch, copies: Default::default(), ..record };
+    fencing::put_record(&store, &record).await?;
+    tokio::task::spawn_blocking(move || drop(store)).await?;
+    fencing::keep_beside(request.server, &Beside { record, superseded_by: None })?;
     Ok(true)
 }
 
