@@ -229,7 +229,9 @@ impl Figures {
     fn of(bench: &Bench, cpu_before_ms: f64, begun: Instant, bytes: usize, mut latencies: Vec<Duration>) -> Result<Figures> {
         let (elapsed_s, count) = (begun.elapsed().as_secs_f64(), latencies.len());
         latencies.sort();
-        let at = |share: f64| latencies.get(((count as f64 * share) as usize).min(count.saturating_sub(1))).map_or(f64::NAN, |took| took.as_secs_f64() * 1e3);
+        let at = |share: f64| {
+            latencies.get(((count as f64 * share) as usize).min(count.saturating_sub(1))).map_or(f64::NAN, |took| took.as_secs_f64() * 1e3)
+        };
         Ok(Figures {
             per_s: count as f64 / elapsed_s,
             p50_ms: at(0.5),
@@ -310,7 +312,9 @@ async fn growth(load: &Load) -> Result<()> {
     const OPERATIONS: usize = 1000;
     let bench = Bench::start(load, CONNECTIONS).await?;
     println!("\nCPU ms per operation, by what is stored\n");
-    println!("| stored pods | create | get | merge-patch | one change to one watcher | list by label, 1 % | list of all, MB/s | list of all, CPU ms per MB | RSS MiB |\n|---|---|---|---|---|---|---|---|---|");
+    println!(
+        "| stored pods | create | get | merge-patch | one change to one watcher | list by label, 1 % | list of all, MB/s | list of all, CPU ms per MB | RSS MiB |\n|---|---|---|---|---|---|---|---|---|"
+    );
     let mut stored = 0;
     for &wanted in &load.stored {
         if wanted > stored {

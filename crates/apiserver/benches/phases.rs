@@ -123,7 +123,12 @@ impl Cluster {
 
     fn patch(&self, i: usize) -> Bytes {
         let turn = self.next();
-        self.request(Method::PATCH, &path(i % self.pods), "application/merge-patch+json", json!({"metadata": {"labels": {"rev": format!("r{turn}")}}}).to_string())
+        self.request(
+            Method::PATCH,
+            &path(i % self.pods),
+            "application/merge-patch+json",
+            json!({"metadata": {"labels": {"rev": format!("r{turn}")}}}).to_string(),
+        )
     }
 }
 

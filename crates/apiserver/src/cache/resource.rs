@@ -27,6 +27,9 @@ pub const HISTORY_BYTES_MAX: usize = 8 * 1024 * 1024;
 pub const PAGES_KEPT: Duration = Duration::from_secs(300);
 /// Versions kept for `continue` tokens per resource; the oldest goes first.
 pub const PAGES_MAX: usize = 64;
+/// Bytes of states that are over which such versions may hold: so many, or a quarter of all that is stored of the resource.
+/// A version that would hold more goes, and its token is answered with 410 and one to go on with.
+const PAGES_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 type Map = RedBlackTreeMapSync<Arc<str>, Arc<Entry>>;
 
@@ -55,13 +58,28 @@ pub struct Change {
     pub kind: ChangeKind,
     /// The new state; for a deletion the last state under the deletion's version.
     pub entry: Arc<Entry>,
+    /// The state before a modification.
     pub previous: Option<Arc<Entry>>,
+    /// The version of the last state before a deletion.
+    was: Revision,
     frame: OnceLock<Bytes>,
 }
 
 impl Change {
-    fn new(kind: ChangeKind, entry: Arc<Entry>, previous: Option<Arc<Entry>>) -> Change {
-        Change { kind, entry, previous, frame: OnceLock::new() }
+    fn new(entry: Arc<Entry>, previous: Option<Arc<Entry>>) -> Change {
+        let kind = if previous.is_some() { ChangeKind::Modified } else { ChangeKind::Added };
+        Change { kind, entry, previous, was: Revision(0), frame: OnceLock::new() }
+    }
+    /// The end of an object. Its last state is kept once, under the new version.
+    fn deletion(last: &Entry, revision: Revision) -> Change {
+        Change { kind: ChangeKind::Deleted, entry: Arc::new(last.at(revision)), previous: None, was: last.revision, frame: OnceLock::new() }
+    }
+    /// The state that the change has ended.
+    fn before(&self) -> Option<Arc<Entry>> {
+        match self.kind {
+            ChangeKind::Deleted => Some(Arc::new(self.entry.at(self.was))),
+            _ => self.previous.clone(),
+        }
     }
     /// The change as a line of a JSON watch, made once and shared by all who watch.
     pub fn frame(&self) -> Bytes {
@@ -113,7 +131,9 @@ impl Selection {
         if self.is_everything() {
             return Some(change.kind);
         }
-        let before = change.previous.as_deref().is_some_and(|entry| self.matches(entry));
+        // A deletion shows the last state as it was.
+        let before = if change.kind == ChangeKind::Deleted { Some(&*change.entry) } else { change.previous.as_deref() };
+        let before = before.is_some_and(|entry| self.matches(entry));
         let after = change.kind != ChangeKind::Deleted && self.matches(&change.entry);
         match (before, after) {
             (false, false) => None,
@@ -211,7 +231,31 @@ struct Inner {
     complete_after: Revision,
     watchers: Vec<Watcher>,
     /// Versions that pages are read from.
-    pages: VecDeque<(Instant, Snapshot)>,
+    pages: VecDeque<Kept>,
+    /// Bytes of all objects, and of all states of them that were ever over.
+    bytes: usize,
+    over_bytes: usize,
+}
+
+/// A version that is kept for pages.
+struct Kept {
+    since: Instant,
+    /// What was over then.
+    over_bytes: usize,
+    snapshot: Snapshot,
+}
+
+impl Inner {
+    /// Takes note of one state that takes another's place, and forgets the versions that keep too much that is over.
+    fn weigh(&mut self, before: Option<&Entry>, after: Option<&Entry>, now: Instant) {
+        let length = |entry: Option<&Entry>| entry.map_or(0, |entry| entry.bytes.len());
+        self.bytes = (self.bytes + length(after)).saturating_sub(length(before));
+        self.over_bytes += length(before);
+        let most = PAGES_BYTES_MAX.max(self.bytes / 4);
+        while self.pages.front().is_some_and(|kept| self.over_bytes - kept.over_bytes > most || now.duration_since(kept.since) >= PAGES_KEPT) {
+            self.pages.pop_front();
+        }
+    }
 }
 
 impl Inner {
@@ -304,7 +348,8 @@ impl ResourceCache {
         }
         let changed = inner.changed;
         let labels = Labels::of(map.values());
-        *inner = Inner { map, labels, changed, complete_after: changed, ..Inner::default() };
+        let bytes = map.values().map(|entry| entry.bytes.len()).sum();
+        *inner = Inner { map, labels, bytes, changed, complete_after: changed, ..Inner::default() };
     }
 
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<Entry>> {
@@ -354,17 +399,19 @@ impl ResourceCache {
     /// Keeps a version for the pages that will follow.
     pub fn keep(&self, snapshot: &Snapshot, now: Instant) {
         let mut inner = self.inner.lock();
-        inner.pages.retain(|(kept, page)| now.duration_since(*kept) < PAGES_KEPT && page.revision != snapshot.revision);
+        inner.pages.retain(|kept| now.duration_since(kept.since) < PAGES_KEPT && kept.snapshot.revision != snapshot.revision);
         if inner.pages.len() == PAGES_MAX {
             inner.pages.pop_front();
         }
-        inner.pages.push_back((now, snapshot.clone()));
+        let kept = Kept { since: now, over_bytes: inner.over_bytes, snapshot: snapshot.clone() };
+        inner.pages.push_back(kept);
     }
 
     /// The version that a `continue` token names, if it is still kept.
     pub fn kept(&self, revision: Revision, now: Instant) -> Option<Snapshot> {
         let inner = self.inner.lock();
-        inner.pages.iter().find(|(kept, page)| page.revision == revision && now.duration_since(*kept) < PAGES_KEPT).map(|(_, page)| page.clone())
+        let kept = inner.pages.iter().find(|kept| kept.snapshot.revision == revision && now.duration_since(kept.since) < PAGES_KEPT);
+        kept.map(|kept| kept.snapshot.clone())
     }
 
     /// All objects as they were at a past version, if the history reaches back there.
@@ -375,8 +422,8 @@ impl ResourceCache {
         }
         let mut map = inner.map.clone();
         for change in inner.history.iter().rev().take_while(|change| change.entry.revision > revision) {
-            match &change.previous {
-                Some(previous) => map.insert_mut(previous.place.clone(), previous.clone()),
+            match change.before() {
+                Some(before) => map.insert_mut(before.place.clone(), before),
                 None => {
                     map.remove_mut(&change.entry.place);
                 }
@@ -444,8 +491,7 @@ impl ResourceCache {
                 let entry = Arc::new(entry);
                 inner.labels.change(previous.as_deref(), Some(&entry));
                 inner.map.insert_mut(entry.place.clone(), entry.clone());
-                let kind = if previous.is_some() { ChangeKind::Modified } else { ChangeKind::Added };
-                Change::new(kind, entry, previous)
+                Change::new(entry, previous)
             }
             (Some(None), _) => {
                 tracing::error!(place, %revision, "a stored value is not an object; it is left out");
@@ -454,11 +500,15 @@ impl ResourceCache {
             (None, Some(previous)) => {
                 inner.map.remove_mut(place);
                 inner.labels.change(Some(&previous), None);
-                Change::new(ChangeKind::Deleted, Arc::new(previous.at(revision)), Some(previous))
+                Change::deletion(&previous, revision)
             }
             (None, None) => return,
         };
         let change = Arc::new(change);
+        match change.kind {
+            ChangeKind::Deleted => inner.weigh(Some(&change.entry), None, Instant::now()),
+            _ => inner.weigh(change.previous.as_deref(), Some(&change.entry), Instant::now()),
+        }
         inner.history_bytes += change.entry.bytes.len();
         inner.history.push_back(change.clone());
         while inner.history.len() > limits::WATCH_HISTORY_EVENTS_MAX || inner.history_bytes > HISTORY_BYTES_MAX {
@@ -484,8 +534,9 @@ impl ResourceCache {
             map.insert_mut(entry.place.clone(), entry);
         }
         let labels = Labels::of(map.values());
+        let bytes = map.values().map(|entry| entry.bytes.len()).sum();
         let mut inner = self.inner.lock();
-        *inner = Inner { map, labels, changed: revision, complete_after: revision, ..Inner::default() };
+        *inner = Inner { map, labels, bytes, changed: revision, complete_after: revision, ..Inner::default() };
     }
 }
 
@@ -553,6 +604,25 @@ mod tests {
         assert_eq!(names(9), None);
         let too_old = cache.watch(Selection::default(), From::After(Revision(9)), Revision(14));
         assert_eq!(too_old.err(), Some(TooOld { oldest: Revision(10) }));
+    }
+
+    #[test]
+    fn versions_for_pages_go_when_they_keep_too_much() {
+        let cache = ResourceCache::new(None, Revision(1));
+        let large = |fill: &str| -> Bytes {
+            encode_stored(&json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"k": fill}})).into()
+        };
+        let (now, fill) = (Instant::now(), "x".repeat(PAGES_BYTES_MAX / 4));
+        cache.apply("n/a", Revision(2), Some(&large(&fill)), None);
+        cache.keep(&cache.snapshot(), now);
+        for i in 3..=5 {
+            cache.apply("n/a", Revision(i), Some(&large(&fill)), None);
+        }
+        assert!(cache.kept(Revision(2), now).is_some());
+        cache.apply("n/a", Revision(6), Some(&large(&fill)), None);
+        assert!(cache.kept(Revision(2), now).is_none());
+        cache.keep(&cache.snapshot(), now);
+        assert!(cache.kept(Revision(6), now).is_some() && cache.kept(Revision(6), now + PAGES_KEPT).is_none());
     }
 
     #[test]
