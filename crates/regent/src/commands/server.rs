@@ -20,8 +20,7 @@ use super::{
 };
 use crate::{
     backend::Backend,
-    component,
-    recovery,
+    component, recovery,
     rotation::Rotation,
     server_join,
     topology::{self, Asked, Plan, Stacked, Topology},
