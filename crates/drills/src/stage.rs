@@ -293,9 +293,9 @@ impl Stage {
 
     /// Ends it, and waits until it is gone. Once is enough.
     pub fn end_on(&self, node: &str, group: &str) -> Result<()> {
-        let gone = format!("! kill -0 -- -{group} 2>/dev/null");
-        let wait = format!("for i in $(seq 100); do if {gone}; then exit 0; fi; sleep 0.2; done; kill -KILL -- -{group} 2>/dev/null; true");
-        self.on_node(node, &format!("kill -TERM -- -{group} 2>/dev/null; {wait}"))?;
+        let gone = format!("! kill -0 -{group} 2>/dev/null");
+        let wait = format!("for i in $(seq 100); do if {gone}; then exit 0; fi; sleep 0.2; done; kill -KILL -{group} 2>/dev/null; true");
+        self.on_node(node, &format!("kill -TERM -{group} 2>/dev/null; {wait}"))?;
         self.mended(&Broken::Spawned { node: node.into(), group: group.into() });
         Ok(())
     }

@@ -8,7 +8,8 @@
 //! - One other member at a time is pinged too: who answers others and not this node, though it used to, is *cut* off from it.
 //! - A member that others have found to be down is pinged before that is believed, and told, so that it comes back.
 //! - Who is down stands in every digest, so that a member that was away while it was told finds it out too.
-//! - A host that answers that nobody listens on the port (ICMP, seen as a refused connection) has only lost its agent.
+//! - A host that answers that nobody listens on the port (ICMP, seen as a refused connection) has only lost its agent; unless
+//!   it was down before, for then it was switched on, and its agent is yet to come.
 //!
 //! Pure: time and packets in, packets out. Randomness comes from the seed.
 
@@ -107,7 +108,8 @@ impl Contact {
         if evidence.is_some_and(|at| now - at < limits::EVIDENCE_HOLDS_MS) {
             return Standing::Alive;
         }
-        if let Some(refused) = self.refused.filter(|at| Some(*at) > self.heard) {
+        // A host that was down and answers again was switched on: what its agent last said of its pods is not so any more.
+        if let Some(refused) = self.refused.filter(|at| Some(*at) > self.heard && self.standing != Standing::Down) {
             if now - refused < limits::REFUSAL_HOLDS_MS {
                 return Standing::AgentDown;
             }

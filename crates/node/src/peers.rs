@@ -11,10 +11,11 @@
 //!
 //! What must stay true: a change of a pod's readiness is told at once, before the API has it; a pod that is over is told as
 //! not ready for a while, so that whoever cannot ask the API stops using it; a node whose address is unknown for a moment
-//! stays a peer.
+//! stays a peer; a node that was off does not come back among its peers before it knows what became of its endpoints, for until
+//! it says otherwise they believe what it said last.
 
 use crate::spec::PodId;
-use client::{Informer, Informers};
+use client::{Informer, Informers, informer::Selection};
 use k8s_openapi::api::core::v1::{Node, Pod, PodStatus, Secret};
 use kube::Api;
 use membership::{Handle, Health, Keys, Peer, View, local};
@@ -51,6 +52,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 const UNREACHED_FOR: Duration = Duration::from_millis(500);
 /// While a peer is suspected, or the API was silent, it is asked this often, and has to answer within this.
 const ASK_API_EVERY: Duration = Duration::from_secs(1);
+/// How often it is looked whether the pods' workers have looked.
+const WORDS_LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How long this node waits for its pods' workers to have looked before it is a member; then they take too long.
+const WORDS_WAIT: Duration = Duration::from_secs(30);
 /// A pod that is over is told as not ready for this long, and until the API is reached.
 const OVER_FOR: Duration = Duration::from_secs(30);
 
@@ -89,11 +94,23 @@ impl Board {
         let Some(uid) = pod.metadata.uid.clone() else { return };
         let mut words = self.words.lock();
         let before = words.get(&uid).map(|(word, _)| *word);
-        if let Some(word) = word(pod, status, before.map(|(address, ..)| address))
+        // Of a pod that has none yet since the node was switched on, the peers know its last one.
+        let last = before.map(|(address, ..)| address).or_else(|| address_of(pod.status.as_ref()?));
+        if let Some(word) = word(pod, status, last)
             && before != Some(word)
         {
             words.insert(uid, (word, None));
             self.changed.notify_one();
+        }
+    }
+
+    /// Waits until every pod that ran here, as far as the node knew, has been looked at.
+    async fn has_heard_of(&self, pods: &Informer<Pod>) {
+        pods.synced().await;
+        let runs = |pod: &Pod| pod.status.as_ref().is_some_and(|status| status.phase.as_deref() == Some("Running") && address_of(status).is_some());
+        let known = |pod: &Arc<Pod>| pod.metadata.uid.as_ref().is_none_or(|uid| self.words.lock().contains_key(uid));
+        while !pods.list().iter().filter(|pod| runs(pod)).all(known) {
+            tokio::time::sleep(WORDS_LOOK_EVERY).await;
         }
     }
 
@@ -118,9 +135,13 @@ impl Board {
     }
 }
 
+fn address_of(status: &PodStatus) -> Option<Ipv4Addr> {
+    status.pod_ip.as_deref()?.parse().ok()
+}
+
 /// What a pod's status says of it as an endpoint. While it has no address it keeps its last one, and is not ready.
 fn word(pod: &Pod, status: &PodStatus, last: Option<Ipv4Addr>) -> Option<Word> {
-    let address = status.pod_ip.as_deref().and_then(|ip| ip.parse::<Ipv4Addr>().ok());
+    let address = address_of(status);
     let condition = status.conditions.iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True");
     let serving = condition && address.is_some() && status.phase.as_deref() == Some("Running");
     Some((address.or(last)?, serving && pod.metadata.deletion_timestamp.is_none(), serving))
@@ -134,6 +155,10 @@ pub async fn run(config: Config, node_name: String, node_ip: IpAddr, informers: 
     }
     let work = async {
         let keys = keys(informers.client(), config.directory.join("keys")).await;
+        let pods: Informer<Pod> = informers.selected(Selection { fields: Some(format!("spec.nodeName={node_name}")), ..Default::default() });
+        if tokio::time::timeout(WORDS_WAIT, board.has_heard_of(&pods)).await.is_err() {
+            tracing::warn!("the pods' workers take long to look; this node is a member all the same");
+        }
         let handle = loop {
             match begin(&config, &node_name, node_ip, keys.clone(), &shutdown) {
                 Ok(handle) => break handle,

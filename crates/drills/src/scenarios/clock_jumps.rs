@@ -6,7 +6,7 @@
 use super::{CLOCKS, VICTIM, without_master::container};
 use crate::{
     Result,
-    expectation::Expectation::{RecoveredWithin, RoutedAroundWithin},
+    expectation::Expectation::RecoveredWithin,
     scenario::Scenario,
     stage::Stage,
 };
@@ -18,7 +18,7 @@ pub const SCENARIO: Scenario = Scenario {
     kubernetes: "a clock that is set back holds up what waits for a time of day: back-off, leases and tokens (kubelet and client-go compare wall clocks).",
     topology: CLOCKS,
     sabotage: "the agent of the node is halted while the clock jumps",
-    expects: &[RoutedAroundWithin(4_000), RecoveredWithin(90_000)],
+    expects: &[RecoveredWithin(90_000)],
     steps: |stage| Box::pin(steps(stage)),
 };
 
