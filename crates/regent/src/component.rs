@@ -33,14 +33,15 @@ pub async fn serve(name: &'static str, address: IpAddr, port: u16, client: kube:
     if port == 0 {
         return;
     }
-    if let Err(error) = attempt(name, address, port, client, shutdown).await {
+    let listener = TcpListener::bind((address, port)).await.context("listening");
+    let served = async { attempt(name, listener?, client, shutdown).await };
+    if let Err(error) = served.await {
         tracing::warn!(component = name, %address, port, "health and metrics are not served: {error:#}");
     }
 }
 
-async fn attempt(name: &'static str, address: IpAddr, port: u16, client: kube::Client, shutdown: CancellationToken) -> Result<()> {
-    let listener = TcpListener::bind((address, port)).await.context("listening")?;
-    let own = Authority::generate(name)?.issue(&Identity::node_serving("localhost", &[address]))?;
+async fn attempt(name: &'static str, listener: TcpListener, client: kube::Client, shutdown: CancellationToken) -> Result<()> {
+    let own = Authority::generate(name)?.issue(&Identity::node_serving("localhost", &[listener.local_addr()?.ip()]))?;
     let mut tls = pki::tls::server(&own)?;
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
@@ -119,4 +120,59 @@ async fn may_read(client: &kube::Client, request: &Request<Incoming>) -> Result<
     };
     let decided = Api::<SubjectAccessReview>::all(client.clone()).create(&PostParams::default(), &review).await.map_err(failed)?;
     Ok(decided.status.is_some_and(|status| status.allowed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ::apiserver::{Config, Server, User, authentication::StaticToken};
+    use http_body_util::{BodyExt, Empty};
+    use rustls::pki_types::ServerName;
+    use std::net::SocketAddr;
+
+    async fn get(address: SocketAddr, path: &str, token: Option<&str>) -> (u16, String) {
+        let tls = tokio_rustls::TlsConnector::from(Arc::new(pki::tls::trusting_client(None).unwrap()));
+        let tcp = tokio::net::TcpStream::connect(address).await.unwrap();
+        let stream = tls.connect(ServerName::try_from("localhost").unwrap(), tcp).await.unwrap();
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let mut request = Request::get(path).header("host", "localhost");
+        if let Some(token) = token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        let answer = sender.send_request(request.body(Empty::<Bytes>::new()).unwrap()).await.unwrap();
+        let code = answer.status().as_u16();
+        (code, String::from_utf8(answer.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn health_is_for_everybody_and_metrics_for_whom_the_api_server_lets() {
+        pki::tls::install_provider();
+        let mut config = Config::new(Arc::new(store::memory::Memory::default()));
+        let token = |token: &str, groups: &[&str]| StaticToken { token: token.into(), user: User::new(token, groups) };
+        config.authentication.static_tokens = vec![token("prometheus", &["system:monitoring"]), token("jane", &[])];
+        let shutdown = config.shutdown.clone();
+        let server = Server::new(config).await.unwrap();
+        let bootstrapped = async {
+            while !server.health.is_bootstrapped() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), bootstrapped).await.unwrap();
+        let client = client::transport::in_process(server.local_service(User::new("system:kube-scheduler", &["system:authenticated"])));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let serving = tokio::spawn(attempt("kube-scheduler", listener, client, shutdown.clone()));
+        client::metrics::add("component_test_total", &[], 1);
+        assert_eq!(get(address, "/healthz", None).await, (200, "ok".into()));
+        assert_eq!(get(address, "/metrics", None).await.0, 401);
+        assert_eq!(get(address, "/metrics", Some("nobody")).await.0, 401);
+        assert_eq!(get(address, "/metrics", Some("jane")).await.0, 403);
+        let (code, text) = get(address, "/metrics", Some("prometheus")).await;
+        assert_eq!(code, 200, "{text}");
+        assert!(text.contains("component_test_total 1") && text.contains("process_cpu_seconds_total"), "{text}");
+        assert_eq!(get(address, "/elsewhere", None).await.0, 404);
+        shutdown.cancel();
+        serving.await.unwrap().unwrap();
+    }
 }
