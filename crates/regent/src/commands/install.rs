@@ -199,9 +199,13 @@ fn argument(command: &str, name: &str) -> Option<clap::Arg> {
     all.find_subcommand(command)?.get_arguments().find(|argument| argument.get_long_and_visible_aliases().is_some_and(|l| l.contains(&name))).cloned()
 }
 
-/// Whether a component knows a flag.
+/// Where a server is reached: the API server's, though scheduler and controllers have flags of these names for their own metrics.
+const PLACE_FLAGS: [&str; 2] = ["bind-address", "secure-port"];
+
+/// Whether a component knows a flag of a server's.
 fn takes(command: &str, name: &str) -> bool {
-    argument(command, name).is_some()
+    let another = matches!(command, "scheduler" | "controller-manager") && PLACE_FLAGS.contains(&name);
+    !another && argument(command, name).is_some()
 }
 
 /// Whether a flag stands alone.
@@ -402,6 +406,14 @@ mod tests {
         }
         found.sort();
         found
+    }
+
+    #[test]
+    fn where_a_server_is_reached_is_said_to_its_api_server_alone() {
+        for flag in PLACE_FLAGS {
+            let knows: Vec<&str> = ["apiserver", "scheduler", "controller-manager"].into_iter().filter(|command| takes(command, flag)).collect();
+            assert_eq!(knows, ["apiserver"], "{flag}");
+        }
     }
 
     #[test]
