@@ -12,6 +12,7 @@ use crate::voters::{Voters, votes};
 use anyhow::{Context, Result, bail};
 use membership::cluster::{self, Epoch, Record, Verdict, Vote};
 use parking_lot::Mutex;
+use rand::seq::IteratorRandom;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
@@ -37,6 +38,8 @@ const ASK_EVERY: Duration = Duration::from_secs(5);
 /// When a server that waits says for whom, and how often.
 const SAY_AFTER: Duration = Duration::from_secs(3);
 const SAY_EVERY: Duration = Duration::from_secs(15);
+/// Nodes that a running server asks each time.
+const ASKED_MAX: usize = 32;
 /// A node's API, if its Node does not say another port.
 const NODE_PORT: u16 = 10250;
 /// How often a write of the epoch is tried that others have come before.
@@ -172,6 +175,7 @@ pub async fn enter(
     if !hold.wait(heard, shutdown).await? {
         return Ok(None);
     }
+    tracing::info!(epoch = hold.epoch().number, "no other server has taken over");
     if stored.as_ref() != Some(&record) {
         put_record(&*store, &record).await?;
     }
@@ -287,7 +291,9 @@ impl Hold {
             {
                 tracing::warn!("the list of voters cannot be kept: {error:#}");
             }
-            let said = self.voters.ask(&now).await;
+            // Of many nodes some in turn: more than half have promised themselves to whoever has taken over.
+            let asked: BTreeMap<String, SocketAddr> = now.into_iter().choose_multiple(&mut rand::rng(), ASKED_MAX).into_iter().collect();
+            let said = self.voters.ask(&asked).await;
             let superseded =
                 said.iter().filter_map(|(node, said)| Some((node, said.epoch.as_ref()?))).find(|(_, known)| record.epoch.is_superseded_by(known));
             if let Some((node, by)) = superseded {
@@ -301,7 +307,7 @@ impl Hold {
                 bail!(told);
             }
             let behind = |name: &String| said.get(name).is_some_and(|said| said.epoch.as_ref() != Some(&record.epoch));
-            let untold: BTreeMap<String, SocketAddr> = now.into_iter().filter(|(name, _)| behind(name)).collect();
+            let untold: BTreeMap<String, SocketAddr> = asked.into_iter().filter(|(name, _)| behind(name)).collect();
             if !untold.is_empty() {
                 self.voters.promise(&untold, &record.epoch).await;
             }
