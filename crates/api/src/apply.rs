@@ -190,11 +190,15 @@ fn schema_of(writer: &Writer<'_>) -> std::sync::Arc<Schema> {
     writer.kind.schema(writer.version).unwrap_or_else(Schema::custom)
 }
 
+/// Structures that must be there and are pointers in Go: nobody has them without setting them.
+const POINTERS: &[(&str, &str)] = &[("IPAddressSpec", "parentRef")];
+
 /// The object that nobody has set anything in: what Go shows of an empty one.
 fn blank(schema: &Schema) -> Value {
     let mut map = Map::new();
     for field in schema.fields.iter().filter(|field| field.always.is_some() || !field.omit_zero) {
         let value = match (field.always, field.required, field.schema.type_) {
+            (None, true, Type::Object) if POINTERS.contains(&(schema.short_name(), field.name.as_ref())) => continue,
             (Some(Zero::Object), ..) | (None, true, Type::Object) => blank(&field.schema),
             (Some(always), ..) => always.value(),
             (None, true, Type::String) => json!(""),

@@ -281,6 +281,8 @@ const CONTAINER: &[&str] = &[
     "stdinOnce",
     "tty",
 ];
+/// Fields that are pointers in Go, though their zero value is left out of JSON.
+const POINTERS: &[(&str, &str)] = &[("AllocatedDeviceStatus", "shareID"), ("DeviceRequestAllocationResult", "shareID")];
 /// What a pod's security context holds in the internal form and the spec in JSON; whether it is always shown.
 const MOVED: &[(&str, bool)] = &[("hostNetwork", true), ("hostPID", true), ("hostIPC", true), ("shareProcessNamespace", false), ("hostUsers", false)];
 
@@ -479,37 +481,38 @@ fn add(field: &Field, short: &str, value: Option<&Value>, shown: &mut Vec<(Strin
     let said = value.and_then(|value| value.get(&field.key)).filter(|said| !said.is_null());
     // Metadata is embedded in Go: its fields are those of the structure around it.
     if field.key == "metadata" {
-        if let (Some(_), Tree::Fields(metadata)) = (said, one(field, said)) {
+        if let (Some(_), Tree::Fields(metadata)) = (said, one(field, short, said)) {
             shown.extend(metadata);
         }
         return;
     }
-    shown.push((name_of(short, &field.key), counted(field, said)));
+    shown.push((name_of(short, &field.key), counted(field, short, said)));
 }
 
 /// All that a field holds.
-fn counted(field: &Field, said: Option<&Value>) -> Tree {
+fn counted(field: &Field, short: &str, said: Option<&Value>) -> Tree {
     match (field.count, said) {
-        (Count::One, said) => one(field, said),
-        (Count::Many, Some(Value::Array(list))) if !list.is_empty() => Tree::List(list.iter().map(|item| one(field, Some(item))).collect()),
+        (Count::One, said) => one(field, short, said),
+        (Count::Many, Some(Value::Array(list))) if !list.is_empty() => Tree::List(list.iter().map(|item| one(field, short, Some(item))).collect()),
         (Count::Map, Some(Value::Object(map))) if !map.is_empty() => {
             let mut entries: Vec<_> = map.iter().collect();
             entries.sort_by_key(|(key, _)| *key);
-            Tree::Fields(entries.into_iter().map(|(key, item)| (key.clone(), one(field, Some(item)))).collect())
+            Tree::Fields(entries.into_iter().map(|(key, item)| (key.clone(), one(field, short, Some(item)))).collect())
         }
         _ => NULL,
     }
 }
 
-fn one(field: &Field, said: Option<&Value>) -> Tree {
+fn one(field: &Field, short: &str, said: Option<&Value>) -> Tree {
+    let always = field.always && !POINTERS.contains(&(short, field.key.as_str()));
     let leaf = match (field.type_, said) {
         (Type::Message(index), Some(said)) => return message(index, Some(said)),
-        (Type::Message(index), None) if field.always => return message(index, None),
+        (Type::Message(index), None) if always => return message(index, None),
         (Type::Message(index), None) if facts::message(index).form == Form::Quantity && field.key == "divisor" => json!("0"),
         (_, Some(said)) => said.clone(),
-        (Type::Text, None) if field.always => json!(""),
-        (Type::Bool, None) if field.always => json!(false),
-        (Type::Signed | Type::Unsigned | Type::Double | Type::Float, None) if field.always => json!(0),
+        (Type::Text, None) if always => json!(""),
+        (Type::Bool, None) if always => json!(false),
+        (Type::Signed | Type::Unsigned | Type::Double | Type::Float, None) if always => json!(0),
         _ => Value::Null,
     };
     Tree::Leaf(leaf)
@@ -527,7 +530,7 @@ fn plain(message: &Message, short: &str, value: Option<&Value>) -> Tree {
             if let Some((_, order)) = ORDERS.iter().find(|(name, _)| *name == short) {
                 fields.sort_by_key(|field| order.iter().position(|key| *key == field.key));
             }
-            Tree::Fields(fields.into_iter().map(|field| (field.key.clone(), counted(field, value.get(&field.key)))).collect())
+            Tree::Fields(fields.into_iter().map(|field| (field.key.clone(), counted(field, short, value.get(&field.key)))).collect())
         }
         (_, Some(value)) => Tree::Leaf(value.clone()),
         (Form::Quantity, None) => Tree::Leaf(json!("0")),

@@ -179,7 +179,7 @@ pub fn selector_text(selector: Option<&Value>) -> String {
 /// columns what every object has.
 pub fn cells(kind: &Kind, object: &Value, now_unix_s: i64) -> Vec<Value> {
     let mut cells = kind.hooks.cells(object, now_unix_s);
-    if cells.len() != kind.columns.len() {
+    if cells.len() < kind.columns.len() {
         cells = (kind.columns.iter())
             .map(|column| match column.name.as_str() {
                 "Name" => name(object),

@@ -87,6 +87,9 @@ pub struct Problem {
 impl Problem {
     /// As cel-go shows it: position, message, the line, and an arrow.
     pub fn shown(&self, source: &str) -> String {
+        if source.is_empty() {
+            return format!("ERROR: <input>:1:0: {}", self.message);
+        }
         let before: String = source.chars().take(self.at).collect();
         let line = before.matches('\n').count();
         let column = before.chars().rev().take_while(|c| *c != '\n').count();
@@ -387,8 +390,9 @@ impl Parser {
         self.at += usize::from(found);
         found
     }
-    fn unexpected<T>(&self, expecting: &str) -> Result<T, Problem> {
-        let shown = match self.peek() {
+    /// The next token as messages show it.
+    fn shown(&self) -> String {
+        match self.peek() {
             Token::End => "<EOF>".to_string(),
             Token::Ident(word) | Token::Quoted(word) => word.clone(),
             Token::Op(op) => op.to_string(),
@@ -399,7 +403,10 @@ impl Parser {
             Token::Literal(Literal::Bool(b)) => b.to_string(),
             Token::Literal(Literal::Null) => "null".into(),
             Token::Literal(Literal::Bytes(_)) => "bytes".into(),
-        };
+        }
+    }
+    fn unexpected<T>(&self, expecting: &str) -> Result<T, Problem> {
+        let shown = self.shown();
         let word = if expecting == "<EOF>" && !matches!(self.peek(), Token::End) { "extraneous" } else { "mismatched" };
         Err(Problem { at: self.place(), message: format!("Syntax error: {word} input '{shown}' expecting {expecting}") })
     }
@@ -498,7 +505,9 @@ impl Parser {
                     Token::Op("in") => ("in".to_string(), false),
                     _ => {
                         self.at -= 1;
-                        return self.unexpected("IDENTIFIER");
+                        let shown = if matches!(self.peek(), Token::End) { String::new() } else { self.shown() };
+                        let message = format!("Syntax error: no viable alternative at input '.{shown}'");
+                        return Err(Problem { at: self.place(), message });
                     }
                 };
                 let open = self.place();

@@ -36,7 +36,7 @@ pub async fn log(call: Call) -> Answer {
     let target = Target::of_container(&call)?;
     let Some(node) = target.node else {
         // It runs nowhere yet and has said nothing yet.
-        return Ok(respond(StatusCode::OK, PLAIN_TEXT, body::empty()));
+        return Ok(respond(StatusCode::NO_CONTENT, PLAIN_TEXT, body::empty()));
     };
     let options = LOG_OPTIONS.iter().filter_map(|option| Some((*option, call.query.get(option)?.to_string())));
     let path = format!("/containerLogs/{}/{}/{}{}", call.info.namespace, call.info.name, target.container, encode_query(options));
@@ -56,6 +56,10 @@ pub async fn log(call: Call) -> Answer {
 /// Numbers that a node would not understand are refused before it is asked.
 fn check_log_options(call: &Call) -> Result<(), Status> {
     let mut errors = api::field::Errors::default();
+    let said = |option: &str| call.query.get(option).is_some_and(|text| !text.is_empty());
+    if said("sinceSeconds") && said("sinceTime") {
+        errors.forbidden(api::field::Path::new("[]"), "at most one of `sinceTime` or `sinceSeconds` may be specified");
+    }
     for (option, least) in [("tailLines", 0), ("sinceSeconds", 1), ("limitBytes", 1)] {
         let Some(text) = call.query.get(option).filter(|text| !text.is_empty()) else { continue };
         let number: i64 = text.parse().map_err(|_| Status::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax")))?;

@@ -87,12 +87,8 @@ fn choose(pod: &Value, named: &str) -> Result<String, String> {
     if let ([only], [], []) = (plain.as_slice(), init.as_slice(), ephemeral.as_slice()) {
         return Ok(only.to_string());
     }
-    let mut message = format!("a container name must be specified for pod {}, choose one of: [{}]", pod.name(), plain.join(" "));
-    for (kind, names) in [("init containers", init), ("ephemeral containers", ephemeral)] {
-        if !names.is_empty() {
-            let _ = write!(message, " or one of the {kind}: [{}]", names.join(" "));
-        }
-    }
+    let all = [init.as_slice(), plain.as_slice(), ephemeral.as_slice()].concat().join(" ");
+    let message = format!("a container name must be specified for pod {}, choose one of: [{all}]", pod.name());
     match plain.as_slice() {
         // One container beside init containers is still the obvious one.
         [only] => Ok(only.to_string()),

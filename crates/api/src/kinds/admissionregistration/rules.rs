@@ -134,16 +134,12 @@ pub fn validate_webhooks(configuration: &Value, mutating: bool, errors: &mut Err
     for (i, webhook) in webhooks.iter().enumerate() {
         let path = Path::new("webhooks").index(i);
         let name = text(webhook, "name");
-        review_versions(webhook, &path, errors);
         if checks::required(webhook, "name", &path, errors) {
             let problems = names::dns1123_subdomain(name);
             if problems.is_empty() && name.split('.').count() < 3 {
                 errors.invalid(path.child("name"), name, "should be a domain with at least three segments separated by dots");
             }
             errors.invalid_all(&path.child("name"), name, problems);
-        }
-        if !name.is_empty() && webhooks[..i].iter().any(|other| text(other, "name") == name) {
-            errors.duplicate(path.child("name"), name);
         }
         for (i, rule) in list(webhook, "rules").iter().enumerate() {
             validate_rule(rule, &path.child("rules").index(i), errors);
@@ -165,6 +161,10 @@ pub fn validate_webhooks(configuration: &Value, mutating: bool, errors: &mut Err
         validate_selectors(webhook, &path, errors);
         client(webhook.get("clientConfig").unwrap_or(&Value::Null), &path.child("clientConfig"), errors);
         match_conditions(webhook, &Scope { authorizer: true, ..Scope::default() }, &path, errors);
+        review_versions(webhook, &path, errors);
+        if !name.is_empty() && webhooks[..i].iter().any(|other| text(other, "name") == name) {
+            errors.duplicate(path.child("name"), name);
+        }
     }
 }
 

@@ -24,6 +24,13 @@ const PORTS_MAX: usize = 20_000;
 
 struct EndpointSlices;
 
+/// A list without ports is none.
+fn no_ports(slice: &mut Value) {
+    if list(slice, "ports").is_empty() {
+        put(slice, "ports", Value::Null);
+    }
+}
+
 impl Hooks for EndpointSlices {
     fn default(&self, slice: &mut Value) {
         each(slice, "ports", |port| {
@@ -36,7 +43,7 @@ impl Hooks for EndpointSlices {
             made(endpoint, "conditions");
         });
         for key in ["endpoints", "ports"] {
-            if !has(slice, key) || list(slice, key).is_empty() && key == "ports" {
+            if !has(slice, key) {
                 put(slice, key, Value::Null);
             }
         }
@@ -45,9 +52,11 @@ impl Hooks for EndpointSlices {
         each(slice, "endpoints", |endpoint| {
             take(endpoint, "deprecatedTopology");
         });
+        no_ports(slice);
     }
     /// Labels count as content here: they say whose endpoints these are.
     fn prepare_update(&self, slice: &mut Value, old: &Value) {
+        no_ports(slice);
         if slice.labels() != old.labels() {
             slice.set("metadata.generation", old.generation() + 1);
         }

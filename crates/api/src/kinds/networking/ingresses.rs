@@ -58,7 +58,7 @@ impl Hooks for Ingresses {
         }
     }
     fn warnings(&self, ingress: &Value, old: Option<&Value>) -> Vec<String> {
-        let named = old.is_none() && ingress.annotation(CLASS_ANNOTATION).is_some();
+        let named = old.is_none() && ingress.annotation(CLASS_ANNOTATION).is_some() && !has(workload::spec(ingress), "ingressClassName");
         named.then(|| format!("annotation {CLASS_ANNOTATION:?} is deprecated, please use 'spec.ingressClassName' instead")).into_iter().collect()
     }
     fn cells(&self, ingress: &Value, now_unix_s: i64) -> Vec<Value> {

@@ -505,12 +505,14 @@ pub fn validate_mounts(container: &Value, spec: &Value, good: &[&str], path: &Pa
         if !target.is_empty() && devices[..i].iter().any(|other| text(other, "devicePath") == target) {
             errors.invalid(path.child("devicePath"), target, "must be unique");
         }
+        let backsteps = !target.is_empty() && target.split('/').any(|part| part == "..");
+        if backsteps {
+            errors.invalid(path.child("devicePath"), target, "can not contain backsteps ('..')");
+        }
         if mounts.iter().any(|mount| text(mount, "name") == name) {
             errors.invalid(path.child("name"), name, "must not already exist in volumeMounts");
         }
-        if !target.is_empty() && target.split('/').any(|part| part == "..") {
-            errors.invalid(path.child("devicePath"), target, "can not contain backsteps ('..')");
-        } else if mounts.iter().any(|mount| text(mount, "mountPath") == target) {
+        if !backsteps && mounts.iter().any(|mount| text(mount, "mountPath") == target) {
             errors.invalid(path.child("devicePath"), target, "must not already exist as a path in volumeMounts");
         }
     }
