@@ -119,7 +119,9 @@ fn run(kind: &Kind, object: &Value) {
     }
     let cells = kind.hooks.cells(&new, i64::MAX);
     if !kind.is_virtual() && new.is_object() {
-        assert_eq!(cells.len(), kind.columns.len(), "{}: cells {cells:?}", kind.group_resource());
+        // Clients know one kind by a row that is longer than its columns.
+        let more = usize::from(kind.kind == "IPAddress");
+        assert_eq!(cells.len(), kind.columns.len() + more, "{}: cells {cells:?}", kind.group_resource());
     }
 }
 
