@@ -560,7 +560,10 @@ mod tests {
     fn a_pod_template_holds_its_metadata_and_the_hosts_namespaces_move() {
         let template = json!({"metadata": {"labels": {"a": "b"}}, "spec": {"hostNetwork": true, "containers": [{"name": "c"}]}});
         let text = show("core.v1.PodTemplateSpec", &template).to_string();
-        assert!(text.starts_with(r#"{"labels":{"a":"b"},"Spec":{"Volumes":null,"InitContainers":null,"Containers":[{"Name":"c","Image":"","#), "{text}");
+        assert!(
+            text.starts_with(r#"{"labels":{"a":"b"},"Spec":{"Volumes":null,"InitContainers":null,"Containers":[{"Name":"c","Image":"","#),
+            "{text}"
+        );
         assert!(text.contains(r#""SecurityContext":{"HostNetwork":true,"HostPID":false,"HostIPC":false,"ShareProcessNamespace":null,"#), "{text}");
     }
 

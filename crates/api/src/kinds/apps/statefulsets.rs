@@ -78,7 +78,11 @@ impl Hooks for StatefulSets {
             Some(selector) => {
                 selector::validate(selector, &path.child("selector"), errors);
                 if workload::is_everything(selector) {
-                    errors.invalid_structure(path.child("selector"), &internal::selector(Some(selector)), "empty selector is invalid for statefulset");
+                    errors.invalid_structure(
+                        path.child("selector"),
+                        &internal::selector(Some(selector)),
+                        "empty selector is invalid for statefulset",
+                    );
                 }
             }
         }
@@ -124,8 +128,7 @@ impl Hooks for StatefulSets {
             warnings.extend(crate::kinds::pod::warnings::claim_spec(workload::spec(claim), &path.index(i)));
         }
         if int(spec, "revisionHistoryLimit").is_some_and(|limit| limit < 0) {
-            warnings
-                .push("spec.revisionHistoryLimit: a negative value retains all historical revisions; a value >= 0 is recommended".to_string());
+            warnings.push("spec.revisionHistoryLimit: a negative value retains all historical revisions; a value >= 0 is recommended".to_string());
         }
         warnings
     }
@@ -140,7 +143,9 @@ impl Hooks for StatefulSets {
 
 /// What is not yet on by default.
 fn drop_disabled(set: &mut Value) {
-    within(set, "spec", |spec| within(spec, "updateStrategy", |strategy| within(strategy, "rollingUpdate", |rolling| drop(take(rolling, "maxUnavailable")))));
+    within(set, "spec", |spec| {
+        within(spec, "updateStrategy", |strategy| within(strategy, "rollingUpdate", |rolling| drop(take(rolling, "maxUnavailable"))))
+    });
 }
 
 /// The template may mount the volumes that the claim templates make.

@@ -97,7 +97,9 @@ impl Hooks for PersistentVolumes {
             let path = Path::new("spec.nodeAffinity.required.nodeSelectorTerms").index(i);
             warnings::node_selector_term(term, false, &path, &mut all);
         }
-        all.extend(warnings::OLD_VOLUMES.iter().filter(|(source, _)| member(spec, source).is_some()).map(|(source, why)| format!("spec.{source}: {why}")));
+        all.extend(
+            warnings::OLD_VOLUMES.iter().filter(|(source, _)| member(spec, source).is_some()).map(|(source, why)| format!("spec.{source}: {why}")),
+        );
         all
     }
     fn cells(&self, volume: &Value, now_unix_s: i64) -> Vec<Value> {

@@ -138,7 +138,9 @@ pub fn pod(pod: &Value, at: &Path, template: bool) -> Vec<String> {
     for kind in ["podAffinity", "podAntiAffinity"] {
         let Some(affinity) = spec.get("affinity").and_then(|affinity| member(affinity, kind)) else { continue };
         let at = path.child("affinity").child(kind);
-        for (key, inner) in [("requiredDuringSchedulingIgnoredDuringExecution", None), ("preferredDuringSchedulingIgnoredDuringExecution", Some("podAffinityTerm"))] {
+        for (key, inner) in
+            [("requiredDuringSchedulingIgnoredDuringExecution", None), ("preferredDuringSchedulingIgnoredDuringExecution", Some("podAffinityTerm"))]
+        {
             for (i, term) in list(affinity, key).iter().enumerate() {
                 let at = at.child(key).index(i);
                 let (term, at) = inner.map_or((term, at.clone()), |inner| (term.get(inner).unwrap_or(&nothing), at.child(inner)));
@@ -232,9 +234,8 @@ fn ports(spec: &Value, path: &Path, warnings: &mut Vec<String>) {
             }
             let name = text(port, "name");
             if let Some((_, first)) = before.iter().find(|(other, _)| !name.is_empty() && text(other, "name") == name) {
-                warnings.push(format!(
-                    "{at}: duplicate port name {name:?} with {first}, services and probes that select ports by name will use {first}"
-                ));
+                warnings
+                    .push(format!("{at}: duplicate port name {name:?} with {first}, services and probes that select ports by name will use {first}"));
             }
             before.push((port, at));
         }

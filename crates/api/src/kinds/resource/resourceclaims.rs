@@ -132,10 +132,9 @@ pub fn validate_spec(spec: &Value, path: &Path, errors: &mut Errors) {
         let attribute = ["matchAttribute", "distinctAttribute"].into_iter().find_map(|key| Some((key, member(constraint, key)?.as_str()?)));
         match attribute {
             Some((key, name)) => devices::fully_qualified_name(name, &path.child(key), errors),
-            None => errors.required(
-                path.clone(),
-                "exactly one of \"matchAttribute\" or \"distinctAttribute\" is required, but multiple fields are set",
-            ),
+            None => {
+                errors.required(path.clone(), "exactly one of \"matchAttribute\" or \"distinctAttribute\" is required, but multiple fields are set")
+            }
         }
     });
     devices::each(list(claim, "config"), devices::CONFIGS_MAX, &path.child("config"), errors, |config, path, errors| {

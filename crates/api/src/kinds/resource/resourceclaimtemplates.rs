@@ -22,7 +22,9 @@ impl Hooks for ResourceClaimTemplates {
     fn validate(&self, template: &Value, old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(template), Path::new("spec"));
         match old.map(workload::spec) {
-            Some(old) if old != spec => errors.invalid_structure(path, &internal::show("resource.v1.ResourceClaimTemplateSpec", spec), checks::IMMUTABLE),
+            Some(old) if old != spec => {
+                errors.invalid_structure(path, &internal::show("resource.v1.ResourceClaimTemplateSpec", spec), checks::IMMUTABLE)
+            }
             Some(_) => {}
             None => {
                 resourceclaims::template_metadata(spec.get("metadata").unwrap_or(&Value::Null), &path.child("metadata"), errors);

@@ -107,7 +107,13 @@ fn validate_spec(spec: &Value, old: Option<&Value>, path: &Path, errors: &mut Er
             checks::immutable(spec.get(key), old.get(key), &path.child(key), errors);
         }
     }
-    let chosen = nodes(spec, &["nodeName", "nodeSelector", "allNodes", "perDeviceNodeSelection"], "must be either unset or set to a non-empty string", path, errors);
+    let chosen = nodes(
+        spec,
+        &["nodeName", "nodeSelector", "allNodes", "perDeviceNodeSelection"],
+        "must be either unset or set to a non-empty string",
+        path,
+        errors,
+    );
     if let Some(selector) = member(spec, "nodeSelector")
         && list(selector, "nodeSelectorTerms").len() != 1
     {
@@ -125,14 +131,28 @@ fn validate_spec(spec: &Value, old: Option<&Value>, path: &Path, errors: &mut Er
     let all = list(spec, "devices");
     let max = if all.iter().any(is_rich) { RICH_DEVICES_MAX } else { DEVICES_MAX };
     let per_device = flag(spec, "perDeviceNodeSelection");
-    devices::each_once(all, max, &path.child("devices"), errors, |d| json!(text(d, "name")), |device, path, errors| {
-        let before = old.and_then(|old| list(old, "devices").iter().find(|other| text(other, "name") == text(device, "name")));
-        validate_device(device, before, per_device, path, errors);
-    });
+    devices::each_once(
+        all,
+        max,
+        &path.child("devices"),
+        errors,
+        |d| json!(text(d, "name")),
+        |device, path, errors| {
+            let before = old.and_then(|old| list(old, "devices").iter().find(|other| text(other, "name") == text(device, "name")));
+            validate_device(device, before, per_device, path, errors);
+        },
+    );
     let sets = list(spec, "sharedCounters");
-    devices::each_once(sets, COUNTER_SETS_MAX, &path.child("sharedCounters"), errors, |s| json!(text(s, "name")), |set, path, errors| {
-        counters(set, "name", path, errors);
-    });
+    devices::each_once(
+        sets,
+        COUNTER_SETS_MAX,
+        &path.child("sharedCounters"),
+        errors,
+        |s| json!(text(s, "name")),
+        |set, path, errors| {
+            counters(set, "name", path, errors);
+        },
+    );
 }
 
 /// Checks by what nodes are chosen; gives the ways that are used.
