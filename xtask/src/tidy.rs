@@ -22,7 +22,26 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("network", &["api", "client", "membership"]),
     ("dns", &["api", "client", "membership"]),
     ("drills", &["api", "client", "sandbox"]),
-    ("regent", &["api", "apiserver", "backup", "client", "controllers", "cri", "dns", "drills", "membership", "network", "node", "pki", "sandbox", "scheduler", "store"]),
+    (
+        "regent",
+        &[
+            "api",
+            "apiserver",
+            "backup",
+            "client",
+            "controllers",
+            "cri",
+            "dns",
+            "drills",
+            "membership",
+            "network",
+            "node",
+            "pki",
+            "sandbox",
+            "scheduler",
+            "store",
+        ],
+    ),
     ("xtask", &[]),
 ];
 /// Text that may not stand in any source file, and why.

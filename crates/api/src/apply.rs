@@ -160,7 +160,10 @@ fn forget_unknown_versions(entries: &mut Vec<Entry>, kind: &Kind) {
     entries.retain(|entry| {
         let (group, version) = entry.api_version.split_once('/').unwrap_or(("", &entry.api_version));
         let old = group == kind.group && (version.contains("alpha") || version.contains("beta"));
-        kind.custom.is_some() || old || (group == kind.group && kind.versions.iter().any(|known| known == version)) || schema_is_known(group, version, kind)
+        kind.custom.is_some()
+            || old
+            || (group == kind.group && kind.versions.iter().any(|known| known == version))
+            || schema_is_known(group, version, kind)
     });
 }
 

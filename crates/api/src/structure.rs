@@ -22,8 +22,8 @@ use crate::{
     schema::{self, Schema, Type},
     status::{Result, Status},
 };
-use json::{Next, Reader, number_value};
 pub use changed::conforms;
+use json::{Next, Reader, number_value};
 pub use scalars::{Precision, canonical_base64, canonical_time, time};
 use serde_json::Map;
 use std::borrow::Cow;
@@ -516,7 +516,11 @@ impl Decoder {
     /// In canonical form. Resource lists (maps of quantities) know nothing finer than a thousandth.
     fn quantity(&mut self, text: &str, place: &Place<'_>) -> Option<Value> {
         let in_list = matches!(place.step, Step::Key(_));
-        self.scalar(Quantity::parse(text).map(|q| as_written(if in_list { q.round_to_milli() } else { q }.to_string(), text)).map_err(|error| error.to_string()))
+        self.scalar(
+            Quantity::parse(text)
+                .map(|q| as_written(if in_list { q.round_to_milli() } else { q }.to_string(), text))
+                .map_err(|error| error.to_string()),
+        )
     }
 
     fn array(&mut self, reader: &mut Reader<'_>, schema: &Schema, place: &Place<'_>) -> Result<Value, String> {

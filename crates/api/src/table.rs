@@ -73,9 +73,8 @@ static COLUMNS: LazyLock<ColumnFacts> =
     LazyLock::new(|| serde_json::from_str(include_str!("../facts/table-columns.json")).expect("facts/table-columns.json is JSON"));
 
 /// What clients are told of the columns, by resource and column; names and ages are described above.
-static DESCRIPTIONS: LazyLock<BTreeMap<String, BTreeMap<String, String>>> = LazyLock::new(|| {
-    serde_json::from_str(include_str!("../facts/column-descriptions.json")).expect("facts/column-descriptions.json is JSON")
-});
+static DESCRIPTIONS: LazyLock<BTreeMap<String, BTreeMap<String, String>>> =
+    LazyLock::new(|| serde_json::from_str(include_str!("../facts/column-descriptions.json")).expect("facts/column-descriptions.json is JSON"));
 
 /// The columns that Kubernetes gives a built-in resource; `Name` and `Created At` where it has no own ones.
 pub fn golden_columns(group: &str, version: &str, resource: &str) -> Vec<Column> {

@@ -4,7 +4,10 @@
 //! What must stay true: in-process reads are answered from the watch cache and never touch the store; in-process writes
 //! take the same way as a client's, only without authentication and authorization.
 
-use crate::{admission, aggregation, allocation, audit, authentication, authorization, bootstrap, cache, copies, definitions, flow, health, metrics, presence, tunnel, write};
+use crate::{
+    admission, aggregation, allocation, audit, authentication, authorization, bootstrap, cache, copies, definitions, flow, health, metrics, presence,
+    tunnel, write,
+};
 use api::{Catalogue, Kind, Status, Value};
 use arc_swap::ArcSwap;
 use rustls::pki_types::CertificateDer;

@@ -6,8 +6,7 @@
 use crate::{
     admission::Operation,
     connect::{Answer, Call},
-    conversion,
-    namespaces, read,
+    conversion, namespaces, read,
     write::{self, Writer, Written, timestamp},
 };
 use api::{

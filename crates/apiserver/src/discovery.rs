@@ -54,7 +54,8 @@ fn groups<'a>(catalogue: &'a Catalogue, remotes: &'a [Arc<Remote>]) -> Vec<Group
     }
     for group in groups.iter_mut().filter(|group| is_custom(group)) {
         let remotes = std::mem::take(&mut group.remotes);
-        let of_remote = |version: &str| remotes.iter().find(|remote| remote.version == version).map_or(OF_DEFINITIONS, |remote| remote.version_priority);
+        let of_remote =
+            |version: &str| remotes.iter().find(|remote| remote.version == version).map_or(OF_DEFINITIONS, |remote| remote.version_priority);
         group.versions.sort_by_cached_key(|version| (Reverse(of_remote(version)), version_priority(version)));
         group.remotes = remotes;
     }
@@ -100,7 +101,9 @@ pub fn answer(server: &Server, path: &str, query: &Query, headers: &HeaderMap) -
             None => return Ok(None),
         },
         ["api", version] => resource_list(&groups, "", version)?,
-        ["apis", name, version] if groups.iter().any(|group| group.name == *name && is_custom(group) && !group.versions.contains(version)) => return Ok(None),
+        ["apis", name, version] if groups.iter().any(|group| group.name == *name && is_custom(group) && !group.versions.contains(version)) => {
+            return Ok(None);
+        }
         ["apis", name, version] if groups.iter().any(|group| group.name == *name) => resource_list(&groups, name, version)?,
         _ => return Ok(None),
     };

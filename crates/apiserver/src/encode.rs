@@ -271,7 +271,9 @@ impl Output {
             Shape::Object if view.kind.custom.is_some() => {
                 // Items say what they are, and may be in another version than the one shown.
                 let shown = view.clone();
-                let items = entries.into_iter().map(move |entry| if shown.shows(&entry) { entry.bytes.clone() } else { shown.value(&entry).to_string().into() });
+                let items = entries
+                    .into_iter()
+                    .map(move |entry| if shown.shows(&entry) { entry.bytes.clone() } else { shown.value(&entry).to_string().into() });
                 self.join(view.list_head(&list_metadata), Box::new(items), b"")
             }
             Shape::Object if view.is_stored_form() => {

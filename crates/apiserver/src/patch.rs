@@ -201,10 +201,10 @@ fn applied(call: &Call, live: Option<&Value>, config: &Value, manager: &str, for
     let (namespace, name) = (config.namespace().to_string(), config.name().to_string());
     let converted = structure::conform(object, &call.kind, &call.info.version).map_err(|why| unconverted(&why));
     let mut object = converted.map_err(|why| {
-            Status::unknown(format!(
-                "failed to convert new object ({namespace}/{name}; {of}) to proper version: unable to convert unstructured object to {of}: {why}"
-            ))
-        })?;
+        Status::unknown(format!(
+            "failed to convert new object ({namespace}/{name}; {of}) to proper version: unable to convert unstructured object to {of}: {why}"
+        ))
+    })?;
     write::check_name(call, &object)?;
     write::check_namespace(call, &object)?;
     if let Some(created) = live.and_then(|live| live.at("metadata.creationTimestamp")) {
@@ -227,6 +227,9 @@ mod tests {
         check("illegal base64 data at input byte 0", "error decoding from json: illegal base64 data at input byte 0");
         check("json: cannot unmarshal number 1.5 into Go struct field DeploymentSpec.spec.replicas of type int32", "cannot convert float64 to int32");
         check("json: cannot unmarshal bool into Go struct field R.a.b of type int32", "json: cannot unmarshal bool into Go value of type int32");
-        check("json: cannot unmarshal string into Go struct field R.a of type bool", "json: cannot unmarshal string into Go struct field R.a of type bool");
+        check(
+            "json: cannot unmarshal string into Go struct field R.a of type bool",
+            "json: cannot unmarshal string into Go struct field R.a of type bool",
+        );
     }
 }

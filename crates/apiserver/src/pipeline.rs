@@ -10,8 +10,7 @@ use crate::{
     connect::{self, Answer, Call, Warnings},
     copies, delete, discovery,
     encode::{Output, respond},
-    encryption,
-    flow, health, openapi, patch, read, scale, subresource, watch, write,
+    encryption, flow, health, openapi, patch, read, scale, subresource, watch, write,
 };
 use api::{
     Kind, Status,
@@ -82,7 +81,15 @@ impl Server {
         response
     }
 
-    async fn walk(self: Arc<Self>, request: Request<Body>, identity: Identity, info: RequestInfo, query: Query, warnings: Warnings, record: Option<Arc<audit::Record>>) -> Walked {
+    async fn walk(
+        self: Arc<Self>,
+        request: Request<Body>,
+        identity: Identity,
+        info: RequestInfo,
+        query: Query,
+        warnings: Warnings,
+        record: Option<Arc<audit::Record>>,
+    ) -> Walked {
         if let Some(advice) = authentication::ignored_header(request.headers()) {
             warnings.add(advice);
         }
@@ -121,7 +128,15 @@ impl Server {
     }
 
     /// Answers the request of someone known. The ticket is held until there is an answer.
-    async fn go(self: Arc<Self>, request: Request<Body>, user: User, info: RequestInfo, query: Query, warnings: Warnings, _ticket: flow::Ticket) -> Answer {
+    async fn go(
+        self: Arc<Self>,
+        request: Request<Body>,
+        user: User,
+        info: RequestInfo,
+        query: Query,
+        warnings: Warnings,
+        _ticket: flow::Ticket,
+    ) -> Answer {
         match authorization::authorize(&self, &user, &info) {
             Decision::Allow(reason) => {
                 warnings.annotate(DECISION, "allow");

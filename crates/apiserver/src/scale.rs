@@ -164,8 +164,11 @@ fn change(old: &Value, scale: &Value, paths: &Paths, kind: &Kind) -> Result<Chan
 mod tests {
     use super::*;
 
-    const PATHS: Paths =
-        Paths { replicas: Cow::Borrowed("spec.replicas"), status_replicas: Cow::Borrowed("status.replicas"), selector: Cow::Borrowed("spec.selector") };
+    const PATHS: Paths = Paths {
+        replicas: Cow::Borrowed("spec.replicas"),
+        status_replicas: Cow::Borrowed("status.replicas"),
+        selector: Cow::Borrowed("spec.selector"),
+    };
 
     #[test]
     fn a_scale_is_read_and_written() {

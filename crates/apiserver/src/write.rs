@@ -496,7 +496,8 @@ impl<'a> Writer<'a> {
         }
         if same(&new, old) {
             let view = View { kind: Arc::new(self.kind.clone()), version: self.version().to_string() };
-            let shown = if conversion::is_by_webhook(self.kind) { conversion::entry(self.server, &view, entry.clone()).await? } else { entry.clone() };
+            let shown =
+                if conversion::is_by_webhook(self.kind) { conversion::entry(self.server, &view, entry.clone()).await? } else { entry.clone() };
             return Ok(Some(Written::Stored(shown)));
         }
         if self.dry_run {
@@ -719,9 +720,11 @@ fn same_books(new: &Value, old: &Value) -> bool {
 fn same_but(new: Option<&Value>, old: Option<&Value>, but: &str, equal: impl Fn(&str, &Value, &Value) -> bool) -> bool {
     let members = |object: Option<&'_ Value>| object.and_then(Value::as_object).map_or(0, |map| map.len() - usize::from(map.contains_key(but)));
     members(new) == members(old)
-        && new.and_then(Value::as_object).into_iter().flatten().all(|(key, value)| {
-            key == but || old.and_then(|old| old.get(key)).is_some_and(|old| equal(key, value, old))
-        })
+        && new
+            .and_then(Value::as_object)
+            .into_iter()
+            .flatten()
+            .all(|(key, value)| key == but || old.and_then(|old| old.get(key)).is_some_and(|old| equal(key, value, old)))
 }
 
 /// Whether an object that is being deleted has nothing left that holds it.

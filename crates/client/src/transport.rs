@@ -185,7 +185,9 @@ impl Renewed {
                 tracing::info!(kubeconfig = %self.source.path.display(), "the credentials have been renewed");
                 (current.connections, current.stamps) = (made, stamps);
             }
-            Err(error) => tracing::warn!(kubeconfig = %self.source.path.display(), %error, "the kubeconfig cannot be used; the one before is used on"),
+            Err(error) => {
+                tracing::warn!(kubeconfig = %self.source.path.display(), %error, "the kubeconfig cannot be used; the one before is used on")
+            }
         }
         current.connections.clone()
     }

@@ -279,9 +279,7 @@ impl Detector {
     /// What a peer says of who is down. It is checked before it is believed.
     pub fn hearsay(&mut self, down: &[(NodeId, u64)]) {
         for (id, epoch) in down {
-            if self.contacts.contains_key(id)
-                && self.known(*id).is_some_and(|known| known.state != Belief::Down && known.epoch <= *epoch)
-            {
+            if self.contacts.contains_key(id) && self.known(*id).is_some_and(|known| known.state != Belief::Down && known.epoch <= *epoch) {
                 let member = foca::Member::down(Identity { node: *id, epoch: *epoch });
                 let _ = self.foca.apply_many(std::iter::once(member), true, &mut self.runtime);
                 self.after_foca();

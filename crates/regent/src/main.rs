@@ -3,14 +3,14 @@
 //! One file per command in `commands/`. Two names are taken before the command line is read: called as `regent-ipam` the
 //! binary is a CNI plugin, and `sandbox-launch`/`sandbox-init` run before any thread exists, for they make namespaces.
 
-mod checkpoint;
-mod encryption;
 mod backend;
 mod backups;
 mod bundle;
+mod checkpoint;
 mod commands;
 mod component;
 mod copier;
+mod encryption;
 mod etcd;
 mod fencing;
 mod join;

@@ -253,7 +253,11 @@ impl Sandbox {
         pki::files::replace(&directory.join("ca.key"), authority.key_pem(), Access::Private)?;
         for file in ["sa.key", "sa.pub", "front-proxy-ca.key", "front-proxy-ca.crt", ENCRYPTION_KEY] {
             let text = fs::read_to_string(self.directory.join("pki").join(file)).doing(|| format!("reading {file}"))?;
-            pki::files::replace(&directory.join(file), &text, if matches!(file, "sa.pub" | "front-proxy-ca.crt") { Access::Public } else { Access::Private })?;
+            pki::files::replace(
+                &directory.join(file),
+                &text,
+                if matches!(file, "sa.pub" | "front-proxy-ca.crt") { Access::Public } else { Access::Private },
+            )?;
         }
         let service: IpAddr = IpAddr::from([10, 96, 0, 1]);
         let mut names = vec![node.name.clone(), node.address.clone()];

@@ -17,8 +17,8 @@ use bytes::Bytes;
 use std::fmt;
 
 pub mod compaction;
-pub mod encryption;
 pub mod copy;
+pub mod encryption;
 pub mod etcd;
 pub mod fenced;
 mod hub;

@@ -38,7 +38,8 @@ fn add(pod: &mut Value, defaults: &[(&str, i64)]) {
         return;
     }
     if let Some(tolerations) = list_mut(pod, "spec.tolerations") {
-        let toleration = |(key, seconds): &(&str, i64)| json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds});
+        let toleration =
+            |(key, seconds): &(&str, i64)| json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds});
         tolerations.extend(missing.into_iter().map(toleration));
     }
 }

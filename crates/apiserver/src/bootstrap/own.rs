@@ -122,7 +122,9 @@ pub(super) fn with_authorities_of(stored: &Value, own: &Value) -> Value {
 /// The certificates of two PEM texts, each once, in the order of the first; those of the second are always among them.
 fn all_certificates(before: &str, own: &str) -> String {
     const END: &str = "-----END CERTIFICATE-----";
-    let blocks = |text: &str| text.split(END).map(str::trim).filter(|block| block.contains("-----BEGIN CERTIFICATE-----")).map(String::from).collect::<Vec<_>>();
+    let blocks = |text: &str| {
+        text.split(END).map(str::trim).filter(|block| block.contains("-----BEGIN CERTIFICATE-----")).map(String::from).collect::<Vec<_>>()
+    };
     let own = blocks(own);
     let mut all: Vec<String> = blocks(before).into_iter().filter(|block| !own.contains(block)).collect();
     // Those of servers that are long gone go, the oldest first.
@@ -228,7 +230,8 @@ pub(super) fn store_copies(nodes: &[String]) -> Vec<(&'static str, Value)> {
     let role = json!({"metadata": metadata("regent:store-copy", ""), "rules": [{"nonResourceURLs": urls, "verbs": ["get"]}]});
     let mut all = vec![("clusterroles", role)];
     if !nodes.is_empty() {
-        let subjects: Vec<Value> = nodes.iter().map(|node| json!({"apiGroup": RBAC, "kind": "User", "name": format!("system:node:{node}")})).collect();
+        let subjects: Vec<Value> =
+            nodes.iter().map(|node| json!({"apiGroup": RBAC, "kind": "User", "name": format!("system:node:{node}")})).collect();
         let reference = json!({"apiGroup": RBAC, "kind": "ClusterRole", "name": "regent:store-copy"});
         all.push(("clusterrolebindings", json!({"metadata": metadata("regent:store-copy", ""), "roleRef": reference, "subjects": subjects})));
     }
@@ -269,7 +272,10 @@ mod tests {
         assert_eq!(with_authorities_of(&Value::Null, &own), own);
         let stored = json!({"data": {"requestheader-client-ca-file": pem("1"), "other": "x"}});
         let both = with_authorities_of(&stored, &own);
-        assert_eq!((both["data"]["requestheader-client-ca-file"].as_str(), &both["data"]["other"]), (Some((pem("1") + &pem("2")).as_str()), &json!("x")));
+        assert_eq!(
+            (both["data"]["requestheader-client-ca-file"].as_str(), &both["data"]["other"]),
+            (Some((pem("1") + &pem("2")).as_str()), &json!("x"))
+        );
         assert_eq!(with_authorities_of(&both, &own)["data"], both["data"], "once is enough");
         let many: String = (10..30).map(|i| pem(&i.to_string())).collect();
         let kept = all_certificates(&many, &pem("2"));

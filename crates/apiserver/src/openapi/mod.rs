@@ -61,7 +61,8 @@ impl Documents {
     }
     /// The document of one group and version.
     fn of_group(&self, catalogue: &Arc<Catalogue>, name: &str) -> Option<Document> {
-        let defined = catalogue.iter().filter(|kind| kind.custom.is_some()).any(|kind| kind.versions.iter().any(|version| prefix(kind, version) == name));
+        let defined =
+            catalogue.iter().filter(|kind| kind.custom.is_some()).any(|kind| kind.versions.iter().any(|version| prefix(kind, version) == name));
         if defined {
             return self.get(catalogue, name, || v3(catalogue, name));
         }
@@ -134,9 +135,7 @@ pub fn answer(server: &Server, path: &str, request: &Request<Body>) -> Result<Op
 fn accepts_json(headers: &HeaderMap) -> bool {
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     accept.is_empty()
-        || accept
-            .split(',')
-            .any(|clause| matches!(clause.split(';').next().unwrap_or_default().trim(), "application/json" | "application/*" | "*/*"))
+        || accept.split(',').any(|clause| matches!(clause.split(';').next().unwrap_or_default().trim(), "application/json" | "application/*" | "*/*"))
 }
 
 fn serve(document: &Document, headers: &HeaderMap) -> Response<Body> {

@@ -3,16 +3,28 @@
 use crate::{expectation::seconds, outcome::Outcome};
 use std::fmt::Write;
 
-/// The document. What is in it was measured; nothing is written by hand.
-pub fn document(outcomes: &[Outcome]) -> String {
+/// The drill whose timeline is drawn at the head of the document.
+pub const PICTURED: &str = "master-with-workloads-dies";
+
+/// The document. `picture` is the file of the timeline of [`PICTURED`], if it is drawn. What is in it was measured; nothing is written by hand.
+pub fn document(outcomes: &[Outcome], picture: Option<&str>) -> String {
     let mut text = String::from(
         "# What happens when\n\n\
          For each part that can fail: what Regent does, what Kubernetes does, and what was measured. This page is made by\n\
          `regent drill run all --report target/drills.html --document docs/what-happens-when.md`; every figure in it comes from\n\
          one run of that command on a sandbox of real nodes with real containers, all on one machine, while every node asked a\n\
-         Service by NodePort, ClusterIP and DNS name all the time. Run it yourself: `make drills`.\n\n\
-         | when | requests sent | failed | longest wait | known after | routed around | replaced | as before |\n\
-         |---|---:|---:|---:|---:|---:|---:|---:|\n",
+         Service by NodePort, ClusterIP and DNS name all the time. Run it yourself: `make drills`.\n\n",
+    );
+    if let (Some(file), Some(drill)) = (picture, outcomes.iter().find(|outcome| outcome.name == PICTURED)) {
+        let _ = write!(
+            text,
+            "![{}]({file})\n\n*{}:* {} Red is what is broken, by row the traffic, the nodes and their pods.\n\n",
+            drill.shows, drill.name, drill.shows
+        );
+    }
+    text += concat!(
+        "| when | requests sent | failed | longest wait | known after | routed around | replaced | as before |\n",
+        "|---|---:|---:|---:|---:|---:|---:|---:|\n",
     );
     let time = |ms: Option<u64>| ms.map_or("–".to_owned(), seconds);
     for outcome in outcomes {
@@ -64,7 +76,7 @@ mod tests {
 
     #[test]
     fn the_document_has_a_row_and_a_section_for_each() {
-        let text = document(&[super::super::tests::sample()]);
+        let text = document(&[super::super::tests::sample()], None);
         assert!(text.contains("| [sample](#sample) | 400 | 10 |"), "{text}");
         assert!(text.contains("\n## sample\n\nIt shows.\n\n*Kubernetes:* It fails."));
         assert!(text.contains("- no request fails: **not so** (10 failed)"));

@@ -7,7 +7,8 @@ mod timeline;
 use crate::{expectation::seconds, outcome::Outcome, request::Way};
 use std::fmt::Write;
 
-pub use document::document;
+pub use document::{PICTURED, document};
+pub use timeline::picture;
 
 /// Text as HTML shows it.
 fn escape(text: &str) -> String {

@@ -51,6 +51,23 @@ impl Picture {
 
 /// The picture, and the numbered moments under it.
 pub fn draw(outcome: &Outcome) -> String {
+    let (svg, legend) = drawn(outcome);
+    svg + &legend
+}
+
+/// The picture alone, as a file that needs nothing else.
+pub fn picture(outcome: &Outcome) -> String {
+    let (svg, _) = drawn(outcome);
+    let head = format!(r#"<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" "#);
+    let style = format!("<style>{}</style><rect width=\"100%\" height=\"100%\" fill=\"var(--card)\"/>", super::STYLE);
+    let svg = svg.replacen("<svg ", &head, 1);
+    match svg.find('>') {
+        Some(end) => format!("{}{style}{}\n", &svg[..=end], &svg[end + 1..]),
+        None => svg,
+    }
+}
+
+fn drawn(outcome: &Outcome) -> (String, String) {
     let moments = lanes::moments(&outcome.events);
     let begin_ms = outcome.began_ms;
     let end_ms = outcome.ended_ms.max(begin_ms + 1000);
@@ -104,7 +121,8 @@ pub fn draw(outcome: &Outcome) -> String {
     let height = bottom + 24.0;
     let svg =
         format!(r#"<svg viewBox="0 0 {WIDTH} {height:.0}" role="img" aria-label="timeline of {}">{}</svg>"#, escape(&outcome.name), picture.svg);
-    format!("{svg}{}", legend(&picture, &moments))
+    let legend = legend(&picture, &moments);
+    (svg, legend)
 }
 
 fn kind_class(kind: Kind) -> &'static str {

@@ -4,12 +4,7 @@
 //! through Debian's libfaketime, which moves the time of day of a process, and nothing else, by what a file says.
 
 use super::{CLOCKS, VICTIM, without_master::container};
-use crate::{
-    Result,
-    expectation::Expectation::RecoveredWithin,
-    scenario::Scenario,
-    stage::Stage,
-};
+use crate::{Result, expectation::Expectation::RecoveredWithin, scenario::Scenario, stage::Stage};
 use std::time::Instant;
 
 pub const SCENARIO: Scenario = Scenario {

@@ -1,11 +1,11 @@
 //! `regent apiserver`: the API server alone.
 
+use super::certs::{self, Lifetime};
 use crate::{
     backend::{Backend, EtcdFlags},
     fencing,
     voters::Voters,
 };
-use super::certs::{self, Lifetime};
 use anyhow::{Context, Result, bail};
 use apiserver::{Config, Server};
 use clap::Args;
@@ -169,16 +169,17 @@ pub fn run(arguments: Apiserver) -> Result<()> {
             Ok(Issued { certificate_pem: read(certificate)?, key_pem: read(key)?, authority_pem: authority })
         };
         let kubelet_authority = arguments.kubelet_certificate_authority.as_deref().map(read).transpose()?.unwrap_or_else(|| authority_pem.clone());
-        let aggregation = match (&arguments.proxy_client_cert_file, &arguments.proxy_client_key_file, &arguments.flags.security.requestheader_client_ca_file) {
-            (Some(certificate), Some(key), Some(authority)) => apiserver::aggregation::Config {
-                client_files: Some(Arc::new(CertificateFiles::open(certificate, key, "")?)),
-                authority_pem: Some(read(authority)?),
-            },
-            _ => match &arguments.pki_dir {
-                Some(directory) => front_proxy(directory, &arguments.lifetime)?,
-                None => Default::default(),
-            },
-        };
+        let aggregation =
+            match (&arguments.proxy_client_cert_file, &arguments.proxy_client_key_file, &arguments.flags.security.requestheader_client_ca_file) {
+                (Some(certificate), Some(key), Some(authority)) => apiserver::aggregation::Config {
+                    client_files: Some(Arc::new(CertificateFiles::open(certificate, key, "")?)),
+                    authority_pem: Some(read(authority)?),
+                },
+                _ => match &arguments.pki_dir {
+                    Some(directory) => front_proxy(directory, &arguments.lifetime)?,
+                    None => Default::default(),
+                },
+            };
         let credentials = Credentials {
             aggregation,
             serving: Arc::new(CertificateFiles::open(&arguments.tls_cert_file, &arguments.tls_private_key_file, &authority_pem)?),
@@ -258,8 +259,12 @@ pub async fn start(
             let copies = fencing::Copies { hold: hold.clone(), store: store.clone(), backend: backend.clone(), pki: pki.clone() };
             Some(Arc::new(copies) as Arc<dyn apiserver::copies::Source>)
         }
-        (_, None) if !flags.store_copy_nodes.is_empty() => bail!("--store-copy-nodes needs --pki-dir: a copy without the cluster's keys is of no use"),
-        (None, _) if !flags.store_copy_nodes.is_empty() => bail!("--store-copy-nodes: this server's objects are in etcd, whose members are the copies"),
+        (_, None) if !flags.store_copy_nodes.is_empty() => {
+            bail!("--store-copy-nodes needs --pki-dir: a copy without the cluster's keys is of no use")
+        }
+        (None, _) if !flags.store_copy_nodes.is_empty() => {
+            bail!("--store-copy-nodes: this server's objects are in etcd, whose members are the copies")
+        }
         _ => None,
     };
     config.authentication.client_authorities_pem = Some(credentials.authority_pem.clone());

@@ -38,7 +38,15 @@ pub fn run(arguments: Dns) -> Result<()> {
         let way = arguments.balancer.way(&arguments.kubeconfig, None, &shutdown).await?;
         let informers = crate::checkpoint::informers(way.client, &arguments.root_dir, "dns");
         balancer::follow(way.balancer, &informers, &arguments.root_dir, &shutdown);
-        resolve(informers, arguments.cluster_dns, &arguments.cluster_domain, arguments.upstreams.clone(), arguments.membership.view(&shutdown), shutdown).await
+        resolve(
+            informers,
+            arguments.cluster_dns,
+            &arguments.cluster_domain,
+            arguments.upstreams.clone(),
+            arguments.membership.view(&shutdown),
+            shutdown,
+        )
+        .await
     })
 }
 

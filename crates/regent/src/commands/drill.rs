@@ -241,7 +241,13 @@ fn write_reports(outcomes: &[Outcome], html: Option<&Path>, document: Option<&Pa
         write(&file.with_extension("json"), serde_json::to_string(outcomes)?)?;
     }
     if let Some(file) = document {
-        write(file, report::document(outcomes))?;
+        let pictured = outcomes.iter().find(|outcome| outcome.name == report::PICTURED);
+        let picture = pictured.map(|_| file.with_extension("svg"));
+        if let (Some(outcome), Some(picture)) = (pictured, &picture) {
+            write(picture, report::picture(outcome))?;
+        }
+        let beside = picture.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+        write(file, report::document(outcomes, beside.as_deref()))?;
     }
     Ok(())
 }

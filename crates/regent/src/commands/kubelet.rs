@@ -4,8 +4,8 @@ use super::{
     apiserver::read,
     balancer::{self, BalancerFlags},
 };
-use ::node::Serving;
 use crate::rotation::Rotation;
+use ::node::Serving;
 use anyhow::{Context, Result};
 use clap::Args;
 use client::Informers;

@@ -53,7 +53,8 @@ pub fn run(arguments: Token) -> Result<()> {
             Action::Create { ttl, description, server } => {
                 let authority = authority_of(&client).await?;
                 let token = JoinToken::generate(&authority);
-                let expiration = (!ttl.is_zero()).then(|| jiff::Timestamp::from_second(pki::now_unix_s()).map(|now| (now + ttl).to_string())).transpose()?;
+                let expiration =
+                    (!ttl.is_zero()).then(|| jiff::Timestamp::from_second(pki::now_unix_s()).map(|now| (now + ttl).to_string())).transpose()?;
                 let group = if server { pki::join::SERVER_BOOTSTRAPPERS_GROUP } else { pki::join::NODE_BOOTSTRAPPERS_GROUP };
                 let secret: Secret = serde_json::from_value(token.to_secret_for(group, &description, expiration.as_deref()))?;
                 secrets.create(&PostParams::default(), &secret).await.context("keeping the token")?;

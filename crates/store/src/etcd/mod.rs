@@ -30,7 +30,7 @@ mod watch;
 mod write;
 
 use crate::{Depth, Error, KeyValue, Outcome, Page, Result, Revision, Store, Watch, Write};
-use etcd_client::{AlarmAction, AlarmType, Compare, CompareOp, CompactionOptions, GetOptions, Txn, TxnOp, proto::PbTxnOpResponse};
+use etcd_client::{AlarmAction, AlarmType, CompactionOptions, Compare, CompareOp, GetOptions, Txn, TxnOp, proto::PbTxnOpResponse};
 use fault::Fault;
 use futures::FutureExt;
 use mark::{Mark, Marks};

@@ -67,7 +67,8 @@ impl Hooks for MutatingAdmissionPolicies {
             }
             let source = mutation.get(own).map(|own| text(own, "expression")).unwrap_or_default();
             if !source.trim().is_empty()
-                && let Err(why) = scope.compile(source).map_err(|why| format!("compilation failed: {why}")).and_then(|program| makes(own, &program.type_))
+                && let Err(why) =
+                    scope.compile(source).map_err(|why| format!("compilation failed: {why}")).and_then(|program| makes(own, &program.type_))
             {
                 errors.invalid(path.child(own).child("expression"), source, &why);
             }
