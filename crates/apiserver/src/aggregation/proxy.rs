@@ -13,8 +13,6 @@ use tokio_rustls::TlsConnector;
 
 /// How long the connection may take, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Bytes in flight in each direction of one upgraded connection.
-const TUNNEL_BUFFER_BYTES: usize = 32 * 1024;
 /// Headers that are about one connection, and the credentials that were for this server.
 const NOT_PASSED_ON: [&str; 10] = [
     "connection",
@@ -58,7 +56,7 @@ pub async fn forward(server: &Arc<Server>, remote: &Remote, user: &User, mut req
     };
     if let (Some(client), StatusCode::SWITCHING_PROTOCOLS) = (client, answer.status()) {
         let upstream = hyper::upgrade::on(&mut answer);
-        join(server, client, upstream);
+        crate::tunnel::join(server, client, upstream, "an upgraded connection to an aggregated API server");
         let mut response = Response::new(crate::body::empty());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         *response.headers_mut() = std::mem::take(answer.headers_mut());
@@ -109,25 +107,6 @@ pub(super) async fn send(server: &Arc<Server>, remote: &Remote, mut request: Req
         }
     });
     sender.send_request(request).await.map_err(|error| error.to_string())
-}
-
-/// Joins two upgraded connections byte for byte, until one ends or the server stops.
-fn join(server: &Arc<Server>, client: hyper::upgrade::OnUpgrade, upstream: hyper::upgrade::OnUpgrade) {
-    let shutdown = server.config.shutdown.clone();
-    tokio::spawn(async move {
-        let joined = async {
-            let (client, upstream) = tokio::try_join!(client, upstream)?;
-            let (mut client, mut upstream) = (TokioIo::new(client), TokioIo::new(upstream));
-            tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, TUNNEL_BUFFER_BYTES, TUNNEL_BUFFER_BYTES).await?;
-            Ok::<_, crate::BoxError>(())
-        };
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            ended = joined => if let Err(error) = ended {
-                tracing::debug!(%error, "an upgraded connection to an aggregated API server ended");
-            },
-        }
-    });
 }
 
 /// The client's headers as they go on: without what ends here, and with who asks.

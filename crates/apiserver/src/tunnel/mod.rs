@@ -21,14 +21,39 @@ pub use streams::{attach, exec, port_forward};
 
 use crate::body;
 use crate::connect::{Answer, Call};
+use crate::context::Server;
 use crate::encode::respond;
 use api::Status;
 use http::{Method, Request, StatusCode};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
 use target::{Target, encode_query};
 
 /// What of a log request is for the node.
 const LOG_OPTIONS: [&str; 8] = ["follow", "previous", "sinceSeconds", "sinceTime", "timestamps", "tailLines", "limitBytes", "stream"];
 const PLAIN_TEXT: &str = "text/plain";
+
+/// What is read of one end before it is written to the other.
+const TUNNEL_BUFFER_BYTES: usize = 32 * 1024;
+
+/// Joins two upgraded connections byte for byte, until one ends or the server stops.
+pub(crate) fn join(server: &Server, client: OnUpgrade, upstream: OnUpgrade, what: &'static str) {
+    let shutdown = server.config.shutdown.clone();
+    tokio::spawn(async move {
+        let joined = async {
+            let (client, upstream) = tokio::try_join!(client, upstream)?;
+            let (mut client, mut upstream) = (TokioIo::new(client), TokioIo::new(upstream));
+            tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, TUNNEL_BUFFER_BYTES, TUNNEL_BUFFER_BYTES).await?;
+            Ok::<_, crate::BoxError>(())
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            ended = joined => if let Err(error) = ended {
+                tracing::debug!(%error, "{what} ended");
+            },
+        }
+    });
+}
 
 /// A container's log.
 pub async fn log(call: Call) -> Answer {

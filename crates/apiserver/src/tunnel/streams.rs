@@ -6,7 +6,6 @@ use crate::body;
 use crate::connect::{Answer, Call};
 use api::Status;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
-use hyper_util::rt::TokioIo;
 
 /// The WebSocket protocols that the container runtime speaks. Newer ones are refused, and kubectl goes back to SPDY.
 const WEBSOCKET_PROTOCOLS: [&str; 5] =
@@ -22,8 +21,6 @@ const PASSED_ON: [&str; 8] = [
     "sec-websocket-extensions",
     "origin",
 ];
-/// Bytes in flight in each direction of one tunnel.
-const TUNNEL_BUFFER_BYTES: usize = 32 * 1024;
 
 /// A command in a container.
 pub async fn exec(call: Call) -> Answer {
@@ -79,21 +76,7 @@ async fn tunnel(mut call: Call, node: NodeAddress, path: String) -> Answer {
         return Err(refusal(answer).await);
     }
     let upstream = hyper::upgrade::on(&mut answer);
-    let shutdown = call.server.config.shutdown.clone();
-    tokio::spawn(async move {
-        let joined = async {
-            let (client, upstream) = tokio::try_join!(client, upstream)?;
-            let (mut client, mut upstream) = (TokioIo::new(client), TokioIo::new(upstream));
-            tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, TUNNEL_BUFFER_BYTES, TUNNEL_BUFFER_BYTES).await?;
-            Ok::<_, crate::BoxError>(())
-        };
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            ended = joined => if let Err(error) = ended {
-                tracing::debug!(%error, "a tunnel to a node ended");
-            },
-        }
-    });
+    super::join(&call.server, client, upstream, "a tunnel to a node");
     let mut response = Response::new(body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     *response.headers_mut() = std::mem::take(answer.headers_mut());
