@@ -358,7 +358,8 @@ impl Detector {
         let ring = self.ring();
         let direct = (now >= self.direct_at).then(|| {
             self.direct_at = now + limits::DIRECT_EVERY_MS;
-            self.some_alive(1, None).pop()
+            let alive = self.contacts.iter().filter(|(_, contact)| contact.standing == Standing::Alive);
+            alive.min_by_key(|(_, contact)| contact.pinged).map(|(id, _)| *id)
         });
         let mut news = Vec::new();
         let mut doubtful = Vec::new();

@@ -21,9 +21,9 @@ pub const WATCH_SUSPECT_AFTER_MS: u64 = 550;
 /// See [`WATCH_SUSPECT_AFTER_MS`].
 pub const WATCH_PINGS_MIN: u32 = 4;
 
-/// How often a random member that is not a neighbour is pinged: whether packets pass between it and this node is for this node
+/// How often the member is pinged that was not for the longest time: whether packets pass between it and this node is for this node
 /// to find out, whatever others say of it.
-pub const DIRECT_EVERY_MS: u64 = 1_000;
+pub const DIRECT_EVERY_MS: u64 = 500;
 /// Packets to a member that others vouch for have been lost for this long: it is pinged only every [`CUT_PING_EVERY_MS`].
 pub const CUT_LONG_MS: u64 = 2_000;
 /// See [`CUT_LONG_MS`].
