@@ -5,6 +5,8 @@
 //! it changes little with what else the machine does. Beside it stands what Kubernetes v1.36.2 with etcd 3.6 spent on the same work.
 
 mod client;
+#[path = "../../crates/apiserver/benches/workload/mod.rs"]
+mod workload;
 
 use crate::bench::{Running, rss_mib, start};
 use anyhow::{Context, Result, bail};
@@ -24,12 +26,10 @@ use std::{
     },
     time::{Duration, Instant},
 };
+use workload::{NAMESPACES, namespace, path, pod};
 
 const PORT: u16 = 16444;
 const TOKEN: &str = "load";
-const NAMESPACES: usize = 10;
-/// One pod in so many has the label that is selected by.
-const SHARDS: usize = 100;
 const CONNECTIONS: usize = 4;
 /// Requests at a time, where a phase does not say otherwise.
 const CONCURRENCY: usize = 32;
@@ -255,38 +255,8 @@ fn turn() -> usize {
     TURN.fetch_add(1, Relaxed)
 }
 
-fn namespace(i: usize) -> String {
-    format!("bench-{}", i % NAMESPACES)
-}
-
-fn path(i: usize) -> String {
-    format!("/api/v1/namespaces/{}/pods/web-{i:06}", namespace(i))
-}
-
 fn text(value: &Value) -> Bytes {
     value.to_string().into()
-}
-
-/// A pod of two containers, as a Deployment makes them: about 4.8 KB when it is stored.
-fn pod(i: usize) -> Value {
-    let probe = |period_s: u32| json!({"httpGet": {"path": "/healthz", "port": 80, "scheme": "HTTP"}, "periodSeconds": period_s, "timeoutSeconds": 1, "successThreshold": 1, "failureThreshold": 3});
-    let tolerate = |key: &str| json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300});
-    json!({"apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": format!("web-{i:06}"), "namespace": namespace(i),
-            "labels": {"app": "web", "pod-template-hash": "6d4cf56db6", "shard": format!("s{}", i % SHARDS), "tier": "frontend"},
-            "annotations": {"prometheus.io/scrape": "true", "prometheus.io/port": "8080", "kubectl.kubernetes.io/restartedAt": "2026-11-22T00:00:00Z"}},
-        "spec": {"nodeName": format!("node-{}", i % 500), "automountServiceAccountToken": false, "restartPolicy": "Always", "terminationGracePeriodSeconds": 30,
-            "containers": [
-                {"name": "web", "image": "docker.io/library/nginx:1.27", "ports": [{"name": "http", "containerPort": 80, "protocol": "TCP"}],
-                    "env": [{"name": "POD_NAME", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}}, {"name": "LOG_LEVEL", "value": "info"},
-                        {"name": "REGION", "value": "eu-central-1"}, {"name": "SERVICE", "value": "web"}],
-                    "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"cpu": "500m", "memory": "256Mi"}},
-                    "readinessProbe": probe(5), "livenessProbe": probe(10),
-                    "volumeMounts": [{"name": "config", "mountPath": "/etc/nginx/conf.d", "readOnly": true}, {"name": "cache", "mountPath": "/var/cache/nginx"}]},
-                {"name": "metrics", "image": "docker.io/library/exporter:0.11", "ports": [{"name": "metrics", "containerPort": 9113, "protocol": "TCP"}],
-                    "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}}}],
-            "volumes": [{"name": "config", "configMap": {"name": "nginx-conf"}}, {"name": "cache", "emptyDir": {}}],
-            "tolerations": [tolerate("node.kubernetes.io/not-ready"), tolerate("node.kubernetes.io/unreachable")]}})
 }
 
 /// The phases one after another, beside Kubernetes' figures.

@@ -60,6 +60,8 @@ pub struct Kind {
     pub subresources: Vec<Subresource>,
     /// Columns of its Table; cells come from [`Hooks::cells`].
     pub columns: Vec<Column>,
+    /// Cells at the end of each row of which no column speaks. Kubernetes has a kind like that, and clients know it so.
+    pub unnamed_cells: usize,
     /// Field selectors beyond `metadata.name` and `metadata.namespace`, as JSON paths with dots.
     pub selectable_fields: Vec<String>,
     /// Whether `metadata.generation` counts changes of what is not metadata or status.
@@ -190,6 +192,7 @@ impl Kind {
             verbs: ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"].map(String::from).into(),
             subresources: vec![],
             columns: crate::table::golden_columns(group, version, resource),
+            unnamed_cells: 0,
             selectable_fields: vec![],
             has_generation: false,
             name_rule: NameRule::Subdomain,
@@ -238,6 +241,10 @@ impl Kind {
     }
     pub fn generation(mut self) -> Kind {
         self.has_generation = true;
+        self
+    }
+    pub fn unnamed_cells(mut self, count: usize) -> Kind {
+        self.unnamed_cells = count;
         self
     }
     pub fn names(mut self, rule: NameRule) -> Kind {

@@ -3,6 +3,8 @@
 //!
 //! Each phase runs at 1,000, 10,000 and 100,000 stored pods: what one request costs must not grow with what is stored beside.
 
+mod workload;
+
 use apiserver::{Body, Config, Server, User, serve::LocalService};
 use bytes::Bytes;
 use divan::{Bencher, counter::BytesCount};
@@ -19,12 +21,10 @@ use std::{
 use store::memory::Memory;
 use tokio::runtime::Runtime;
 use tower::Service;
+use workload::{NAMESPACES, namespace, path, pod};
 
 /// How many pods are stored.
 const STORED: [usize; 3] = [1_000, 10_000, 100_000];
-const NAMESPACES: usize = 10;
-/// One pod in so many has the label that is selected by.
-const SHARDS: usize = 100;
 /// Pods that are made at the same time when the store is filled.
 const FILLERS: usize = 64;
 
@@ -42,35 +42,6 @@ struct Cluster {
     pods: usize,
     /// Counts what benchmarks make and change, so that no two writes say the same.
     turn: AtomicUsize,
-}
-
-fn namespace(i: usize) -> String {
-    format!("bench-{}", i % NAMESPACES)
-}
-
-fn path(i: usize) -> String {
-    format!("/api/v1/namespaces/{}/pods/web-{i:06}", namespace(i))
-}
-
-/// A pod of two containers, as a Deployment makes them: about 4.8 KB when it is stored.
-fn pod(i: usize) -> Value {
-    let probe = json!({"httpGet": {"path": "/healthz", "port": 80, "scheme": "HTTP"}, "periodSeconds": 5, "timeoutSeconds": 1, "successThreshold": 1, "failureThreshold": 3});
-    let tolerate = |key: &str| json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300});
-    json!({"apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": format!("web-{i:06}"), "namespace": namespace(i),
-            "labels": {"app": "web", "pod-template-hash": "6d4cf56db6", "shard": format!("s{}", i % SHARDS), "tier": "frontend"},
-            "annotations": {"prometheus.io/scrape": "true", "prometheus.io/port": "8080", "kubectl.kubernetes.io/restartedAt": "2026-11-22T00:00:00Z"}},
-        "spec": {"nodeName": format!("node-{}", i % 500), "automountServiceAccountToken": false, "restartPolicy": "Always", "terminationGracePeriodSeconds": 30,
-            "containers": [
-                {"name": "web", "image": "docker.io/library/nginx:1.27", "ports": [{"name": "http", "containerPort": 80, "protocol": "TCP"}],
-                    "env": [{"name": "POD_NAME", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}}, {"name": "LOG_LEVEL", "value": "info"}, {"name": "REGION", "value": "eu-central-1"}],
-                    "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"cpu": "500m", "memory": "256Mi"}},
-                    "readinessProbe": probe, "livenessProbe": probe,
-                    "volumeMounts": [{"name": "config", "mountPath": "/etc/nginx/conf.d", "readOnly": true}, {"name": "cache", "mountPath": "/var/cache/nginx"}]},
-                {"name": "metrics", "image": "docker.io/library/exporter:0.11", "ports": [{"name": "metrics", "containerPort": 9113, "protocol": "TCP"}],
-                    "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}}}],
-            "volumes": [{"name": "config", "configMap": {"name": "nginx-conf"}}, {"name": "cache", "emptyDir": {}}],
-            "tolerations": [tolerate("node.kubernetes.io/not-ready"), tolerate("node.kubernetes.io/unreachable")]}})
 }
 
 impl Cluster {

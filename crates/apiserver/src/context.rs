@@ -6,7 +6,7 @@
 
 use crate::{
     admission, aggregation, allocation, audit, authentication, authorization, bootstrap, cache, copies, definitions, flow, health, metrics, presence,
-    tunnel, write,
+    tunnel,
 };
 use api::{Catalogue, Kind, Status, Value};
 use arc_swap::ArcSwap;
@@ -223,29 +223,5 @@ impl Server {
     pub fn entries(&self, group: &str, resource: &str, namespace: Option<&str>) -> Result<Vec<Arc<Entry>>, Status> {
         let snapshot = self.cache.resource(group, resource).snapshot();
         Ok(snapshot.entries(namespace).cloned().collect())
-    }
-
-    /// Creates an object as the server itself: defaulted, admitted and validated like a client's. Answers with what is stored.
-    pub async fn create_internal(self: &Arc<Self>, group: &str, resource: &str, namespace: &str, object: Value) -> Result<Value, Status> {
-        write::create_internal(self, group, resource, namespace, object).await
-    }
-
-    /// Reads, changes and writes one object as the server itself, again and again until no other writer comes between.
-    /// `change` answers false if there is nothing to do. `subresource` is empty or `status`.
-    pub async fn update_internal(
-        self: &Arc<Self>,
-        group: &str,
-        resource: &str,
-        namespace: &str,
-        name: &str,
-        subresource: &str,
-        change: impl FnMut(&mut Value) -> Result<bool, Status> + Send,
-    ) -> Result<Value, Status> {
-        write::update_internal(self, group, resource, namespace, name, subresource, change).await
-    }
-
-    /// Deletes one object as the server itself. A missing object is a 404 Status.
-    pub async fn delete_internal(self: &Arc<Self>, group: &str, resource: &str, namespace: &str, name: &str) -> Result<(), Status> {
-        write::delete_internal(self, group, resource, namespace, name).await
     }
 }

@@ -8,10 +8,9 @@
 //! can see it; a definition that did not change costs nothing.
 
 use crate::{
-    Error, Server, User,
+    Error, Server,
     cache::{From, Selection},
-    connect::Warnings,
-    write::{self, Books, Changed, Part, Writer, internal_request},
+    write::{self, Part},
 };
 use api::{
     Catalogue, Kind, Status, Value,
@@ -132,7 +131,7 @@ async fn look(server: &Arc<Server>) {
         let now = write::now();
         if accept(&mut definition.clone(), &all(server), &now) {
             let change = |current: &mut Value| Ok(accept(current, &all(server), &now));
-            if let Err(status) = update(server, &name, Part::Status, change).await
+            if let Err(status) = server.change_internal(GROUP, RESOURCE, "", &name, Part::Status, change).await
                 && !status.is_not_found()
             {
                 tracing::warn!(definition = name, error = %status.message, "the status of a definition could not be written");
@@ -211,34 +210,6 @@ fn accept(definition: &mut Value, all: &[Value], now: &str) -> bool {
     changed
 }
 
-/// Changes a definition as the server itself, keeping the books.
-async fn update(
-    server: &Arc<Server>,
-    name: &str,
-    part: Part,
-    mut change: impl FnMut(&mut Value) -> Result<bool, Status> + Send,
-) -> Result<(), Status> {
-    let kind = server.kind(GROUP, RESOURCE)?;
-    let (info, user, warnings) = (internal_request("update", &kind, "", name, "status"), User::system(), Warnings::default());
-    let writer = Writer {
-        server,
-        user: &user,
-        info: &info,
-        kind: &kind,
-        namespace: "",
-        name,
-        dry_run: false,
-        manager: "kube-apiserver",
-        books: if part == Part::Status { Books::Changes } else { Books::Closed },
-        warnings: &warnings,
-    };
-    let written = writer.modify(part, |old| {
-        let mut object = old.clone();
-        Ok(Changed::newest(if change(&mut object)? { object } else { old.clone() }))
-    });
-    written.await.map(drop)
-}
-
 /// Deletes all objects of a definition that is being deleted, waits until they are gone, and lets the definition go.
 async fn clean_up(server: &Arc<Server>, name: &str) {
     loop {
@@ -274,12 +245,12 @@ async fn try_clean_up(server: &Arc<Server>, name: &str) -> Result<bool, Status> 
             return Ok(false);
         }
     }
-    update(server, name, Part::Trusted, |current| {
+    let done = |current: &mut Value| {
         set_condition(current, "Terminating", false, "InstanceDeletionCompleted", "removed all instances", &write::now());
         current.remove_finalizer(CLEANUP_FINALIZER);
         Ok(true)
-    })
-    .await?;
+    };
+    server.change_internal(GROUP, RESOURCE, "", name, Part::Trusted, done).await?;
     Ok(true)
 }
 

@@ -35,6 +35,7 @@ pub mod keys;
 pub mod metrics;
 pub mod namespaces;
 pub mod openapi;
+mod own;
 pub mod patch;
 pub mod pipeline;
 mod presence;

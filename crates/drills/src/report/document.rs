@@ -12,7 +12,7 @@ pub fn document(outcomes: &[Outcome], picture: Option<&str>) -> String {
         "# What happens when\n\n\
          For each part that can fail: what Regent does, what Kubernetes does, and what was measured. This page is made by\n\
          `regent drill run all --report target/drills.html --document docs/what-happens-when.md`; every figure in it comes from\n\
-         one run of that command on a sandbox of real nodes with real containers, all on one machine, while every node asked a\n\
+         runs of that command on a sandbox of real nodes with real containers, all on one machine, while every node asked a\n\
          Service by NodePort, ClusterIP and DNS name all the time. Run it yourself: `make drills`.\n\n",
     );
     if let (Some(file), Some(drill)) = (picture, outcomes.iter().find(|outcome| outcome.name == PICTURED)) {

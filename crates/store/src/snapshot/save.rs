@@ -64,17 +64,27 @@ pub async fn save(store: &dyn Store, origin: &Origin, path: &Path, secret: Optio
 }
 
 async fn attempt_save(store: &dyn Store, origin: &Origin, path: &Path, secret: Option<&Secret>) -> Result<Status> {
+    let (path, files, secret) = (path.to_path_buf(), origin.files.clone(), secret.cloned());
+    pass(store, origin, is_saved, move |header, waiting, is_complete| write_file(&path, header, &files, secret.as_ref(), waiting, is_complete)).await
+}
+
+type Waiting = mpsc::Receiver<Vec<KeyValue>>;
+type Completion = tokio::sync::oneshot::Receiver<()>;
+
+/// Reads everything as of one revision, page by page, and has it written meanwhile where writing may block.
+async fn pass<T: Send + 'static>(
+    store: &dyn Store,
+    origin: &Origin,
+    is_wanted: fn(&str) -> bool,
+    write: impl FnOnce(Header, Waiting, Completion) -> Result<T> + Send + 'static,
+) -> Result<T> {
     let first = store.list(SAVED_PREFIX, None, PAGE_KEYS, None).await?;
     let revision = first.revision;
     let header = header(origin, revision);
     let (pages, waiting) = mpsc::channel::<Vec<KeyValue>>(PAGES_WAITING_MAX);
     let (complete, is_complete) = tokio::sync::oneshot::channel();
-    let write = {
-        let (path, files, secret) = (path.to_path_buf(), origin.files.clone(), secret.cloned());
-        move || write_file(&path, header, &files, secret.as_ref(), waiting, is_complete)
-    };
-    let writer = tokio::task::spawn_blocking(write);
-    let read = read_pages(store, first, revision, &pages, is_saved).await;
+    let writer = tokio::task::spawn_blocking(move || write(header, waiting, is_complete));
+    let read = read_pages(store, first, revision, &pages, is_wanted).await;
     drop(pages);
     if read.is_ok() {
         let _ = complete.send(());
@@ -83,9 +93,9 @@ async fn attempt_save(store: &dyn Store, origin: &Origin, path: &Path, secret: O
     }
     let written = writer.await.map_err(|error| Error::Io(std::io::Error::other(error)))?;
     // A writer that failed (a full disk) is why its reader could not go on; the store's own failure is told first.
-    match (read, written) {
-        (Err(Some(error)), _) => Err(error.into()),
-        (_, written) => written,
+    match read {
+        Err(Some(error)) => Err(error.into()),
+        _ => written,
     }
 }
 
@@ -113,27 +123,9 @@ pub fn stream(store: Arc<dyn Store>, origin: Origin) -> ReceiverStream<Result<By
 }
 
 async fn send_pieces(store: &dyn Store, origin: &Origin, pieces: &mpsc::Sender<Result<Bytes>>) -> Result<()> {
-    let first = store.list(SAVED_PREFIX, None, PAGE_KEYS, None).await?;
-    let revision = first.revision;
-    let (pages, waiting) = mpsc::channel::<Vec<KeyValue>>(PAGES_WAITING_MAX);
-    let (complete, is_complete) = tokio::sync::oneshot::channel();
-    let write = {
-        let (header, files, out) = (header(origin, revision), origin.files.clone(), Pieces { out: pieces.clone(), piece: BytesMut::new() });
-        move || write_all(Writer::new(out, header, None)?, &files, waiting, is_complete)?.finish().map(drop)
-    };
-    let writer = tokio::task::spawn_blocking(write);
-    let read = read_pages(store, first, revision, &pages, is_copied).await;
-    drop(pages);
-    if read.is_ok() {
-        let _ = complete.send(());
-    } else {
-        drop(complete);
-    }
-    let written = writer.await.map_err(|error| Error::Io(std::io::Error::other(error)))?;
-    match read {
-        Err(Some(error)) => Err(error.into()),
-        _ => written,
-    }
+    let (files, out) = (origin.files.clone(), Pieces { out: pieces.clone(), piece: BytesMut::new() });
+    let write = move |header, waiting, is_complete| write_all(Writer::new(out, header, None)?, &files, waiting, is_complete)?.finish().map(drop);
+    pass(store, origin, is_copied, write).await
 }
 
 /// Bytes in pieces, for whoever takes them.

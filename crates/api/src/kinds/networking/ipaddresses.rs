@@ -16,7 +16,11 @@ use crate::{
 use serde_json::{Value, json};
 
 pub fn kind() -> Kind {
-    Kind::cluster("networking.k8s.io", "v1", "IPAddress", "ipaddresses").short(&["ip"]).names(NameRule::PathSegment).hooks(IpAddresses)
+    Kind::cluster("networking.k8s.io", "v1", "IPAddress", "ipaddresses")
+        .short(&["ip"])
+        .names(NameRule::PathSegment)
+        .unnamed_cells(1)
+        .hooks(IpAddresses)
 }
 
 struct IpAddresses;

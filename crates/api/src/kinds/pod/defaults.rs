@@ -162,42 +162,11 @@ fn field_and_resource(source: &mut Value) {
     });
 }
 
-const SOURCES: &[&str] = &[
-    "hostPath",
-    "emptyDir",
-    "gcePersistentDisk",
-    "awsElasticBlockStore",
-    "gitRepo",
-    "secret",
-    "nfs",
-    "iscsi",
-    "glusterfs",
-    "persistentVolumeClaim",
-    "rbd",
-    "flexVolume",
-    "cinder",
-    "cephfs",
-    "flocker",
-    "downwardAPI",
-    "fc",
-    "azureFile",
-    "configMap",
-    "vsphereVolume",
-    "quobyte",
-    "azureDisk",
-    "photonPersistentDisk",
-    "projected",
-    "portworxVolume",
-    "scaleIO",
-    "storageos",
-    "csi",
-    "ephemeral",
-    "image",
-];
 const FILE_MODE: i64 = 0o644;
 
 fn volume(volume: &mut Value) {
-    if !SOURCES.iter().any(|source| has(volume, source)) {
+    let named = volume.as_object().is_some_and(|volume| volume.iter().any(|(field, source)| field != "name" && !source.is_null()));
+    if !named {
         put(volume, "emptyDir", json!({}));
     }
     source(volume);
