@@ -289,9 +289,8 @@ fn refusal(cx: &Context, pod: &Pod, others: &[Arc<Pod>]) -> Option<(String, Stri
     if pod.metadata.deletion_timestamp.is_some() || pod.status.as_ref().is_some_and(|status| status.start_time.is_some()) {
         return None;
     }
-    if !eviction::admits(pod, cx.pressures()) {
-        let message = "Pod was rejected: The node had condition: [MemoryPressure or DiskPressure].".to_owned();
-        return Some(("Evicted".into(), message));
+    if let Some(why) = eviction::refusal(pod, cx.pressures()) {
+        return Some(("Evicted".into(), format!("Pod was rejected: {why}")));
     }
     let active = |pod: &&Arc<Pod>| {
         pod.metadata.deletion_timestamp.is_none() && !pod.status.as_ref().is_some_and(|s| matches!(s.phase.as_deref(), Some("Succeeded" | "Failed")))

@@ -151,12 +151,15 @@ pub fn rank(pods: &[Arc<Pod>], memory_used: &BTreeMap<String, u64>) -> Vec<Arc<P
     out.into_iter().map(|(_, pod)| pod).collect()
 }
 
-/// Whether a pod may be started while the node is short of memory: only one that has asked for some.
-pub fn admits(pod: &Pod, pressures: Pressures) -> bool {
-    if is_critical(pod) {
-        return true;
-    }
-    !pressures.disk && !pressures.pids && (!pressures.memory || resources::qos(pod) != Qos::BestEffort)
+/// Why a pod may not be started while the node is short of something; while that is memory alone, one that has asked for
+/// some may.
+pub fn refusal(pod: &Pod, pressures: Pressures) -> Option<String> {
+    let short: Vec<&str> = [(pressures.memory, "MemoryPressure"), (pressures.disk, "DiskPressure"), (pressures.pids, "PIDPressure")]
+        .into_iter()
+        .filter_map(|(is_low, name)| is_low.then_some(name))
+        .collect();
+    let has_asked = short == ["MemoryPressure"] && resources::qos(pod) != Qos::BestEffort;
+    (!short.is_empty() && !is_critical(pod) && !has_asked).then(|| format!("The node had condition: [{}]. ", short.join(" ")))
 }
 
 #[cfg(test)]
@@ -208,5 +211,17 @@ mod tests {
         }
         let low = Readings { memory: (1 << 30, 16 << 30), disk: Some((100 << 30, 2 << 30, 100, 50)), pids: None };
         assert!(!pressures(&low, &"nodefs.available<1Gi".parse().unwrap()).disk, "an amount does not ask how large the disk is");
+    }
+
+    #[test]
+    fn a_refusal_names_what_is_low_and_memory_is_for_those_who_asked() {
+        let (modest, best_effort) = (pod("modest", "1Gi", 0), Pod::default());
+        let memory = Pressures { memory: true, ..Pressures::default() };
+        let both = Pressures { disk: true, ..memory };
+        assert_eq!(refusal(&best_effort, Pressures::default()), None);
+        assert_eq!(refusal(&modest, memory), None);
+        assert_eq!(refusal(&best_effort, memory).as_deref(), Some("The node had condition: [MemoryPressure]. "));
+        assert_eq!(refusal(&modest, both).as_deref(), Some("The node had condition: [MemoryPressure DiskPressure]. "));
+        assert_eq!(refusal(&pod("critical", "1Gi", 2_000_000_000), both), None);
     }
 }

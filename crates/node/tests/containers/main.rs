@@ -76,6 +76,8 @@ fn start_agent(api: &Api, machine: &Machine, authority: &pki::Authority) -> (Can
         bind_address: ip,
         port: PORT,
         cgroup_root: machine.cgroup(),
+        // How full the disk of the machine is, is not what these scenarios are about.
+        eviction: "nodefs.available<0%,nodefs.inodesFree<0%".parse().unwrap(),
         ..node::Config::new(
             "n1",
             ip,
@@ -252,8 +254,8 @@ async fn init_and_sidecars_then_the_end(api: &Api) {
     }
     create(api, "job", spec);
     let done = pod_until(api, "job", "failed", |pod| pod["status"]["phase"] == "Failed").await;
-    assert_eq!(done["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"], 3);
-    assert_eq!(done["status"]["initContainerStatuses"][0]["state"]["terminated"]["reason"], "Completed");
+    assert_eq!(done["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"], 3, "{:#}", done["status"]);
+    assert_eq!(done["status"]["initContainerStatuses"][0]["state"]["terminated"]["reason"], "Completed", "{:#}", done["status"]);
     assert!(done["status"]["initContainerStatuses"][1]["state"]["terminated"].is_object(), "{:#}", done["status"]);
 }
 
