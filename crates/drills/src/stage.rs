@@ -8,7 +8,7 @@ use crate::{
     expectation::Check,
     limits,
     sources::Sources,
-    timeline::{Mark, Pod, Recorder, View},
+    timeline::{Mark, Pod, Recorder, View, What},
     workload::{APP, NAMESPACE},
 };
 use parking_lot::Mutex;
@@ -478,6 +478,18 @@ impl Stage {
         self.check("the same pods run, none was restarted", before == now, if before == now { "so".into() } else { self.view().describe() });
     }
 
+    /// Checks that since the first fault no node, pod or endpoint was seen otherwise than before, not for a moment.
+    pub fn check_nothing_changed(&self) {
+        let changes = self.recorder.with_log(|log| {
+            let is_fault = |what: &What| matches!(what, What::Mark { mark: Mark::Fault, .. });
+            let since = log.events.iter().skip_while(|event| !is_fault(&event.what));
+            let told = since.filter(|event| matches!(event.what, What::Pod(_) | What::PodGone { .. } | What::Node(_) | What::Endpoints(_)));
+            told.map(|event| format!("{:?}", event.what)).collect::<Vec<_>>()
+        });
+        let seen = if changes.is_empty() { "so".into() } else { format!("{} changes, first {}", changes.len(), changes[0]) };
+        self.check("no node, pod or endpoint changed, not for a moment", changes.is_empty(), seen);
+    }
+
     /// Scales the workload.
     pub fn scale(&self, replicas: usize) -> Result<()> {
         self.kubectl(&format!("scale -n {NAMESPACE} deployment/{APP} --replicas={replicas}")).map(|_| ())
@@ -533,7 +545,7 @@ pub(crate) fn finish(mut command: Command, input: &str) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::timeline::{Endpoints, Node, What};
+    use crate::timeline::{Endpoints, Node};
 
     fn view(ready: bool, endpoints: &[&str]) -> View {
         let mut view = View::default();

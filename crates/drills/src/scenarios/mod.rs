@@ -27,6 +27,7 @@ mod pod_unready_without_master;
 mod proxy_and_dns_restarted_without_master;
 mod proxy_restarted;
 mod quorum_lost;
+mod random_link_cuts;
 mod recover_on_another_node;
 mod rolling_restart_of_masters;
 mod scheduler_stopped;
@@ -74,6 +75,7 @@ pub const ALL: &[&Scenario] = &[
     &long_outage::SCENARIO,
     &master_link_cut::SCENARIO,
     &asymmetric_partition::SCENARIO,
+    &random_link_cuts::SCENARIO,
     &pod_out_of_memory::SCENARIO,
     &clock_jumps::SCENARIO,
 ];
