@@ -8,26 +8,24 @@
 //! at least one slice (perhaps empty), so that "no endpoints" can be told from "not looked at yet". Slices that others
 //! manage are left alone.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use client::controller::{Controller, Error, Inputs, Next};
-use client::{Change, Deletion, ErrorExt, Informer, Key};
+use client::{Informer, Key};
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone};
-use kube::api::ObjectMeta;
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointHints, EndpointSlice, ForNode, ForZone};
 
 use crate::Context;
-use crate::common::backends::{self, BackendPort};
+use crate::common::backends;
 use crate::common::owner::{Owner, labels_of, name_of};
 use crate::common::pod_state::{is_deleting, is_finished, is_ready, node_name};
+use crate::common::slices::{self, Actions, Desired, Frame, MANAGED_BY, SERVICE_NAME};
 
 /// Kubernetes' default of `--max-endpoints-per-slice`.
 pub const ENDPOINTS_PER_SLICE_MAX: usize = 100;
 
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
-const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const MANAGER: &str = "endpointslice-controller.k8s.io";
 const HEADLESS: &str = "service.kubernetes.io/headless";
 const ZONE: &str = "topology.kubernetes.io/zone";
@@ -60,19 +58,12 @@ impl Controller for EndpointSlices {
         let services = self.services.clone();
         inputs.mapped(&self.pods, move |change| backends::services_of(&services, change));
         // Somebody touched a slice: it is put right. What this controller wrote itself comes by here too, and is found right.
-        inputs.mapped(&self.slices, |change: &Change<EndpointSlice>| {
-            let slice = change.object();
-            let service = labels_of(&**slice).get(SERVICE_NAME).filter(|_| is_ours(slice));
-            let namespace = slice.metadata.namespace.clone().unwrap_or_default();
-            service.map(|name| Key::new(namespace, name.clone())).into_iter().collect()
-        });
+        inputs.mapped(&self.slices, |change| slices::service_of(change, MANAGER));
         inputs.read(&self.nodes);
     }
 
     async fn reconcile(&self, key: &Key) -> Result<Next, Error> {
-        let existing: Vec<_> = self.slices.in_namespace(&key.namespace);
-        let existing: Vec<_> =
-            existing.into_iter().filter(|slice| is_ours(slice) && labels_of(&**slice).get(SERVICE_NAME) == Some(&key.name)).collect();
+        let existing = slices::of_service(&self.slices, key, MANAGER);
         let service = self.services.get(key).filter(|service| service.metadata.deletion_timestamp.is_none());
         let actions = match &service {
             Some(service) if backends::has_selector(service) => {
@@ -83,10 +74,10 @@ impl Controller for EndpointSlices {
                     labels_of(&*node).get(ZONE).cloned()
                 };
                 let mut actions = Actions::default();
-                let families = families(service);
+                let (frame, families) = (frame(service), families(service));
                 for family in &families {
                     let of_family: Vec<_> = existing.iter().filter(|slice| slice.address_type == *family).cloned().collect();
-                    actions.extend(decide(service, family, desired(service, family, &pods, zone), &of_family));
+                    actions.extend(slices::decide(&frame, family, desired(service, family, &pods, zone), &of_family));
                 }
                 let strays = existing.iter().filter(|slice| !families.contains(&slice.address_type));
                 actions.delete.extend(strays.cloned());
@@ -95,33 +86,8 @@ impl Controller for EndpointSlices {
             // A Service without a selector has endpoints by somebody else's hand; what was made while it had one goes.
             _ => Actions { delete: existing, ..Actions::default() },
         };
-        self.apply(actions).await
+        actions.apply(&self.slices).await
     }
-}
-
-impl EndpointSlices {
-    async fn apply(&self, actions: Actions) -> Result<Next, Error> {
-        for slice in &actions.update {
-            self.slices.replace(slice).await?;
-        }
-        for slice in &actions.create {
-            match self.slices.create(slice).await {
-                Err(error) if error.is_namespace_terminating() => return Ok(Next::Done),
-                outcome => outcome?,
-            };
-        }
-        for slice in &actions.delete {
-            match self.slices.delete(&Key::of(&**slice), &Deletion::of(&**slice)).await {
-                Err(error) if !error.is_not_found() && !error.is_conflict() => return Err(error.into()),
-                _ => {}
-            }
-        }
-        Ok(Next::Done)
-    }
-}
-
-fn is_ours(slice: &EndpointSlice) -> bool {
-    labels_of(slice).get(MANAGED_BY).is_some_and(|manager| manager == MANAGER)
 }
 
 /// The address families of the Service.
@@ -129,9 +95,6 @@ fn families(service: &Service) -> Vec<String> {
     let families = service.spec.as_ref().and_then(|spec| spec.ip_families.clone()).unwrap_or_default();
     if families.is_empty() { vec!["IPv4".to_owned()] } else { families }
 }
-
-/// Endpoints by the set of ports that they serve.
-type Desired = BTreeMap<Vec<BackendPort>, Vec<Endpoint>>;
 
 /// What the Service's endpoints of one family should be.
 fn desired(service: &Service, family: &str, pods: &[Arc<Pod>], zone: impl Fn(&str) -> Option<String>) -> Desired {
@@ -163,94 +126,6 @@ fn desired(service: &Service, family: &str, pods: &[Arc<Pod>], zone: impl Fn(&st
     desired
 }
 
-#[derive(Debug, Default)]
-struct Actions {
-    create: Vec<EndpointSlice>,
-    update: Vec<EndpointSlice>,
-    delete: Vec<Arc<EndpointSlice>>,
-}
-
-impl Actions {
-    fn extend(&mut self, other: Actions) {
-        self.create.extend(other.create);
-        self.update.extend(other.update);
-        self.delete.extend(other.delete);
-    }
-}
-
-/// Turns what is desired for one family into the fewest writes: endpoints stay where they are, new ones go where something
-/// is written anyway, then where there is room, then into new slices.
-fn decide(service: &Service, family: &str, mut desired: Desired, existing: &[Arc<EndpointSlice>]) -> Actions {
-    let mut actions = Actions::default();
-    if desired.is_empty() {
-        // The empty slice that says: there are none.
-        desired.insert(Vec::new(), Vec::new());
-    }
-    let labels = labels(service);
-    let mut by_ports: HashMap<Vec<BackendPort>, Vec<&Arc<EndpointSlice>>> = HashMap::new();
-    for slice in existing {
-        by_ports.entry(ports_of(slice)).or_default().push(slice);
-    }
-    for (ports, endpoints) in desired {
-        let mut wanted: BTreeMap<String, Endpoint> = endpoints.into_iter().map(|endpoint| (identity(&endpoint), endpoint)).collect();
-        let none_wanted = wanted.is_empty();
-        let mut kept: Vec<(&Arc<EndpointSlice>, Vec<Endpoint>)> = Vec::new();
-        for old in by_ports.remove(&ports).unwrap_or_default() {
-            let staying = old.endpoints.iter().flatten().filter_map(|endpoint| wanted.remove(&identity(endpoint)));
-            kept.push((old, staying.collect()));
-        }
-        let mut fresh = wanted.into_values();
-        kept.sort_by_key(|(old, endpoints)| !differs(old, endpoints, &labels));
-        for (_, endpoints) in &mut kept {
-            let room = ENDPOINTS_PER_SLICE_MAX.saturating_sub(endpoints.len());
-            endpoints.extend(fresh.by_ref().take(room));
-        }
-        let mut says_none = false;
-        for (old, endpoints) in kept {
-            // A slice that has become empty goes, except the one that says: there are none.
-            if endpoints.is_empty() && (says_none || !none_wanted) {
-                actions.delete.push(old.clone());
-                continue;
-            }
-            says_none |= endpoints.is_empty();
-            if differs(old, &endpoints, &labels) {
-                let mut new = (**old).clone();
-                new.endpoints = Some(endpoints);
-                new.metadata.labels = Some(labels.clone());
-                actions.update.push(new);
-            }
-        }
-        if none_wanted && !says_none {
-            actions.create.push(slice(service, family, &labels, &ports, Vec::new()));
-        }
-        let mut fresh: Vec<Endpoint> = fresh.collect();
-        while !fresh.is_empty() {
-            let rest = fresh.split_off(fresh.len().min(ENDPOINTS_PER_SLICE_MAX));
-            actions.create.push(slice(service, family, &labels, &ports, std::mem::replace(&mut fresh, rest)));
-        }
-    }
-    actions.delete.extend(by_ports.into_values().flatten().cloned());
-    actions
-}
-
-/// What makes an endpoint the same one: its pod and address.
-fn identity(endpoint: &Endpoint) -> String {
-    let uid = endpoint.target_ref.as_ref().and_then(|target| target.uid.as_deref()).unwrap_or_default();
-    format!("{uid}/{}", endpoint.addresses.first().map(String::as_str).unwrap_or_default())
-}
-
-fn ports_of(slice: &EndpointSlice) -> Vec<BackendPort> {
-    let ports = slice.ports.iter().flatten();
-    ports
-        .map(|port| BackendPort {
-            name: port.name.clone().unwrap_or_default(),
-            protocol: port.protocol.clone().unwrap_or_else(|| "TCP".to_owned()),
-            port: port.port.unwrap_or_default(),
-            app_protocol: port.app_protocol.clone(),
-        })
-        .collect()
-}
-
 /// The Service's own labels and those by which slices are found.
 fn labels(service: &Service) -> BTreeMap<String, String> {
     let mut labels = labels_of(service).clone();
@@ -263,29 +138,15 @@ fn labels(service: &Service) -> BTreeMap<String, String> {
     labels
 }
 
-/// Whether the slice must be written to hold these endpoints and labels.
-fn differs(old: &EndpointSlice, endpoints: &[Endpoint], labels: &BTreeMap<String, String>) -> bool {
-    old.endpoints.as_deref().unwrap_or_default() != endpoints || labels_of(old) != labels
-}
-
-fn slice(service: &Service, family: &str, labels: &BTreeMap<String, String>, ports: &[BackendPort], endpoints: Vec<Endpoint>) -> EndpointSlice {
-    let ports = ports.iter().map(|port| EndpointPort {
-        name: Some(port.name.clone()),
-        protocol: Some(port.protocol.clone()),
-        port: Some(port.port),
-        app_protocol: port.app_protocol.clone(),
-    });
-    EndpointSlice {
-        metadata: ObjectMeta {
-            namespace: service.metadata.namespace.clone(),
-            generate_name: Some(format!("{}-", name_of(service))),
-            labels: Some(labels.clone()),
-            owner_references: Some(vec![Owner::of(service).reference]),
-            ..ObjectMeta::default()
-        },
-        address_type: family.to_owned(),
-        endpoints: Some(endpoints),
-        ports: Some(ports.collect()),
+/// What all of the Service's slices have in common.
+fn frame(service: &Service) -> Frame {
+    Frame {
+        service: name_of(service).to_owned(),
+        namespace: service.metadata.namespace.clone().unwrap_or_default(),
+        labels: labels(service),
+        annotations: None,
+        owner: Owner::of(service).reference,
+        endpoints_max: ENDPOINTS_PER_SLICE_MAX,
     }
 }
 
@@ -311,7 +172,7 @@ mod tests {
     }
 
     fn run(service: &Service, pods: &[Arc<Pod>], existing: &[Arc<EndpointSlice>]) -> Actions {
-        decide(service, "IPv4", desired(service, "IPv4", pods, |_| Some("a".to_owned())), existing)
+        slices::decide(&frame(service), "IPv4", desired(service, "IPv4", pods, |_| Some("a".to_owned())), existing)
     }
 
     /// What the API would hold after the actions.

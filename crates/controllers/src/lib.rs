@@ -18,6 +18,8 @@ pub mod daemon_set;
 pub mod deployment;
 pub mod endpoints;
 pub mod endpointslice;
+pub mod endpointslice_mirroring;
+pub mod ephemeral_volume;
 pub mod garbage_collector;
 pub mod job;
 pub mod list;

@@ -35,6 +35,8 @@ pub const CONTROLLERS: &[Entry] = &[
     on("disruption-controller", crate::pod_disruption_budget::new),
     on("endpoints-controller", crate::endpoints::new),
     on("endpointslice-controller", crate::endpointslice::new),
+    on("endpointslice-mirroring-controller", crate::endpointslice_mirroring::new),
+    on("ephemeral-volume-controller", crate::ephemeral_volume::new),
     on("garbage-collector-controller", crate::garbage_collector::new),
     on("job-controller", crate::job::new),
     on("namespace-controller", crate::namespace::new),

@@ -14,5 +14,6 @@ pub mod patch;
 pub mod placement;
 pub mod pod_state;
 pub mod pods;
+pub mod slices;
 #[cfg(test)]
 pub mod testing;
