@@ -26,26 +26,43 @@ pub fn table(outcomes: &[Outcome]) -> String {
         by_name.entry(&outcome.name).or_default().push(outcome);
     }
     let width = by_name.keys().map(|name| name.len()).max().unwrap_or(5);
-    let row = |cells: [String; 9]| {
-        let [name, runs, failed, requests, lost, gap, route, replace, recover] = cells;
-        format!("{name:<width$}  {runs:>4} {failed:>6} {requests:>9} {lost:>7}  {gap:>17} {route:>17} {replace:>17} {recover:>17}\n")
+    let row = |counts: [String; 5], times: [String; 6]| {
+        let [name, runs, failed, requests, lost] = counts;
+        let times: String = times.iter().map(|time| format!(" {time:>17}")).collect();
+        format!("{name:<width$}  {runs:>4} {failed:>6} {requests:>9} {lost:>7} {times}\n")
     };
-    let mut text = row(["FAULT", "RUNS", "FAILED", "REQUESTS", "LOST", "LONGEST WAIT", "ROUTED AROUND", "REPLACED", "AS BEFORE"].map(String::from));
+    let mut text = row(
+        ["FAULT", "RUNS", "FAILED", "REQUESTS", "LOST"].map(String::from),
+        ["LONGEST WAIT", "KNOWN AFTER", "ROUTED AROUND", "REPLACED", "RETURNED", "AS BEFORE"].map(String::from),
+    );
     for (name, runs) in &by_name {
         let times = |of: &dyn Fn(&Outcome) -> Option<u64>| spread(runs.iter().filter_map(|run| of(run)).collect());
-        text += &row([
+        let counts = [
             (*name).to_owned(),
             runs.len().to_string(),
             runs.iter().filter(|run| !run.passed()).count().to_string(),
             runs.iter().map(|run| run.figures.sent).sum::<u64>().to_string(),
             runs.iter().map(|run| run.figures.failed).sum::<u64>().to_string(),
+        ];
+        let times = [
             times(&|run| Some(run.figures.longest_gap_ms)),
+            times(&|run| run.figures.detect_ms),
             times(&|run| (run.figures.failed > 0).then_some(run.figures.route_around_ms)),
             times(&|run| run.figures.replace_ms),
+            times(&|run| run.figures.returned_ms.values().max().copied()),
             times(&|run| run.figures.recover_ms),
-        ]);
+        ];
+        text += &row(counts, times);
     }
     text += "Times: median and 99th percentile of the runs.\n";
+    for (name, runs) in &by_name {
+        let further: BTreeSet<&str> = runs.iter().flat_map(|run| &run.further).map(|(figure, _)| figure.as_str()).collect();
+        for figure in further {
+            let told = runs.iter().flat_map(|run| &run.further).filter(|(other, _)| other == figure).map(|(_, value)| value.as_str());
+            text += &format!("\n{name}: {figure}: {}", told.collect::<Vec<_>>().join(", "));
+        }
+    }
+    text += "\n";
     for outcome in outcomes.iter().filter(|outcome| !outcome.passed()) {
         text += &format!("\nFAILED {}: {}\n", outcome.name, outcome.why_failed());
     }

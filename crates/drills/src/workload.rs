@@ -82,3 +82,24 @@ spec:
 
 /// The Service's own port.
 pub const PORT: u16 = 8000;
+
+/// A Deployment of so many pods that serve nothing; on this node, if one is named.
+pub fn sleepers(name: &str, pods: usize, node: Option<&str>) -> String {
+    let selector = node.map_or(String::new(), |node| format!("nodeSelector: {{kubernetes.io/hostname: {node}}}"));
+    format!(
+        r#"---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: {name}, namespace: {NAMESPACE}}}
+spec:
+  replicas: {pods}
+  selector: {{matchLabels: {{app: {name}}}}}
+  template:
+    metadata: {{labels: {{app: {name}}}}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      {selector}
+      containers: [{{name: main, image: "busybox:1.35", imagePullPolicy: IfNotPresent, command: [sleep, "3600"]}}]
+"#
+    )
+}

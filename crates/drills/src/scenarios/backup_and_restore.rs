@@ -7,7 +7,7 @@ use crate::{
     scenario::Scenario,
     stage::Stage,
     timeline::View,
-    workload::NAMESPACE,
+    workload::{self, NAMESPACE},
 };
 use std::collections::BTreeSet;
 
@@ -23,24 +23,6 @@ pub const SCENARIO: Scenario = Scenario {
 
 const PODS: usize = 3;
 
-fn deployment(name: &str, pods: usize) -> String {
-    format!(
-        r#"---
-apiVersion: apps/v1
-kind: Deployment
-metadata: {{name: {name}, namespace: {NAMESPACE}}}
-spec:
-  replicas: {pods}
-  selector: {{matchLabels: {{app: {name}}}}}
-  template:
-    metadata: {{labels: {{app: {name}}}}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers: [{{name: main, image: "busybox:1.35", imagePullPolicy: IfNotPresent, command: [sleep, "3600"]}}]
-"#
-    )
-}
-
 fn uids(view: &View, app: &str) -> BTreeSet<String> {
     view.ready(app).map(|pod| pod.uid.clone()).collect()
 }
@@ -48,7 +30,7 @@ fn uids(view: &View, app: &str) -> BTreeSet<String> {
 async fn steps(stage: &Stage) -> Result<()> {
     let gone = |app: &'static str| move |view: &View| if view.pods.values().all(|pod| pod.app != app) { Ok(()) } else { Err(view.describe()) };
     let there = |app: &'static str, n: usize| move |view: &View| if view.ready(app).count() == n { Ok(()) } else { Err(view.describe()) };
-    stage.kubectl_with(&["apply", "-f", "-"], &deployment("lost", PODS))?;
+    stage.kubectl_with(&["apply", "-f", "-"], &workload::sleepers("lost", PODS, None))?;
     stage.wait("the Deployment that will be lost", 60, there("lost", PODS)).await?;
     let uid = |stage: &Stage| stage.kubectl(&format!("get deployment -n {NAMESPACE} lost -o jsonpath={{.metadata.uid}}"));
     let (pods, of_deployment) = (uids(&stage.view(), "lost"), uid(stage)?);
@@ -57,7 +39,7 @@ async fn steps(stage: &Stage) -> Result<()> {
     stage.kubectl(&format!("delete deployment -n {NAMESPACE} lost"))?;
     stage.wait("its pods to go", 30, gone("lost")).await?;
     stage.step("another one is made");
-    stage.kubectl_with(&["apply", "-f", "-"], &deployment("late", 1))?;
+    stage.kubectl_with(&["apply", "-f", "-"], &workload::sleepers("late", 1, None))?;
     stage.wait("the later one", 30, there("late", 1)).await?;
     if stage.sabotaged() {
         stage.heal("nothing is restored");

@@ -5,7 +5,7 @@ use crate::{
     stage::{Stage, finish},
     timeline::View,
 };
-use std::{process::Command, time::Duration};
+use std::{path::PathBuf, process::Command, time::Duration};
 use tokio::task::block_in_place;
 
 pub(super) const SCHEDULER: &str = "kube-scheduler";
@@ -44,10 +44,15 @@ pub(super) fn holder(stage: &Stage, lease: &str) -> String {
     stage.view().leaders.get(lease).cloned().unwrap_or_default()
 }
 
-/// `kubectl` against one server, past every balancer.
+/// The administrator's kubeconfig for one server, past every balancer.
+pub(super) fn kubeconfig(stage: &Stage, server: &str) -> PathBuf {
+    stage.scratch().join(format!("{server}.kubeconfig"))
+}
+
+/// `kubectl` against one server.
 pub(super) fn kubectl_at(stage: &Stage, server: &str, arguments: &str) -> Result<String> {
     let mut command = Command::new("kubectl");
-    command.args(arguments.split_whitespace()).env("KUBECONFIG", stage.scratch().join(format!("{server}.kubeconfig")));
+    command.args(arguments.split_whitespace()).env("KUBECONFIG", kubeconfig(stage, server));
     block_in_place(|| finish(command, ""))
 }
 

@@ -21,6 +21,7 @@ mod master_power_cut;
 mod master_returns_after_reboots;
 mod master_with_workloads_dies;
 mod masters;
+mod masters_restored;
 mod one_of_three_masters_lost;
 mod pod_out_of_memory;
 mod pod_unready_without_master;
@@ -59,6 +60,7 @@ pub const ALL: &[&Scenario] = &[
     &one_of_three_masters_lost::SCENARIO,
     &rolling_restart_of_masters::SCENARIO,
     &quorum_lost::SCENARIO,
+    &masters_restored::SCENARIO,
     &external_etcd_member_lost::SCENARIO,
     &master_power_cut::SCENARIO,
     &proxy_and_dns_restarted_without_master::SCENARIO,

@@ -143,15 +143,8 @@ impl Cluster {
     }
 
     /// Waits until `look` holds, at most `seconds`; the last thing it said is the error.
-    pub fn wait<T>(&self, what: &str, seconds: u64, mut look: impl FnMut() -> Result<T, String>) -> Result<T, String> {
-        let deadline = Instant::now() + Duration::from_secs(seconds);
-        loop {
-            match look() {
-                Ok(value) => return Ok(value),
-                Err(last) if Instant::now() > deadline => return Err(format!("waited {seconds} s for {what}; last seen: {last}")),
-                Err(_) => std::thread::sleep(Duration::from_millis(LOOK_EVERY_MS)),
-            }
-        }
+    pub fn wait<T>(&self, what: &str, seconds: u64, look: impl FnMut() -> Result<T, String>) -> Result<T, String> {
+        wait(what, seconds, look)
     }
 
     /// Waits until the output of a kubectl command satisfies `good`.
@@ -189,6 +182,22 @@ impl Cluster {
 /// A check that says what it saw.
 pub fn expect(holds: bool, seen: impl Display) -> Result<(), String> {
     if holds { Ok(()) } else { Err(format!("not so: {seen}")) }
+}
+
+fn wait<T>(what: &str, seconds: u64, mut look: impl FnMut() -> Result<T, String>) -> Result<T, String> {
+    let deadline = Instant::now() + Duration::from_secs(seconds);
+    loop {
+        match look() {
+            Ok(value) => return Ok(value),
+            Err(last) if Instant::now() > deadline => return Err(format!("waited {seconds} s for {what}; last seen: {last}")),
+            Err(_) => std::thread::sleep(Duration::from_millis(LOOK_EVERY_MS)),
+        }
+    }
+}
+
+/// Waits until a look at the cluster shows all these parts: events and statuses follow what they tell of.
+pub fn will_show(mut look: impl FnMut() -> Result<String, String>, parts: &[&str]) -> Result<(), String> {
+    wait("all to be shown", PATIENCE_S, || has_all(&look()?, parts))
 }
 
 /// Whether a text has all these parts; the error says which is missing.

@@ -3,7 +3,7 @@
 use super::{busybox, nginx};
 use crate::{
     Outcome, Scenario,
-    cluster::{Cluster, expect, has_all, run},
+    cluster::{Cluster, expect, has_all, run, will_show},
 };
 use std::io::Read;
 
@@ -17,11 +17,11 @@ pub const SCENARIOS: &[Scenario] = &[
 
 fn shows(cluster: &Cluster, namespace: &str) -> Outcome {
     has_all(&cluster.kubectl("get nodes -o wide")?, &["server-1", "worker-3", "control-plane", "172.30.0.21", "containerd://1", "v1.36", "Ready"])?;
-    has_all(
-        &cluster.kubectl("describe node worker-1")?,
+    will_show(
+        || cluster.kubectl("describe node worker-1"),
         &["Capacity:", "PodCIDR:", "10.244.", "Allocated resources:", "KubeletReady", "Conditions:"],
     )?;
-    has_all(&cluster.kubectl("describe node server-1")?, &["node-role.kubernetes.io/control-plane:NoSchedule"])?;
+    will_show(|| cluster.kubectl("describe node server-1"), &["node-role.kubernetes.io/control-plane:NoSchedule"])?;
     has_all(&cluster.kubectl("api-resources")?, &["deployments", "deploy", "apps/v1", "statefulsets", "cronjobs", "poddisruptionbudgets"])?;
     has_all(&cluster.kubectl("api-versions")?, &["apps/v1", "batch/v1", "rbac.authorization.k8s.io/v1"])?;
     has_all(&cluster.kubectl("version")?, &["Server Version: v1.36"])?;
@@ -44,7 +44,7 @@ fn deployment(cluster: &Cluster, namespace: &str) -> Outcome {
     kubectl("rollout status deployment/web --timeout=60s")?;
     has_all(&kubectl("get deployment web -o wide")?, &["2/2", "nginx:1.22", "app=web"])?;
     has_all(&kubectl("get all")?, &["pod/web-", "replicaset.apps/web-", "deployment.apps/web", "Running"])?;
-    has_all(&kubectl("describe deployment web")?, &["ScalingReplicaSet", "NewReplicaSetAvailable", "2 available"])?;
+    will_show(|| kubectl("describe deployment web"), &["ScalingReplicaSet", "NewReplicaSetAvailable", "2 available"])?;
     kubectl("scale deployment/web --replicas=4")?;
     cluster.wait_for("four replicas", &format!("get deployment web -n {namespace}"), |o| o.contains("4/4"))?;
     let second = nginx("web", 4, "nginx:stable");
@@ -72,8 +72,8 @@ fn deployment(cluster: &Cluster, namespace: &str) -> Outcome {
     has_all(&edit, &["edited"])?;
     has_all(&kubectl("get deployment -l tier=back")?, &["web"])?;
     kubectl("expose deployment/web --port=80 --name=front")?;
-    has_all(&kubectl("describe service front")?, &["Endpoints:", ":80"])?;
-    has_all(&kubectl("get events")?, &["ScalingReplicaSet", "Scheduled", "Pulled", "Started"])?;
+    will_show(|| kubectl("describe service front"), &["Endpoints:", ":80"])?;
+    will_show(|| kubectl("get events"), &["ScalingReplicaSet", "Scheduled", "Pulled", "Started"])?;
     kubectl("delete deployment web --wait=true --timeout=60s")?;
     cluster.wait_for("its pods to go", &format!("get pods -n {namespace} -l app=web"), |o| o.trim().is_empty()).map(|_| ())
 }
@@ -106,7 +106,7 @@ fn reaches(cluster: &Cluster, namespace: &str) -> Outcome {
     has_all(&kubectl("exec talker -- cat /tmp/there.txt")?, &["carried over"])?;
     kubectl(&format!("cp talker:/tmp/there.txt {}", scratch.join("back.txt").display()))?;
     expect(std::fs::read_to_string(scratch.join("back.txt")).is_ok_and(|t| t == "carried over\n"), "the file did not come back")?;
-    has_all(&kubectl("describe pod talker")?, &["Node:", "IP:", "10.244.", "Started", "QoS Class:", "busybox:1.35", "kube-api-access"])?;
+    will_show(|| kubectl("describe pod talker"), &["Node:", "IP:", "10.244.", "Started", "QoS Class:", "busybox:1.35", "kube-api-access"])?;
     has_all(&kubectl("get pod talker -o wide")?, &["Running", "1/1", "worker-"])
 }
 

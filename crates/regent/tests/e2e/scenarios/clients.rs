@@ -2,7 +2,7 @@
 
 use crate::{
     Outcome, Scenario,
-    cluster::{Cluster, expect, has_all, run},
+    cluster::{Cluster, expect, has_all, run, will_show},
 };
 use std::path::PathBuf;
 
@@ -44,7 +44,7 @@ fn kubectls(cluster: &Cluster, namespace: &str) -> Outcome {
         kubectl(&format!("scale deployment/{name} --replicas=1"))?;
         kubectl(&format!("annotate deployment/{name} by={version}"))?;
         kubectl(&format!("patch deployment/{name} --type=json -p=[{{\"op\":\"add\",\"path\":\"/metadata/labels/x\",\"value\":\"y\"}}]"))?;
-        has_all(&kubectl(&format!("describe deployment/{name}"))?, &["x=y", &format!("by: {version}"), "ScalingReplicaSet"])?;
+        will_show(|| kubectl(&format!("describe deployment/{name}")), &["x=y", &format!("by: {version}"), "ScalingReplicaSet"])?;
         cluster.wait("one pod", 30, || has_all(&kubectl(&format!("get deployment {name}"))?, &["1/1"]))?;
         expect(kubectl(&format!("exec deployment/{name} -- echo said"))? == "said\n", "exec")?;
         let manifest = cluster.scratch(namespace)?.join(format!("{name}.yaml"));

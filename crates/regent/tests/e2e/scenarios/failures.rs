@@ -3,7 +3,7 @@
 use super::nginx;
 use crate::{
     Outcome, Scenario,
-    cluster::{Cluster, NODES, expect, has_all, run},
+    cluster::{Cluster, NODES, expect, has_all, run, will_show},
 };
 
 pub const SCENARIOS: &[Scenario] = &[
@@ -103,7 +103,7 @@ fn power_cut(cluster: &Cluster, namespace: &str) -> Outcome {
         })?;
         // The condition comes first, the taints follow from it.
         let described = ["NodeStatusUnknown", "Kubelet stopped posting node status.", "node.kubernetes.io/unreachable:NoExecute"];
-        cluster.wait("its conditions and taints", 20, || has_all(&cluster.kubectl("describe node worker-2")?, &described))?;
+        will_show(|| cluster.kubectl("describe node worker-2"), &described)?;
         cluster.wait("three ready pods elsewhere", 60, || {
             let seen = pods()?;
             let well = seen.lines().filter(|l| l.contains("1/1") && l.contains("Running") && !l.contains("worker-2")).count();

@@ -3,7 +3,7 @@
 use super::{busybox, nginx};
 use crate::{
     Outcome, Scenario,
-    cluster::{Cluster, NODES, expect, has_all},
+    cluster::{Cluster, NODES, expect, has_all, will_show},
 };
 use std::{
     sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
@@ -35,8 +35,8 @@ fn restarted(cluster: &Cluster, namespace: &str) -> Outcome {
         o.split_whitespace().nth(3).and_then(|n| n.parse::<u32>().ok()).is_some_and(|n| n >= 2)
     })?;
     cluster.wait_for("the back-off", &format!("get pod crash -n {namespace} --no-headers"), |o| o.contains("CrashLoopBackOff"))?;
-    has_all(
-        &cluster.kubectl(&format!("describe pod crash -n {namespace}"))?,
+    will_show(
+        || cluster.kubectl(&format!("describe pod crash -n {namespace}")),
         &["Exit Code:    3", "Back-off restarting failed container", "BackOff"],
     )?;
     has_all(&cluster.kubectl(&format!("logs -n {namespace} crash --previous"))?, &["about to fail"])?;
@@ -69,7 +69,7 @@ fn readiness(cluster: &Cluster, namespace: &str) -> Outcome {
     let page = "/usr/share/nginx/html/index.html";
     cluster.kubectl(&format!("exec -n {namespace} {pod} -- mv {page} {page}.away"))?;
     count(1)?;
-    has_all(&cluster.kubectl(&format!("describe pod -n {namespace} {pod}"))?, &["Readiness probe failed"])?;
+    will_show(|| cluster.kubectl(&format!("describe pod -n {namespace} {pod}")), &["Readiness probe failed"])?;
     cluster.kubectl(&format!("exec -n {namespace} {pod} -- mv {page}.away {page}"))?;
     count(2)
 }

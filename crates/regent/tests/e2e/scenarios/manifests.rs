@@ -3,7 +3,7 @@
 use super::nginx;
 use crate::{
     Outcome, Scenario,
-    cluster::{Cluster, expect, has_all},
+    cluster::{Cluster, expect, has_all, will_show},
 };
 
 pub const SCENARIOS: &[Scenario] = &[
@@ -52,6 +52,6 @@ fn unschedulable(cluster: &Cluster, namespace: &str) -> Outcome {
         "{apiVersion: v1, kind: Pod, metadata: {name: huge}, spec: {containers: [{name: main, image: nginx, resources: {requests: {cpu: \"64\"}}}]}}";
     cluster.apply(namespace, pod)?;
     let parts = ["FailedScheduling", "0/4 nodes are available", "3 Insufficient cpu", "untolerated taint {node-role.kubernetes.io/control-plane: }"];
-    cluster.wait("the event", 20, || has_all(&cluster.kubectl(&format!("describe pod huge -n {namespace}"))?, &parts))?;
+    will_show(|| cluster.kubectl(&format!("describe pod huge -n {namespace}")), &parts)?;
     has_all(&cluster.kubectl(&format!("get pod huge -n {namespace}"))?, &["Pending"])
 }

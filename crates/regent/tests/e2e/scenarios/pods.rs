@@ -2,7 +2,7 @@
 
 use crate::{
     Outcome, Scenario,
-    cluster::{Cluster, expect, has_all},
+    cluster::{Cluster, expect, has_all, will_show},
 };
 
 pub const SCENARIOS: &[Scenario] = &[
@@ -136,13 +136,13 @@ fn images(cluster: &Cluster, namespace: &str) -> Outcome {
     };
     cluster.apply(namespace, &pod("always", "nginx", ""))?;
     cluster.kubectl(&format!("wait -n {namespace} --for=condition=Ready pod/always --timeout=60s"))?;
-    has_all(
-        &cluster.kubectl(&format!("describe pod always -n {namespace}"))?,
+    will_show(
+        || cluster.kubectl(&format!("describe pod always -n {namespace}")),
         &["Pulling image \"nginx\"", "Successfully pulled image", "nginx@sha256:"],
     )?;
     cluster.apply(namespace, &pod("missing", "nginx:no-such-tag", ""))?;
     cluster.wait_for("ImagePullBackOff", &format!("get pod missing -n {namespace}"), |o| o.contains("ImagePullBackOff"))?;
-    has_all(&cluster.kubectl(&format!("describe pod missing -n {namespace}"))?, &["Failed to pull image", "ErrImagePull"])?;
+    will_show(|| cluster.kubectl(&format!("describe pod missing -n {namespace}")), &["Failed to pull image", "ErrImagePull"])?;
     cluster.apply(namespace, &pod("closed", "172.30.0.2:5001/private/nginx:1.22", ""))?;
     cluster.wait_for("the refusal", &format!("get pod closed -n {namespace}"), |o| o.contains("ImagePull"))?;
     let file = cluster.directory().join("nodes/registry/password");
@@ -212,7 +212,7 @@ spec:
     };
     let shell = |command: &str| cluster.kubectl_with(&["exec", "-n", namespace, "health", "--", "sh", "-c", command], "");
     ready("False")?;
-    has_all(&cluster.kubectl(&format!("describe pod health -n {namespace}"))?, &["Readiness probe failed", "NOT_SERVING"])?;
+    will_show(|| cluster.kubectl(&format!("describe pod health -n {namespace}")), &["Readiness probe failed", "NOT_SERVING"])?;
     shell(&format!("echo front > {}", crate::health::SERVING))?;
     ready("True")?;
     shell(&format!("rm {}", crate::health::SERVING))?;
@@ -231,7 +231,7 @@ fn host_port(cluster: &Cluster, namespace: &str) -> Outcome {
     get()?;
     cluster.apply(namespace, &pod("second"))?;
     cluster.wait("the port to be taken", 30, || {
-        has_all(&cluster.kubectl(&format!("describe pod second -n {namespace}"))?, &["FailedScheduling", "didn't have free ports"])
+        will_show(|| cluster.kubectl(&format!("describe pod second -n {namespace}")), &["FailedScheduling", "didn't have free ports"])
     })?;
     cluster.kubectl(&format!("delete pod first -n {namespace}"))?;
     cluster.kubectl(&format!("wait -n {namespace} --for=condition=Ready pod/second --timeout=60s"))?;

@@ -2,7 +2,7 @@
 
 use crate::{
     Outcome, Scenario,
-    cluster::{Cluster, expect, has_all},
+    cluster::{Cluster, expect, has_all, will_show},
 };
 
 pub const SCENARIOS: &[Scenario] = &[
@@ -32,7 +32,7 @@ spec:
     has_all(&cluster.kubectl(&format!("get job sum -n {namespace}"))?, &["3/3", "Complete"])?;
     let logs = cluster.kubectl(&format!("logs -n {namespace} -l job-name=sum --tail=-1"))?;
     has_all(&logs, &["index 0", "index 1", "index 2"])?;
-    has_all(&cluster.kubectl(&format!("describe job sum -n {namespace}"))?, &["SuccessfulCreate", "Completed", "3 Succeeded"])?;
+    will_show(|| cluster.kubectl(&format!("describe job sum -n {namespace}")), &["SuccessfulCreate", "Completed", "3 Succeeded"])?;
     cluster.kubectl(&format!("delete job sum -n {namespace}"))?;
     cluster.wait_for("its pods to go", &format!("get pods -n {namespace}"), |o| o.trim().is_empty()).map(|_| ())
 }
