@@ -33,6 +33,7 @@ mod reflector;
 pub mod socket;
 mod store;
 pub mod transport;
+pub mod volumes;
 mod write;
 
 pub use checkpoint::Checkpoint;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use client::controller::{Controller, Error, Inputs, Next};
 use client::events::{EventType, Recorder};
+use client::volumes::claim_of_pod;
 use client::{Change, ErrorExt, Informer, Key};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Volume};
 use kube::api::ObjectMeta;
@@ -26,11 +27,6 @@ struct EphemeralVolumes {
     recorder: Recorder,
 }
 
-/// The name of the claim that is made for a pod's volume.
-pub fn claim_name(pod: &Pod, volume: &Volume) -> String {
-    format!("{}-{}", name_of(pod), volume.name)
-}
-
 /// The volumes of a pod that claims are made for.
 fn volumes(pod: &Pod) -> impl Iterator<Item = &Volume> {
     pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).filter(|volume| volume.ephemeral.is_some())
@@ -39,10 +35,11 @@ fn volumes(pod: &Pod) -> impl Iterator<Item = &Volume> {
 /// The claim for a volume, as its template says.
 fn claim(pod: &Pod, volume: &Volume) -> Option<PersistentVolumeClaim> {
     let template = volume.ephemeral.as_ref()?.volume_claim_template.as_ref()?;
+    let (name, _) = claim_of_pod(pod, volume)?;
     let meta = template.metadata.clone().unwrap_or_default();
     Some(PersistentVolumeClaim {
         metadata: ObjectMeta {
-            name: Some(claim_name(pod, volume)),
+            name: Some(name),
             namespace: pod.metadata.namespace.clone(),
             labels: meta.labels,
             annotations: meta.annotations,
@@ -80,7 +77,7 @@ impl Controller for EphemeralVolumes {
             match self.claims.get(&Key::of(&wanted)) {
                 Some(existing) if is_controlled_by(&*existing, uid_of(&*pod)) => {}
                 Some(_) => {
-                    let message = format!("PVC \"{}\" was not created for pod \"{}\" (pod is not owner)", claim_name(&pod, volume), name_of(&*pod));
+                    let message = format!("PVC \"{}\" was not created for pod \"{}\" (pod is not owner)", name_of(&wanted), name_of(&*pod));
                     self.recorder.about(&*pod, EventType::Warning, "FailedBinding", message.clone());
                     return Err(Error::NotYet(message));
                 }
@@ -88,7 +85,7 @@ impl Controller for EphemeralVolumes {
                     Ok(_) => {}
                     Err(error) if error.is_namespace_terminating() => return Ok(Next::Done),
                     Err(error) => {
-                        let message = format!("ephemeral volume {}: create PVC {}: {}", volume.name, claim_name(&pod, volume), error.short());
+                        let message = format!("ephemeral volume {}: create PVC {}: {}", volume.name, name_of(&wanted), error.short());
                         self.recorder.about(&*pod, EventType::Warning, "FailedBinding", message);
                         return Err(error.into());
                     }

@@ -21,6 +21,7 @@ pub mod endpointslice;
 pub mod endpointslice_mirroring;
 pub mod ephemeral_volume;
 pub mod garbage_collector;
+pub mod horizontal_pod_autoscaler;
 pub mod job;
 pub mod list;
 pub mod namespace;
@@ -37,6 +38,7 @@ pub mod stateful_set;
 pub mod taint_eviction;
 pub mod token_cleaner;
 pub mod ttl_after_finished;
+pub mod volume_binder;
 pub mod volume_protection;
 
 use std::sync::Arc;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use client::controller::{Controller, Error, Inputs, Next};
 use client::{Change, Clock, ErrorExt, Informer, Key};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Namespace, NamespaceCondition, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Resource as _;
@@ -24,6 +24,9 @@ use crate::common::discovery::{self, Discovered, Resource};
 use crate::common::namespaces;
 
 const FINALIZER: &str = "kubernetes";
+/// How long a namespace is left alone once its deletion has begun: until then every API server has heard of it, and none lets
+/// anything more in.
+const GRACE: SignedDuration = SignedDuration::from_secs(5);
 /// How soon it is looked again at what has not gone yet.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -66,8 +69,12 @@ impl Controller for NamespaceController {
     async fn reconcile(&self, key: &Key) -> Result<Next, Error> {
         let Some(namespace) = self.namespaces.get(key) else { return Ok(Next::Done) };
         let finalizers = namespace.spec.as_ref().and_then(|spec| spec.finalizers.clone()).unwrap_or_default();
-        if namespace.metadata.deletion_timestamp.is_none() || !finalizers.iter().any(|each| each == FINALIZER) {
+        let Some(deleted) = namespace.metadata.deletion_timestamp.as_ref().filter(|_| finalizers.iter().any(|each| each == FINALIZER)) else {
             return Ok(Next::Done);
+        };
+        let grace = left_of_grace(deleted.0, self.clock.now());
+        if !grace.is_zero() {
+            return Ok(Next::After(grace));
         }
         let found = self.empty(&key.name).await;
         self.report(&namespace, &found).await?;
@@ -77,6 +84,12 @@ impl Controller for NamespaceController {
         info!(namespace = key.name, "empty; letting it go");
         self.finalize(&namespace, &finalizers).await
     }
+}
+
+/// How much longer a namespace whose deletion began at `deleted` is left alone. A clock that goes wrong costs no more than that.
+fn left_of_grace(deleted: Timestamp, now: Timestamp) -> Duration {
+    let left = GRACE.saturating_sub(now.duration_since(deleted));
+    left.clamp(SignedDuration::ZERO, GRACE).unsigned_abs()
 }
 
 /// What a pass over a namespace has found.

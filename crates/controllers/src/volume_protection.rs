@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use client::controller::{Controller, Error, Inputs, Next};
+use client::volumes::claim_of_pod;
 use client::{Change, Informer, Key};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use serde_json::json;
 
 use crate::Context;
-use crate::common::owner::name_of;
 use crate::common::patch;
 use crate::common::pod_state::is_finished;
 
@@ -41,10 +41,7 @@ fn finalizers(have: &[String], ours: &str, deleting: bool, in_use: bool) -> Opti
 fn claims_of(pod: &Pod) -> Vec<Key> {
     let namespace = pod.metadata.namespace.clone().unwrap_or_default();
     let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
-    let names = volumes.filter_map(|volume| {
-        let made_for_it = volume.ephemeral.as_ref().map(|_| format!("{}-{}", name_of(pod), volume.name));
-        volume.persistent_volume_claim.as_ref().map(|claim| claim.claim_name.clone()).or(made_for_it)
-    });
+    let names = volumes.filter_map(|volume| claim_of_pod(pod, volume)).map(|(name, _)| name);
     names.map(|name| Key::new(namespace.clone(), name)).collect()
 }
 

@@ -524,13 +524,11 @@ async fn end_orphans(cx: Arc<Context>, pods: Informer<Pod>, shutdown: Cancellati
 
 /// Drops from memory and disk what belongs to no pod of the node.
 fn forget_unused(cx: &Context, pods: &Informer<Pod>, known: &HashSet<String>) {
-    let (mut config_maps, mut secrets) = (HashSet::new(), HashSet::new());
+    let mut referred = spec::referred::Referred::default();
     for pod in pods.list().into_iter().chain(cx.pods()) {
-        let referred = spec::referred::objects(&pod);
-        config_maps.extend(referred.config_maps);
-        secrets.extend(referred.secrets);
+        referred.extend(spec::referred::objects(&pod));
     }
-    cx.objects.retain(&config_maps, &secrets);
+    cx.objects.retain(&referred);
     cx.volumes.retain_tokens(known);
     cx.reporter.retain(known);
 }

@@ -1,4 +1,4 @@
-//! ConfigMaps and Secrets that pods name, read one by one: a node may see those of its own pods and no others.
+//! ConfigMaps, Secrets, claims and volumes that pods name, read one by one: a node may see those of its own pods and no others.
 //!
 //! A short memory keeps many pods from asking the same at once. All that pods of this node refer to is also in the node's
 //! checkpoint (Secrets encrypted), so that a container starts with no server alive, after a reboot too. What a server has
@@ -10,10 +10,7 @@ use client::{
     error::ErrorExt,
 };
 use jiff::Timestamp;
-use k8s_openapi::{
-    NamespaceResourceScope,
-    api::core::v1::{ConfigMap, Pod, Secret},
-};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
 use kube::Api;
 use parking_lot::Mutex;
 use serde::{Serialize, de::DeserializeOwned};
@@ -96,6 +93,8 @@ pub struct Objects {
     contact: Contact,
     config_maps: Shelf<ConfigMap>,
     secrets: Shelf<Secret>,
+    claims: Shelf<PersistentVolumeClaim>,
+    volumes: Shelf<PersistentVolume>,
 }
 
 impl Objects {
@@ -106,17 +105,29 @@ impl Objects {
             contact,
             config_maps: Shelf::new("ConfigMap", disk("configmaps", Secrecy::Open)),
             secrets: Shelf::new("Secret", disk("secrets", Secrecy::Sealed)),
+            claims: Shelf::new("PersistentVolumeClaim", disk("persistentvolumeclaims", Secrecy::Open)),
+            volumes: Shelf::new("PersistentVolume", disk("persistentvolumes", Secrecy::Open)),
         }
     }
 
     /// The ConfigMap, `None` if there is none.
     pub async fn config_map(&self, namespace: &str, name: &str, age_max: Duration) -> Result<Option<Arc<ConfigMap>>, Error> {
-        self.read(&self.config_maps, namespace, name, age_max).await
+        self.read(&self.config_maps, Api::namespaced(self.client.clone(), namespace), namespace, name, age_max).await
     }
 
     /// The Secret, `None` if there is none.
     pub async fn secret(&self, namespace: &str, name: &str, age_max: Duration) -> Result<Option<Arc<Secret>>, Error> {
-        self.read(&self.secrets, namespace, name, age_max).await
+        self.read(&self.secrets, Api::namespaced(self.client.clone(), namespace), namespace, name, age_max).await
+    }
+
+    /// The claim, `None` if there is none.
+    pub async fn claim(&self, namespace: &str, name: &str, age_max: Duration) -> Result<Option<Arc<PersistentVolumeClaim>>, Error> {
+        self.read(&self.claims, Api::namespaced(self.client.clone(), namespace), namespace, name, age_max).await
+    }
+
+    /// The volume, `None` if there is none.
+    pub async fn volume(&self, name: &str, age_max: Duration) -> Result<Option<Arc<PersistentVolume>>, Error> {
+        self.read(&self.volumes, Api::all(self.client.clone()), "", name, age_max).await
     }
 
     /// Brings all that the pod refers to up to date. What cannot be read stays as it was.
@@ -131,14 +142,19 @@ impl Objects {
     }
 
     /// Forgets what no pod refers to.
-    pub fn retain(&self, config_maps: &HashSet<Slot>, secrets: &HashSet<Slot>) {
-        self.config_maps.retain(config_maps);
-        self.secrets.retain(secrets);
+    pub fn retain(&self, referred: &referred::Referred) {
+        self.config_maps.retain(&referred.config_maps);
+        self.secrets.retain(&referred.secrets);
+        self.claims.retain(&referred.claims);
+        let volumes = self.claims.known.lock();
+        let volumes = volumes.values().filter_map(|kept| client::volumes::volume_of_claim(&kept.object));
+        let volumes = volumes.map(|name| (String::new(), name.to_owned())).collect();
+        self.volumes.retain(&volumes);
     }
 
-    async fn read<K>(&self, shelf: &Shelf<K>, namespace: &str, name: &str, age_max: Duration) -> Result<Option<Arc<K>>, Error>
+    async fn read<K>(&self, shelf: &Shelf<K>, api: Api<K>, namespace: &str, name: &str, age_max: Duration) -> Result<Option<Arc<K>>, Error>
     where
-        K: kube::Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned,
+        K: kube::Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned,
     {
         let slot = (namespace.to_owned(), name.to_owned());
         let now = Timestamp::now();
@@ -150,7 +166,6 @@ impl Objects {
         if let (Some((object, _)), false) = (&known, is_there) {
             return Ok(Some(object.clone()));
         }
-        let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
         let answer = tokio::time::timeout(if is_there { ANSWER_TIMEOUT } else { AWAY_TIMEOUT }, api.get(name)).await;
         let failure = match answer {
             Ok(Ok(mut object)) => {

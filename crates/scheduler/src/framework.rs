@@ -38,6 +38,8 @@ impl Causes {
     pub const POD_FREED: Causes = Causes(1 << 6);
     /// The waiting pod itself changed.
     pub const POD_ITSELF: Causes = Causes(1 << 7);
+    /// A claim, a volume or a class of volumes came or changed.
+    pub const VOLUMES: Causes = Causes(1 << 8);
     /// Any of them.
     pub const ANY: Causes = Causes(u16::MAX);
 

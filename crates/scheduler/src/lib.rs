@@ -31,5 +31,6 @@ mod scenario;
 mod scenario_tests;
 pub mod snapshot;
 pub mod state;
+pub mod volumes;
 
 pub use run::{Config, Error, run};

@@ -2,7 +2,7 @@
 //!
 //! Shared by the plugins NodeAffinity, TaintToleration and PodTopologySpread (which leaves such nodes out of its count).
 
-use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint, Toleration};
+use k8s_openapi::api::core::v1::{NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint, Toleration};
 
 use crate::pod::Labels;
 
@@ -89,6 +89,22 @@ impl Term {
             }
         }
         names
+    }
+}
+
+/// A node selector: one of its terms must hold.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeTerms(Vec<Term>);
+
+impl NodeTerms {
+    /// Compiles a selector.
+    pub fn of(selector: &NodeSelector) -> NodeTerms {
+        NodeTerms(selector.node_selector_terms.iter().map(Term::of).collect())
+    }
+
+    /// Whether the node is selected.
+    pub fn matches(&self, name: &str, labels: &Labels) -> bool {
+        self.0.iter().any(|term| term.matches(name, labels))
     }
 }
 

@@ -12,6 +12,7 @@ use kube::core::{Expression, Selector, SelectorExt};
 use crate::node_selector::NodeMatch;
 use crate::resources::{self, Resources};
 use crate::snapshot::Snapshot;
+use crate::volumes::ClaimUse;
 
 /// The labels of an object.
 pub type Labels = BTreeMap<String, String>;
@@ -258,6 +259,8 @@ pub struct PodInfo {
     pub affinity: PodAffinity,
     /// How it wants to be spread.
     pub spread: Vec<SpreadConstraint>,
+    /// The claims that its volumes stand for.
+    pub claims: Vec<ClaimUse>,
 }
 
 impl PodInfo {
@@ -274,6 +277,7 @@ impl PodInfo {
             nodes: NodeMatch::of(&pod),
             affinity: PodAffinity::of(&pod),
             spread: SpreadConstraint::of_pod(&pod),
+            claims: ClaimUse::of_pod(&pod),
             pod,
         })
     }

@@ -43,7 +43,6 @@ struct Candidate<'a> {
 /// follow `preemption: `.
 pub fn propose(profile: &Profile, snapshot: &Snapshot, pod: &PodInfo, unschedulable: &Unschedulable, rng: &mut impl Rng) -> Result<Proposal, String> {
     eligible(snapshot, pod, unschedulable)?;
-    let filters = profile.filters(snapshot, pod).map_err(|never| never.message())?;
     let mut reasons: BTreeMap<&str, Refusal> = BTreeMap::new();
     let unhelpful = |reason: &str| Refusal { reasons: vec![reason.to_owned()], resolvable: false };
     let mut hopeful = Vec::new();
@@ -55,8 +54,13 @@ pub fn propose(profile: &Profile, snapshot: &Snapshot, pod: &PodInfo, unschedula
             }
         }
     }
+    let nobody = |reasons: &BTreeMap<&str, Refusal>| summary(snapshot.nodes().len(), None, reasons.values().flat_map(|refusal| &refusal.reasons));
+    if hopeful.is_empty() {
+        return Err(nobody(&reasons));
+    }
+    let filters = profile.filters(snapshot, pod).map_err(|never| never.message())?;
     let enough = CANDIDATES_MIN.max(snapshot.nodes().len() * CANDIDATES_MIN_PERCENT / 100);
-    let offset = if hopeful.is_empty() { 0 } else { rng.random_range(0..hopeful.len()) };
+    let offset = rng.random_range(0..hopeful.len());
     let mut candidates: Vec<Candidate<'_>> = Vec::new();
     for step in 0..hopeful.len() {
         let node = hopeful[(offset + step) % hopeful.len()];
@@ -71,7 +75,7 @@ pub fn propose(profile: &Profile, snapshot: &Snapshot, pod: &PodInfo, unschedula
         }
     }
     let Some(best) = candidates.into_iter().min_by_key(harm) else {
-        return Err(summary(snapshot.nodes().len(), None, reasons.values().flat_map(|refusal| &refusal.reasons)));
+        return Err(nobody(&reasons));
     };
     let superseded = snapshot.nominated_to(&best.node.name).iter().filter(|other| other.priority < pod.priority);
     Ok(Proposal { node: best.node.name.clone(), superseded: superseded.cloned().collect(), victims: best.victims })

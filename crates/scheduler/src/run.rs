@@ -10,11 +10,13 @@ use std::sync::Arc;
 
 use client::election::{self, ElectionConfig};
 use client::events::{EventType, Recorder};
-use client::{Changes, ErrorExt, Informers, Object};
+use client::volumes::{SELECTED_NODE, annotation, is_bound, volume_change};
+use client::{Changes, ErrorExt, Informer, Informers, Key, Object};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, PodCondition, ReplicationController, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, PodCondition, ReplicationController, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::storage::v1::StorageClass;
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use rand::SeedableRng;
@@ -29,6 +31,7 @@ use crate::cycle::{Cursor, Unschedulable};
 use crate::pod::PodInfo;
 use crate::preemption::{self, Proposal};
 use crate::state::State;
+use crate::volumes::Plan;
 
 /// How many bindings, evictions and condition updates may be under way at once; beyond, deciding waits for one to end.
 const TASKS_MAX: usize = 100;
@@ -36,6 +39,8 @@ const TASKS_MAX: usize = 100;
 const CHANGES_PER_CYCLE_MAX: usize = 1000;
 /// How often waiting pods are counted, which costs as much as there are.
 const COUNT_EVERY: std::time::Duration = std::time::Duration::from_secs(5);
+/// How long a pod's volumes may take to be bound before it is tried again (and goes on where it was).
+const VOLUMES_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(30);
 /// An Event's message is cut here.
 const EVENT_MESSAGE_BYTES_MAX: usize = 1024;
 
@@ -90,6 +95,9 @@ struct Feeds {
     controllers: Changes<ReplicationController>,
     replica_sets: Changes<ReplicaSet>,
     stateful_sets: Changes<StatefulSet>,
+    claims: Changes<PersistentVolumeClaim>,
+    volumes: Changes<PersistentVolume>,
+    classes: Changes<StorageClass>,
 }
 
 async fn subscribe<K: Object>(informers: &Informers) -> Changes<K> {
@@ -100,7 +108,10 @@ async fn subscribe<K: Object>(informers: &Informers) -> Changes<K> {
 
 impl Feeds {
     async fn open(informers: &Informers) -> Feeds {
-        let (pods, nodes, namespaces, budgets, services, controllers, replica_sets, stateful_sets) = tokio::join!(
+        let (pods, nodes, namespaces, budgets, services, controllers, replica_sets, stateful_sets, claims, volumes, classes) = tokio::join!(
+            subscribe(informers),
+            subscribe(informers),
+            subscribe(informers),
             subscribe(informers),
             subscribe(informers),
             subscribe(informers),
@@ -110,7 +121,7 @@ impl Feeds {
             subscribe(informers),
             subscribe(informers),
         );
-        Feeds { pods, nodes, namespaces, budgets, services, controllers, replica_sets, stateful_sets }
+        Feeds { pods, nodes, namespaces, budgets, services, controllers, replica_sets, stateful_sets, claims, volumes, classes }
     }
 
     /// Brings the state up to date with whatever has arrived; pods last, as they lean on all else.
@@ -125,6 +136,9 @@ impl Feeds {
             state.owner_changed("StatefulSet", &change, |set: &StatefulSet| set.spec.as_ref().map(|spec| &spec.selector));
         });
         each(&mut self.budgets, |change| state.budget_changed(&change));
+        each(&mut self.classes, |change| state.class_changed(&change, now));
+        each(&mut self.volumes, |change| state.volume_changed(&change, now));
+        each(&mut self.claims, |change| state.claim_changed(&change, now));
         each(&mut self.nodes, |change| state.node_changed(&change, now));
         each(&mut self.pods, |change| state.pod_changed(&change, now));
     }
@@ -134,6 +148,9 @@ impl Feeds {
         tokio::select! {
             Some(change) = self.pods.next() => state.pod_changed(&change, Instant::now()),
             Some(change) = self.nodes.next() => state.node_changed(&change, Instant::now()),
+            Some(change) = self.claims.next() => state.claim_changed(&change, Instant::now()),
+            Some(change) = self.volumes.next() => state.volume_changed(&change, Instant::now()),
+            Some(change) = self.classes.next() => state.class_changed(&change, Instant::now()),
             Some(change) = self.namespaces.next() => state.namespace_changed(&change),
             Some(change) = self.budgets.next() => state.budget_changed(&change),
         }
@@ -170,7 +187,7 @@ async fn schedule(client: kube::Client, scheduler_name: String, recorder: Record
     };
     info!(scheduler = scheduler_name, "scheduling");
     let mut state = State::new(scheduler_name.clone());
-    let hands = Hands { client, recorder, scheduler_name };
+    let hands = Hands { client, recorder, scheduler_name, claims: informers.all(), volumes: informers.all() };
     let mut tasks: JoinSet<Report> = JoinSet::new();
     let mut cursor = Cursor::default();
     let mut counted: Option<Instant> = None;
@@ -191,8 +208,8 @@ async fn schedule(client: kube::Client, scheduler_name: String, recorder: Record
             count(&hands.scheduler_name, if decided.is_ok() { "scheduled" } else { "unschedulable" }, now.elapsed());
             match decided {
                 Ok(node) => {
-                    state.assume(&pod, &node);
-                    tasks.spawn(hands.clone().bind(pod, node));
+                    let volumes = state.assume(&pod, &node);
+                    tasks.spawn(hands.clone().bind(pod, node, volumes));
                 }
                 Err(unschedulable) => {
                     let proposal = preemption::propose(&state.profile, &state.snapshot, &pod, &unschedulable, &mut rng);
@@ -286,6 +303,8 @@ struct Hands {
     client: kube::Client,
     recorder: Recorder,
     scheduler_name: String,
+    claims: Informer<PersistentVolumeClaim>,
+    volumes: Informer<PersistentVolume>,
 }
 
 impl Hands {
@@ -293,7 +312,42 @@ impl Hands {
         Api::namespaced(self.client.clone(), namespace)
     }
 
-    async fn bind(self, pod: Arc<PodInfo>, node: String) -> Report {
+    /// Gives the pod's claims their volumes, and waits until they are bound.
+    async fn bind_volumes(&self, node: &str, plan: &Plan) -> Result<(), String> {
+        for (claim, volume) in &plan.bind {
+            if let Some(mut change) = volume_change(volume, claim) {
+                change["metadata"]["resourceVersion"] = json!(volume.metadata.resource_version);
+                self.volumes.patch(&Key::of(&**volume), &Patch::Merge(change)).await.map_err(|error| error.short())?;
+            }
+        }
+        for claim in &plan.provision {
+            if annotation(&**claim, SELECTED_NODE) != Some(node) {
+                let meta = &claim.metadata;
+                let change = json!({"metadata": {"uid": meta.uid, "resourceVersion": meta.resource_version, "annotations": {SELECTED_NODE: node}}});
+                self.claims.patch(&Key::of(&**claim), &Patch::Merge(change)).await.map_err(|error| error.short())?;
+            }
+        }
+        let mut changes = self.claims.subscribe();
+        let bound = || plan.claims().all(|claim| self.claims.get(&Key::of(&**claim)).is_some_and(|claim| is_bound(&claim)));
+        let wait = async {
+            while !bound() {
+                if changes.next().await.is_none() {
+                    return;
+                }
+            }
+        };
+        timeout(VOLUMES_TIMEOUT, wait).await.map_err(|_| "binding volumes: timed out waiting for the condition".to_owned())
+    }
+
+    async fn bind(self, pod: Arc<PodInfo>, node: String, volumes: Plan) -> Report {
+        if !volumes.is_empty()
+            && let Err(message) = self.bind_volumes(&node, &volumes).await
+        {
+            debug!(pod = %pod.full_name(), node, message, "volumes not bound");
+            self.say_failed(&pod, &message);
+            self.set_condition(&pod, "SchedulerError", &message, None).await;
+            return Report::NotBound { uid: pod.uid.clone() };
+        }
         let binding = json!({
             "apiVersion": "v1",
             "kind": "Binding",

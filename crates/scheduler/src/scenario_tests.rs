@@ -294,3 +294,109 @@ fn five_hundred_nodes() {
     let fullest = snapshot.nodes().iter().map(|node| node.pods.len()).max();
     assert!(fullest <= Some(4), "{fullest:?} pods on one node");
 }
+
+/// Claims and volumes as JSON: `{"claims": [...], "volumes": [...], "classes": [...]}`.
+fn with_volumes(mut snapshot: Snapshot, objects: serde_json::Value) -> Snapshot {
+    use std::sync::Arc;
+    let list = |kind: &str| objects[kind].as_array().cloned().unwrap_or_default();
+    for object in list("claims") {
+        let claim: k8s_openapi::api::core::v1::PersistentVolumeClaim = serde_json::from_value(object).expect("a claim");
+        snapshot.volumes.set_claim(client::Key::of(&claim), Some(Arc::new(claim)));
+    }
+    for object in list("volumes") {
+        let volume: k8s_openapi::api::core::v1::PersistentVolume = serde_json::from_value(object).expect("a volume");
+        snapshot.volumes.set_volume(&volume.metadata.name.clone().expect("a name"), Some(Arc::new(volume)));
+    }
+    for object in list("classes") {
+        let class: k8s_openapi::api::storage::v1::StorageClass = serde_json::from_value(object).expect("a class");
+        snapshot.volumes.set_class(&class.metadata.name.clone().expect("a name"), Some(Arc::new(class)));
+    }
+    snapshot
+}
+
+const WITH_CLAIM: &str = r#"cpu=1 patch={"spec": {"volumes": [{"name": "d", "persistentVolumeClaim": {"claimName": "data"}}]}}"#;
+
+fn local_volume(name: &str, node: &str) -> serde_json::Value {
+    serde_json::json!({"metadata": {"name": name}, "spec": {"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"],
+        "storageClassName": "local", "local": {"path": "/x"}, "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [
+            {"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]}]}}}})
+}
+
+fn local_claim(extra: serde_json::Value) -> serde_json::Value {
+    let mut claim = serde_json::json!({"metadata": {"name": "data", "namespace": "default", "uid": "c"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": "local", "resources": {"requests": {"storage": "1Gi"}}}});
+    for (key, value) in extra.as_object().into_iter().flatten() {
+        for (name, value) in value.as_object().into_iter().flatten() {
+            claim[key][name] = value.clone();
+        }
+    }
+    claim
+}
+
+#[test]
+fn a_pod_goes_where_its_volume_is() {
+    use serde_json::json;
+    let nodes = || cluster(&[("n1", PLAIN), ("n2", PLAIN)], &[]);
+    let bound = json!({"metadata": {"annotations": {"pv.kubernetes.io/bind-completed": "yes"}}, "spec": {"volumeName": "there"}});
+    let objects = json!({"claims": [local_claim(bound.clone())], "volumes": [local_volume("there", "n2")]});
+    assert_eq!(decide(&with_volumes(nodes(), objects), WITH_CLAIM), "n2");
+    let objects = json!({"claims": [local_claim(bound)], "volumes": [local_volume("there", "n3")]});
+    assert_eq!(
+        decide(&with_volumes(nodes(), objects), WITH_CLAIM),
+        "0/2 nodes are available: 2 node(s) didn't match PersistentVolume's node affinity. \
+         preemption: 0/2 nodes are available: 2 Preemption is not helpful for scheduling."
+    );
+}
+
+#[test]
+fn a_claim_that_waits_for_its_pod_gets_a_volume_near_it() {
+    use serde_json::json;
+    let nodes = || cluster(&[("n1", PLAIN), ("n2", PLAIN)], &[]);
+    let class = |provisioner: &str| json!({"metadata": {"name": "local"}, "provisioner": provisioner, "volumeBindingMode": "WaitForFirstConsumer"});
+    let objects =
+        json!({"claims": [local_claim(json!({}))], "volumes": [local_volume("there", "n2")], "classes": [class("kubernetes.io/no-provisioner")]});
+    let mut snapshot = with_volumes(nodes(), objects);
+    assert_eq!(decide(&snapshot, WITH_CLAIM), "n2");
+    let pod = pod("other", WITH_CLAIM);
+    let plan = snapshot.volumes.plan(&pod, snapshot.node("n2").expect("a node"));
+    assert_eq!((plan.bind.len(), plan.provision.len()), (1, 0));
+    // What was chosen for one pod is not there for another, until it is let go.
+    snapshot.volumes.choose(&pod.uid, &plan);
+    assert!(decide(&snapshot, WITH_CLAIM).starts_with("0/2 nodes are available: 2 node(s) didn't find available persistent volumes to bind."));
+    snapshot.volumes.release(&pod.uid);
+    assert_eq!(decide(&snapshot, WITH_CLAIM), "n2");
+    let objects = json!({"claims": [local_claim(json!({}))], "classes": [class("example.com/disk")]});
+    let snapshot = with_volumes(nodes(), objects);
+    assert_eq!(snapshot.volumes.plan(&pod, snapshot.node("n1").expect("a node")).provision.len(), 1);
+    let selected = json!({"metadata": {"annotations": {"volume.kubernetes.io/selected-node": "n2"}}});
+    let objects = json!({"claims": [local_claim(selected)], "classes": [class("example.com/disk")]});
+    assert_eq!(decide(&with_volumes(nodes(), objects), WITH_CLAIM), "n2");
+}
+
+#[test]
+fn a_pod_without_its_claim_waits() {
+    use serde_json::json;
+    let nodes = || cluster(&[("n1", PLAIN)], &[]);
+    let rest = " preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling.";
+    let check = |objects: serde_json::Value, expected: &str| {
+        assert_eq!(decide(&with_volumes(nodes(), objects), WITH_CLAIM), format!("0/1 nodes are available: {expected}.{rest}"));
+    };
+    check(json!({}), "persistentvolumeclaim \"data\" not found");
+    check(json!({"claims": [local_claim(json!({}))]}), "pod has unbound immediate PersistentVolumeClaims");
+    let lost = json!({"status": {"phase": "Lost"}, "spec": {"volumeName": "v"}});
+    check(json!({"claims": [local_claim(lost)]}), "persistentvolumeclaim \"data\" bound to non-existent persistentvolume \"v\"");
+}
+
+#[test]
+fn a_claim_for_one_pod_is_used_by_one() {
+    use serde_json::json;
+    let used = format!("node=n1 {WITH_CLAIM}");
+    let alone = json!({"metadata": {"annotations": {"pv.kubernetes.io/bind-completed": "yes"}},
+        "spec": {"volumeName": "v", "accessModes": ["ReadWriteOncePod"]}});
+    let objects = json!({"claims": [local_claim(alone)], "volumes": [local_volume("v", "n1")]});
+    let snapshot = with_volumes(cluster(&[("n1", PLAIN)], &[("old", &used)]), objects);
+    let said = "node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode";
+    assert!(decide(&snapshot, WITH_CLAIM).contains(said), "{}", decide(&snapshot, WITH_CLAIM));
+    let urgent = WITH_CLAIM.replace("cpu=1", "cpu=1 priority=5");
+    assert_eq!(decide(&snapshot, &urgent), "preempts old on n1");
+}

@@ -13,6 +13,7 @@ use k8s_openapi::api::core::v1::{Node, Taint};
 
 use crate::pod::{HostPort, Labels, PodInfo, PodSelector, labels_or_none};
 use crate::resources::{Resources, amount};
+use crate::volumes::Volumes;
 
 /// One node with what is on it.
 #[derive(Clone, Debug)]
@@ -153,6 +154,8 @@ pub struct Snapshot {
     nominated: HashMap<String, Vec<Arc<PodInfo>>>,
     budgets: HashMap<(String, String), Budget>,
     workloads: HashMap<String, Vec<Workload>>,
+    /// Claims and volumes.
+    pub volumes: Volumes,
 }
 
 impl Snapshot {

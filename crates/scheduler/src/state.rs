@@ -6,9 +6,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use client::Change;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ReplicationController, Service};
+use client::{Change, Key};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ReplicationController, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::{Resource, ResourceExt};
 use tokio::time::Instant;
@@ -18,6 +19,7 @@ use crate::framework::{Causes, Happening};
 use crate::pod::{PodInfo, PodSelector};
 use crate::queue::Queue;
 use crate::snapshot::{Budget, Snapshot, Workload};
+use crate::volumes::Plan;
 
 /// See the module.
 pub struct State {
@@ -45,14 +47,20 @@ impl State {
     }
 
     /// Counts a pod on the node that was decided for it, before the API knows.
-    pub fn assume(&mut self, pod: &Arc<PodInfo>, node: &str) {
+    ///
+    /// Gives what must be written about its volumes first; these are kept for it meanwhile.
+    pub fn assume(&mut self, pod: &Arc<PodInfo>, node: &str) -> Plan {
+        let plan = self.snapshot.node(node).map(|node| self.snapshot.volumes.plan(pod, node)).unwrap_or_default();
+        self.snapshot.volumes.choose(&pod.uid, &plan);
         self.snapshot.withdraw_nomination(&pod.uid);
         self.snapshot.place(pod, node);
         self.assumed.insert(pod.uid.clone(), Arc::clone(pod));
+        plan
     }
 
     /// The API refused the placement: the pod is tried again after a back-off.
     pub fn placement_failed(&mut self, uid: &str, now: Instant) {
+        self.snapshot.volumes.release(uid);
         if let Some(pod) = self.assumed.remove(uid) {
             self.snapshot.displace(uid);
             self.queue.failed(uid, now);
@@ -93,6 +101,7 @@ impl State {
 
     fn pod_bound(&mut self, pod: &Arc<PodInfo>, node: &str, now: Instant) {
         let was_assumed = self.assumed.remove(&pod.uid).is_some();
+        self.snapshot.volumes.release(&pod.uid);
         self.queue.remove(&pod.uid);
         self.snapshot.withdraw_nomination(&pod.uid);
         let before = self.snapshot.displace(&pod.uid).filter(|_| !was_assumed);
@@ -135,6 +144,7 @@ impl State {
             return;
         };
         self.assumed.remove(&uid);
+        self.snapshot.volumes.release(&uid);
         self.queue.remove(&uid);
         let was_nominated = self.snapshot.nomination_of(&uid).is_some();
         if was_nominated {
@@ -198,6 +208,27 @@ impl State {
             }
         };
         self.snapshot.set_budget(&namespace, &object.name_any(), budget);
+    }
+
+    /// Takes a change of a claim.
+    pub fn claim_changed(&mut self, change: &Change<PersistentVolumeClaim>, now: Instant) {
+        let claim = matches!(change, Change::Applied { .. }).then(|| Arc::clone(change.object()));
+        self.snapshot.volumes.set_claim(Key::of(&**change.object()), claim);
+        self.happened(Causes::VOLUMES, None, None, now);
+    }
+
+    /// Takes a change of a volume.
+    pub fn volume_changed(&mut self, change: &Change<PersistentVolume>, now: Instant) {
+        let volume = matches!(change, Change::Applied { .. }).then(|| Arc::clone(change.object()));
+        self.snapshot.volumes.set_volume(&change.object().name_any(), volume);
+        self.happened(Causes::VOLUMES, None, None, now);
+    }
+
+    /// Takes a change of a class of volumes.
+    pub fn class_changed(&mut self, change: &Change<StorageClass>, now: Instant) {
+        let class = matches!(change, Change::Applied { .. }).then(|| Arc::clone(change.object()));
+        self.snapshot.volumes.set_class(&change.object().name_any(), class);
+        self.happened(Causes::VOLUMES, None, None, now);
     }
 
     /// Takes a change of a Service.

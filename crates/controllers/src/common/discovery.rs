@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use client::{ErrorExt, limits};
-use kube::api::{DeleteParams, GetParams, ListParams, Patch, PatchParams};
+use kube::api::{DeleteParams, GetParams, ListParams, Patch, PatchParams, PostParams};
 use kube::core::{ApiResource, DynamicObject, ObjectList, PartialObjectMeta, Request};
 use kube::{Client, Resource as _};
 use serde::de::DeserializeOwned;
@@ -126,6 +126,22 @@ pub async fn list(client: &Client, resource: &Resource, namespace: &str) -> Resu
 /// Patches one object's metadata.
 pub async fn patch(client: &Client, resource: &Resource, namespace: &str, name: &str, patch: serde_json::Value) -> Result<(), kube::Error> {
     let request = resource.request(namespace).patch_metadata(name, &PatchParams::default(), &Patch::Merge(patch));
+    send::<serde_json::Value>(client, request).await.map(drop)
+}
+
+/// The scale of one object; `None` if there is no such object.
+pub async fn scale(client: &Client, resource: &Resource, namespace: &str, name: &str) -> Result<Option<serde_json::Value>, kube::Error> {
+    match send(client, resource.request(namespace).get_subresource("scale", name)).await {
+        Ok(scale) => Ok(Some(scale)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Replaces the scale of one object; its resourceVersion must still be the current one.
+pub async fn set_scale(client: &Client, resource: &Resource, namespace: &str, name: &str, scale: &serde_json::Value) -> Result<(), kube::Error> {
+    let body = serde_json::to_vec(scale).map_err(kube::Error::SerdeError)?;
+    let request = resource.request(namespace).replace_subresource("scale", name, &PostParams::default(), body);
     send::<serde_json::Value>(client, request).await.map(drop)
 }
 

@@ -17,12 +17,12 @@ use client::events::{Normal, Warning};
 use client::{Clock, ErrorExt, Informer, Key};
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{Container, EnvVar, EnvVarSource, ObjectFieldSelector, Pod};
-use kube::core::Selector;
+use kube::core::{Selector, SelectorExt};
 use serde_json::json;
 
 use self::plan::{NewPod, Plan, View, decide};
 use crate::Context;
-use crate::common::owner::{Owner, controller_of};
+use crate::common::owner::{Owner, controller_of, labels_of};
 use crate::common::pods::{PodControl, from_template, slow_start};
 use crate::common::{claim, patch};
 
@@ -123,16 +123,27 @@ impl Jobs {
         }
     }
 
-    /// Pods of a Job that is gone, has ended or was replaced by another of its name are counted by nobody: they may go.
+    /// Pods of a Job that is gone, has ended or was replaced by another of its name are counted by nobody: they may go. So may
+    /// those that belong to nobody any more, unless a Job is about to adopt them.
     async fn let_orphans_go(&self, key: &Key, except_uid: Option<&str>) -> Result<(), Error> {
-        for pod in self.pods.pods().in_namespace(&key.namespace) {
-            let of_job = controller_of(&*pod).is_some_and(|o| o.kind == "Job" && o.name == key.name && Some(o.uid.as_str()) != except_uid);
-            if of_job && has_finalizer(&pod) {
+        for pod in self.pods.pods().in_namespace(&key.namespace).into_iter().filter(|pod| has_finalizer(pod)) {
+            let orphan = match controller_of(&*pod) {
+                Some(owner) => owner.kind == "Job" && owner.name == key.name && Some(owner.uid.as_str()) != except_uid,
+                None => !self.jobs.in_namespace(&key.namespace).iter().any(|job| adopts(job, &pod)),
+            };
+            if orphan {
                 self.remove_finalizer(&pod).await?;
             }
         }
         Ok(())
     }
+}
+
+/// Whether the Job will make the pod its own.
+fn adopts(job: &Job, pod: &Pod) -> bool {
+    let selector = job.spec.as_ref().and_then(|spec| spec.selector.clone()).and_then(|selector| Selector::try_from(selector).ok());
+    let selects = selector.is_some_and(|selector| !selector.selects_all() && selector.matches(labels_of(pod)));
+    selects && job.metadata.deletion_timestamp.is_none() && !is_job_finished(job) && pod.metadata.deletion_timestamp.is_none()
 }
 
 /// A pod of the Job.

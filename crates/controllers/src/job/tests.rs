@@ -229,3 +229,18 @@ fn fewer_in_parallel_means_fewer_pods() {
     world.job.spec.as_mut().unwrap().parallelism = Some(1);
     world.check("active 1 succeeded 0 failed 0 []");
 }
+
+#[test]
+fn a_pod_that_nobody_adopts_is_not_held() {
+    let mut job = World::new(spec(Some(1), 1)).job;
+    let selector = serde_json::json!({"matchLabels": {"job-name": "work"}});
+    job.spec.as_mut().unwrap().selector = serde_json::from_value(selector).unwrap();
+    let mut pod = Pod::default();
+    pod.metadata.labels = Some([("job-name".to_owned(), "work".to_owned())].into());
+    assert!(super::adopts(&job, &pod));
+    job.metadata.deletion_timestamp = Some(Time(at(1)));
+    assert!(!super::adopts(&job, &pod), "a Job that goes adopts nothing");
+    job.metadata.deletion_timestamp = None;
+    pod.metadata.labels = None;
+    assert!(!super::adopts(&job, &pod), "it was released");
+}

@@ -7,6 +7,7 @@
 //! What must stay true: taking down never deletes through a mount, so nothing is removed while anything is mounted below.
 
 pub mod atomic;
+mod claims;
 mod host;
 mod sources;
 pub mod subpath;
@@ -113,7 +114,7 @@ impl Volumes {
         let group = spec::spec_of(pod).security_context.as_ref().and_then(|context| context.fs_group);
         let directory = self.pod_directory(&uid);
         blocking(move || fs::create_dir_all(directory)).await.map_err(|error| Error { volume: String::new(), message: error.to_string() })?;
-        for volume in spec::spec_of(pod).volumes.iter().flatten() {
+        for volume in &self.volumes_of(pod).await? {
             let failed = |message: String| Error { volume: volume.name.clone(), message };
             if let Some(payload) = self.payload(pod, volume, facts, objects::FRESH).await? {
                 self.write(&uid, volume, payload, group).await.map_err(|error| failed(error.to_string()))?;
@@ -166,8 +167,8 @@ impl Volumes {
     /// What a container mounts, in its order. `expand` resolves `subPathExpr`.
     pub async fn binds(&self, pod: &Pod, container: &Container, expand: impl Fn(&str) -> String) -> Result<Vec<Bind>, String> {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
-        let spec = spec::spec_of(pod);
-        let volumes: HashMap<&str, &Volume> = spec.volumes.iter().flatten().map(|volume| (volume.name.as_str(), volume)).collect();
+        let volumes = self.volumes_of(pod).await.map_err(|error| error.to_string())?;
+        let volumes: HashMap<&str, &Volume> = volumes.iter().map(|volume| (volume.name.as_str(), volume)).collect();
         let mut binds = Vec::new();
         for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
             let volume = volumes
@@ -193,7 +194,7 @@ impl Volumes {
             binds.push(Bind {
                 host_path: host_path.to_string_lossy().into_owned(),
                 container_path: absolute(&mount.mount_path),
-                read_only: mount.read_only.unwrap_or(false) || managed,
+                read_only: mount.read_only.unwrap_or(false) || managed || claims::is_read_only(pod, &mount.name),
                 propagation: mount.mount_propagation.clone(),
             });
         }

@@ -14,6 +14,9 @@ mod node_unschedulable;
 mod pod_topology_spread;
 mod scheduling_gates;
 mod taint_toleration;
+mod volume_binding;
+mod volume_restrictions;
+mod volume_zone;
 
 /// All plugins of the default profile.
 pub fn all() -> Vec<Box<dyn Plugin>> {
@@ -25,6 +28,9 @@ pub fn all() -> Vec<Box<dyn Plugin>> {
         Box::new(node_affinity::NodeAffinity),
         Box::new(node_ports::NodePorts),
         Box::new(node_resources_fit::NodeResourcesFit),
+        Box::new(volume_restrictions::VolumeRestrictions),
+        Box::new(volume_binding::VolumeBinding),
+        Box::new(volume_zone::VolumeZone),
         Box::new(pod_topology_spread::PodTopologySpread),
         Box::new(inter_pod_affinity::InterPodAffinity),
         Box::new(node_resources_balanced_allocation::NodeResourcesBalancedAllocation),
