@@ -142,7 +142,7 @@ impl Autoscalers {
 
     async fn scale(&self, key: &Key, autoscaler: &HorizontalPodAutoscaler, status: &mut HorizontalPodAutoscalerStatus) -> Result<(), Error> {
         let now = self.clock.now();
-        let Some(spec) = &autoscaler.spec else { return Ok(()) };
+        let spec = &autoscaler.spec;
         let target = &spec.scale_target_ref;
         let found = match self.resource(target.api_version.as_deref().unwrap_or("v1"), &target.kind).await? {
             Some(resource) => match discovery::scale(&self.client, &resource, &key.namespace, &target.name).await {
@@ -262,7 +262,7 @@ impl Autoscalers {
         let all = self.pods.in_namespace(&key.namespace);
         let pods: Vec<&Pod> =
             all.iter().map(|pod| &**pod).filter(|pod| parsed.matches(|label| labels_of(*pod).get(label).map(String::as_str))).collect();
-        let behavior = autoscaler.spec.as_ref().and_then(|spec| spec.behavior.as_ref());
+        let behavior = autoscaler.spec.behavior.as_ref();
         let tolerance = |rules: Option<&k8s_openapi::api::autoscaling::v2::HPAScalingRules>| {
             let own = rules.and_then(|rules| rules.tolerance.as_ref()).and_then(|text| Quantity::parse(&text.0).ok());
             own.map_or(TOLERANCE, |own| own.as_f64())
@@ -272,7 +272,7 @@ impl Autoscalers {
             down: tolerance(behavior.and_then(|behavior| behavior.scale_down.as_ref())),
         };
         let scaled = Scaled { namespace: &key.namespace, selector, current, tolerance, pods: &pods, now };
-        let specs = autoscaler.spec.as_ref().and_then(|spec| spec.metrics.clone()).unwrap_or_default();
+        let specs = autoscaler.spec.metrics.clone().unwrap_or_default();
         let (mut best, mut statuses, mut failures): (Option<(i32, String)>, Vec<MetricStatus>, Vec<Failure>) = (None, Vec::new(), Vec::new());
         for spec in &specs {
             match self.answer(&scaled, spec).await {

@@ -10,7 +10,8 @@ use k8s_openapi::api::core::v1::{HostPathVolumeSource, PersistentVolume, Pod, Vo
 
 /// Whether the pod may only read what the volume of this name stands for.
 pub(super) fn is_read_only(pod: &Pod, name: &str) -> bool {
-    let volume = spec::spec_of(pod).volumes.iter().flatten().find(|volume| volume.name == name);
+    let spec = spec::spec_of(pod);
+    let volume = spec.volumes.iter().flatten().find(|volume| volume.name == name);
     let claim = volume.and_then(|volume| volume.persistent_volume_claim.as_ref());
     claim.and_then(|claim| claim.read_only).unwrap_or(false)
 }
