@@ -43,7 +43,7 @@ use serde::de::DeserializeOwned;
 
 use crate::informer::Key;
 use crate::limits;
-use file::{File, Value};
+use file::{Contents, File, Hand, Value};
 
 /// The shelf names of informers begin so.
 const INFORMER: &str = "informer ";
@@ -109,6 +109,21 @@ pub struct Checkpoint {
     damage: Arc<Vec<String>>,
 }
 
+/// What writes a checkpoint of [`Checkpoint::open_with_disk`].
+pub struct Disk(Hand);
+
+impl Disk {
+    /// Waits until something is to be written, or somebody waits for that.
+    pub async fn wanted(&self) {
+        self.0.wanted().await;
+    }
+
+    /// Writes what is to be written, in one transaction. Answers whether the file took it.
+    pub fn write(&mut self) -> bool {
+        self.0.write()
+    }
+}
+
 /// A shelf as it was found on disk.
 #[derive(Default)]
 struct Found {
@@ -122,6 +137,17 @@ impl Checkpoint {
     /// Opens the checkpoint of this component in this directory, or begins one. What is damaged is refused, with a message.
     pub fn open(directory: &Path, component: &str) -> Result<Checkpoint, Error> {
         let (file, contents) = File::open(directory, component)?;
+        Ok(Self::of(file, contents, component))
+    }
+
+    /// As [`Checkpoint::open`], but it is written only by the [`Disk`], when that is told to: what is not written yet when both are
+    /// dropped is lost, as with the power. For whoever must decide when a disk writes.
+    pub fn open_with_disk(directory: &Path, component: &str) -> Result<(Checkpoint, Disk), Error> {
+        let (file, contents, hand) = File::open_by_hand(directory, component)?;
+        Ok((Self::of(file, contents, component), Disk(hand)))
+    }
+
+    fn of(file: File, contents: Contents, component: &str) -> Checkpoint {
         for text in &contents.damage {
             tracing::error!(component, "{text}");
         }
@@ -137,7 +163,7 @@ impl Checkpoint {
             // Something is missing: what is there is used, and asked for anew as soon as there is a server.
             found.entry(name).or_default().version = Some(String::new());
         }
-        Ok(Checkpoint { file: Arc::new(file), kinds: HashSet::new(), found: Arc::new(Mutex::new(found)), damage: Arc::new(contents.damage) })
+        Checkpoint { file: Arc::new(file), kinds: HashSet::new(), found: Arc::new(Mutex::new(found)), damage: Arc::new(contents.damage) }
     }
 
     /// As [`Checkpoint::open`]; if there cannot be one, says so loudly and goes without.

@@ -90,8 +90,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     }
 }
 
-/// Keeps the zone as the informers say.
-async fn follow(
+/// Keeps the zone as the informers say; `ready` becomes true when that is all that there is.
+pub async fn follow(
     informers: &Informers,
     mut views: Option<watch::Receiver<Option<Arc<View>>>>,
     zone: &RwLock<Zone>,

@@ -45,5 +45,5 @@ pub use identity::NodeId;
 pub use member::{Member, Peer};
 pub use records::Endpoint;
 pub use seal::Keys;
-pub use transport::{Config, Handle, start};
+pub use transport::{Config, Handle, Requests, start};
 pub use view::{Health, Refined, Said, Standing, View};

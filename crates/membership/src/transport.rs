@@ -62,6 +62,49 @@ enum Command {
     Api(bool),
 }
 
+/// What the holders of a [`Handle`] want of its member, and where it shows them its view: the other end of a handle.
+#[derive(Debug)]
+pub struct Requests {
+    commands: mpsc::Receiver<Command>,
+    view: watch::Sender<Arc<View>>,
+}
+
+impl Requests {
+    async fn next(&mut self) -> Option<Command> {
+        self.commands.recv().await
+    }
+
+    /// Tells the member all that waits. False: every handle is gone.
+    pub fn obey_all(&mut self, member: &mut Member, now_ms: u64, unix_ms: u64) -> bool {
+        loop {
+            match self.commands.try_recv() {
+                Ok(command) => Self::obey(command, member, now_ms, unix_ms),
+                Err(mpsc::error::TryRecvError::Empty) => return true,
+                Err(mpsc::error::TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    fn obey(command: Command, member: &mut Member, now_ms: u64, unix_ms: u64) {
+        match command {
+            Command::Peers(peers) => member.set_peers(now_ms, unix_ms, peers),
+            Command::Api(reachable) => member.set_api_reachable(reachable),
+            Command::Publish(uid, endpoint) => {
+                if let Err(error) = member.publish(&uid, endpoint) {
+                    tracing::warn!(uid, %error, "an endpoint of this node is not made known to the others");
+                }
+            }
+        }
+    }
+
+    /// Shows the member's view, if it is a new one.
+    pub fn show(&self, member: &Member) {
+        if **self.view.borrow() != *member.view() {
+            self.view.send_replace(Arc::new(member.view().clone()));
+        }
+    }
+}
+
 /// A running member.
 #[derive(Clone, Debug)]
 pub struct Handle {
@@ -80,6 +123,13 @@ impl std::fmt::Debug for Command {
 }
 
 impl Handle {
+    /// A handle of this member and its other end, for whoever runs the member (on UDP, that is [`start`]).
+    pub fn of(member: &Member) -> (Handle, Requests) {
+        let (commands, incoming) = mpsc::channel(limits::COMMANDS_MAX);
+        let (sender, view) = watch::channel(Arc::new(member.view().clone()));
+        (Handle { commands, view }, Requests { commands: incoming, view: sender })
+    }
+
     /// The cluster's nodes are these.
     pub async fn set_peers(&self, peers: Vec<Peer>) {
         // Nobody listens after the shutdown, and nobody minds.
@@ -112,21 +162,20 @@ pub fn start(config: Config, shutdown: CancellationToken) -> Result<Handle, Erro
     let mut random = [0; 8];
     aws_lc_rs::rand::fill(&mut random).map_err(|_| Error::Thread(io::Error::other("the machine gives no random numbers")))?;
     let member = Member::new(&config.node_name, config.address, config.epoch, u64::from_be_bytes(random));
-    let (commands, incoming) = mpsc::channel(limits::COMMANDS_MAX);
-    let (sender, view) = watch::channel(Arc::new(member.view().clone()));
+    let (handle, requests) = Handle::of(&member);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Thread)?;
     let work = move || {
         // The thread's own niceness; where that is not allowed, it runs like any other.
         let _ = rustix::process::nice(-10);
         runtime.block_on(async move {
             match UdpSocket::from_std(socket) {
-                Ok(socket) => Shell::new(member, sealer, opener, Arc::new(socket), sender).run(incoming, config.keys, shutdown).await,
+                Ok(socket) => Shell::new(member, sealer, opener, Arc::new(socket)).run(requests, config.keys, shutdown).await,
                 Err(error) => tracing::error!(%error, "the membership's socket is of no use"),
             }
         });
     };
     std::thread::Builder::new().name("membership".into()).spawn(work).map_err(Error::Thread)?;
-    Ok(Handle { commands, view })
+    Ok(handle)
 }
 
 /// A socket to a watched peer, and the task that reads it.
@@ -157,25 +206,24 @@ struct Shell {
     watched: HashMap<NodeId, Watched>,
     answers: mpsc::Sender<Answer>,
     from_answers: Option<mpsc::Receiver<Answer>>,
-    view: watch::Sender<Arc<View>>,
     started: Instant,
     foreign: u64,
     told_foreign: u64,
 }
 
 impl Shell {
-    fn new(member: Member, sealer: Sealer, opener: Opener, socket: Arc<UdpSocket>, view: watch::Sender<Arc<View>>) -> Shell {
+    fn new(member: Member, sealer: Sealer, opener: Opener, socket: Arc<UdpSocket>) -> Shell {
         let (answers, from_answers) = mpsc::channel(limits::ANSWERS_MAX);
         let started = Instant::now();
         let (watched, from_answers) = (HashMap::new(), Some(from_answers));
-        Shell { member, sealer, opener, socket, watched, answers, from_answers, view, started, foreign: 0, told_foreign: 0 }
+        Shell { member, sealer, opener, socket, watched, answers, from_answers, started, foreign: 0, told_foreign: 0 }
     }
 
     fn now_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    async fn run(mut self, mut commands: mpsc::Receiver<Command>, mut keys: watch::Receiver<Keys>, shutdown: CancellationToken) {
+    async fn run(mut self, mut requests: Requests, mut keys: watch::Receiver<Keys>, shutdown: CancellationToken) {
         let mut ticks = tokio::time::interval(Duration::from_millis(limits::TICK_MS));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let Some(mut answers) = self.from_answers.take() else { return };
@@ -191,8 +239,11 @@ impl Shell {
                     }
                 }
                 Some(answer) = answers.recv() => self.answer(answer).await,
-                command = commands.recv() => match command {
-                    Some(command) => self.command(command),
+                command = requests.next() => match command {
+                    Some(command) => {
+                        let now = self.now_ms();
+                        Requests::obey(command, &mut self.member, now, unix_ms());
+                    }
                     None => return,
                 },
                 Ok(()) = keys.changed() => {
@@ -205,18 +256,15 @@ impl Shell {
                 }
                 _ = ticks.tick() => {
                     self.drain(&mut buffer, &mut answers).await;
-                    while let Ok(command) = commands.try_recv() {
-                        self.command(command);
-                    }
+                    let now = self.now_ms();
+                    requests.obey_all(&mut self.member, now, unix_ms());
                     self.member.tick(self.now_ms(), unix_ms());
                     self.watched.retain(|_, watched| watched.used.elapsed() < Duration::from_millis(limits::WATCH_SOCKET_IDLE_MS));
                     self.complain();
                 }
             }
             self.send(None).await;
-            if **self.view.borrow() != *self.member.view() {
-                self.view.send_replace(Arc::new(self.member.view().clone()));
-            }
+            requests.show(&self.member);
         }
     }
 
@@ -235,18 +283,6 @@ impl Shell {
             match answers.try_recv() {
                 Ok(answer) => self.answer(answer).await,
                 Err(_) => break,
-            }
-        }
-    }
-
-    fn command(&mut self, command: Command) {
-        match command {
-            Command::Peers(peers) => self.member.set_peers(self.now_ms(), unix_ms(), peers),
-            Command::Api(reachable) => self.member.set_api_reachable(reachable),
-            Command::Publish(uid, endpoint) => {
-                if let Err(error) = self.member.publish(&uid, endpoint) {
-                    tracing::warn!(uid, %error, "an endpoint of this node is not made known to the others");
-                }
             }
         }
     }

@@ -23,7 +23,7 @@ use std::time::Duration;
 use aws_lc_rs::digest::{Context, SHA256};
 use parking_lot::{Condvar, Mutex};
 use rusqlite::{Connection, params};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use super::seal::Seal;
 use super::{Error, Report};
@@ -102,9 +102,19 @@ struct Pending {
     is_writing: bool,
 }
 
+#[derive(Default)]
 struct Shared {
     pending: Mutex<Pending>,
     wake: Condvar,
+    /// The same for a [`Hand`].
+    wanted: Notify,
+}
+
+impl Shared {
+    fn wake(&self) {
+        self.wake.notify_one();
+        self.wanted.notify_one();
+    }
 }
 
 /// See the module.
@@ -128,6 +138,16 @@ fn sum(shelf: &str, key: &str, is_sealed: bool, value: &[u8]) -> [u8; SUM_BYTES]
 impl File {
     /// Opens or begins the file, reads all of it, and starts its writer.
     pub(super) fn open(directory: &Path, component: &str) -> Result<(File, Contents), Error> {
+        let (mut file, contents, Hand { writer, shared }) = File::open_by_hand(directory, component)?;
+        let name = format!("checkpoint-{component}");
+        let path = file.path.clone();
+        let spawned = std::thread::Builder::new().name(name).spawn(move || writer.run(&shared)).map_err(|source| Error::Disk { path, source })?;
+        file.writer = Some(spawned);
+        Ok((file, contents))
+    }
+
+    /// The same without a writer of its own: it writes when it is told to.
+    pub(super) fn open_by_hand(directory: &Path, component: &str) -> Result<(File, Contents, Hand), Error> {
         let disk = |path: &Path| {
             let path = path.to_owned();
             move |source| Error::Disk { path, source }
@@ -162,7 +182,7 @@ impl File {
         }
         pending.rows_held = held.len();
         pending.bytes_held = held.values().map(|row| row.bytes).sum();
-        let shared = Arc::new(Shared { pending: Mutex::new(pending), wake: Condvar::new() });
+        let shared = Arc::new(Shared { pending: Mutex::new(pending), ..Shared::default() });
         let writer = Writer {
             connection,
             directory: directory.to_owned(),
@@ -173,9 +193,7 @@ impl File {
             left_out: BTreeSet::new(),
             failures: 0,
         };
-        let (thread, name) = (shared.clone(), format!("checkpoint-{component}"));
-        let spawned = std::thread::Builder::new().name(name).spawn(move || writer.run(&thread)).map_err(disk(&path))?;
-        Ok((File { path, shared, writer: Some(spawned) }, contents))
+        Ok((File { path, shared: shared.clone(), writer: None }, contents, Hand { writer, shared }))
     }
 
     /// Changes rows of a shelf, and its version.
@@ -187,7 +205,7 @@ impl File {
         if let Some(version) = version {
             pending.set(shelf, VERSION_KEY.to_owned(), Some(Value { bytes: version.as_bytes().to_vec(), is_sealed: false }));
         }
-        self.shared.wake.notify_one();
+        self.shared.wake();
     }
 
     /// Makes a shelf hold these rows and no others.
@@ -212,7 +230,7 @@ impl File {
             pending.waiting.push(sender);
             receiver
         };
-        self.shared.wake.notify_one();
+        self.shared.wake();
         waiting.await.unwrap_or(false)
     }
 
@@ -233,7 +251,7 @@ impl Drop for File {
     /// What is pending is written first.
     fn drop(&mut self) {
         self.shared.pending.lock().is_closing = true;
-        self.shared.wake.notify_one();
+        self.shared.wake();
         if let Some(writer) = self.writer.take() {
             let _ = writer.join();
         }
@@ -241,6 +259,12 @@ impl Drop for File {
 }
 
 impl Pending {
+    /// Who waits for nothing is answered at once.
+    fn answer_all(&mut self) {
+        let is_well = !self.is_failing;
+        self.waiting.drain(..).for_each(|waiting| answer(waiting, is_well));
+    }
+
     fn set(&mut self, shelf: &Arc<str>, key: String, value: Option<Value>) {
         let keys = self.keys.entry(shelf.clone()).or_default();
         if value.is_some() {
@@ -249,6 +273,25 @@ impl Pending {
             return;
         }
         self.rows.insert((shelf.clone(), key), value);
+    }
+}
+
+/// A writer that waits to be told.
+pub(super) struct Hand {
+    writer: Writer,
+    shared: Arc<Shared>,
+}
+
+impl Hand {
+    /// Waits until something is to be written, or somebody waits.
+    pub(super) async fn wanted(&self) {
+        self.shared.wanted.notified().await;
+    }
+
+    /// Commits what is pending. Answers whether everything is on disk.
+    pub(super) fn write(&mut self) -> bool {
+        self.writer.write(&self.shared);
+        self.writer.failures == 0
     }
 }
 
@@ -266,49 +309,60 @@ struct Writer {
 impl Writer {
     fn run(mut self, shared: &Shared) {
         loop {
-            let (rows, waiting) = {
+            {
                 let mut pending = shared.pending.lock();
                 while pending.rows.is_empty() && !pending.is_closing {
-                    // Who waits for nothing is answered at once.
-                    let is_well = !pending.is_failing;
-                    pending.waiting.drain(..).for_each(|waiting| answer(waiting, is_well));
+                    pending.answer_all();
                     shared.wake.wait(&mut pending);
                 }
                 if pending.rows.is_empty() {
                     return;
                 }
-                pending.is_writing = true;
-                (std::mem::take(&mut pending.rows), std::mem::take(&mut pending.waiting))
-            };
-            let result = self.commit(&rows);
-            let pause = match &result {
-                Ok(()) => limits::CHECKPOINT_COMMIT_SPACING,
-                Err(error) => {
-                    if self.failures.is_multiple_of(60) {
-                        tracing::error!(path = %self.path.display(), %error, "the checkpoint cannot be written; the node goes on from memory, but what changes now is not known after a restart without a server");
-                    }
-                    limits::CHECKPOINT_RETRY
-                }
-            };
-            self.failures = if result.is_ok() { 0 } else { self.failures.saturating_add(1) };
-            let is_closing = {
-                let mut pending = shared.pending.lock();
-                pending.is_writing = false;
-                pending.is_failing = result.is_err();
-                if result.is_err() {
-                    for (slot, value) in rows {
-                        pending.rows.entry(slot).or_insert(value);
-                    }
-                }
-                (pending.rows_held, pending.bytes_held, pending.left_out) = (self.held.len(), self.bytes, self.left_out.len());
-                pending.is_closing
-            };
-            waiting.into_iter().for_each(|waiting| answer(waiting, result.is_ok()));
-            if is_closing && result.is_err() {
+            }
+            let pause = self.write(shared);
+            let is_closing = shared.pending.lock().is_closing;
+            if is_closing && self.failures > 0 {
                 return;
             }
             std::thread::sleep(if is_closing { Duration::ZERO } else { pause });
         }
+    }
+
+    /// Commits what is pending, and tells who waits for it. Answers how long to wait before the next commit.
+    fn write(&mut self, shared: &Shared) -> Duration {
+        let (rows, waiting) = {
+            let mut pending = shared.pending.lock();
+            if pending.rows.is_empty() {
+                pending.answer_all();
+                return Duration::ZERO;
+            }
+            pending.is_writing = true;
+            (std::mem::take(&mut pending.rows), std::mem::take(&mut pending.waiting))
+        };
+        let result = self.commit(&rows);
+        let pause = match &result {
+            Ok(()) => limits::CHECKPOINT_COMMIT_SPACING,
+            Err(error) => {
+                if self.failures.is_multiple_of(60) {
+                    tracing::error!(path = %self.path.display(), %error, "the checkpoint cannot be written; the node goes on from memory, but what changes now is not known after a restart without a server");
+                }
+                limits::CHECKPOINT_RETRY
+            }
+        };
+        self.failures = if result.is_ok() { 0 } else { self.failures.saturating_add(1) };
+        {
+            let mut pending = shared.pending.lock();
+            pending.is_writing = false;
+            pending.is_failing = result.is_err();
+            if result.is_err() {
+                for (slot, value) in rows {
+                    pending.rows.entry(slot).or_insert(value);
+                }
+            }
+            (pending.rows_held, pending.bytes_held, pending.left_out) = (self.held.len(), self.bytes, self.left_out.len());
+        }
+        waiting.into_iter().for_each(|waiting| answer(waiting, result.is_ok()));
+        pause
     }
 
     /// Writes everything in one transaction. Nothing in memory changes unless it is on disk.
