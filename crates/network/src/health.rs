@@ -1,4 +1,5 @@
-//! The proxy's health on a port: `GET /healthz` and `/livez`, answered from a shared flag.
+//! The proxy's health on a port: `GET /healthz` and `/livez`, answered from a shared flag; and whatever else a probe asks for
+//! ([`Respond`]).
 //!
 //! Just enough of HTTP/1.1 for a probe; one request per connection, bounded in size, time and number.
 
@@ -38,8 +39,46 @@ impl Health {
     }
 }
 
+/// An answer to a probe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Code and phrase.
+    pub status: &'static str,
+    /// What the body is.
+    pub content_type: &'static str,
+    /// The body.
+    pub body: String,
+}
+
+impl Answer {
+    fn text(status: &'static str, body: &str) -> Answer {
+        Answer { status, content_type: "text/plain; charset=utf-8", body: body.to_owned() }
+    }
+
+    /// There is nothing at this path.
+    pub fn not_found() -> Answer {
+        Answer::text("404 Not Found", "404 page not found")
+    }
+}
+
+/// Who answers probes.
+pub trait Respond: Clone + Send + Sync + 'static {
+    /// The answer to a request for this path.
+    fn respond(&self, path: &str) -> Answer;
+}
+
+impl Respond for Health {
+    fn respond(&self, path: &str) -> Answer {
+        match (path, self.is_healthy()) {
+            ("/healthz" | "/livez", true) => Answer::text("200 OK", "ok"),
+            ("/healthz" | "/livez", false) => Answer::text("503 Service Unavailable", "changes have waited too long for the kernel"),
+            _ => Answer::not_found(),
+        }
+    }
+}
+
 /// Serves until `shutdown`.
-pub async fn serve(listener: TcpListener, health: Health, shutdown: CancellationToken) {
+pub async fn serve(listener: TcpListener, health: impl Respond, shutdown: CancellationToken) {
     let room = Arc::new(Semaphore::new(limits::HEALTH_CONNECTIONS_MAX));
     loop {
         let Ok(permit) = room.clone().acquire_owned().await else { return };
@@ -73,7 +112,7 @@ pub async fn listen(address: SocketAddr) -> Option<TcpListener> {
     }
 }
 
-async fn answer(mut stream: TcpStream, health: &Health) -> std::io::Result<()> {
+async fn answer(mut stream: TcpStream, health: &impl Respond) -> std::io::Result<()> {
     let mut request = Vec::new();
     let mut chunk = [0u8; 1024];
     while !request.windows(4).any(|w| w == b"\r\n\r\n") && request.len() < limits::HEALTH_REQUEST_BYTES_MAX {
@@ -86,12 +125,8 @@ async fn answer(mut stream: TcpStream, health: &Health) -> std::io::Result<()> {
     let line = request.split(|b| *b == b'\r').next().unwrap_or_default();
     let line = String::from_utf8_lossy(line);
     let path = line.split(' ').nth(1).unwrap_or("");
-    let (status, body) = match (path.split('?').next().unwrap_or(""), health.is_healthy()) {
-        ("/healthz" | "/livez", true) => ("200 OK", "ok"),
-        ("/healthz" | "/livez", false) => ("503 Service Unavailable", "changes have waited too long for the kernel"),
-        _ => ("404 Not Found", "404 page not found"),
-    };
-    let head = format!("HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+    let Answer { status, content_type, body } = health.respond(path.split('?').next().unwrap_or(""));
+    let head = format!("HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
     stream.write_all(head.as_bytes()).await?;
     stream.write_all(body.as_bytes()).await?;
     stream.shutdown().await

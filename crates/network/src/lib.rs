@@ -20,6 +20,8 @@ pub mod limits;
 pub mod links;
 pub mod nft;
 pub mod pods;
+pub mod policy;
+pub mod service_health;
 pub mod services;
 pub mod table;
 

@@ -181,6 +181,10 @@ pub(super) fn roles() -> Result<Vec<(&'static str, Value)>, Error> {
         ),
         bind("regent:node-network", "regent:node-network", group("system:nodes")),
         bind("regent:proxy-network", "regent:node-network", user("system:kube-proxy")),
+        // Network policies speak of all pods, which a node may not read: where one process under a node's name enforces them, an
+        // administrator binds this role to the nodes.
+        role("regent:network-policies", json!([read("", &["pods", "namespaces"])])),
+        bind("regent:network-policies", "regent:network-policies", user("system:kube-proxy")),
         bind("regent:dns", "system:kube-dns", user("system:dns")),
         role(
             "regent:dns",

@@ -64,7 +64,7 @@ pub fn run(arguments: Proxy) -> Result<()> {
     })
 }
 
-/// Routes Services until the shutdown.
+/// Routes Services and enforces network policies until the shutdown.
 pub async fn route(informers: Informers, routing: Routing, shutdown: CancellationToken) -> Result<()> {
     let config = Config {
         node_name: routing.node_name,
@@ -76,5 +76,8 @@ pub async fn route(informers: Informers, routing: Routing, shutdown: Cancellatio
         view: routing.membership.view(&shutdown),
         health_address: Some(SocketAddr::from(([127, 0, 0, 1], 10256))),
     };
+    let policies = network::policy::Config { node_name: config.node_name.clone(), informers: config.informers.clone() };
+    tokio::spawn(network::service_health::run(config.informers.clone(), config.node_name.clone(), shutdown.clone()));
+    tokio::spawn(network::policy::run(policies, network::nft::Nft::default(), shutdown.clone()));
     Ok(network::services::run(config, shutdown).await?)
 }
