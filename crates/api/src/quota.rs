@@ -23,6 +23,11 @@ pub fn resources(object: &Value, path: &str) -> Amounts {
 /// What a pod's containers ask for together: the sum of those that run side by side, or one that must run before if that
 /// is more; sidecars count with the others.
 pub fn pod_resources(pod: &Value, part: &str) -> Amounts {
+    pod_amounts(pod, part, false)
+}
+
+/// The same; `with_status` also counts what a pod that is being resized has.
+fn pod_amounts(pod: &Value, part: &str, with_status: bool) -> Amounts {
     let path = format!("resources.{part}");
     let add = |total: &mut Amounts, more: &Amounts| {
         for (name, amount) in more {
@@ -35,13 +40,30 @@ pub fn pod_resources(pod: &Value, part: &str) -> Amounts {
             *most = (*most).max(*amount);
         }
     };
+    // While a pod is resized, what it has counts as well as what it wants; what its node refused for good does not.
+    let is_infeasible = pod.list_at("status.conditions").iter().any(|condition| {
+        condition.str_at("type") == Some("PodResizePending") && condition.str_at("reason") == Some("Infeasible")
+    });
+    let of = |container: &Value, statuses: &str| {
+        let mut needs = resources(container, &path);
+        if !with_status {
+            return needs;
+        }
+        let Some(status) = pod.list_at(statuses).iter().find(|status| status.str_at("name") == container.str_at("name")) else { return needs };
+        let has = [resources(status, &path), if part == "requests" { resources(status, "allocatedResources") } else { Amounts::new() }];
+        if is_infeasible && has.iter().any(|has| !has.is_empty()) {
+            needs.clear();
+        }
+        has.iter().for_each(|has| raise(&mut needs, has));
+        needs
+    };
     let mut total = Amounts::new();
     for container in pod.list_at("spec.containers") {
-        add(&mut total, &resources(container, &path));
+        add(&mut total, &of(container, "status.containerStatuses"));
     }
     let (mut sidecars, mut before) = (Amounts::new(), Amounts::new());
     for container in pod.list_at("spec.initContainers") {
-        let mut needs = resources(container, &path);
+        let mut needs = of(container, "status.initContainerStatuses");
         if container.str_at("restartPolicy") == Some("Always") {
             add(&mut total, &needs);
             add(&mut sidecars, &needs);
@@ -78,14 +100,14 @@ pub fn usage(group: &str, resource: &str, object: &Value) -> Amounts {
     }
     match (group, resource) {
         ("", "pods") => {
-            let requests = pod_resources(object, "requests");
+            let requests = pod_amounts(object, "requests", true);
             for (name, amount) in requests {
                 if matches!(name.as_str(), "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-") {
                     usage.insert(name.clone(), amount);
                 }
                 usage.insert(format!("requests.{name}"), amount);
             }
-            for (name, amount) in pod_resources(object, "limits") {
+            for (name, amount) in pod_amounts(object, "limits", true) {
                 if matches!(name.as_str(), "cpu" | "memory" | "ephemeral-storage") {
                     usage.insert(format!("limits.{name}"), amount);
                 }
@@ -210,6 +232,17 @@ mod tests {
             json!({"spec": {"containers": [{"resources": {"requests": {"cpu": "600m"}, "limits": {"memory": "500Mi"}}}]}}),
             json!({"count/pods": "1", "pods": "1", "cpu": "600m", "requests.cpu": "600m", "limits.memory": "500Mi"}),
         );
+        let resized = |reason: &str| {
+            json!({
+                "spec": {"containers": [{"name": "c", "resources": {"requests": {"cpu": "3"}}}]},
+                "status": {
+                    "containerStatuses": [{"name": "c", "resources": {"requests": {"cpu": "2"}}, "allocatedResources": {"cpu": "1"}}],
+                    "conditions": [{"type": "PodResizePending", "status": "True", "reason": reason}],
+                },
+            })
+        };
+        check("", "pods", resized("Deferred"), json!({"count/pods": "1", "pods": "1", "cpu": "3", "requests.cpu": "3"}));
+        check("", "pods", resized("Infeasible"), json!({"count/pods": "1", "pods": "1", "cpu": "2", "requests.cpu": "2"}));
     }
 
     #[test]

@@ -9,6 +9,7 @@
 
 use crate::{
     Config, Error,
+    allocations::{Allocations, Outcome},
     cgroups::Cgroups,
     contact::Contact,
     eviction,
@@ -21,15 +22,17 @@ use crate::{
     peers::{self, Board},
     pod::End,
     reporter::Reporter,
+    resize::Room,
     runtime, server,
     spec::{self, PodId, names, resources, sandbox},
+    static_pods::{self, StaticPods, manifest},
     stats::Stats,
     volumes::{Volumes, tokens::Tokens},
     worker::{self, Handle},
 };
 use client::{
     Informer,
-    events::{Recorder, Warning},
+    events::{Normal, Recorder, Warning},
     informer::{Change, Selection},
 };
 use jiff::{SignedDuration, Timestamp};
@@ -56,6 +59,8 @@ const RUNTIME_LOOK_EVERY: Duration = Duration::from_millis(250);
 const ROTATE_EVERY: Duration = Duration::from_secs(10);
 const PRESSURE_EVERY: Duration = Duration::from_secs(10);
 const ORPHANS_EVERY: Duration = Duration::from_secs(5);
+/// How often pods that wait for more resources are looked at, when nothing has happened that would let them have it.
+const RESIZES_EVERY: Duration = Duration::from_secs(5);
 const IMAGES_EVERY: Duration = Duration::from_secs(300);
 /// The longest that pods wait for the Services' rules: a node whose proxy is another's, or is broken, still runs its pods.
 const RULES_WAIT: Duration = Duration::from_secs(3);
@@ -71,10 +76,15 @@ pub struct Context {
     pub services: Informer<Service>,
     pub runtime_classes: Informer<RuntimeClass>,
     pub contact: Contact,
+    /// The pods that the API has bound to this node.
+    pub api_pods: Informer<Pod>,
+    pub static_pods: StaticPods,
     pub objects: Arc<Objects>,
     pub volumes: Volumes,
     pub images: Images,
     pub cgroups: Cgroups,
+    /// What is set aside for each pod.
+    pub allocations: Allocations,
     pub reporter: Arc<Reporter>,
     /// What the peers are told of this node's endpoints.
     pub board: Arc<Board>,
@@ -84,6 +94,8 @@ pub struct Context {
     pub started_at: Timestamp,
     /// Wakes the node's status loop.
     pub node_changed: Notify,
+    /// Wakes the review of resizes.
+    pub resizes: Notify,
     workers: Mutex<BTreeMap<String, Handle>>,
     network_ready: AtomicBool,
     pressures: Mutex<eviction::Pressures>,
@@ -93,6 +105,18 @@ impl Context {
     /// The pods on this node as last known.
     pub fn pods(&self) -> Vec<Arc<Pod>> {
         self.workers.lock().values().map(Handle::pod).collect()
+    }
+
+    /// The pods on this node, each with the resources that are set aside for it.
+    pub fn pods_as_given(&self) -> Vec<Arc<Pod>> {
+        self.pods().iter().map(|pod| self.allocations.applied(pod)).collect()
+    }
+
+    /// A static pod is no longer wanted.
+    pub(crate) fn end_static(&self, pod_uid: &str) {
+        if let Some(handle) = self.workers.lock().get(pod_uid) {
+            handle.gone();
+        }
     }
 
     /// Has the pod's worker look again.
@@ -181,11 +205,14 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         services: informers.all(),
         runtime_classes: informers.all(),
         contact,
+        api_pods: pods.clone(),
+        static_pods: StaticPods::default(),
         client,
         cri,
         recorder,
         objects,
         cgroups,
+        allocations: Allocations::new(checkpoint),
         reporter: reporter.clone(),
         board: Arc::default(),
         machine,
@@ -193,6 +220,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         stats: Stats::default(),
         started_at: Timestamp::now(),
         node_changed: Notify::new(),
+        resizes: Notify::new(),
         workers: Mutex::default(),
         network_ready: AtomicBool::new(false),
         pressures: Mutex::default(),
@@ -210,8 +238,11 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     tasks.spawn(relist(cx.clone(), shutdown.clone()));
     tasks.spawn(rotate(cx.clone(), shutdown.clone()));
     tasks.spawn(watch_pressure(cx.clone(), shutdown.clone()));
+    tasks.spawn(review_resizes(cx.clone(), shutdown.clone()));
     tasks.spawn(collect_images(cx.clone(), shutdown.clone()));
     tasks.spawn(end_orphans(cx.clone(), pods.clone(), shutdown.clone()));
+    tasks.spawn(static_pods::follow(cx.clone(), tasks.clone(), shutdown.clone()));
+    tasks.spawn(static_pods::mirror(cx.clone(), shutdown.clone()));
     tasks.spawn(follow(cx.clone(), pods, tasks.clone(), shutdown.clone()));
     let serve = server::run(cx.clone(), shutdown.clone());
     let result = tokio::try_join!(async { serve.await.map_err(Error::Server) }, local::run(cx.clone(), shutdown.clone())).map(drop);
@@ -241,6 +272,18 @@ async fn follow(cx: Arc<Context>, pods: Informer<Pod>, tasks: TaskTracker, shutd
             () = shutdown.cancelled() => return,
         };
         let Some(change) = change else { return };
+        // A mirror shows what runs here anyway. Its pod's worker looks again, for there is somebody to tell.
+        let shown = match &change {
+            Change::Applied { new, .. } => new,
+            Change::Deleted(last) => last,
+        };
+        if manifest::is_mirror(shown) {
+            let id = PodId::of(shown);
+            if let Some(pod) = cx.pod_by_name(&id.namespace, &id.name) {
+                cx.wake(&PodId::of(&pod).uid);
+            }
+            continue;
+        }
         match change {
             Change::Applied { old, new } => {
                 let uid = new.metadata.uid.clone().unwrap_or_default();
@@ -252,7 +295,10 @@ async fn follow(cx: Arc<Context>, pods: Informer<Pod>, tasks: TaskTracker, shutd
                 }
                 let known = cx.workers.lock().get(&uid).cloned();
                 match known {
-                    Some(handle) => handle.update(new),
+                    Some(handle) => {
+                        handle.update(new);
+                        cx.resizes.notify_one();
+                    }
                     None => begin(&cx, new, &tasks, &shutdown),
                 }
             }
@@ -266,9 +312,10 @@ async fn follow(cx: Arc<Context>, pods: Informer<Pod>, tasks: TaskTracker, shutd
 }
 
 /// Takes a pod on.
-fn begin(cx: &Arc<Context>, pod: Arc<Pod>, tasks: &TaskTracker, shutdown: &CancellationToken) {
+pub(crate) fn begin(cx: &Arc<Context>, pod: Arc<Pod>, tasks: &TaskTracker, shutdown: &CancellationToken) {
     let uid = pod.metadata.uid.clone().unwrap_or_default();
-    let others = cx.pods();
+    let others = cx.pods_as_given();
+    cx.allocations.admit(&pod);
     let handle = Handle::new(pod.clone());
     if let Some((reason, message)) = refusal(cx, &pod, &others) {
         cx.recorder.about(&*pod, Warning, &reason, message.clone());
@@ -281,13 +328,20 @@ fn begin(cx: &Arc<Context>, pod: Arc<Pod>, tasks: &TaskTracker, shutdown: &Cance
         worker::run(cx.clone(), handle, shutdown).await;
         cx.workers.lock().remove(&uid);
         share_burstable(&cx);
+        cx.resizes.notify_one();
     });
 }
 
 /// Why the node cannot take a pod that was bound to it, if it cannot. One that already has a status was taken before.
 fn refusal(cx: &Context, pod: &Pod, others: &[Arc<Pod>]) -> Option<(String, String)> {
+    if manifest::is_static(pod) {
+        return None;
+    }
     if pod.metadata.deletion_timestamp.is_some() || pod.status.as_ref().is_some_and(|status| status.start_time.is_some()) {
         return None;
+    }
+    if let Some(why) = spec::security::forbidden_sysctl(pod, &cx.config.allowed_unsafe_sysctls) {
+        return Some(("SysctlForbidden".into(), format!("Pod was rejected: {why}")));
     }
     if let Some(why) = eviction::refusal(pod, cx.pressures()) {
         return Some(("Evicted".into(), format!("Pod was rejected: {why}")));
@@ -324,9 +378,41 @@ fn refusal(cx: &Context, pod: &Pod, others: &[Arc<Pod>]) -> Option<(String, Stri
 /// Gives the burstable class the shares of its pods.
 fn share_burstable(cx: &Context) {
     let burstable = |pod: &Arc<Pod>| resources::qos(pod) == resources::Qos::Burstable;
-    let milli = cx.pods().iter().filter(|pod| burstable(pod)).map(|pod| resources::pod_amount(pod).0.cpu_milli_request).sum();
+    let milli = cx.pods_as_given().iter().filter(|pod| burstable(pod)).map(|pod| resources::pod_amount(pod).0.cpu_milli_request).sum();
     if let Err(error) = cx.cgroups.set_burstable(milli) {
         tracing::debug!(%error, "cannot set the burstable class' shares");
+    }
+}
+
+/// Gives pods that want other resources than they have what there is room for.
+async fn review_resizes(cx: Arc<Context>, shutdown: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(RESIZES_EVERY) => {}
+            () = cx.resizes.notified() => {}
+            () = shutdown.cancelled() => return,
+        }
+        let allocatable = cx.machine.allocatable();
+        let whole = Room {
+            cpu_milli: allocatable.get("cpu").map(resources::milli).unwrap_or(0),
+            memory: allocatable.get("memory").map(resources::value).unwrap_or(0),
+        };
+        let changes = cx.allocations.review(&cx.pods(), whole, Timestamp::now());
+        if changes.is_empty() {
+            continue;
+        }
+        share_burstable(&cx);
+        for (pod, outcome) in changes {
+            let generation = pod.metadata.generation.unwrap_or_default();
+            match outcome {
+                Outcome::Granted => cx.recorder.about(&*pod, Normal, "ResizeStarted", format!("Pod resize started: generation {generation}")),
+                Outcome::Refused(refusal) => {
+                    let message = format!("Pod resize {}: generation {generation}, {}", refusal.reason(), refusal.message());
+                    cx.recorder.about(&*pod, Warning, &format!("Resize{}", refusal.reason()), message);
+                }
+            }
+            cx.wake(pod.metadata.uid.as_deref().unwrap_or_default());
+        }
     }
 }
 
@@ -484,6 +570,9 @@ async fn end_orphans(cx: Arc<Context>, pods: Informer<Pod>, shutdown: Cancellati
             () = tokio::time::sleep(ORPHANS_EVERY) => {}
             () = shutdown.cancelled() => return,
         }
+        if !cx.static_pods.are_known() {
+            continue;
+        }
         // First what is there, then who is known: a pod that comes in between is known.
         let Ok(sandboxes) = cx.cri.list_pod_sandboxes(HashMap::new()).await else { continue };
         let directories = cx.volumes.known().await.unwrap_or_default();
@@ -500,7 +589,10 @@ async fn end_orphans(cx: Arc<Context>, pods: Informer<Pod>, shutdown: Cancellati
         }
         let mut occupied = HashSet::new();
         for sandbox in sandboxes {
-            let Some(uid) = sandbox.labels.get(names::POD_UID).filter(|uid| !spared(uid)) else { continue };
+            // Which static pods there are needs no server's word.
+            let is_own = sandbox.annotations.get(manifest::SOURCE).is_some_and(|source| source == manifest::FILE);
+            let is_spared = |uid: &str| if is_own { known.contains(uid) } else { spared(uid) };
+            let Some(uid) = sandbox.labels.get(names::POD_UID).filter(|uid| !is_spared(uid)) else { continue };
             occupied.insert(uid.clone());
             let label = |name: &str| sandbox.labels.get(name).cloned().unwrap_or_default();
             let id = PodId { namespace: label(names::POD_NAMESPACE), name: label(names::POD_NAME), uid: uid.clone() };
@@ -531,6 +623,7 @@ fn forget_unused(cx: &Context, pods: &Informer<Pod>, known: &HashSet<String>) {
     cx.objects.retain(&referred);
     cx.volumes.retain_tokens(known);
     cx.reporter.retain(known);
+    cx.allocations.retain(known);
 }
 
 async fn end_orphan(cx: &Context, id: &PodId, sandbox_id: &str) -> Result<(), cri::Error> {

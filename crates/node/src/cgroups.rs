@@ -12,6 +12,8 @@ use std::{
 
 /// Where the kernel shows its cgroups.
 const MOUNT: &str = "/sys/fs/cgroup";
+/// Version 1 shows no limit of memory as one that no machine has.
+const UNLIMITED_BYTES: i64 = 1 << 60;
 
 /// How cgroups are mounted here.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +30,57 @@ pub struct Cgroups {
     layout: Layout,
     root: String,
     pids_max: Option<i64>,
+}
+
+/// How a cgroup's part of the processors is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Share {
+    /// Version 1.
+    Shares(i64),
+    /// Version 2.
+    Weight(i64),
+}
+
+/// The limits that the kernel has for a cgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    share: Share,
+    /// Microseconds of each period ([`QUOTA_PERIOD_US`]); none if it is not limited.
+    pub cpu_quota: Option<i64>,
+    /// Whether the kernel can limit processors at all.
+    has_bandwidth: bool,
+    pub memory_limit: Option<i64>,
+}
+
+/// The kernel counts memory in pages.
+const PAGE_BYTES: i64 = 4096;
+
+/// Whether two limits of memory are the same to the kernel.
+pub fn same_pages(one: i64, other: i64) -> bool {
+    one / PAGE_BYTES == other / PAGE_BYTES
+}
+
+impl From<PodLimits> for Limits {
+    fn from(limits: PodLimits) -> Limits {
+        Limits { share: Share::Shares(limits.cpu_shares), cpu_quota: limits.cpu_quota, has_bandwidth: true, memory_limit: limits.memory_limit }
+    }
+}
+
+impl Limits {
+    /// These limits, as far as the kernel could have those that are wanted: what it cannot have is not missing.
+    pub fn as_if_able(self, wanted: &PodLimits) -> Limits {
+        Limits { cpu_quota: if self.has_bandwidth { self.cpu_quota } else { wanted.cpu_quota }, ..self }
+    }
+
+    /// Whether these limits are in place. No limit of memory is never set: whatever is there will do.
+    pub fn hold(&self, wanted: &PodLimits) -> bool {
+        let share = match self.share {
+            Share::Shares(shares) => shares == wanted.cpu_shares,
+            Share::Weight(weight) => weight == cpu_weight(wanted.cpu_shares),
+        };
+        let memory = wanted.memory_limit.is_none_or(|wanted| self.memory_limit.is_some_and(|limit| same_pages(limit, wanted)));
+        share && memory && self.cpu_quota == wanted.cpu_quota
+    }
 }
 
 /// Controllers that version 1's pods have a directory in.
@@ -184,15 +237,51 @@ impl Cgroups {
         out.into_iter().collect()
     }
 
+    /// The limits of a cgroup; none if it is not there (or is of a kernel that has no such limits).
+    pub fn limits(&self, path: &str) -> Option<Limits> {
+        let number = |text: &str| text.trim().parse::<i64>().ok();
+        let relative = path.trim_start_matches('/');
+        let read = |directory: &Path, file: &str| fs::read_to_string(directory.join(file)).ok();
+        let mut has_bandwidth = true;
+        let (share, quota, period, memory) = match &self.layout {
+            Layout::Unified(mount) => {
+                let here = mount.join(relative);
+                let max = read(&here, "cpu.max")?;
+                let (quota, period) = max.trim().split_once(' ')?;
+                (Share::Weight(number(&read(&here, "cpu.weight")?)?), number(quota), number(period)?, number(&read(&here, "memory.max")?))
+            }
+            Layout::PerController(_) => {
+                let (cpu, memory) = (self.directory("cpu", relative)?, self.directory("memory", relative)?);
+                let quota = read(&cpu, "cpu.cfs_quota_us").and_then(|text| number(&text));
+                has_bandwidth = quota.is_some();
+                let quota = quota.filter(|quota| *quota >= 0);
+                let period = read(&cpu, "cpu.cfs_period_us").and_then(|text| number(&text)).unwrap_or(QUOTA_PERIOD_US);
+                let memory = number(&read(&memory, "memory.limit_in_bytes")?);
+                (Share::Shares(number(&read(&cpu, "cpu.shares")?)?), quota, period, memory.filter(|limit| *limit < UNLIMITED_BYTES))
+            }
+        };
+        let cpu_quota = quota.map(|quota| quota.saturating_mul(QUOTA_PERIOD_US) / period.max(1));
+        Some(Limits { share, cpu_quota, has_bandwidth, memory_limit: memory })
+    }
+
+    /// A cgroup's directory in the hierarchy of a controller.
+    fn directory(&self, controller: &str, relative: &str) -> Option<PathBuf> {
+        match &self.layout {
+            Layout::Unified(mount) => Some(mount.join(relative)),
+            Layout::PerController(mounts) => {
+                let (mount, _) = mounts.iter().find(|(_, controllers)| controllers.iter().any(|name| name == controller))?;
+                Some(mount.join(relative))
+            }
+        }
+    }
+
     /// Bytes of memory that a cgroup uses without what the kernel could give back at once.
     pub fn working_set(&self, path: &str) -> Option<u64> {
         let relative = path.trim_start_matches('/');
-        let (directory, usage, inactive) = match &self.layout {
-            Layout::Unified(mount) => (mount.join(relative), "memory.current", "inactive_file"),
-            Layout::PerController(mounts) => {
-                let (mount, _) = mounts.iter().find(|(_, controllers)| controllers.iter().any(|name| name == "memory"))?;
-                (mount.join(relative), "memory.usage_in_bytes", "total_inactive_file")
-            }
+        let directory = self.directory("memory", relative)?;
+        let (usage, inactive) = match &self.layout {
+            Layout::Unified(_) => ("memory.current", "inactive_file"),
+            Layout::PerController(_) => ("memory.usage_in_bytes", "total_inactive_file"),
         };
         let used: u64 = fs::read_to_string(directory.join(usage)).ok()?.trim().parse().ok()?;
         let stat = fs::read_to_string(directory.join("memory.stat")).ok()?;
@@ -280,5 +369,31 @@ mod tests {
         let found = per_controller(mounts);
         assert_eq!(found.len(), 2);
         assert_eq!(found[0].1, ["cpu", "cpuacct"]);
+    }
+
+    #[test]
+    fn limits_are_read_as_either_version_writes_them() {
+        let place = tempfile::tempdir().unwrap();
+        let wanted = PodLimits { cpu_shares: 512, cpu_quota: Some(50_000), memory_limit: Some((64 << 20) + 1) };
+        let write = |directory: &str, files: &[(&str, &str)]| {
+            let directory = place.path().join(directory);
+            fs::create_dir_all(&directory).unwrap();
+            files.iter().for_each(|(name, text)| fs::write(directory.join(name), text).unwrap());
+        };
+        let second = Cgroups { layout: Layout::Unified(place.path().join("2")), root: String::new(), pids_max: None };
+        write("2/pod", &[("cpu.weight", &cpu_weight(512).to_string()), ("cpu.max", "100000 200000\n"), ("memory.max", "67108864\n")]);
+        assert!(second.limits("/pod").unwrap().hold(&wanted));
+        write("2/pod", &[("cpu.max", "max 100000\n"), ("memory.max", "max\n")]);
+        let free = second.limits("/pod").unwrap();
+        assert_eq!((free.cpu_quota, free.memory_limit, free.hold(&wanted)), (None, None, false));
+        let mounts = ["cpu", "memory"].map(|name| (place.path().join("1").join(name), vec![name.to_owned()])).to_vec();
+        let first = Cgroups { layout: Layout::PerController(mounts), root: String::new(), pids_max: None };
+        write("1/cpu/pod", &[("cpu.shares", "512\n"), ("cpu.cfs_quota_us", "50000\n"), ("cpu.cfs_period_us", "100000\n")]);
+        write("1/memory/pod", &[("memory.limit_in_bytes", "67108864\n")]);
+        assert!(first.limits("/pod").unwrap().hold(&wanted));
+        write("1/cpu/pod", &[("cpu.cfs_quota_us", "-1\n")]);
+        write("1/memory/pod", &[("memory.limit_in_bytes", "9223372036854771712\n")]);
+        assert!(first.limits("/pod").unwrap().hold(&PodLimits { cpu_quota: None, memory_limit: None, ..wanted }));
+        assert_eq!(first.limits("/none"), None);
     }
 }

@@ -130,7 +130,7 @@ pub fn read(data_dir: &std::path::Path) -> Readings {
 
 fn is_critical(pod: &Pod) -> bool {
     let priority = pod.spec.as_ref().and_then(|spec| spec.priority).unwrap_or(0);
-    priority >= 2_000_000_000 || pod.metadata.annotations.as_ref().is_some_and(|a| a.contains_key("kubernetes.io/config.mirror"))
+    priority >= 2_000_000_000 || crate::static_pods::manifest::is_static(pod)
 }
 
 /// The pods that may go, first the one that should.

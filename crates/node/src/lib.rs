@@ -1,8 +1,9 @@
 //! The node agent: what runs the pods that are bound to this node, and tells the API how they are.
 //!
-//! [`agent`] is the shell; each pod has a [`worker`] that observes, asks the pure [`pod::decide`], acts through
+//! [`agent`] is the shell (and [`static_pods`] for the pods that a file on the node asks for); each pod has a [`worker`] that observes, asks the pure [`pod::decide`], acts through
 //! [`runtime`] and hands what [`status::compute`] makes of it to the [`reporter`]. [`spec`] turns pods into the runtime's
-//! configurations; [`volumes`], [`images`], [`probes`], [`cgroups`] and [`logs`] are what containers need beside it;
+//! configurations; [`allocations`] and [`resize`] say which resources each pod has of those that it wants; [`volumes`],
+//! [`images`], [`probes`], [`cgroups`] and [`logs`] are what containers need beside it;
 //! [`node`] registers and renews, [`server`] is the node's own HTTPS API, [`eviction`] and [`stats`] watch the machine.
 //!
 //! What must stay true: stopping or restarting the agent touches no container; everything that it needs to go on is in
@@ -13,6 +14,7 @@
 //! made by CNI plugins whose configuration is written elsewhere; here it is only asked whether it is ready.
 
 pub mod agent;
+mod allocations;
 pub mod backoff;
 pub mod cgroups;
 mod contact;
@@ -28,11 +30,14 @@ pub mod node;
 mod objects;
 pub mod peers;
 pub mod pod;
+mod probe_counts;
 pub mod probes;
-mod reporter;
+pub mod reporter;
+mod resize;
 mod runtime;
 pub mod server;
 pub mod spec;
+mod static_pods;
 pub mod stats;
 pub mod status;
 mod streaming;
@@ -57,6 +62,8 @@ pub struct Config {
     pub runtime_endpoint: String,
     /// Pods' directories are below it.
     pub data_dir: PathBuf,
+    /// Where static pods' manifests are, if there are to be any.
+    pub static_pods: Option<PathBuf>,
     /// Containers' logs are below it, where collectors of logs look for them.
     pub log_dir: PathBuf,
     /// The node API's address and port.
@@ -73,6 +80,8 @@ pub struct Config {
     pub node_labels: BTreeMap<String, String>,
     pub register_with_taints: Vec<Taint>,
     pub max_pods: u32,
+    /// Kernel parameters that pods may set beside the safe ones; one that ends in `*` stands for all that begin so.
+    pub allowed_unsafe_sysctls: Vec<String>,
     /// The most processes in one pod.
     pub pod_pids_max: Option<i64>,
     pub image_gc_high_percent: u8,
@@ -121,6 +130,7 @@ impl Config {
             client_ca_pem,
             runtime_endpoint: "unix:///run/containerd/containerd.sock".into(),
             data_dir: PathBuf::from("/var/lib/regent/node"),
+            static_pods: None,
             log_dir: PathBuf::from("/var/log/pods"),
             bind_address: IpAddr::from([0, 0, 0, 0]),
             port: 10250,
@@ -130,6 +140,7 @@ impl Config {
             node_labels: BTreeMap::new(),
             register_with_taints: Vec::new(),
             max_pods: 110,
+            allowed_unsafe_sysctls: Vec::new(),
             pod_pids_max: None,
             image_gc_high_percent: 85,
             image_gc_low_percent: 80,

@@ -8,6 +8,7 @@
 //! - containers of one sandbox only; a new sandbox starts the pod over, init containers first;
 //! - init containers in order, each to its end; sidecars start in their place among them and stop after the regular ones;
 //! - a pod that is done never starts anything again;
+//! - the pod's own cgroup has room for a container before that is started or grows;
 //! - a stop under way is not repeated, except to shorten its grace.
 //!
 //! How it can still go wrong: the runtime may list a state that is a second old. Every action is therefore safe to
@@ -15,11 +16,13 @@
 
 use crate::{
     backoff::{Backoffs, go_duration, has_come},
+    cgroups::Limits,
+    resize,
     spec::{self, Role},
 };
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Container as ContainerSpec, Pod};
-use std::collections::BTreeMap;
+use k8s_openapi::api::core::v1::{Container as ContainerSpec, Pod, ResourceRequirements};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// States of a container as the runtime tells them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +52,10 @@ pub struct Container {
     pub image_id: String,
     pub hash: String,
     pub log_path: String,
+    /// The resources that the runtime was told last; none if that was not noted.
+    pub resources: Option<ResourceRequirements>,
+    /// What the kernel limits a running container to.
+    pub cgroup: Option<Limits>,
 }
 
 /// A pod sandbox as seen in the runtime.
@@ -66,6 +73,8 @@ pub struct Sandbox {
 pub struct Observed {
     pub sandboxes: Vec<Sandbox>,
     pub containers: Vec<Container>,
+    /// What the kernel limits the pod as a whole to.
+    pub cgroup: Option<Limits>,
 }
 
 impl Observed {
@@ -116,6 +125,10 @@ pub struct Ongoing {
     pub start: Option<String>,
     /// These containers (by id) are being stopped, and will be killed at that time.
     pub stopping: BTreeMap<String, Timestamp>,
+    /// These containers (by id) were stopped to be started anew, whatever they ended with.
+    pub replaced: BTreeSet<String>,
+    /// Limits are being changed.
+    pub resize: bool,
 }
 
 /// A start that failed before the container ran.
@@ -148,6 +161,8 @@ pub struct View<'a> {
     pub failures: &'a BTreeMap<String, StartFailure>,
     /// When the sandbox may be tried again after it failed.
     pub sandbox_retry_at: Option<Timestamp>,
+    /// When limits may be changed again after that failed.
+    pub resize_retry_at: Option<Timestamp>,
     /// Set when the pod must end.
     pub end: Option<&'a End>,
     /// The pod's phase as last reported; a pod that was done stays done.
@@ -182,6 +197,12 @@ pub enum Action {
         name: String,
         grace_s: i64,
         message: String,
+        /// It is started anew afterwards, whatever it ends with.
+        again: bool,
+    },
+    /// Change limits in place, in this order.
+    Resize {
+        steps: Vec<resize::Step>,
     },
     /// Remove an old attempt.
     Remove {
@@ -198,6 +219,8 @@ pub struct Plan {
     pub wake_at: Option<Timestamp>,
     /// Containers that wait out a crash, and the words for it.
     pub crash_loops: BTreeMap<String, String>,
+    /// Not everything has the resources yet that are set aside for it.
+    pub resizing: bool,
     /// Nothing will be started any more.
     pub done: bool,
     /// Done, and nothing runs: volumes and cgroup may go.
@@ -222,16 +245,20 @@ pub fn restarts(pod: &Pod, role: Role, container: &ContainerSpec, exit_code: i32
         let Some(codes) = &rule.exit_codes else { continue };
         let listed = codes.values.iter().flatten().any(|code| *code == exit_code);
         if (codes.operator == "In") == listed {
-            return rule.action == "Restart";
+            return matches!(rule.action.as_str(), "Restart" | "RestartAllContainers");
         }
     }
-    let pods = spec::spec_of(pod).restart_policy.clone().unwrap_or_else(|| "Always".into());
-    let policy = container.restart_policy.clone().unwrap_or(pods);
-    match policy.as_str() {
+    match policy_of(pod, container).as_str() {
         "Always" => role != Role::Init || exit_code != 0,
         "OnFailure" => exit_code != 0,
         _ => false,
     }
+}
+
+/// The container's own restart policy, or its pod's.
+fn policy_of(pod: &Pod, container: &ContainerSpec) -> String {
+    let pods = || spec::spec_of(pod).restart_policy.clone().unwrap_or_else(|| "Always".into());
+    container.restart_policy.clone().unwrap_or_else(pods)
 }
 
 /// The decision.
@@ -275,6 +302,7 @@ fn is_done(view: &View<'_>, containers: &[(Role, ContainerSpec)]) -> bool {
         view.observed.newest(&container.name).is_some_and(|seen| {
             seen.state == State::Exited
                 && view.ongoing.start.as_deref() != Some(&container.name)
+                && !view.ongoing.replaced.contains(&seen.id)
                 && !restarts(view.pod, role, container, seen.exit_code)
         })
     };
@@ -299,7 +327,7 @@ fn stop_all(view: &View<'_>, containers: &[(Role, ContainerSpec)], plan: &mut Pl
         };
         if shorter {
             let message = format!("Stopping container {}", seen.name);
-            plan.actions.push(Action::Stop { id: seen.id.clone(), name: seen.name.clone(), grace_s, message });
+            plan.actions.push(Action::Stop { id: seen.id.clone(), name: seen.name.clone(), grace_s, message, again: false });
         }
     };
     let mut waiting = view.ongoing.start.is_some();
@@ -382,6 +410,8 @@ fn run(view: &View<'_>, containers: &[(Role, ContainerSpec)], sandbox: &Sandbox,
     let here = |name: &str| view.observed.newest(name).filter(|seen| seen.sandbox_id == sandbox.id);
     // Once a regular container was made in this sandbox, initialization is behind the pod.
     let initialized = containers.iter().any(|(role, container)| *role == Role::Regular && here(&container.name).is_some());
+    let resize = resize::plan(view.pod, containers, view.observed, view.ongoing);
+    plan.resizing = resize.under_way || view.ongoing.resize;
     let mut may_start_regular = true;
     let mut start: Option<&ContainerSpec> = None;
     for (role, container) in containers.iter().filter(|(role, _)| matches!(role, Role::Init | Role::Sidecar)) {
@@ -394,7 +424,7 @@ fn run(view: &View<'_>, containers: &[(Role, ContainerSpec)], sandbox: &Sandbox,
                 continue;
             }
         }
-        if matches!(need(view, *role, container, seen, plan), Need::Start) && start.is_none() {
+        if matches!(need(view, *role, container, seen, &resize, plan), Need::Start) && start.is_none() {
             start = Some(container);
         }
         let up = *role == Role::Sidecar
@@ -407,10 +437,20 @@ fn run(view: &View<'_>, containers: &[(Role, ContainerSpec)], sandbox: &Sandbox,
     }
     if may_start_regular {
         for (role, container) in containers.iter().filter(|(role, _)| matches!(role, Role::Regular | Role::Ephemeral)) {
-            if matches!(need(view, *role, container, here(&container.name), plan), Need::Start) && start.is_none() {
+            if matches!(need(view, *role, container, here(&container.name), &resize, plan), Need::Start) && start.is_none() {
                 start = Some(container);
             }
         }
+    }
+    let grows = resize.grows || view.ongoing.resize;
+    if !resize.steps.is_empty() && !view.ongoing.resize {
+        match view.resize_retry_at.filter(|at| !has_come(*at, view.now)) {
+            Some(at) => plan.wake(at),
+            None => plan.actions.push(Action::Resize { steps: resize.steps }),
+        }
+    }
+    if grows {
+        return;
     }
     // One at a time and in order, as hooks of one may be what the next one waits for.
     if let (Some(container), None) = (start, &view.ongoing.start) {
@@ -421,7 +461,7 @@ fn run(view: &View<'_>, containers: &[(Role, ContainerSpec)], sandbox: &Sandbox,
     }
 }
 
-fn need(view: &View<'_>, role: Role, container: &ContainerSpec, seen: Option<&Container>, plan: &mut Plan) -> Need {
+fn need(view: &View<'_>, role: Role, container: &ContainerSpec, seen: Option<&Container>, resize: &resize::Resize, plan: &mut Plan) -> Need {
     if view.ongoing.start.as_deref() == Some(&container.name) {
         return Need::Wait;
     }
@@ -448,28 +488,32 @@ fn need(view: &View<'_>, role: Role, container: &ContainerSpec, seen: Option<&Co
             let probed = view.probed.get(&seen.id);
             let pods_grace = spec::spec_of(view.pod).termination_grace_period_seconds.unwrap_or(30);
             let stop = if !seen.hash.is_empty() && seen.hash != spec::container_hash(container) && role != Role::Ephemeral {
-                Some((format!("Container {} definition changed, will be restarted", container.name), pods_grace))
+                Some((format!("Container {} definition changed, will be restarted", container.name), pods_grace, true))
             } else if let Some((probe, grace)) = probed.and_then(|probed| probed.failed) {
-                Some((format!("Container {} failed {probe} probe, will be restarted", container.name), grace.unwrap_or(pods_grace)))
+                let again = policy_of(view.pod, container) != "Never";
+                let then = if again { ", will be restarted" } else { "" };
+                Some((format!("Container {} failed {probe} probe{then}", container.name), grace.unwrap_or(pods_grace), again))
+            } else if resize.restarts.contains(&container.name) {
+                Some((format!("Container {} resize requires restart", container.name), pods_grace, true))
             } else {
                 None
             };
-            if let Some((message, grace_s)) = stop {
-                plan.actions.push(Action::Stop { id: seen.id.clone(), name: container.name.clone(), grace_s, message });
+            if let Some((message, grace_s, again)) = stop {
+                plan.actions.push(Action::Stop { id: seen.id.clone(), name: container.name.clone(), grace_s, message, again });
             }
             Need::Nothing
         }
         State::Unknown => {
             if !view.ongoing.stopping.contains_key(&seen.id) {
                 let message = format!("Container {} is in unknown state, will be restarted", container.name);
-                plan.actions.push(Action::Stop { id: seen.id.clone(), name: container.name.clone(), grace_s: 0, message });
+                plan.actions.push(Action::Stop { id: seen.id.clone(), name: container.name.clone(), grace_s: 0, message, again: true });
             }
             Need::Wait
         }
         // A container that was made and never started: the attempt was cut short, so it is made again.
         State::Created => retry(plan),
         State::Exited => {
-            if !restarts(view.pod, role, container, seen.exit_code) {
+            if !view.ongoing.replaced.contains(&seen.id) && !restarts(view.pod, role, container, seen.exit_code) {
                 return Need::Nothing;
             }
             let failed_at = seen.finished_at.unwrap_or(seen.created_at);

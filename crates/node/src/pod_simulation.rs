@@ -106,6 +106,7 @@ impl World {
             crashes: &self.crashes,
             failures: &self.failures,
             sandbox_retry_at: self.sandbox_retry_at,
+            resize_retry_at: None,
             end: self.end.as_ref(),
             reported_done: self.done_at.is_some() && self.end.is_none(),
             now: self.clock(),
@@ -134,7 +135,7 @@ impl World {
                     let kill_at = self.clock().saturating_add(SignedDuration::from_secs(*grace_s)).unwrap_or(Timestamp::MAX);
                     self.ongoing.stopping.insert(id.clone(), kill_at);
                 }
-                Action::Remove { .. } | Action::RemoveSandbox { .. } => {}
+                Action::Remove { .. } | Action::RemoveSandbox { .. } | Action::Resize { .. } => {}
             }
             self.under_way.push((done_at, action));
         }
@@ -226,6 +227,8 @@ impl World {
                         image_id: String::new(),
                         hash: String::new(),
                         log_path: String::new(),
+                        resources: None,
+                        cgroup: None,
                     });
                 }
                 Action::Stop { id, .. } => {
@@ -233,6 +236,7 @@ impl World {
                     self.exit(|seen| seen.id == id, 137);
                 }
                 Action::Remove { id, .. } => self.observed.containers.retain(|seen| seen.id != id),
+                Action::Resize { .. } => {}
             }
         }
         self.observed = std::mem::take(&mut self.observed).sorted();

@@ -25,6 +25,8 @@ fn seen(name: &str, attempt: u32, state: State, exit_code: i32) -> Container {
         image_id: String::new(),
         hash: String::new(),
         log_path: String::new(),
+        resources: None,
+        cgroup: None,
     }
 }
 
@@ -44,7 +46,7 @@ struct Case {
 impl Case {
     fn new(spec: serde_json::Value, containers: Vec<Container>) -> Case {
         let probed = containers.iter().map(|c| (c.id.clone(), Probed { started: true, ready: true, failed: None })).collect();
-        let observed = Observed { sandboxes: vec![sandbox(0, true)], containers }.sorted();
+        let observed = Observed { sandboxes: vec![sandbox(0, true)], containers, cgroup: None }.sorted();
         Case { pod: pod_of(spec), observed, ongoing: Ongoing::default(), probed, crashes: Backoffs::default(), end: None }
     }
 
@@ -57,6 +59,7 @@ impl Case {
             crashes: &self.crashes,
             failures: &BTreeMap::new(),
             sandbox_retry_at: None,
+            resize_retry_at: None,
             end: self.end.as_ref(),
             reported_done: false,
             now: at(10),
@@ -96,7 +99,7 @@ fn a_new_pod_gets_a_sandbox_first() {
     case.observed.sandboxes.clear();
     assert_eq!(case.plan().actions, [Action::CreateSandbox { attempt: 0, stop: vec![] }]);
     case.ongoing.sandbox = true;
-    assert_eq!(case.plan().actions, []);
+    assert!(case.plan().actions.is_empty());
 }
 
 #[test]
@@ -183,9 +186,9 @@ fn failed_liveness_and_changed_images_restart_a_container() {
     let mut case = Case::new(two(), vec![seen("a", 0, State::Running, 0), seen("b", 0, State::Running, 0)]);
     case.probed.get_mut("a-0").unwrap().failed = Some(("liveness", Some(3)));
     let message = "Container a failed liveness probe, will be restarted".to_owned();
-    assert_eq!(case.plan().actions, [Action::Stop { id: "a-0".into(), name: "a".into(), grace_s: 3, message }]);
+    assert_eq!(case.plan().actions, [Action::Stop { id: "a-0".into(), name: "a".into(), grace_s: 3, message, again: true }]);
     case.ongoing.stopping.insert("a-0".into(), at(40));
-    assert_eq!(case.plan().actions, []);
+    assert!(case.plan().actions.is_empty());
     case.observed.containers[1].hash = "old".into();
     assert_eq!(case.stops(), ["b-0"]);
 }
@@ -223,4 +226,37 @@ fn exit_code_rules_come_before_the_policy() {
     let container = &pod.spec.as_ref().unwrap().containers[0];
     assert!(restarts(&pod, Role::Regular, container, 42));
     assert!(!restarts(&pod, Role::Regular, container, 1));
+}
+
+#[test]
+fn what_was_stopped_to_be_started_anew_is_started_whatever_it_ended_with() {
+    let spec = json!({ "restartPolicy": "OnFailure", "containers": [{ "name": "a" }] });
+    let mut case = Case::new(spec, vec![seen("a", 0, State::Exited, 0)]);
+    assert!(case.plan().done, "it has ended well by itself");
+    case.ongoing.replaced.insert("a-0".into());
+    assert_eq!(case.starts(), [("a".to_owned(), 1)]);
+}
+
+#[test]
+fn a_container_that_never_restarts_is_stopped_for_its_probe_and_stays_so() {
+    let mut case = Case::new(json!({ "restartPolicy": "Never", "containers": [{ "name": "a" }] }), vec![seen("a", 0, State::Running, 0)]);
+    case.probed.insert("a-0".into(), Probed { started: true, ready: false, failed: Some(("liveness", None)) });
+    let message = "Container a failed liveness probe".to_owned();
+    assert_eq!(case.plan().actions, [Action::Stop { id: "a-0".into(), name: "a".into(), grace_s: 30, message, again: false }]);
+}
+
+#[test]
+fn nothing_starts_before_the_pod_has_room_for_it() {
+    let block = |cpu: &str| json!({ "requests": { "cpu": cpu }, "limits": { "cpu": cpu } });
+    let mut running = seen("a", 0, State::Running, 0);
+    running.resources = Some(serde_json::from_value(block("1")).unwrap());
+    let spec = json!({ "containers": [{ "name": "a", "resources": block("2") }, { "name": "b", "resources": block("1") }] });
+    let mut case = Case::new(spec, vec![running]);
+    let small = pod_of(json!({ "containers": [{ "name": "a", "resources": block("1") }, { "name": "b", "resources": block("1") }] }));
+    case.observed.cgroup = Some(Limits::from(spec::resources::pod_limits(&small)));
+    let plan = case.plan();
+    assert!(matches!(&plan.actions[..], [Action::Resize { steps }] if steps.len() == 2), "{plan:?}");
+    assert!(plan.resizing);
+    case.ongoing.resize = true;
+    assert!(case.plan().actions.is_empty());
 }

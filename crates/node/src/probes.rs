@@ -33,7 +33,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    fn title(self) -> &'static str {
+    /// As events and metrics name it.
+    pub fn title(self) -> &'static str {
         match self {
             Kind::Startup => "Startup",
             Kind::Liveness => "Liveness",
@@ -287,6 +288,7 @@ async fn watch(
         }
         let outcome = ask(&question).await;
         let success = outcome == Outcome::Success;
+        crate::probe_counts::count(&reference, &question.container.name, kind, &outcome);
         match &outcome {
             Outcome::Success => {}
             Outcome::Failure(text) => recorder.event(&reference, Warning, "Unhealthy", "", format!("{} probe failed: {text}", kind.title())),

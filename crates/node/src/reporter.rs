@@ -7,6 +7,7 @@
 //! What must stay true: only the newest is sent; nothing is sent that the API already holds; a pod is deleted only by its
 //! UID, and only after its last status.
 
+use crate::status::OWN_CONDITIONS;
 use client::{
     checkpoint::{Secrecy, Shelf},
     error::ErrorExt,
@@ -32,8 +33,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 struct Entry {
-    /// The newest pod that is known, from the watch or from an answer.
-    pod: Arc<Pod>,
+    /// The API's newest pod that is known, from the watch or from an answer. None while it does not show the node's (static) one.
+    pod: Option<Arc<Pod>>,
     status: Option<PodStatus>,
     delete: bool,
     dirty: bool,
@@ -99,22 +100,24 @@ impl Reporter {
         gone.iter().for_each(|uid| self.forget(uid));
     }
 
-    /// Takes the newest status of a pod.
-    pub fn report(&self, pod: &Arc<Pod>, status: PodStatus) {
-        let uid = pod.metadata.uid.clone().unwrap_or_default();
+    /// Takes the newest status of a pod of this UID on the node; `shown` is what the API has of it.
+    pub fn report(&self, uid: &str, shown: Option<&Arc<Pod>>, status: PodStatus) {
         let mut entries = self.entries.lock();
-        let entry = entries.entry(uid).or_insert_with(|| Entry { pod: pod.clone(), status: None, delete: false, dirty: false });
-        if version(pod) > version(&entry.pod) {
-            entry.pod = pod.clone();
-            entry.dirty = true;
+        let entry = entries.entry(uid.to_owned()).or_insert_with(|| Entry { pod: shown.cloned(), status: None, delete: false, dirty: false });
+        let is_news = |shown: &Pod, known: &Pod| shown.metadata.uid != known.metadata.uid || version(shown) > version(known);
+        match (shown, &entry.pod) {
+            (Some(shown), Some(known)) if !is_news(shown, known) => {}
+            (Some(shown), _) => (entry.pod, entry.dirty) = (Some(shown.clone()), true),
+            (None, _) => entry.pod = None,
         }
         if entry.status.as_ref() != Some(&status) {
             if let Some(disk) = &self.disk {
-                disk.put_json(pod.metadata.uid.as_deref().unwrap_or_default(), &status);
+                disk.put_json(uid, &status);
             }
             entry.status = Some(status);
             entry.dirty = true;
         }
+        entry.dirty &= entry.pod.is_some();
         if entry.dirty {
             self.wake.notify_one();
         }
@@ -124,7 +127,7 @@ impl Reporter {
     pub fn delete(&self, pod: &Arc<Pod>) {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         let mut entries = self.entries.lock();
-        let entry = entries.entry(uid).or_insert_with(|| Entry { pod: pod.clone(), status: None, delete: false, dirty: false });
+        let entry = entries.entry(uid).or_insert_with(|| Entry { pod: Some(pod.clone()), status: None, delete: false, dirty: false });
         (entry.delete, entry.dirty) = (true, true);
         self.wake.notify_one();
     }
@@ -172,18 +175,19 @@ impl Reporter {
             let mut entries = self.entries.lock();
             let Some(entry) = entries.get_mut(uid) else { return };
             entry.dirty = false;
-            (entry.pod.clone(), entry.status.clone(), entry.delete)
+            let Some(pod) = entry.pod.clone() else { return };
+            (pod, entry.status.clone(), entry.delete)
         };
         match self.say(&pod, status, delete).await {
             Ok(answer) => {
                 let mut entries = self.entries.lock();
                 if let (Some(answer), Some(entry)) = (answer, entries.get_mut(uid))
-                    && version(&answer) > version(&entry.pod)
+                    && entry.pod.as_ref().is_some_and(|known| known.metadata.uid == answer.metadata.uid && version(&answer) > version(known))
                 {
-                    entry.pod = Arc::new(answer);
+                    entry.pod = Some(Arc::new(answer));
                 }
             }
-            Err(error) if error.is_not_found() => self.forget(uid),
+            Err(error) if error.is_not_found() => self.not_there(uid, &pod),
             Err(error) => {
                 tracing::debug!(pod = %crate::spec::PodId::of(&pod), %error, "the pod's status is not said yet");
                 if error.is_conflict() {
@@ -198,18 +202,30 @@ impl Reporter {
         }
     }
 
+    /// The API does not have the pod any more. If that was a static pod's mirror, the pod itself is still here.
+    fn not_there(&self, uid: &str, pod: &Pod) {
+        match pod.metadata.uid.as_deref() == Some(uid) {
+            true => self.forget(uid),
+            false => {
+                if let Some(entry) = self.entries.lock().get_mut(uid) {
+                    entry.pod = None;
+                }
+            }
+        }
+    }
+
     /// The API's pod is newer than ours; what others wrote into its status must be kept.
     async fn refetch(&self, uid: &str, pod: &Pod) {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), pod.metadata.namespace.as_deref().unwrap_or_default());
         let name = pod.metadata.name.clone().unwrap_or_default();
         match tokio::time::timeout(ANSWER_TIMEOUT, api.get(&name)).await {
-            Ok(Ok(found)) if found.metadata.uid.as_deref() != Some(uid) => self.forget(uid),
+            Ok(Ok(found)) if found.metadata.uid != pod.metadata.uid => self.not_there(uid, pod),
             Ok(Ok(found)) => {
                 if let Some(entry) = self.entries.lock().get_mut(uid) {
-                    entry.pod = Arc::new(found);
+                    entry.pod = Some(Arc::new(found));
                 }
             }
-            Ok(Err(error)) if error.is_not_found() => self.forget(uid),
+            Ok(Err(error)) if error.is_not_found() => self.not_there(uid, pod),
             _ => tokio::time::sleep(RETRY_AFTER).await,
         }
     }
@@ -252,9 +268,9 @@ impl Reporter {
 
 /// Conditions that others own, as the API holds them now, beside ours.
 fn keep_foreign(mut status: PodStatus, held: &PodStatus) -> PodStatus {
-    const OWN: &[&str] = &["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+    let is_own = |type_: &str| type_ == "PodScheduled" || OWN_CONDITIONS.contains(&type_);
     let mut conditions: Vec<_> = status.conditions.take().unwrap_or_default();
-    for theirs in held.conditions.iter().flatten().filter(|condition| !OWN.contains(&condition.type_.as_str())) {
+    for theirs in held.conditions.iter().flatten().filter(|condition| !is_own(&condition.type_)) {
         match conditions.iter_mut().find(|condition| condition.type_ == theirs.type_) {
             Some(own) => *own = theirs.clone(),
             None => conditions.push(theirs.clone()),

@@ -7,6 +7,7 @@ use crate::{
     agent::Context,
     hooks, images, logs, objects,
     pod::{Container, Observed, Sandbox, StartFailure, State},
+    resize,
     spec::{self, PodId, Role, container, env, names, resources, sandbox},
     worker::container_reference,
 };
@@ -49,8 +50,9 @@ pub fn of_pod(uid: &str) -> HashMap<String, String> {
 }
 
 /// Everything that the runtime has of a pod. `messages` keeps what ended containers have left, by id.
-pub async fn observe(cx: &Context, id: &PodId, messages: &mut BTreeMap<String, String>) -> Result<Observed, cri::Error> {
-    let mut out = Observed::default();
+pub async fn observe(cx: &Context, id: &PodId, pod: &Pod, messages: &mut BTreeMap<String, String>) -> Result<Observed, cri::Error> {
+    let path = resources::cgroup_path(&cx.config.cgroup_root, pod);
+    let mut out = Observed { cgroup: cx.cgroups.limits(&path), ..Default::default() };
     for listed in cx.cri.list_pod_sandboxes(of_pod(&id.uid)).await? {
         let ready = listed.state() == v1::PodSandboxState::SandboxReady;
         let ips = if ready {
@@ -76,7 +78,11 @@ pub async fn observe(cx: &Context, id: &PodId, messages: &mut BTreeMap<String, S
             Err(error) if error.is_not_found() => continue,
             Err(error) => return Err(error),
         };
-        let container = seen(status, listed.pod_sandbox_id);
+        let mut container = seen(status, listed.pod_sandbox_id);
+        if container.state == State::Running {
+            container.resources = cx.allocations.told(&id.uid, &container.id).or(container.resources);
+            container.cgroup = cx.cgroups.limits(&format!("{path}/{}", container.id));
+        }
         if container.state == State::Exited && !messages.contains_key(&container.id) {
             let path = listed.annotations.get(names::TERMINATION_MESSAGE_FILE).cloned().unwrap_or_default();
             let from_log = listed.annotations.get(names::TERMINATION_MESSAGE_POLICY).is_some_and(|policy| policy == "FallbackToLogsOnError");
@@ -118,6 +124,8 @@ fn seen(status: v1::ContainerStatus, sandbox_id: String) -> Container {
         image_id: status.image_ref,
         hash: status.annotations.get(names::CONTAINER_HASH).cloned().unwrap_or_default(),
         log_path: status.log_path,
+        resources: status.annotations.get(names::RESOURCES).and_then(|text| serde_json::from_str(text).ok()),
+        cgroup: None,
         id: status.id,
     }
 }
@@ -138,6 +146,8 @@ async fn termination_message(path: &str, from_log: bool, log_path: &str) -> Stri
 pub enum SandboxError {
     #[error("network is not ready: container runtime network not ready")]
     Network,
+    #[error("can't set `spec.hostUsers: false`, runtime does not support user namespaces")]
+    UserNamespaces,
     #[error("{0}")]
     Volume(crate::volumes::Error),
     #[error("failed to ensure that the pod: {uid} cgroups exist and are correctly applied: {message}")]
@@ -153,6 +163,11 @@ pub async fn create_sandbox(cx: &Context, pod: &Pod, attempt: u32, stop: Vec<Str
     if !spec::host_network(pod) && !cx.network_ready() {
         told(Warning, "NetworkNotReady", "network is not ready: container runtime network not ready: NetworkReady=false".into());
         return Err(SandboxError::Network);
+    }
+    // Run without them it would have more rights than it asks for.
+    if spec::spec_of(pod).host_users == Some(false) {
+        told(Warning, "FailedCreatePodSandBox", format!("Failed to create pod sandbox: {}", SandboxError::UserNamespaces));
+        return Err(SandboxError::UserNamespaces);
     }
     let (cgroups, path, limits) = (cx.cgroups.clone(), resources::cgroup_path(&cx.config.cgroup_root, pod), resources::pod_limits(pod));
     let made = tokio::task::spawn_blocking(move || cgroups.pod(&path, &limits)).await;
@@ -427,6 +442,41 @@ fn prepare_files(
     let file = file.to_string_lossy().into_owned();
     binds.push(container::Bind { host_path: file.clone(), container_path: message_path, ..Default::default() });
     Ok(file)
+}
+
+/// Changes limits in place, step by step. The error is for the pod's status; what was done before it stays done.
+pub async fn resize(cx: &Arc<Context>, pod: &Arc<Pod>, steps: &[resize::Step]) -> Result<(), String> {
+    let path = resources::cgroup_path(&cx.config.cgroup_root, pod);
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    for step in steps {
+        match step {
+            resize::Step::Pod(limits) => {
+                refuse_below_usage(cx, "pod", &path, limits.memory_limit)?;
+                let (cgroups, path, limits) = (cx.cgroups.clone(), path.clone(), *limits);
+                let made = tokio::task::spawn_blocking(move || cgroups.pod(&path, &limits)).await;
+                made.map_err(|error| error.to_string()).and_then(|result| result.map_err(|error| format!("failed to set pod limits: {error}")))?;
+            }
+            resize::Step::Container { id, name } => {
+                let Some((_, container)) = spec::find_container(pod, name) else { continue };
+                let figures = resources::container_resources(pod, &container, cx.machine.memory_bytes);
+                let limit = Some(figures.memory_limit_in_bytes).filter(|limit| *limit > 0);
+                refuse_below_usage(cx, "container", &format!("{path}/{id}"), limit)?;
+                cx.cri.update_container_resources(id, figures).await.map_err(|error| error.message().to_owned())?;
+                cx.allocations.note_told(uid, id, container.resources.clone().unwrap_or_default());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A limit below what is in use would have the kernel kill what runs; it waits until less is used.
+fn refuse_below_usage(cx: &Context, what: &str, path: &str, limit: Option<i64>) -> Result<(), String> {
+    let falls = limit.filter(|limit| cx.cgroups.limits(path).and_then(|now| now.memory_limit).is_none_or(|now| *limit < now));
+    let used = cx.cgroups.working_set(path).and_then(|used| i64::try_from(used).ok());
+    match (falls, used) {
+        (Some(limit), Some(used)) if used > limit => Err(format!("attempting to set {what} memory limit ({limit}) below current usage ({used})")),
+        _ => Ok(()),
+    }
 }
 
 /// Ends a container: preStop hook, then the signal, then the kill, all within the grace.

@@ -172,7 +172,8 @@ async fn answer(cx: Arc<Context>, access: Access, request: Request<Incoming>) ->
     let path = request.uri().path().to_owned();
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     match (request.method(), parts.as_slice()) {
-        (&Method::GET, ["healthz"]) => text(StatusCode::OK, "ok"),
+        (&Method::GET, ["healthz"] | ["healthz", "ping" | "log" | "syncloop"]) => text(StatusCode::OK, "ok"),
+        (&Method::GET, ["configz"]) => json(&configuration(&cx)),
         (&Method::GET, ["regent", "v1", "epoch"]) => vote(&cx, StatusCode::OK),
         (&Method::POST, ["regent", "v1", "epoch"]) => promise(&cx, request).await,
         (&Method::GET, ["pods"]) => json(&pod_list(&cx)),
@@ -180,6 +181,15 @@ async fn answer(cx: Arc<Context>, access: Access, request: Request<Incoming>) ->
             Ok(summary) => json(&summary),
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
         },
+        (&Method::GET, ["runningpods"]) => match running_pods(&cx).await {
+            Ok(pods) => json(&pods),
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+        },
+        (&Method::GET, ["metrics", "cadvisor"]) => match cx.stats.cadvisor(&cx).await {
+            Ok(body) => text(StatusCode::OK, body),
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+        },
+        (&Method::GET, ["metrics", "probes"]) => text(StatusCode::OK, crate::probe_counts::render()),
         (&Method::GET, ["metrics", "resource"]) => match cx.stats.metrics(&cx).await {
             Ok(body) => text(StatusCode::OK, body),
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
@@ -192,7 +202,7 @@ async fn answer(cx: Arc<Context>, access: Access, request: Request<Incoming>) ->
         (&Method::GET | &Method::POST, ["exec", namespace, pod, container]) => streaming::exec(&cx, namespace, pod, container, request).await,
         (&Method::GET | &Method::POST, ["attach", namespace, pod, container]) => streaming::attach(&cx, namespace, pod, container, request).await,
         (&Method::GET | &Method::POST, ["portForward", namespace, pod]) => streaming::port_forward(&cx, namespace, pod, request).await,
-        (_, ["healthz" | "pods" | "stats" | "metrics" | "containerLogs" | "exec" | "attach" | "portForward", ..]) => {
+        (_, ["healthz" | "configz" | "runningpods" | "pods" | "stats" | "metrics" | "containerLogs" | "exec" | "attach" | "portForward", ..]) => {
             text(StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed")
         }
         _ => text(StatusCode::NOT_FOUND, "404 page not found"),
@@ -221,6 +231,54 @@ async fn promise(cx: &Context, request: Request<Incoming>) -> Response<Body> {
         Ok(Err(error)) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     }
+}
+
+/// How this node is set up, in the words of Kubernetes' own configuration file.
+fn configuration(cx: &Context) -> serde_json::Value {
+    let config = &cx.config;
+    serde_json::json!({ "kubeletconfig": {
+        "staticPodPath": config.static_pods,
+        "address": config.bind_address,
+        "port": config.port,
+        "maxPods": config.max_pods,
+        "podPidsLimit": config.pod_pids_max.unwrap_or(-1),
+        "clusterDomain": config.cluster_domain,
+        "clusterDNS": config.cluster_dns,
+        "cgroupRoot": config.cgroup_root,
+        "cgroupDriver": "cgroupfs",
+        "containerRuntimeEndpoint": config.runtime_endpoint,
+        "allowedUnsafeSysctls": config.allowed_unsafe_sysctls,
+        "imageGCHighThresholdPercent": config.image_gc_high_percent,
+        "imageGCLowThresholdPercent": config.image_gc_low_percent,
+        "maxParallelImagePulls": config.parallel_image_pulls,
+        "containerLogMaxFiles": config.logs.files_max,
+        "nodeLeaseDurationSeconds": config.lease_duration.as_secs(),
+        "nodeStatusUpdateFrequency": format!("{}s", config.status_update_frequency.as_secs()),
+        "readOnlyPort": 0,
+    }})
+}
+
+/// The pods that the runtime has, whatever the API says.
+async fn running_pods(cx: &Context) -> Result<serde_json::Value, cri::Error> {
+    let containers = cx.cri.list_containers(std::collections::HashMap::new()).await?;
+    let mut pods: std::collections::BTreeMap<String, serde_json::Value> = std::collections::BTreeMap::new();
+    for listed in containers.iter().filter(|listed| listed.state() == cri::v1::ContainerState::ContainerRunning) {
+        let label = |name: &str| listed.labels.get(name).cloned().unwrap_or_default();
+        let id = spec::PodId { namespace: label(spec::names::POD_NAMESPACE), name: label(spec::names::POD_NAME), uid: label(spec::names::POD_UID) };
+        let pod = pods.entry(id.uid.clone()).or_insert_with(|| {
+            serde_json::json!({
+                "metadata": { "name": id.name, "namespace": id.namespace, "uid": id.uid },
+                "spec": { "containers": [] },
+                "status": {},
+            })
+        });
+        if let Some(all) = pod["spec"]["containers"].as_array_mut() {
+            let image = listed.image.as_ref().map(|image| image.image.clone()).unwrap_or_default();
+            all.push(serde_json::json!({ "name": label(spec::names::CONTAINER_NAME), "image": image, "resources": {} }));
+        }
+    }
+    let items: Vec<_> = pods.into_values().collect();
+    Ok(serde_json::json!({ "kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items }))
 }
 
 fn pod_list(cx: &Context) -> serde_json::Value {

@@ -200,6 +200,33 @@ impl Stats {
     }
 }
 
+impl Stats {
+    /// The body of `/metrics/cadvisor`: what the runtime tells of containers, under cAdvisor's names.
+    pub async fn cadvisor(&self, cx: &Context) -> Result<String, cri::Error> {
+        type Figure = fn(&Usage) -> f64;
+        const FIGURES: [(&str, &str, &str, Figure); 4] = [
+            ("container_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed in seconds.", |usage| usage.cpu_ns as f64 / 1e9),
+            ("container_memory_working_set_bytes", "gauge", "Current working set in bytes.", |usage| usage.memory_bytes as f64),
+            ("container_memory_usage_bytes", "gauge", "Current memory usage in bytes.", |usage| usage.memory_bytes as f64),
+            ("container_fs_usage_bytes", "gauge", "Number of bytes that are consumed by the container.", |usage| usage.written_bytes as f64),
+        ];
+        let containers = self.containers(cx).await?;
+        let mut out = format!(
+            "# HELP machine_cpu_cores Number of logical CPU cores.\n# TYPE machine_cpu_cores gauge\nmachine_cpu_cores {}\n# HELP machine_memory_bytes Amount of memory installed on the machine.\n# TYPE machine_memory_bytes gauge\nmachine_memory_bytes {}\n",
+            cx.machine.cpus, cx.machine.memory_bytes
+        );
+        for (name, kind, help, figure) in FIGURES {
+            // Writing to a String cannot fail.
+            let _ = write!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+            for usage in &containers {
+                let labels = format!("container=\"{}\",namespace=\"{}\",pod=\"{}\"", usage.container, usage.namespace, usage.pod);
+                let _ = writeln!(out, "{name}{{{labels}}} {} {}", figure(usage), usage.at_ns / 1_000_000);
+            }
+        }
+        Ok(out)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,6 +5,8 @@
 //! that nothing is written twice.
 
 use crate::{
+    allocations::Standing,
+    cgroups,
     pod::{self, Container, Observed, Probed, StartFailure, State},
     spec::{self, Role, resources},
 };
@@ -14,12 +16,13 @@ use k8s_openapi::{
         Container as ContainerSpec, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP,
         Pod, PodCondition, PodIP, PodStatus, ResourceRequirements, VolumeMountStatus,
     },
-    apimachinery::pkg::apis::meta::v1::Time,
+    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::Time},
 };
 use std::collections::BTreeMap;
 
 /// All that a status is made from.
 pub struct Inputs<'a> {
+    /// With the resources that are set aside for it.
     pub pod: &'a Pod,
     pub observed: &'a Observed,
     pub probed: &'a BTreeMap<String, Probed>,
@@ -36,10 +39,18 @@ pub struct Inputs<'a> {
     pub pod_ips: &'a [String],
     /// Messages that ended containers have left, by container id.
     pub messages: &'a BTreeMap<String, String>,
+    /// How far the pod's resize has come: why it waits, if it does, and of what it is.
+    pub resize: &'a Standing,
+    /// Not everything has the resources yet that are set aside for it; with the words of the last attempt that failed.
+    pub resizing: Option<Option<&'a str>>,
     /// What the API holds.
     pub before: &'a PodStatus,
     pub now: Timestamp,
 }
+
+/// Conditions that nobody but the node writes; what it does not say any more is not there any more.
+pub const OWN_CONDITIONS: [&str; 6] =
+    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodResizePending", "PodResizeInProgress"];
 
 /// A time as the API keeps it: whole seconds.
 pub fn time(at: Timestamp) -> Time {
@@ -100,11 +111,7 @@ fn container_status(inputs: &Inputs<'_>, role: Role, container: &ContainerSpec, 
         out.last_state = before.last_state.clone().filter(|state| *state != ContainerState::default());
     }
     if role != Role::Ephemeral {
-        out.resources = container
-            .resources
-            .clone()
-            .map(|resources| ResourceRequirements { claims: None, ..resources })
-            .filter(|r| *r != ResourceRequirements::default());
+        out.resources = Some(actual_resources(container, newest));
         out.allocated_resources = container.resources.as_ref().and_then(|resources| resources.requests.clone());
     }
     let last_of = |seen: Option<&Container>| {
@@ -161,6 +168,24 @@ fn container_status(inputs: &Inputs<'_>, role: Role, container: &ContainerSpec, 
             if newest.is_some_and(|seen| seen.state == State::Created) {
                 out.container_id = None;
             }
+        }
+    }
+    out
+}
+
+/// What a container has: what the runtime was told last, with the limits that the kernel shows where it shows others.
+fn actual_resources(container: &ContainerSpec, newest: Option<&Container>) -> ResourceRequirements {
+    let running = newest.filter(|seen| seen.state == State::Running);
+    let told = running.and_then(|seen| seen.resources.clone()).or_else(|| container.resources.clone()).unwrap_or_default();
+    let mut out = ResourceRequirements { claims: None, ..told };
+    let amount = resources::amount(Some(&out));
+    if let Some(limits) = running.and_then(|seen| seen.cgroup) {
+        let mut found = |name: &str, quantity: String| drop(out.limits.get_or_insert_default().insert(name.to_owned(), Quantity(quantity)));
+        if let Some(quota) = limits.cpu_quota.filter(|quota| amount.cpu_milli_limit > 0 && *quota != resources::cpu_quota(amount.cpu_milli_limit)) {
+            found("cpu", format!("{}m", quota * 1000 / resources::QUOTA_PERIOD_US));
+        }
+        if let Some(limit) = limits.memory_limit.filter(|limit| amount.memory_limit > 0 && !cgroups::same_pages(*limit, amount.memory_limit)) {
+            found("memory", limit.to_string());
         }
     }
     out
@@ -346,8 +371,17 @@ pub fn compute(inputs: &Inputs<'_>) -> PodStatus {
     if let Some(end) = inputs.end.filter(|end| !end.deleted && end.reason == "Evicted") {
         conditions.set("DisruptionTarget", true, Some("TerminationByKubelet"), Some(end.message.clone()));
     }
+    if !is_final && let Some(refusal) = &inputs.resize.refusal {
+        conditions.set("PodResizePending", true, Some(refusal.reason()), Some(refusal.message().to_owned()));
+    }
+    if !is_final && let Some(error) = inputs.resizing {
+        conditions.generation = inputs.resize.generation.or(conditions.generation);
+        conditions.set("PodResizeInProgress", true, error.map(|_| "Error"), error.map(str::to_owned));
+    }
     let mut all = conditions.out;
-    let foreign = before.iter().filter(|condition| !all.iter().any(|own| own.type_ == condition.type_)).cloned().collect::<Vec<_>>();
+    let ours_alone = |condition: &&PodCondition| OWN_CONDITIONS.contains(&condition.type_.as_str());
+    let foreign =
+        before.iter().filter(|condition| !ours_alone(condition) && !all.iter().any(|own| own.type_ == condition.type_)).cloned().collect::<Vec<_>>();
     all.extend(foreign);
 
     let (mut reason, mut message) = (inputs.before.reason.clone(), inputs.before.message.clone());

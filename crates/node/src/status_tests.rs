@@ -25,6 +25,8 @@ fn seen(name: &str, attempt: u32, state: State, exit_code: i32) -> Container {
         image_id: "sha256:1".into(),
         hash: String::new(),
         log_path: String::new(),
+        resources: None,
+        cgroup: None,
     }
 }
 
@@ -36,6 +38,8 @@ struct Case {
     crash_loops: BTreeMap<String, String>,
     end: Option<pod::End>,
     done: bool,
+    resize: Standing,
+    resizing: Option<Option<&'static str>>,
     before: PodStatus,
 }
 
@@ -50,13 +54,15 @@ impl Case {
             crash_loops: BTreeMap::new(),
             end: None,
             done: false,
+            resize: Standing::default(),
+            resizing: None,
             before: PodStatus::default(),
         }
     }
 
     fn status(&self) -> PodStatus {
         let sandbox = Sandbox { id: "s0".into(), attempt: 0, ready: !self.done, created_at: at(0), ips: vec!["10.244.0.2".into()] };
-        let observed = Observed { sandboxes: vec![sandbox], containers: self.containers.clone() }.sorted();
+        let observed = Observed { sandboxes: vec![sandbox], containers: self.containers.clone(), cgroup: None }.sorted();
         compute(&Inputs {
             pod: &self.pod,
             observed: &observed,
@@ -70,6 +76,8 @@ impl Case {
             host_ips: &["192.0.2.1".to_owned()],
             pod_ips: &["10.244.0.2".to_owned()],
             messages: &BTreeMap::new(),
+            resize: &self.resize,
+            resizing: self.resizing,
             before: &self.before,
             now: at(10),
         })
@@ -179,4 +187,27 @@ fn an_evicted_pod_fails_with_its_reason() {
     let status = case.status();
     assert_eq!((status.phase.as_deref(), status.reason.as_deref(), status.message.as_deref()), (Some("Failed"), Some("Evicted"), Some("low")));
     assert_eq!(condition(&status, "DisruptionTarget").1.as_deref(), Some("TerminationByKubelet"));
+}
+
+#[test]
+fn a_resize_is_told_until_it_is_over() {
+    let block = |cpu: &str| json!({ "requests": { "cpu": cpu }, "limits": { "cpu": cpu } });
+    let mut running = seen("a", 0, State::Running, 0);
+    running.resources = Some(serde_json::from_value(block("1")).unwrap());
+    let mut case = Case::new(json!({ "containers": [{ "name": "a", "resources": block("2") }] }), vec![running]);
+    case.resize = Standing { refusal: Some(crate::resize::Refusal::Deferred("no room".into())), generation: Some(3) };
+    case.resizing = Some(Some("it failed"));
+    let status = case.status();
+    let find = |status: &PodStatus, type_: &str| status.conditions.iter().flatten().find(|c| c.type_ == type_).cloned();
+    let pending = find(&status, "PodResizePending").unwrap();
+    assert_eq!((pending.status.as_str(), pending.reason.as_deref(), pending.message.as_deref()), ("True", Some("Deferred"), Some("no room")));
+    let under_way = find(&status, "PodResizeInProgress").unwrap();
+    assert_eq!((under_way.reason.as_deref(), under_way.message.as_deref()), (Some("Error"), Some("it failed")));
+    assert_eq!(under_way.observed_generation, Some(3));
+    let own = &status.container_statuses.as_ref().unwrap()[0];
+    assert_eq!(own.resources.as_ref().unwrap().limits.as_ref().unwrap()["cpu"].0, "1", "what it has");
+    assert_eq!(own.allocated_resources.as_ref().unwrap()["cpu"].0, "2", "what is set aside");
+    (case.before, case.resize, case.resizing) = (status, Standing::default(), None);
+    let status = case.status();
+    assert!(find(&status, "PodResizePending").is_none() && find(&status, "PodResizeInProgress").is_none());
 }

@@ -14,6 +14,7 @@ use crate::{
     probes::Probes,
     runtime,
     spec::{self, PodId, Role, env},
+    static_pods::{self, manifest::is_static},
     status,
 };
 use client::events::Warning;
@@ -31,6 +32,8 @@ const RUNTIME_RETRY: Duration = Duration::from_millis(500);
 /// The first and the longest wait before a sandbox is tried again.
 const SANDBOX_RETRY_MIN_S: i64 = 1;
 const SANDBOX_RETRY_MAX_S: i64 = 20;
+/// When limits that could not be changed are tried again.
+const RESIZE_RETRY: SignedDuration = SignedDuration::from_secs(5);
 
 /// What others tell a worker.
 pub struct Inbox {
@@ -86,7 +89,7 @@ fn known_status(own: Option<&PodStatus>, held: Option<&PodStatus>) -> PodStatus 
     let held = held.cloned().unwrap_or_default();
     let Some(own) = own else { return held };
     let mut out = own.clone();
-    let mine = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady"];
+    let mine = status::OWN_CONDITIONS;
     let mut conditions: Vec<_> = out.conditions.take().into_iter().flatten().filter(|condition| mine.contains(&condition.type_.as_str())).collect();
     conditions.extend(held.conditions.into_iter().flatten().filter(|condition| !mine.contains(&condition.type_.as_str())));
     out.conditions = Some(conditions);
@@ -102,6 +105,7 @@ enum Ended {
     SandboxStopped,
     Start { name: String, result: Result<(), StartFailure> },
     Stop { id: String },
+    Resize(Result<(), String>),
     Housekeeping,
     Refresh,
     TornDown(Result<(), String>),
@@ -122,6 +126,11 @@ struct Worker {
     messages: BTreeMap<String, String>,
     sandbox_retry_at: Option<Timestamp>,
     sandbox_delay_s: i64,
+    resize_retry_at: Option<Timestamp>,
+    /// The words of the last change of limits that failed.
+    resize_error: Option<String>,
+    /// A resize was under way at the last look.
+    resizing: bool,
     refresh_at: Timestamp,
     refreshing: bool,
     housekeeping: bool,
@@ -152,6 +161,9 @@ pub async fn run(cx: Arc<Context>, handle: Handle, shutdown: CancellationToken) 
         messages: BTreeMap::new(),
         sandbox_retry_at: None,
         sandbox_delay_s: SANDBOX_RETRY_MIN_S,
+        resize_retry_at: None,
+        resize_error: None,
+        resizing: false,
         refresh_at: Timestamp::now().saturating_add(SignedDuration::from_secs(REFRESH_S)).unwrap_or(Timestamp::MAX),
         refreshing: false,
         housekeeping: false,
@@ -220,6 +232,16 @@ impl Worker {
                 }
             }
             Ended::Stop { id } => drop(self.ongoing.stopping.remove(&id)),
+            Ended::Resize(result) => {
+                self.ongoing.resize = false;
+                self.resize_retry_at = result.is_err().then(|| now.saturating_add(RESIZE_RETRY).unwrap_or(Timestamp::MAX));
+                if let Err(message) = &result
+                    && self.resize_error.as_ref() != Some(message)
+                {
+                    self.cx.recorder.about(&*self.handle.pod(), Warning, "ResizeError", format!("Pod resize failed: {message}"));
+                }
+                self.resize_error = result.err();
+            }
             Ended::Housekeeping => self.housekeeping = false,
             Ended::Refresh => self.refreshing = false,
             Ended::TornDown(Ok(())) => (self.tearing_down, self.torn_down) = (false, true),
@@ -280,7 +302,11 @@ impl Worker {
             let inbox = self.handle.inbox.lock();
             (inbox.pod.clone(), inbox.gone, inbox.evict.clone())
         };
-        let observed = runtime::observe(&self.cx, &self.id, &mut self.messages).await?;
+        // What the API has is what is wanted. All that follows is about what was set aside.
+        let (wanted, pod) = (pod.clone(), self.cx.allocations.applied(&pod));
+        let observed = runtime::observe(&self.cx, &self.id, &pod, &mut self.messages).await?;
+        self.ongoing.replaced.retain(|id| observed.containers.iter().any(|seen| seen.id == *id));
+        self.cx.allocations.retain_containers(&self.id.uid, |id| observed.containers.iter().any(|seen| seen.id == id));
         let now = Timestamp::now();
         let end = self.end(&pod, gone, evict, now);
         if end.is_some() {
@@ -298,6 +324,7 @@ impl Worker {
             crashes: &self.crashes,
             failures: &self.failures,
             sandbox_retry_at: self.sandbox_retry_at,
+            resize_retry_at: self.resize_retry_at,
             end: end.as_ref(),
             reported_done,
             now,
@@ -307,6 +334,7 @@ impl Worker {
         for action in plan.actions.clone() {
             self.act(&pod, &observed, &facts, action, now);
         }
+        self.tell_resize(&pod, &plan);
         let stopped = plan.stopped && self.operations_are_quiet();
         let status = status::compute(&status::Inputs {
             pod: &pod,
@@ -321,13 +349,17 @@ impl Worker {
             host_ips: &facts.host_ips,
             pod_ips: &facts.pod_ips,
             messages: &self.messages,
+            resize: &self.cx.allocations.standing(&wanted),
+            resizing: plan.resizing.then_some(self.resize_error.as_deref()),
             before: &before,
             now,
         });
         if !gone {
             self.reported = Some(status.clone());
-            self.cx.board.report(&pod, &status);
-            self.cx.reporter.report(&pod, status);
+            // What the API knows of a static pod is its mirror, if it is there.
+            let shown = if is_static(&wanted) { static_pods::mirror_of(&self.cx.api_pods, &wanted) } else { Some(wanted.clone()) };
+            self.cx.board.report(shown.as_ref().unwrap_or(&wanted), &status);
+            self.cx.reporter.report(&self.id.uid, shown.as_ref(), status);
         }
         if stopped && !self.torn_down && !self.tearing_down {
             self.tear_down(&pod);
@@ -340,7 +372,7 @@ impl Worker {
             }
             if !self.deleted_sent {
                 self.deleted_sent = true;
-                self.cx.reporter.delete(&pod);
+                self.cx.reporter.delete(&wanted);
             }
         }
         if !plan.done {
@@ -360,7 +392,17 @@ impl Worker {
     }
 
     fn operations_are_quiet(&self) -> bool {
-        !self.ongoing.sandbox && self.ongoing.start.is_none() && self.ongoing.stopping.is_empty() && !self.refreshing
+        !self.ongoing.sandbox && self.ongoing.start.is_none() && self.ongoing.stopping.is_empty() && !self.refreshing && !self.ongoing.resize
+    }
+
+    /// Says when a resize is done.
+    fn tell_resize(&mut self, pod: &Pod, plan: &pod::Plan) {
+        let was = std::mem::replace(&mut self.resizing, plan.resizing);
+        if was && !plan.resizing && !plan.done {
+            self.resize_error = None;
+            let generation = self.cx.allocations.standing(pod).generation.unwrap_or_default();
+            self.cx.recorder.about(pod, client::events::Normal, "ResizeCompleted", format!("Pod resize completed: generation {generation}"));
+        }
     }
 
     fn tell_crashes(&mut self, pod: &Pod, observed: &Observed, plan: &pod::Plan) {
@@ -418,7 +460,14 @@ impl Worker {
                     Ended::Start { name, result }
                 });
             }
-            Action::Stop { id, name, grace_s, message } => {
+            Action::Resize { steps } => {
+                self.ongoing.resize = true;
+                self.operations.spawn(async move { Ended::Resize(runtime::resize(&cx, &pod, &steps).await) });
+            }
+            Action::Stop { id, name, grace_s, message, again } => {
+                if again {
+                    self.ongoing.replaced.insert(id.clone());
+                }
                 let kill_at = now.saturating_add(SignedDuration::from_secs(grace_s)).unwrap_or(Timestamp::MAX);
                 let again = self.ongoing.stopping.insert(id.clone(), kill_at).is_some();
                 let (role, container) = spec::find_container(&pod, &name)
@@ -511,6 +560,8 @@ impl Worker {
         }
         self.cx.board.forget(&self.id);
         self.cx.reporter.forget(&self.id.uid);
+        self.cx.allocations.forget(&self.id.uid);
+        crate::probe_counts::forget(&self.id.uid);
         Ok(())
     }
 }

@@ -131,14 +131,18 @@ fn requests_with(pod: &Pod, assume: impl Fn(&mut Resources)) -> Resources {
     let statuses = status.and_then(|status| status.container_statuses.as_deref());
     let init_statuses = status.and_then(|status| status.init_container_statuses.as_deref());
 
+    let conditions = status.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    let is_infeasible =
+        conditions.iter().any(|condition| condition.type_ == "PodResizePending" && condition.reason.as_deref() == Some("Infeasible"));
+
     let mut running = Resources::default();
     for container in &spec.containers {
-        running.add(&of_container(container, statuses, &assume));
+        running.add(&of_container(container, statuses, is_infeasible, &assume));
     }
     let mut sidecars = Resources::default();
     let mut starting = Resources::default();
     for container in spec.init_containers.iter().flatten() {
-        let mut step = of_container(container, init_statuses, &assume);
+        let mut step = of_container(container, init_statuses, is_infeasible, &assume);
         if container.restart_policy.as_deref() == Some("Always") {
             running.add(&step);
             sidecars.add(&step);
@@ -158,12 +162,16 @@ fn requests_with(pod: &Pod, assume: impl Fn(&mut Resources)) -> Resources {
     running
 }
 
-/// A container's requests; while it is being resized in place, the larger of what is wanted and what it has.
-fn of_container(container: &Container, statuses: Option<&[ContainerStatus]>, assume: &impl Fn(&mut Resources)) -> Resources {
+/// A container's requests; while it is being resized in place, the larger of what is wanted and what it has. What its node has
+/// refused for good is not wanted from anybody.
+fn of_container(container: &Container, statuses: Option<&[ContainerStatus]>, is_infeasible: bool, assume: &impl Fn(&mut Resources)) -> Resources {
     let requests_of = |resources: Option<&ResourceRequirements>| Resources::of(resources.and_then(|resources| resources.requests.as_ref()));
     let mut resources = requests_of(container.resources.as_ref());
     let status = statuses.into_iter().flatten().find(|status| status.name == container.name);
     if let Some(status) = status {
+        if is_infeasible && status.allocated_resources.is_some() {
+            resources = Resources::default();
+        }
         resources.raise_to(&requests_of(status.resources.as_ref()));
         resources.raise_to(&Resources::of(status.allocated_resources.as_ref()));
     }
@@ -194,6 +202,23 @@ mod tests {
         }));
         // first: 900; second with sidecar: 1000; running with sidecar: 700.
         assert_eq!(requests(&pod).cpu_milli, 1050);
+    }
+
+    #[test]
+    fn a_pod_that_is_resized_counts_with_what_it_has_and_wants_but_not_with_what_is_refused_for_good() {
+        let mut pod = pod(serde_json::json!({"containers": [container("a", "4")]}));
+        let status = |reason: &str| {
+            serde_json::from_value(serde_json::json!({
+                "containerStatuses": [{"name": "a", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+                    "allocatedResources": {"cpu": "1"}, "resources": {"requests": {"cpu": "2"}}}],
+                "conditions": [{"type": "PodResizePending", "status": "True", "reason": reason}],
+            }))
+            .expect("a status")
+        };
+        pod.status = Some(status("Deferred"));
+        assert_eq!(requests(&pod).cpu_milli, 4000);
+        pod.status = Some(status("Infeasible"));
+        assert_eq!(requests(&pod).cpu_milli, 2000);
     }
 
     #[test]

@@ -34,7 +34,8 @@ impl Plugin for LimitRanger {
 
     async fn validate(&self, cx: &AdmissionContext<'_>, object: &Value) -> Result<(), Status> {
         let claim = cx.is(Operation::Create, "", "persistentvolumeclaims") || cx.is(Operation::Update, "", "persistentvolumeclaims");
-        if !claim && !cx.is(Operation::Create, "", "pods") {
+        let resized = cx.operation == Operation::Update && cx.concerns("", "pods") && cx.subresource == "resize";
+        if !claim && !resized && !cx.is(Operation::Create, "", "pods") {
             return Ok(());
         }
         for range in cx.objects("", "limitranges", Some(cx.namespace))? {

@@ -24,7 +24,8 @@ impl Plugin for ResourceQuota {
     }
 
     async fn validate(&self, cx: &AdmissionContext<'_>, object: &Value) -> Result<(), Status> {
-        let written = matches!(cx.operation, Operation::Create | Operation::Update) && cx.subresource.is_empty();
+        let part = cx.subresource.is_empty() || (cx.concerns("", "pods") && cx.subresource == "resize");
+        let written = matches!(cx.operation, Operation::Create | Operation::Update) && part;
         if !written || cx.namespace.is_empty() || cx.server.cache.resource("", "resourcequotas").is_without(cx.namespace) {
             return Ok(());
         }

@@ -79,6 +79,7 @@ pub fn config(pod: &Pod, container: &Container, parts: &Parts) -> ContainerConfi
         (names::TERMINATION_MESSAGE_POLICY.to_owned(), policy),
         (names::TERMINATION_MESSAGE_FILE.to_owned(), parts.termination_message_file.clone()),
         (names::POD_GRACE_PERIOD.to_owned(), grace.to_string()),
+        (names::RESOURCES.to_owned(), serde_json::to_string(&container.resources.clone().unwrap_or_default()).unwrap_or_default()),
     ]);
     ContainerConfig {
         metadata: Some(ContainerMetadata { name: container.name.clone(), attempt: parts.attempt }),

@@ -24,6 +24,8 @@ pub mod names {
     pub const TERMINATION_MESSAGE_PATH: &str = "io.kubernetes.container.terminationMessagePath";
     pub const TERMINATION_MESSAGE_POLICY: &str = "io.kubernetes.container.terminationMessagePolicy";
     pub const POD_GRACE_PERIOD: &str = "io.kubernetes.pod.terminationGracePeriod";
+    /// The resources that the container was made with.
+    pub const RESOURCES: &str = "regent.dev/resources";
     /// Where on the node the container's termination message file is.
     pub const TERMINATION_MESSAGE_FILE: &str = "regent.dev/termination-message-file";
 }

@@ -95,6 +95,45 @@ pub fn sandbox_context(pod: &Pod) -> LinuxSandboxSecurityContext {
     }
 }
 
+/// Kernel parameters that belong to a pod alone and can harm no other.
+const SAFE_SYSCTLS: [&str; 12] = [
+    "kernel.shm_rmid_forced",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.ping_group_range",
+    "net.ipv4.tcp_fin_timeout",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_syncookies",
+    "net.ipv4.tcp_wmem",
+];
+
+/// Why a pod may not set the kernel parameters that it wants to, if it may not. `allowed` are those that the node's owner
+/// allows beside the safe ones.
+pub fn forbidden_sysctl(pod: &Pod, allowed: &[String]) -> Option<String> {
+    let spec = super::spec_of(pod);
+    let is_allowed = |name: &str| {
+        let mut patterns = SAFE_SYSCTLS.into_iter().chain(allowed.iter().map(String::as_str));
+        patterns.any(|pattern| pattern.strip_suffix('*').map_or(pattern == name, |prefix| name.starts_with(prefix)))
+    };
+    spec.security_context.iter().flat_map(|context| context.sysctls.iter().flatten()).find_map(|sysctl| {
+        let name = sysctl.name.replace('/', ".");
+        let is_of_ipc = ["kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue."].iter().any(|prefix| name.starts_with(prefix));
+        if !is_allowed(&name) {
+            Some(format!("forbidden sysctl: \"{name}\" not allowlisted"))
+        } else if name.starts_with("net.") && spec.host_network.unwrap_or(false) {
+            Some(format!("forbidden sysctl: \"{name}\" not allowed with host net enabled"))
+        } else if is_of_ipc && spec.host_ipc.unwrap_or(false) {
+            Some(format!("forbidden sysctl: \"{name}\" not allowed with host ipc enabled"))
+        } else {
+            None
+        }
+    })
+}
+
 /// Whether the container runs with all rights.
 pub fn is_privileged(container: &Container) -> bool {
     container.security_context.as_ref().and_then(|context| context.privileged).unwrap_or(false)
@@ -182,6 +221,21 @@ mod tests {
         assert!(own.no_new_privs);
         assert_eq!(own.supplemental_groups, [3000, 2000]);
         assert_eq!(container_context(&pod, &containers[1], None, "www").run_as_user.unwrap().value, 1000);
+    }
+
+    #[test]
+    fn only_safe_and_allowed_kernel_parameters_are_set() {
+        let with = |more: serde_json::Value, name: &str| {
+            let mut spec = json!({ "containers": [], "securityContext": { "sysctls": [{ "name": name, "value": "1" }] } });
+            spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            pod(spec)
+        };
+        let allowed = ["kernel.msg*".to_owned()];
+        assert_eq!(forbidden_sysctl(&with(json!({}), "kernel.shm_rmid_forced"), &[]), None);
+        assert_eq!(forbidden_sysctl(&with(json!({}), "kernel.msgmax"), &[]).unwrap(), "forbidden sysctl: \"kernel.msgmax\" not allowlisted");
+        assert_eq!(forbidden_sysctl(&with(json!({}), "kernel/msgmax"), &allowed), None);
+        let host = with(json!({ "hostNetwork": true }), "net.ipv4.tcp_syncookies");
+        assert!(forbidden_sysctl(&host, &allowed).unwrap().ends_with("not allowed with host net enabled"));
     }
 
     #[test]

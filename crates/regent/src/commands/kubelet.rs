@@ -43,6 +43,9 @@ pub struct KubeletFlags {
     /// The cgroup under which pods live.
     #[arg(long, default_value = "/")]
     pub cgroup_root: String,
+    /// A directory of manifests (YAML or JSON, one Pod a file) that this node runs by itself, with or without a server.
+    #[arg(long)]
+    pub pod_manifest_path: Option<PathBuf>,
     /// Labels that the node gives itself when it registers, as key=value.
     #[arg(long, value_delimiter = ',')]
     pub node_labels: Vec<String>,
@@ -51,6 +54,9 @@ pub struct KubeletFlags {
     pub register_with_taints: Vec<String>,
     #[arg(long, default_value_t = 110)]
     pub max_pods: u32,
+    /// Kernel parameters that pods may set beside the safe ones, such as kernel.msg* or net.core.somaxconn.
+    #[arg(long, value_delimiter = ',')]
+    pub allowed_unsafe_sysctls: Vec<String>,
     /// When the node is short of something and evicts pods: memory.available, nodefs.available, nodefs.inodesFree and
     /// pid.available, each with an amount or a percentage [default: memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%].
     #[arg(long, default_value = "", hide_default_value = true)]
@@ -173,6 +179,7 @@ pub async fn keep(informers: Informers, node: Node, flags: &KubeletFlags, shutdo
         node_labels: flags.node_labels.iter().map(pairs).collect(),
         register_with_taints: flags.register_with_taints.iter().map(|text| taint(text)).collect::<Result<_>>()?,
         max_pods: flags.max_pods,
+        allowed_unsafe_sysctls: flags.allowed_unsafe_sysctls.clone(),
         eviction: flags.eviction_hard.clone(),
         logs: ::node::logs::Kept {
             file_bytes_max: flags.container_log_max_size,
@@ -183,6 +190,7 @@ pub async fn keep(informers: Informers, node: Node, flags: &KubeletFlags, shutdo
         cluster_domain: flags.cluster_domain.clone(),
         runtime_endpoint: flags.container_runtime_endpoint.clone(),
         data_dir: node.root_dir.clone(),
+        static_pods: flags.pod_manifest_path.clone(),
         peers: flags.membership.member(&node.root_dir),
         service_rules: Some(service_rules(&shutdown)),
         ..node::Config::new(&node.name, node.address.into(), informers.clone(), node.serving, node.authority_pem)

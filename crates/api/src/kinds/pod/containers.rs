@@ -100,7 +100,8 @@ fn common(container: &Value, spec: &Value, volumes: &[&str], path: &Path, errors
     checks::required_one_of(container, "imagePullPolicy", &["Always", "IfNotPresent", "Never"], path, errors);
     let resources = container.get("resources").unwrap_or(&Value::Null);
     super::resources::validate(resources, &path.child("resources"), &super::resources::claim_names(spec), errors);
-    super::resources::validate_resize_policy(container, path, errors);
+    let policy = [text(container, "restartPolicy"), text(spec, "restartPolicy")].into_iter().find(|policy| !policy.is_empty()).unwrap_or_default();
+    super::resources::validate_resize_policy(container, policy, path, errors);
     super::security::validate_container(container, spec, path, errors);
 }
 
@@ -142,6 +143,9 @@ pub fn validate(spec: &Value, volumes: &[&str], path: &Path, errors: &mut Errors
             super::probes::validate(container, grace_s, &path, errors);
         } else {
             super::probes::forbid(container, &path, errors);
+            if has(container, "resizePolicy") {
+                errors.invalid(path.child("resizePolicy"), container["resizePolicy"].clone(), "must not be set for init containers");
+            }
         }
         checks::one_of(container, "restartPolicy", &["Always", "Never", "OnFailure"], &path, errors);
         restart_rules(container, &path, errors);

@@ -108,7 +108,16 @@ pub fn container_resource_name(name: &str) -> Vec<String> {
     }
     problems
 }
-fn overcommits(name: &str) -> bool {
+/// What is wrong with the name of any resource.
+pub fn resource_name(name: &str) -> Vec<String> {
+    let mut problems = names::qualified_name(name);
+    if problems.is_empty() && !name.contains('/') && !crate::kinds::core::resourcequotas::is_quota_name(name) && name != "storage" {
+        problems.push("must be a standard resource type or fully qualified".into());
+    }
+    problems
+}
+/// Whether more of a resource may be promised than there is.
+pub fn overcommits(name: &str) -> bool {
     is_native(name) && !name.starts_with("hugepages-")
 }
 fn whole_only(name: &str) -> bool {
@@ -210,18 +219,31 @@ pub fn validate_pod_level(spec: &Value, path: &Path, errors: &mut Errors) {
     }
 }
 
-/// `resizePolicy` of a container.
-pub fn validate_resize_policy(container: &Value, path: &Path, errors: &mut Errors) {
+/// `resizePolicy` of a container that restarts by `restart_policy`.
+pub fn validate_resize_policy(container: &Value, restart_policy: &str, path: &Path, errors: &mut Errors) {
+    const RESTART_POLICIES: [&str; 2] = ["NotRequired", "RestartContainer"];
+    let path = path.child("resizePolicy");
     let mut seen = vec![];
     for (i, policy) in list(container, "resizePolicy").iter().enumerate() {
-        let path = path.child("resizePolicy").index(i);
         let name = text(policy, "resourceName");
         if seen.contains(&name) {
-            errors.duplicate(path.clone(), name);
+            errors.duplicate(path.index(i), name);
         }
         seen.push(name);
-        checks::required_one_of(policy, "resourceName", &["cpu", "memory"], &path, errors);
-        checks::required_one_of(policy, "restartPolicy", &["NotRequired", "RestartContainer"], &path, errors);
+        match name {
+            "cpu" | "memory" => {}
+            "" => errors.required(path.clone(), ""),
+            other => errors.not_supported(path.clone(), other, &["cpu", "memory"]),
+        }
+        let restart = text(policy, "restartPolicy");
+        match restart {
+            "" => errors.required(path.clone(), ""),
+            known if RESTART_POLICIES.contains(&known) => {}
+            other => errors.not_supported(path.clone(), other, &RESTART_POLICIES),
+        }
+        if restart_policy == "Never" && restart != "NotRequired" {
+            errors.invalid(path.clone(), restart, "must be 'NotRequired' when `restartPolicy` is 'Never'");
+        }
     }
 }
 

@@ -11,6 +11,9 @@ use serde_json::Value;
 
 const ALLOWED: &str = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
 
+/// On a pod that only shows what a node runs by itself.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
 fn spec_of(pod: &Value) -> &Value {
     pod.get("spec").unwrap_or(&Value::Null)
 }
@@ -41,6 +44,12 @@ fn copy(to: &mut Value, from: &Value, key: &str) {
 pub fn validate(pod: &Value, old: &Value, errors: &mut Errors) {
     let (spec, old_spec) = (spec_of(pod), spec_of(old));
     let path = Path::new("spec");
+    let mirror = Path::new("metadata").child("annotations").key(MIRROR);
+    match (pod.annotation(MIRROR), old.annotation(MIRROR)) {
+        (Some(_), None) => errors.forbidden(mirror, "may not add mirror pod annotation"),
+        (new, Some(known)) if new != Some(known) => errors.forbidden(mirror, "may not remove or update mirror pod annotation"),
+        _ => {}
+    }
     for key in ["containers", "initContainers"] {
         if list(spec, key).len() != list(old_spec, key).len() {
             errors.forbidden(path.child(key), "pod updates may not add or remove containers");
@@ -196,37 +205,65 @@ pub fn prepare_resize(pod: &mut Value, old: &Value) {
 pub fn validate_resize(pod: &Value, old: &Value, errors: &mut Errors) {
     let path = Path::new("spec");
     let spec = spec_of(pod);
-    let before = old.str_at("status.qosClass").unwrap_or_else(|| quality_of_service(spec_of(old)));
-    if text(spec.get("os").unwrap_or(&Value::Null), "name") == "windows" {
-        errors.forbidden(Path::new("[]"), "windows pods cannot be resized");
+    let whole = || Path::new("[]");
+    if old.annotation(MIRROR).is_some() {
+        errors.forbidden(whole(), "static pods cannot be resized");
+        return;
     }
+    if text(spec.get("os").unwrap_or(&Value::Null), "name") == "windows" {
+        errors.forbidden(whole(), "windows pods cannot be resized");
+        return;
+    }
+    let before = old.str_at("status.qosClass").unwrap_or_else(|| quality_of_service(spec_of(old)));
     let now = quality_of_service(spec);
     if now != before {
         errors.invalid(path.clone(), before, "Pod QOS Class may not change as a result of resizing");
     }
-    let other = |resources: Option<&Value>| -> Value {
-        let mut rest = resources.cloned().unwrap_or_default();
-        for key in ["requests", "limits"] {
-            if let Some(map) = rest.get_mut(key).and_then(Value::as_object_mut) {
-                map.retain(|name, _| !matches!(name.as_str(), "cpu" | "memory"));
-            }
-        }
-        normal(&mut rest);
-        rest
-    };
+    // A node that cannot resize does not say what its containers have.
+    let running = old.list_at("status.containerStatuses").iter().find(|status| status.at("state.running").is_some_and(|state| !state.is_null()));
+    if running.is_some_and(|status| status.get("resources").is_none_or(Value::is_null)) {
+        errors.forbidden(path.clone(), "Pod running on node without support for resize");
+    }
+    let mut others_change = other_resources(spec.get("resources")) != other_resources(spec_of(old).get("resources"));
+    removed(spec, spec_of(old), &path, errors);
     for key in ["containers", "initContainers"] {
         for (i, (new, old)) in list(spec, key).iter().zip(list(spec_of(old), key)).enumerate() {
-            if other(new.get("resources")) != other(old.get("resources")) {
-                errors.forbidden(path.clone(), "only cpu and memory resources are mutable");
-            }
-            for part in ["limits", "requests"] {
-                let names =
-                    |c: &Value| c.get("resources").and_then(|r| map(r, part)).map(|m| m.keys().cloned().collect::<Vec<_>>()).unwrap_or_default();
-                let left = names(new);
-                if names(old).iter().any(|name| !left.contains(name)) {
-                    errors.forbidden(path.child(key).index(i).child("resources").child(part), &format!("resource {part} cannot be removed"));
-                }
-            }
+            removed(new, old, &path.child(key).index(i), errors);
+            let may_change = key == "containers" || text(new, "restartPolicy") == "Always";
+            let (resources, before) = (new.get("resources"), old.get("resources"));
+            others_change |= match may_change {
+                true => other_resources(resources) != other_resources(before),
+                false => normalized(resources) != normalized(before),
+            };
+        }
+    }
+    if others_change {
+        errors.forbidden(path.clone(), "only cpu and memory resources are mutable");
+    }
+}
+fn normalized(resources: Option<&Value>) -> Value {
+    let mut all = resources.cloned().unwrap_or_default();
+    normal(&mut all);
+    all
+}
+/// What in a block of resources no resize may change.
+fn other_resources(resources: Option<&Value>) -> Value {
+    let mut rest = resources.cloned().unwrap_or_default();
+    for key in ["requests", "limits"] {
+        if let Some(map) = rest.get_mut(key).and_then(Value::as_object_mut) {
+            map.retain(|name, _| !matches!(name.as_str(), "cpu" | "memory"));
+        }
+    }
+    normal(&mut rest);
+    rest
+}
+/// What was asked for may be asked for differently, but not no longer.
+fn removed(new: &Value, old: &Value, path: &Path, errors: &mut Errors) {
+    for part in ["requests", "limits"] {
+        let names = |c: &Value| c.get("resources").and_then(|r| map(r, part)).map(|m| m.keys().cloned().collect::<Vec<_>>()).unwrap_or_default();
+        let left = names(new);
+        if names(old).iter().any(|name| !left.contains(name)) {
+            errors.forbidden(path.child("resources").child(part), &format!("resource {part} cannot be removed"));
         }
     }
 }
@@ -251,5 +288,55 @@ pub fn validate_status(pod: &Value, old: &Value, errors: &mut Errors) {
             errors
                 .forbidden(Path::new("status").child("containerStatuses").index(i).child("state"), "may not be transitioned to non-terminated state");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn pod(cpu: &str, more: Value) -> Value {
+        let block = |cpu: &str| json!({"requests": {"cpu": cpu}, "limits": {"cpu": "2"}});
+        let mut pod = json!({"metadata": {"name": "p"}, "spec": {
+            "initContainers": [{"name": "first", "resources": block("1")}, {"name": "side", "restartPolicy": "Always", "resources": block("1")}],
+            "containers": [{"name": "c", "resources": block(cpu)}],
+        }});
+        if let (Some(pod), Value::Object(more)) = (pod.as_object_mut(), more) {
+            pod.extend(more);
+        }
+        pod
+    }
+
+    fn said(new: &Value, old: &Value) -> String {
+        let mut errors = Errors::default();
+        validate_resize(new, old, &mut errors);
+        errors.to_string()
+    }
+
+    #[test]
+    fn only_what_can_run_on_while_it_changes_is_resized() {
+        let old = pod("1", json!({}));
+        assert_eq!(said(&pod("1500m", json!({})), &old), "");
+        let mut new = old.clone();
+        new["spec"]["initContainers"][1]["resources"]["requests"]["cpu"] = json!("2");
+        assert_eq!(said(&new, &old), "");
+        new["spec"]["initContainers"][0]["resources"]["requests"]["cpu"] = json!("2");
+        assert_eq!(said(&new, &old), "spec: Forbidden: only cpu and memory resources are mutable");
+        let mut new = old.clone();
+        new["spec"]["containers"][0]["resources"]["requests"] = json!({});
+        assert_eq!(said(&new, &old), "spec.containers[0].resources.requests: Forbidden: resource requests cannot be removed");
+        let mirror = pod("1", json!({"metadata": {"annotations": {MIRROR: "x"}}}));
+        assert_eq!(said(&pod("2", json!({})), &mirror), "[]: Forbidden: static pods cannot be resized");
+    }
+
+    #[test]
+    fn a_node_that_does_not_say_what_containers_have_cannot_resize_them() {
+        let status = |resources: Value| json!({"status": {"containerStatuses": [{"name": "c", "state": {"running": {}}, "resources": resources}]}});
+        assert_eq!(
+            said(&pod("2", json!({})), &pod("1", status(Value::Null))),
+            "spec: Forbidden: Pod running on node without support for resize"
+        );
+        assert_eq!(said(&pod("2", json!({})), &pod("1", status(json!({})))), "");
     }
 }

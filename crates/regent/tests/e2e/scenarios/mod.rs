@@ -9,19 +9,23 @@ mod manifests;
 mod many_masters;
 mod network;
 mod pods;
+mod resize;
+mod volumes;
 mod without_a_server;
 mod workloads;
 
 use super::Scenario;
 
 /// Every scenario.
-pub const ALL: [&[Scenario]; 10] = [
+pub const ALL: [&[Scenario]; 12] = [
     network::SCENARIOS,
     client::SCENARIOS,
     clients::SCENARIOS,
     healing::SCENARIOS,
     workloads::SCENARIOS,
+    volumes::SCENARIOS,
     pods::SCENARIOS,
+    resize::SCENARIOS,
     manifests::SCENARIOS,
     access::SCENARIOS,
     failures::SCENARIOS,
