@@ -152,18 +152,18 @@ mod tests {
 
     #[test]
     fn a_file_becomes_a_pod_of_this_node_as_the_api_would_have_it() {
-        let pod = pod("web.yaml", PLAIN.as_bytes(), "Worker-1").unwrap();
+        let pod = pod("web.yaml", PLAIN.as_bytes(), "worker-1").unwrap();
         assert_eq!(pod.metadata.name.as_deref(), Some("web-worker-1"));
         assert_eq!(pod.metadata.namespace.as_deref(), Some("default"));
         let spec = pod.spec.as_ref().unwrap();
-        assert_eq!((spec.node_name.as_deref(), spec.restart_policy.as_deref()), (Some("Worker-1"), Some("Always")));
+        assert_eq!((spec.node_name.as_deref(), spec.restart_policy.as_deref()), (Some("worker-1"), Some("Always")));
         assert_eq!(spec.containers[0].image_pull_policy.as_deref(), Some("Always"));
         assert_eq!(annotation(&pod, HASH), pod.metadata.uid.as_deref());
         assert!(is_static(&pod) && !is_mirror(&pod));
-        let same = super::pod("web.yaml", PLAIN.as_bytes(), "Worker-1").unwrap();
+        let same = super::pod("web.yaml", PLAIN.as_bytes(), "worker-1").unwrap();
         assert_eq!(same, pod, "a restarted agent finds it again");
         let json = r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"web"},"spec":{"containers":[{"name":"a","image":"nginx:1"}]}}"#;
-        let changed = super::pod("web.yaml", json.as_bytes(), "Worker-1").unwrap();
+        let changed = super::pod("web.yaml", json.as_bytes(), "worker-1").unwrap();
         assert_ne!(changed.metadata.uid, pod.metadata.uid);
     }
 
