@@ -4,7 +4,7 @@
 //! client that goes on sending would never reach a new endpoint; so its flows to an endpoint that is not used any more are
 //! forgotten, and so are those that began before there was any endpoint. A TCP connection to an endpoint that is only not
 //! ready is let finish; one to an endpoint that has vanished is forgotten, so that its client is told with the next packet
-//! instead of after minutes.
+//! instead of after minutes. Where there were no rules, as after a boot, attempts that came to nothing are forgotten.
 //!
 //! The flushing is done by Debian's `conntrack`, one run per flow filter, in order, beside the rules' synchronisation:
 //! where the tool is missing, flows expire by themselves.
@@ -14,6 +14,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::process::Stdio;
 
+use ipnet::Ipv4Net;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -66,26 +67,47 @@ pub struct Front {
 
 /// Flows to forget.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Flush {
-    /// Their protocol.
-    pub protocol: Protocol,
-    /// What the client addressed.
-    pub front: Front,
-    /// Where they were sent; `None`: wherever.
-    pub backend: Option<Ipv4Addr>,
+pub enum Flush {
+    /// Those to a Service port.
+    Port {
+        /// Their protocol.
+        protocol: Protocol,
+        /// What the client addressed.
+        front: Front,
+        /// Where they were sent; `None`: wherever.
+        backend: Option<Ipv4Addr>,
+    },
+    /// TCP connections in this state to any of these addresses.
+    Range {
+        /// What the client addressed.
+        addresses: Ipv4Net,
+        /// As `conntrack` spells it.
+        state: &'static str,
+    },
+}
+
+/// Attempts to reach these addresses that came to nothing. Where they began before there were rules, the kernel would go on
+/// passing whatever has the same ports untranslated: a client whose port is used again within two minutes is refused.
+pub fn unanswered(addresses: Ipv4Net) -> [Flush; 2] {
+    ["SYN_SENT", "CLOSE"].map(|state| Flush::Range { addresses, state })
 }
 
 impl Flush {
     /// The arguments of `conntrack` that forget these flows.
     pub fn arguments(&self) -> Vec<String> {
-        let mut arguments = vec!["-D".to_owned(), "-p".to_owned(), self.protocol.to_string()];
-        if let Some(address) = self.front.address {
-            arguments.extend(["--orig-dst".to_owned(), address.to_string()]);
-        }
-        arguments.extend(["--orig-port-dst".to_owned(), self.front.port.to_string()]);
-        if let Some(backend) = self.backend {
-            arguments.extend(["--dst-nat".to_owned(), backend.to_string()]);
-        }
+        let (protocol, mut matched) = match self {
+            Flush::Port { protocol, front, backend } => {
+                let address = front.address.map(|address| ["--orig-dst".to_owned(), address.to_string()]);
+                let backend = backend.map(|backend| ["--dst-nat".to_owned(), backend.to_string()]);
+                let port = ["--orig-port-dst".to_owned(), front.port.to_string()];
+                (*protocol, address.into_iter().flatten().chain(port).chain(backend.into_iter().flatten()).collect::<Vec<_>>())
+            }
+            Flush::Range { addresses, state } => {
+                (Protocol::Tcp, vec!["--orig-dst".to_owned(), addresses.to_string(), "--state".to_owned(), (*state).to_owned()])
+            }
+        };
+        let mut arguments = vec!["-D".to_owned(), "-p".to_owned(), protocol.to_string()];
+        arguments.append(&mut matched);
         arguments
     }
 }
@@ -104,7 +126,7 @@ pub fn stale(old: &[PortFlows], new: &[PortFlows]) -> Vec<Flush> {
         };
         for backend in gone {
             for front in &before.fronts {
-                flushes.insert(Flush { protocol: before.protocol, front: *front, backend: Some(backend.address) });
+                flushes.insert(Flush::Port { protocol: before.protocol, front: *front, backend: Some(backend.address) });
             }
         }
     }
@@ -113,7 +135,7 @@ pub fn stale(old: &[PortFlows], new: &[PortFlows]) -> Vec<Flush> {
         for front in &after.fronts {
             let opened = before.is_none_or(|p| p.used.is_empty() || !p.fronts.contains(front));
             if opened {
-                flushes.insert(Flush { protocol: after.protocol, front: *front, backend: None });
+                flushes.insert(Flush::Port { protocol: after.protocol, front: *front, backend: None });
             }
         }
     }
@@ -127,9 +149,15 @@ pub struct Flusher {
 }
 
 impl Flusher {
+    /// A flusher, and what it is told to forget.
+    pub fn queue() -> (Flusher, mpsc::Receiver<Flush>) {
+        let (queue, incoming) = mpsc::channel::<Flush>(limits::CONNTRACK_QUEUE_MAX);
+        (Flusher { queue }, incoming)
+    }
+
     /// Starts the background task; it ends with `shutdown`.
     pub fn start(shutdown: CancellationToken) -> Flusher {
-        let (queue, mut incoming) = mpsc::channel::<Flush>(limits::CONNTRACK_QUEUE_MAX);
+        let (flusher, mut incoming) = Flusher::queue();
         tokio::spawn(async move {
             let mut missing_told = false;
             loop {
@@ -149,7 +177,7 @@ impl Flusher {
                 }
             }
         });
-        Flusher { queue }
+        flusher
     }
 
     /// Forgets these flows soon. When too many wait, they are left to expire.
@@ -206,6 +234,14 @@ mod tests {
         let old = [flows(Protocol::Udp, &[], &[])];
         let new = [flows(Protocol::Udp, &["10.244.1.2"], &["10.244.1.2"])];
         assert_eq!(text(&stale(&old, &new)), ["-D -p udp --orig-port-dst 30053", "-D -p udp --orig-dst 10.96.0.7 --orig-port-dst 53"]);
+    }
+
+    #[test]
+    fn attempts_from_before_the_rules_are_forgotten() {
+        assert_eq!(
+            text(&unanswered("10.96.0.0/16".parse().unwrap())),
+            ["-D -p tcp --orig-dst 10.96.0.0/16 --state SYN_SENT", "-D -p tcp --orig-dst 10.96.0.0/16 --state CLOSE"]
+        );
     }
 
     #[test]

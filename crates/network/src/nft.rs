@@ -23,6 +23,24 @@ pub enum Error {
     Refused(String),
 }
 
+/// What takes the transactions: [`Nft`], the kernel of this node, unless there is none under it.
+pub trait Tables: Send + Sync {
+    /// Applies the transaction, as a whole or not at all.
+    fn apply(&self, transaction: &str) -> impl Future<Output = Result<(), Error>> + Send;
+    /// Whether the table with its base chains is there.
+    fn has_chain(&self, table: &str, chain: &str) -> impl Future<Output = Result<bool, Error>> + Send;
+}
+
+impl Tables for Nft {
+    async fn apply(&self, transaction: &str) -> Result<(), Error> {
+        Nft::apply(self, transaction).await
+    }
+
+    async fn has_chain(&self, table: &str, chain: &str) -> Result<bool, Error> {
+        Nft::has_chain(self, table, chain).await
+    }
+}
+
 /// How `nft` is run: directly, or through other commands (tests run it in a network namespace).
 #[derive(Clone, Debug, Default)]
 pub struct Nft {

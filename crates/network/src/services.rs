@@ -32,13 +32,15 @@ use tokio_util::sync::CancellationToken;
 
 pub use plan::Plan;
 
-use crate::conntrack::{Flush, Flusher};
+use crate::conntrack::{self, Flush, Flusher};
 use crate::health::{self, Health};
-use crate::nft::Nft;
+use crate::nft::{Nft, Tables};
 use crate::{limits, links};
 
 /// The table that this component owns, in family `ip`.
 pub const TABLE: &str = "regent-services";
+/// The chain by which the table is known to be there.
+const HOOK: &str = "nat-prerouting";
 
 /// What the proxy needs to know.
 #[derive(Clone)]
@@ -102,7 +104,11 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         tokio::spawn(health::serve(listener, health.clone(), shutdown.clone()));
     }
     prepare_kernel(&config).await;
+    route(config, Nft::default(), Flusher::start(shutdown.clone()), health, shutdown).await
+}
 
+/// Keeps the tables as the informers and the membership say, until `shutdown`. The rules stay after that.
+pub async fn route(config: Config, tables: impl Tables, flusher: Flusher, health: Health, shutdown: CancellationToken) -> Result<(), Error> {
     let services = config.informers.all::<Service>();
     let slices = config.informers.all::<EndpointSlice>();
     let nodes = config.informers.selected::<Node>(Selection::named(None, &config.node_name));
@@ -120,7 +126,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     };
     let mut plan = Plan::new(facts);
     let mut views = config.view.clone();
-    let mut applier = Applier::new(Nft::default(), health, Flusher::start(shutdown.clone()));
+    let own = config.node_ip.map(Ipv4Net::from);
+    let reached = config.service_cidr.into_iter().chain(own).collect();
+    let mut applier = Applier::new(tables, health, flusher, reached);
     let mut check = tokio::time::interval(limits::TABLE_CHECK_PERIOD);
     check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     check.reset();
@@ -164,7 +172,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
 
 /// Whether the rules of the Services are in the kernel.
 pub async fn are_in_place() -> bool {
-    Nft::default().has_chain(TABLE, "nat-prerouting").await.unwrap_or(false)
+    Nft::default().has_chain(TABLE, HOOK).await.unwrap_or(false)
 }
 
 fn zone_of(node: &Node) -> Option<String> {
@@ -183,8 +191,8 @@ async fn prepare_kernel(config: &Config) {
 }
 
 /// When to bring the plan into the kernel, and what happened the last time.
-struct Applier {
-    nft: Nft,
+struct Applier<T> {
+    tables: T,
     health: Health,
     flusher: Flusher,
     due: Option<Instant>,
@@ -193,14 +201,16 @@ struct Applier {
     /// The kernel's table is not what the plan believes (at the start, after a refusal, after somebody flushed it).
     whole: bool,
     flushes: Vec<Flush>,
+    /// Where Services are reached.
+    reached: Vec<Ipv4Net>,
 }
 
-impl Applier {
-    fn new(nft: Nft, health: Health, flusher: Flusher) -> Applier {
+impl<T: Tables> Applier<T> {
+    fn new(tables: T, health: Health, flusher: Flusher, reached: Vec<Ipv4Net>) -> Applier<T> {
         health.waiting();
         // Also with no Service at all the table must be made.
         let due = Some(Instant::now() + Duration::from_millis(limits::SYNC_GATHER_MS));
-        Applier { nft, health, flusher, due, last: None, failures: 0, whole: true, flushes: Vec::new() }
+        Applier { tables, health, flusher, due, last: None, failures: 0, whole: true, flushes: Vec::new(), reached }
     }
 
     fn wake(&mut self) {
@@ -216,9 +226,12 @@ impl Applier {
         self.flushes.append(&mut plan.renew());
         // More stale flows than anybody will flush are left to expire.
         self.flushes.truncate(limits::CONNTRACK_QUEUE_MAX);
+        if self.whole && !self.tables.has_chain(TABLE, HOOK).await.unwrap_or(true) {
+            self.flushes.extend(self.reached.iter().copied().flat_map(conntrack::unanswered));
+        }
         let transaction = if self.whole { Some(plan.table().whole()) } else { plan.table().changes() };
         let result = match &transaction {
-            Some(transaction) => self.nft.apply(transaction).await,
+            Some(transaction) => self.tables.apply(transaction).await,
             None => Ok(()),
         };
         self.last = Some(Instant::now());
@@ -249,7 +262,7 @@ impl Applier {
         if self.whole {
             return;
         }
-        match self.nft.has_chain(TABLE, "nat-prerouting").await {
+        match self.tables.has_chain(TABLE, HOOK).await {
             Ok(true) => {}
             Ok(false) => {
                 tracing::warn!("somebody has removed the table {TABLE}: making it anew");

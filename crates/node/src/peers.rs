@@ -15,7 +15,7 @@
 //! it says otherwise they believe what it said last.
 
 use crate::spec::PodId;
-use client::{Informer, Informers, informer::Selection};
+use client::{Clock, Informer, Informers, informer::Selection};
 use k8s_openapi::api::core::v1::{Node, Pod, PodStatus, Secret};
 use kube::Api;
 use membership::{Handle, Health, Keys, Peer, View, local};
@@ -29,7 +29,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 use tokio::{
     sync::{Notify, watch},
@@ -59,8 +59,11 @@ const WORDS_WAIT: Duration = Duration::from_secs(30);
 /// A pod that is over is told as not ready for this long, and until the API is reached.
 const OVER_FOR: Duration = Duration::from_secs(30);
 
+/// What makes a member: [`membership::start`], unless there is no network under it.
+pub type Start = Arc<dyn Fn(membership::Config, CancellationToken) -> Result<Handle, membership::transport::Error> + Send + Sync>;
+
 /// How this node is a member.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Config {
     /// Where it listens; usually all addresses and [`PORT`].
     pub listen: SocketAddr,
@@ -68,12 +71,22 @@ pub struct Config {
     pub socket: PathBuf,
     /// Where key and epoch are kept.
     pub directory: PathBuf,
+    /// The time of day.
+    pub clock: Clock,
+    /// What makes the member.
+    pub start: Start,
 }
 
 impl Config {
     /// As it is by default, with the node's data below this directory.
     pub fn below(data_dir: &Path) -> Config {
-        Config { listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT)), socket: local::SOCKET.into(), directory: data_dir.join("membership") }
+        Config {
+            listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT)),
+            socket: local::SOCKET.into(),
+            directory: data_dir.join("membership"),
+            clock: Clock::system(),
+            start: Arc::new(membership::start),
+        }
     }
 }
 
@@ -182,14 +195,14 @@ fn begin(
     keys: watch::Receiver<Keys>,
     shutdown: &CancellationToken,
 ) -> Result<Handle, membership::transport::Error> {
-    let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
+    let unix_ms = u64::try_from(config.clock.now().as_millisecond()).unwrap_or(0);
     let (epoch, kept) = membership::epoch::next(&config.directory.join("epoch"), unix_ms);
     if let Err(error) = kept {
         tracing::warn!(%error, "the membership's epoch cannot be kept: a clock that is set back may delay the next start");
     }
     let address = SocketAddr::new(ip, config.listen.port());
     let member = membership::Config { node_name: name.to_owned(), listen: config.listen, address, epoch, keys };
-    membership::start(member, shutdown.clone())
+    (config.start)(member, shutdown.clone())
 }
 
 async fn publish(socket: &Path, handle: &Handle, shutdown: &CancellationToken) {
