@@ -65,7 +65,7 @@ pub fn start(server: &Arc<Server>) -> Result<(), Error> {
                     Err(_) => tokio::time::sleep(RETRY).await,
                 }
             }
-            while watch.live.try_recv().is_ok() {}
+            while watch.live.take().is_some() {}
         }
     });
     Ok(())

@@ -5,6 +5,9 @@
 //! call. A list of 24 MB is a few hundred calls instead of thousands; a change that two hundred watchers of one connection wait
 //! for is a handful.
 //!
+//! HTTP/2 flushes after every frame of data, and once more at the end of each of its turns. It is told each time that it is
+//! done, and gets one turn more: only that one's flush sends what is gathered ([`Gathered::of_http2`]).
+//!
 //! What must stay true: an idle connection holds no buffer.
 
 use bytes::BufMut;
@@ -37,11 +40,18 @@ pub struct Gathered<S> {
     sent: usize,
     /// Whether others have had their turn to add to what is to be flushed.
     waited: bool,
+    /// Whether whoever writes here flushes in each of its turns, whatever an earlier flush has said.
+    flushes_again: bool,
 }
 
 impl<S> Gathered<S> {
     pub fn new(stream: S) -> Gathered<S> {
-        Gathered { stream, bytes: Vec::new(), sent: 0, waited: false }
+        Gathered { stream, bytes: Vec::new(), sent: 0, waited: false, flushes_again: false }
+    }
+
+    /// For a connection that is HTTP/2 from its first byte on.
+    pub fn of_http2(stream: S) -> Gathered<S> {
+        Gathered { flushes_again: true, ..Gathered::new(stream) }
     }
 }
 
@@ -123,7 +133,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
         if !self.waited && self.length() > 0 && self.length() < GATHERED_BYTES_MAX {
             self.waited = true;
             cx.waker().wake_by_ref();
-            return Poll::Pending;
+            return if self.flushes_again { Poll::Ready(Ok(())) } else { Poll::Pending };
         }
         ready!(self.poll_send(cx))?;
         self.give_back();
@@ -170,5 +180,21 @@ mod tests {
         gathered.shutdown().await.unwrap();
         drop(gathered);
         assert!(reader.await.unwrap() == expected);
+    }
+
+    #[tokio::test]
+    async fn frames_that_are_flushed_one_by_one_go_out_together() {
+        let (near, mut far) = tokio::io::duplex(1000);
+        let mut gathered = Gathered::of_http2(near);
+        for frame in [b"one", b"two"] {
+            gathered.write_all(frame).await.unwrap();
+        }
+        gathered.flush().await.unwrap();
+        gathered.write_all(b"six").await.unwrap();
+        let mut arrived = [0; 20];
+        assert!(futures::poll!(std::pin::pin!(far.read(&mut arrived))).is_pending(), "the next turn sends");
+        gathered.flush().await.unwrap();
+        assert_eq!(far.read(&mut arrived).await.unwrap(), 9);
+        assert!(arrived.starts_with(b"onetwosix") && gathered.bytes.capacity() == 0);
     }
 }

@@ -46,6 +46,7 @@ pub mod serve;
 pub mod subresource;
 pub mod tokens;
 pub mod tunnel;
+mod turns;
 pub mod watch;
 pub mod write;
 

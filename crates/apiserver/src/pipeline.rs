@@ -33,7 +33,8 @@ impl Server {
         let warnings = Warnings::of(record.clone());
         // Errors are shown in the wanted format where that is possible, else as JSON.
         let plain = Output::negotiate(request.headers(), &query, false, false).unwrap_or_else(|_| Output::json());
-        let way = self.clone().walk(request, identity, info.clone(), query, warnings.clone(), record.clone());
+        // In a box, for it is large and is moved more than once.
+        let way = Box::pin(self.clone().walk(request, identity, info.clone(), query, warnings.clone(), record.clone()));
         // A panic here is a bug; it costs one request, not the server.
         let way = AssertUnwindSafe(way).catch_unwind();
         let limit = Duration::from_secs(limits::REQUEST_TIMEOUT_S);
@@ -257,7 +258,9 @@ async fn resource(server: &Arc<Server>, user: User, info: RequestInfo, query: Qu
     if let Some((.., advice)) = DEPRECATED.iter().find(|(group, resource, _)| *group == kind.group && *resource == kind.resource) {
         warnings.add(*advice);
     }
-    let shapes = info.subresource.is_empty() || matches!(kind.subresource(&info.subresource), Some(Subresource::Status | Subresource::Scale { .. }));
+    // What is answered and not stored has no rows.
+    let shapes = (info.subresource.is_empty() && !kind.is_virtual())
+        || matches!(kind.subresource(&info.subresource), Some(Subresource::Status | Subresource::Scale { .. }));
     let output = Output::negotiate(request.headers(), &query, shapes, kind.custom.is_some())?;
     let call = Call { server: server.clone(), user, info, kind, query, output, warnings, request };
     if let Some(handler) = connect::handler(&call.kind.group, &call.kind.resource, &call.info.subresource) {

@@ -1,9 +1,9 @@
 //! Serving: TLS with optional client certificates, HTTP/1.1 and HTTP/2, upgrades, graceful shutdown; and the same server
 //! without any of it, as a tower service for components in this process.
 
-use crate::{Body, BoxError, Identity, Server, User, audit::PeerAddress, encode::respond, gathered::Gathered};
+use crate::{Body, BoxError, Identity, Server, User, audit::PeerAddress, encode::respond, gathered::Gathered, turns::Turns};
 use futures::future::BoxFuture;
-use http::{Request, Response, StatusCode};
+use http::{Request, Response, StatusCode, Version};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
@@ -12,7 +12,10 @@ use rustls::{ServerConfig, pki_types::CertificateDer};
 use std::{
     convert::Infallible,
     net::IpAddr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -22,7 +25,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// How long a client may take for its TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a client may take to send the head of a request.
+/// How long a client may take to send the head of a request, and to ask anything at all once it is connected.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(32);
 /// How long running requests get when the server stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -93,7 +96,15 @@ async fn connection(server: Arc<Server>, acceptor: TlsAcceptor, stream: TcpStrea
     let certificates = stream.get_ref().1.peer_certificates().filter(|chain| !chain.is_empty());
     let identity =
         Identity::Peer(certificates.map(|chain| Arc::new(chain.iter().map(|certificate| CertificateDer::into_owned(certificate.clone())).collect())));
+    let turns = Arc::new(Turns::default());
+    let shared = turns.clone();
+    let asked = Arc::new(AtomicBool::new(false));
+    let asks = asked.clone();
     let service = hyper::service::service_fn(move |mut request: Request<hyper::body::Incoming>| {
+        asks.store(true, Relaxed);
+        if request.version() == Version::HTTP_2 {
+            request.extensions_mut().insert(shared.clone());
+        }
         if server.audit.is_some() {
             request.extensions_mut().insert(PeerAddress(peer));
         }
@@ -109,17 +120,28 @@ async fn connection(server: Arc<Server>, acceptor: TlsAcceptor, stream: TcpStrea
         .keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE)
         .adaptive_window(true);
-    let running = builder.serve_connection_with_upgrades(TokioIo::new(Gathered::new(stream)), service);
+    let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let stream = if is_http2 { Gathered::of_http2(stream) } else { Gathered::new(stream) };
+    let running = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::pin!(running);
     let ended = tokio::select! {
-        ended = running.as_mut() => ended,
+        ended = turns.run(running.as_mut()) => ended,
+        () = silence(&asked) => return tracing::debug!("nothing was asked on a connection"),
         () = shutdown.cancelled() => {
             running.as_mut().graceful_shutdown();
-            running.await
+            turns.run(running.as_mut()).await
         }
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection broke");
+    }
+}
+
+/// Ends when nothing has been asked on a connection in good time, and else never. Before hyper knows which HTTP it is, it waits for ever.
+async fn silence(asked: &AtomicBool) {
+    tokio::time::sleep(HEAD_TIMEOUT).await;
+    if asked.load(Relaxed) {
+        std::future::pending::<()>().await;
     }
 }
 

@@ -9,6 +9,7 @@ use crate::{
     conversion,
     encode::{Format, Output, Shape, View, metadata_bytes, metadata_value, respond},
     read::{invalid_options, number, selection},
+    turns::Turns,
 };
 use api::{
     Status, Value, field, limits,
@@ -17,13 +18,13 @@ use api::{
     request::{ListOptions, VersionMatch},
 };
 use bytes::{Bytes, BytesMut};
-use futures::{future::BoxFuture, stream};
+use futures::stream;
 use http::StatusCode;
 use rand::Rng;
 use serde_json::json;
-use std::{sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 use store::Revision;
-use tokio::time::{Instant, Interval};
+use tokio::time::{Instant, Interval, Sleep};
 
 /// Events that are ready go out together up to about this many bytes.
 const BATCH_BYTES: usize = 64 * 1024;
@@ -61,7 +62,7 @@ pub async fn watch(call: Call) -> Answer {
         .filter(|&seconds| seconds > 0)
         .unwrap_or_else(|| limits::WATCH_TIMEOUT_DEFAULT_S + rand::rng().random_range(0..limits::WATCH_TIMEOUT_DEFAULT_S));
     let deadline = Instant::now() + Duration::from_secs(timeout_s.min(limits::WATCH_TIMEOUT_DEFAULT_S * 100));
-    let watch = match resource.watch(selection, from, cache.reached()) {
+    let mut watch = match resource.watch(selection, from, cache.reached()) {
         Ok(watch) => watch,
         Err(TooOld { oldest }) => {
             let asked = version.unwrap_or_default();
@@ -75,11 +76,13 @@ pub async fn watch(call: Call) -> Answer {
     let bookmarks = options.allow_bookmarks.then(|| tokio::time::interval_at(Instant::now() + period, period));
     let framer = Framer { output: call.output.clone(), view: call.view(), headers_sent: false };
     let media_type = framer.media_type();
-    let stopped = call.server.config.shutdown.clone().cancelled_owned();
-    let over = async move {
-        tokio::select! { () = tokio::time::sleep_until(deadline) => {}, () = stopped => {} }
-    };
-    let running = Running { call: Arc::new(call), watch, framer, first, bookmarks, over: Box::pin(over), ended: false };
+    if let Some(connection) = call.request.extensions().get::<Arc<Turns>>() {
+        watch.live.writes_to(connection.clone());
+    }
+    // Looked at after the watch has begun: whoever begins later than this is not ended with the others.
+    let ended = call.server.config.shutdown.is_cancelled();
+    let over = Box::pin(tokio::time::sleep_until(deadline));
+    let running = Running { call: Arc::new(call), watch, framer, first, bookmarks, over, ended };
     let lines = stream::unfold(running, |mut running| async move { running.next().await.map(|bytes| (Ok::<_, BoxError>(bytes), running)) });
     Ok(respond(StatusCode::OK, media_type, body::stream(lines)))
 }
@@ -108,8 +111,8 @@ struct Running {
     /// Whether the bookmark that ends the initial events is still to come.
     first: bool,
     bookmarks: Option<Interval>,
-    /// Done when its time is up or the server stops. Kept over events, for it is dear to begin anew.
-    over: BoxFuture<'static, ()>,
+    /// Done when its time is up. Kept over events, for it is dear to begin anew.
+    over: Pin<Box<Sleep>>,
     ended: bool,
 }
 
@@ -139,21 +142,21 @@ impl Running {
             };
             tokio::select! {
                 biased;
-                () = &mut self.over => return None,
                 message = self.watch.live.recv() => {
                     let first = self.event(&message?).await;
                     if self.ended {
                         return Some(first);
                     }
-                    let Ok(second) = self.watch.live.try_recv() else { return Some(first) };
+                    let Some(second) = self.watch.live.take() else { return Some(first) };
                     let mut lines = BytesMut::from(first.as_ref());
                     lines.extend_from_slice(&self.event(&second).await);
                     while lines.len() < BATCH_BYTES && !self.ended {
-                        let Ok(message) = self.watch.live.try_recv() else { break };
+                        let Some(message) = self.watch.live.take() else { break };
                         lines.extend_from_slice(&self.event(&message).await);
                     }
                     return Some(lines.freeze());
                 }
+                () = &mut self.over => return None,
                 () = bookmark => {
                     // Read first: every change up to here is in the queue already, so an empty queue means all was sent.
                     let reached = self.call.server.cache.reached();

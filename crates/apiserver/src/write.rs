@@ -350,10 +350,11 @@ impl<'a> Writer<'a> {
         let stored = self.encoded(&object).await?;
         let key = self.key(&name);
         let _draft = self.server.cache.draft(self.kind, &key, &stored, &object);
+        let seen = self.seen(object);
         match self.commit(Write::Create { key, value: stored.clone() }).await? {
             Outcome::Committed(revision) => {
                 reservation.keep().await;
-                self.stored(&name, &stored, &object, revision).await
+                self.stored(&name, &stored, seen, revision).await
             }
             Outcome::Conflict(standing) => {
                 let deleting = standing
@@ -405,7 +406,7 @@ impl<'a> Writer<'a> {
             let entry = standing.ok_or_else(|| Status::not_found(self.kind.resource_pair(), self.name))?;
             let old = conversion::object(self.server, self.kind, entry.value(), self.version()).await?;
             let changed = change(&old)?;
-            if let Some(written) = self.replace(part, &entry, &old, changed).await? {
+            if let Some(written) = self.replace(part, &entry, old, changed).await? {
                 return Ok(written);
             }
         }
@@ -413,7 +414,8 @@ impl<'a> Writer<'a> {
     }
 
     /// One attempt to put a changed object in the place of `old`. `None` if another writer came between.
-    async fn replace(&self, part: Part, entry: &Arc<Entry>, old: &Value, changed: Changed) -> Result<Option<Written>, Status> {
+    async fn replace(&self, part: Part, entry: &Arc<Entry>, standing: Value, changed: Changed) -> Result<Option<Written>, Status> {
+        let old = &standing;
         let Changed { object: mut new, pinned } = changed;
         self.check_preconditions(old, &new, pinned)?;
         if part == Part::Status {
@@ -471,8 +473,7 @@ impl<'a> Writer<'a> {
         let reservation = allocation::reserve(self.server, self.kind, &mut new, Some(old), self.dry_run).await?;
         let mut errors = field::Errors::default();
         metadata::validate_update(&new, old, self.kind, &mut errors);
-        // Kubernetes checks metadata in common and once more per kind, and clients see each cause twice.
-        errors.extend(errors.clone());
+        metadata::validate_update_again(&new, self.kind, &mut errors);
         if part == Part::Object {
             admin_access::validate(&cx, self.kind, &new, Some(old), &mut errors)?;
         }
@@ -506,10 +507,12 @@ impl<'a> Writer<'a> {
         let stored = self.encoded(&new).await?;
         let key = self.key(self.name);
         let _draft = self.server.cache.draft(self.kind, &key, &stored, &new);
+        drop(standing);
+        let seen = self.seen(new);
         match self.commit(Write::Update { key, value: stored.clone(), expected: entry.revision }).await? {
             Outcome::Committed(revision) => {
                 reservation.keep().await;
-                self.stored(self.name, &stored, &new, revision).await.map(Some)
+                self.stored(self.name, &stored, seen, revision).await.map(Some)
             }
             Outcome::Conflict(_) => Ok(None),
         }
@@ -636,8 +639,9 @@ impl<'a> Writer<'a> {
         let stored = Bytes::from(encode_stored(&new));
         let key = self.key(self.name);
         let _draft = self.server.cache.draft(self.kind, &key, &stored, &new);
+        let seen = self.seen(new);
         match self.commit(Write::Update { key, value: stored.clone(), expected: entry.revision }).await? {
-            Outcome::Committed(revision) => self.stored(self.name, &stored, &new, revision).await.map(Some),
+            Outcome::Committed(revision) => self.stored(self.name, &stored, seen, revision).await.map(Some),
             Outcome::Conflict(_) => Ok(None),
         }
     }
@@ -663,21 +667,26 @@ impl<'a> Writer<'a> {
         Ok(encode_stored(&stored).into())
     }
 
+    /// What is kept of an object while it is committed: nothing, unless the client is to see it in another version than is
+    /// stored. A tree is best dropped where it grew; the thread that goes on after the commit may be another one.
+    fn seen(&self, object: Value) -> Option<Value> {
+        conversion::is_by_webhook(self.kind).then_some(object)
+    }
+
     /// The answer to a commit: the object's bytes with its version. Waits until the cache shows it.
-    async fn stored(&self, name: &str, stored: &Bytes, object: &Value, revision: Revision) -> Result<Written, Status> {
+    async fn stored(&self, name: &str, stored: &Bytes, seen: Option<Value>, revision: Revision) -> Result<Written, Status> {
         // The write is done; that the cache is late is no reason to say otherwise.
         let _ = self.server.cache.reach(revision).await;
         let cache = self.server.cache.of(self.kind);
         let place = keys::place(self.namespace, name);
-        if conversion::is_by_webhook(self.kind) {
+        let entry = match seen {
             // The client sees what it wrote, in its own version.
-            let entry = Entry::of(&place, &encode_stored(object).into(), object, revision, Some(self.kind));
-            return Ok(Written::Stored(Arc::new(entry.ok_or_else(|| Status::internal("the stored object cannot be read"))?)));
-        }
-        if let Some(entry) = cache.get(self.namespace, name).filter(|entry| entry.revision == revision) {
-            return Ok(Written::Stored(entry));
-        }
-        let entry = Entry::of(&place, stored, object, revision, cache.kind().as_deref());
+            Some(object) => Entry::of(&place, &encode_stored(&object).into(), &object, revision, Some(self.kind)),
+            None => match cache.get(self.namespace, name).filter(|entry| entry.revision == revision) {
+                Some(entry) => return Ok(Written::Stored(entry)),
+                None => Entry::read(&place, stored, revision, cache.kind().as_deref()),
+            },
+        };
         Ok(Written::Stored(Arc::new(entry.ok_or_else(|| Status::internal("the stored object cannot be read"))?)))
     }
 }

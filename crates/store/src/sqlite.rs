@@ -318,8 +318,9 @@ fn set_compacted(transaction: &Transaction<'_>, at: Revision) -> rusqlite::Resul
 }
 
 fn prepare(connection: &Connection) -> Result<()> {
-    let pragmas =
-        "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA temp_store=MEMORY; PRAGMA journal_size_limit=16777216; PRAGMA cache_size=-1024;";
+    // A checkpoint writes a page once, however often the log has it: it is worth waiting for as many pages as the log may keep.
+    let pragmas = "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA temp_store=MEMORY; PRAGMA cache_size=-1024;
+        PRAGMA wal_autocheckpoint=3000; PRAGMA journal_size_limit=16777216;";
     connection.busy_timeout(std::time::Duration::from_millis(BUSY_TIMEOUT_MS)).map_err(failure)?;
     connection.execute_batch(pragmas).map_err(failure)?;
     keep_plans(connection)

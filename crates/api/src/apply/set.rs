@@ -58,8 +58,7 @@ impl Set {
 
     /// As `fieldsV1`.
     pub fn into_value(self) -> Value {
-        let mut fields = Map::new();
-        for (element, node) in self.nodes {
+        let field = |(element, node): (String, Node)| {
             let mut below = node.children.into_value();
             if let Value::Object(map) = &mut below
                 && node.member
@@ -67,9 +66,9 @@ impl Set {
             {
                 map.insert(".".into(), Value::Object(Map::new()));
             }
-            fields.insert(element, below);
-        }
-        Value::Object(fields)
+            (element, below)
+        };
+        Value::Object(self.nodes.into_iter().map(field).collect())
     }
 
     /// Of paths with dots, `metadata.name`.
@@ -100,6 +99,20 @@ impl Set {
     /// Puts a whole element in the place of what was there.
     pub(super) fn put(&mut self, element: String, node: Node) {
         self.nodes.insert(element, node);
+    }
+
+    /// Of whole elements, in any order. Of an element that comes again, only itself is in the set.
+    pub(super) fn of_nodes(nodes: impl Iterator<Item = (String, Node)>) -> Set {
+        let mut nodes: Vec<(String, Node)> = nodes.collect();
+        nodes.sort_by(|(a, _), (b, _)| a.cmp(b));
+        nodes.dedup_by(|(again, _), (first, node)| {
+            let same = again == first;
+            if same {
+                node.children = Set::default();
+            }
+            same
+        });
+        Set { nodes: nodes.into_iter().collect() }
     }
 
     /// Whether the element itself is in the set.
@@ -219,6 +232,11 @@ impl Set {
             node.children.collect(&path, paths);
         }
     }
+}
+
+/// The element of a field or of a key of a map.
+pub(super) fn field_element(name: &str) -> String {
+    ["f:", name].concat()
 }
 
 /// An element as errors show it.

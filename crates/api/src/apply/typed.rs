@@ -3,7 +3,7 @@
 //! What is atomic is a leaf. Lists of maps and of values are walked by their items' keys and values. What has no schema is
 //! walked as maps, with lists as leaves, as Kubernetes deduces it.
 
-use super::set::{Node, Set, element_text, item_element};
+use super::set::{Node, Set, element_text, field_element, item_element};
 use crate::{
     Value,
     schema::{Field, ListType, Schema, Type},
@@ -155,7 +155,7 @@ impl<'a> View<'a> {
         match self.shape(Some(value)) {
             Shape::Map => {
                 for (key, below) in value.as_object().into_iter().flatten() {
-                    path.push(format!("f:{key}"));
+                    path.push(field_element(key));
                     self.member(key).collect(below, path, set);
                     if below.is_null() || below.as_object().is_some_and(Map::is_empty) || !self.declares(key) {
                         set.insert(path);
@@ -186,6 +186,10 @@ impl<'a> View<'a> {
         let mut differs = Differs::default();
         match (old, new) {
             (None, None) => return differs,
+            (None, Some(new)) if depth == Depth::Below => {
+                differs.added = self.whole(new);
+                return differs;
+            }
             (None, Some(_)) => differs.added.member = true,
             (Some(_), None) => differs.removed.member = true,
             // Two objects' books differ where nothing else does.
@@ -208,7 +212,7 @@ impl<'a> View<'a> {
                 for key in keys.filter(|key| depth != Depth::Metadata || *key != "managedFields") {
                     let depth = if depth == Depth::Object && key == "metadata" { Depth::Metadata } else { Depth::Below };
                     let below = self.member(key).differ(old.and_then(|old| old.get(key)), new.and_then(|new| new.get(key)), depth);
-                    differs.put(|| format!("f:{key}"), below);
+                    differs.put(|| field_element(key), below);
                 }
             }
             Shape::List(list) => {
@@ -230,6 +234,19 @@ impl<'a> View<'a> {
             Shape::Leaf => {}
         }
         differs
+    }
+
+    /// A value where there was none: all of it is new.
+    fn whole(&self, value: &Value) -> Node {
+        let children = match self.shape(Some(value)) {
+            _ if is_empty(Some(value)) => Set::default(),
+            Shape::Map => {
+                Set::of_nodes(map_of(Some(value)).into_iter().flatten().map(|(key, below)| (field_element(key), self.member(key).whole(below))))
+            }
+            Shape::List(list) => Set::of_nodes(elements(list, Some(value)).into_iter().map(|(element, item)| (element, self.item().whole(item)))),
+            Shape::Leaf => Set::default(),
+        };
+        Node { member: true, children }
     }
 
     /// The live object with what the applied one says.
@@ -308,7 +325,7 @@ impl<'a> View<'a> {
             (Shape::Map, Value::Object(map)) => {
                 let mut kept = Map::new();
                 for (key, below) in map {
-                    let element = format!("f:{key}");
+                    let element = field_element(key);
                     if set.has(&element) {
                         continue;
                     }

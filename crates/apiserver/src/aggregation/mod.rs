@@ -140,7 +140,7 @@ fn remote_of(service: &Value) -> Option<Remote> {
 }
 
 /// All APIServices.
-fn all(server: &Server) -> Vec<Value> {
+pub fn all(server: &Server) -> Vec<Value> {
     server.cache.resource(GROUP, RESOURCE).snapshot().entries(None).map(|entry| entry.value()).collect()
 }
 
@@ -201,7 +201,7 @@ pub fn start(server: &Arc<Server>) -> Result<(), Error> {
                     Err(_) => tokio::time::sleep(RETRY).await,
                 }
             }
-            while watch.live.try_recv().is_ok() {}
+            while watch.live.take().is_some() {}
         }
     });
     Ok(())

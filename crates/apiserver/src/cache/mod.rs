@@ -12,9 +12,11 @@
 
 mod entry;
 mod labels;
+mod queue;
 mod resource;
 
 pub use entry::{Entry, encode_stored};
+pub use queue::{Receiver, Wakes};
 pub use resource::{Change, ChangeKind, Draft, From, Message, ResourceCache, Selection, Snapshot, TooOld, Watch, frame};
 
 use crate::{Error, keys};
@@ -269,10 +271,12 @@ impl Cache {
         let reached = match watched {
             Watched::Progress(revision) => revision,
             Watched::Events(events) => {
+                // Woken when all of it is in the queues.
+                let mut wakes = Wakes::default();
                 for event in &events {
                     if let Some((group, resource, place)) = keys::parse(&event.key) {
                         let draft = event.value.as_ref().and_then(|value| self.drafted(&event.key, value));
-                        self.resource(group, resource).apply(place, event.revision, event.value.as_ref(), draft);
+                        self.resource(group, resource).apply(place, event.revision, event.value.as_ref(), draft, &mut wakes);
                     }
                 }
                 let Some(last) = events.last() else { return };
@@ -310,14 +314,19 @@ async fn probe(cache: Arc<Cache>, shutdown: CancellationToken) {
     }
 }
 
-/// Follows the store for ever.
+/// Follows the store until `shutdown`. Nobody is told of anything after that, so it ends all watches.
 async fn feed(cache: Arc<Cache>, loaded: Revision, shutdown: CancellationToken) {
+    follow_on(&cache, loaded, shutdown).await;
+    cache.resources().into_iter().for_each(|(_, resource)| resource.end_watches());
+}
+
+async fn follow_on(cache: &Cache, loaded: Revision, shutdown: CancellationToken) {
     let mut from = loaded;
     let mut pause_ms = RETRY_MS.0;
     loop {
         let error = tokio::select! {
             () = shutdown.cancelled() => return,
-            error = follow(&cache, &mut from, &mut pause_ms) => error,
+            error = follow(cache, &mut from, &mut pause_ms) => error,
         };
         tracing::warn!(%error, from = from.0, "the watch of the store ended");
         if cache.store.is_being_restored() {

@@ -3,7 +3,11 @@
 //! What must stay true: a change is put into the map, into the history and into every watcher's queue under one lock, so
 //! that a watch that starts from a snapshot or from a version sees every later change exactly once.
 
-use super::{entry::Entry, labels::Labels};
+use super::{
+    entry::Entry,
+    labels::Labels,
+    queue::{self, Wakes},
+};
 use crate::keys;
 use api::{
     Kind, Value, limits,
@@ -19,7 +23,6 @@ use std::{
     time::{Duration, Instant},
 };
 use store::Revision;
-use tokio::sync::mpsc;
 
 /// Bytes of past changes kept per resource; older ones go, and a watch from before them answers 410.
 pub const HISTORY_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -193,7 +196,7 @@ impl Message {
 pub struct Watch {
     /// What comes before the live changes.
     pub past: VecDeque<Message>,
-    pub live: mpsc::Receiver<Message>,
+    pub live: queue::Receiver,
     /// The version that `past` leads up to.
     pub revision: Revision,
 }
@@ -216,7 +219,7 @@ pub struct TooOld {
 struct Watcher {
     selection: Selection,
     after: Revision,
-    queue: mpsc::Sender<Message>,
+    queue: queue::Sender,
 }
 
 #[derive(Default)]
@@ -434,7 +437,7 @@ impl ResourceCache {
 
     /// Starts a watch. `reached` is the version that the whole cache has surely reached.
     pub fn watch(&self, selection: Selection, from: From, reached: Revision) -> Result<Watch, TooOld> {
-        let (queue, live) = mpsc::channel(limits::WATCH_BUFFER_EVENTS_MAX);
+        let (queue, live) = queue::queue(limits::WATCH_BUFFER_EVENTS_MAX);
         let mut inner = self.inner.lock();
         let revision = reached.max(inner.changed);
         let (past, after) = match from {
@@ -467,8 +470,15 @@ impl ResourceCache {
         then(inner.changed)
     }
 
+    /// Ends all running watches.
+    pub(super) fn end_watches(&self) {
+        let ended = std::mem::take(&mut self.inner.lock().watchers);
+        drop(ended);
+    }
+
     /// Takes in one change. `stored` is the new state, `None` for a deletion; `draft` is the same as its writer has read it.
-    pub(super) fn apply(&self, place: &str, revision: Revision, stored: Option<&Bytes>, draft: Option<Draft>) {
+    /// Who watches has it in their queue then, and is to be woken.
+    pub(super) fn apply(&self, place: &str, revision: Revision, stored: Option<&Bytes>, draft: Option<Draft>, wakes: &mut Wakes) {
         let kind = self.kind();
         let read = stored.map(|stored| match &draft {
             Some(draft) if is_same(&draft.kind, &kind) => Some(draft.entry.at(revision)),
@@ -521,7 +531,7 @@ impl ResourceCache {
                 return true;
             }
             match watcher.selection.see(&change) {
-                Some(kind) => watcher.queue.try_send(Message::Change(kind, change.clone())).is_ok(),
+                Some(kind) => watcher.queue.put(Message::Change(kind, change.clone()), wakes),
                 None => !watcher.queue.is_closed(),
             }
         });
@@ -549,13 +559,16 @@ mod tests {
     fn stored(name: &str, app: &str) -> Bytes {
         encode_stored(&json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "n", "labels": {"app": app}}})).into()
     }
+    fn apply(cache: &ResourceCache, place: &str, revision: Revision, stored: Option<&Bytes>) {
+        cache.apply(place, revision, stored, None, &mut Wakes::default());
+    }
     /// `a` is made at 11, changed at 12 and deleted at 14; `b` is made at 13.
     fn cache() -> ResourceCache {
         let cache = ResourceCache::new(None, Revision(10));
-        cache.apply("n/a", Revision(11), Some(&stored("a", "x")), None);
-        cache.apply("n/a", Revision(12), Some(&stored("a", "y")), None);
-        cache.apply("n/b", Revision(13), Some(&stored("b", "x")), None);
-        cache.apply("n/a", Revision(14), None, None);
+        apply(&cache, "n/a", Revision(11), Some(&stored("a", "x")));
+        apply(&cache, "n/a", Revision(12), Some(&stored("a", "y")));
+        apply(&cache, "n/b", Revision(13), Some(&stored("b", "x")));
+        apply(&cache, "n/a", Revision(14), None);
         cache
     }
     fn with_label(app: &str) -> Selection {
@@ -570,13 +583,13 @@ mod tests {
     fn a_watch_from_a_version_sees_every_later_change_once() {
         let cache = cache();
         let mut watch = cache.watch(Selection::default(), From::After(Revision(11)), Revision(14)).ok().unwrap();
-        cache.apply("n/c", Revision(15), Some(&stored("c", "x")), None);
+        apply(&cache, "n/c", Revision(15), Some(&stored("c", "x")));
         assert_eq!(told(watch.past.drain(..)), ["MODIFIED a 12", "ADDED b 13", "DELETED a 14"]);
-        assert_eq!(told(watch.live.try_recv()), ["ADDED c 15"]);
+        assert_eq!(told(watch.live.take()), ["ADDED c 15"]);
         let mut ahead = cache.watch(Selection::default(), From::After(Revision(16)), Revision(15)).ok().unwrap();
-        cache.apply("n/c", Revision(16), None, None);
-        cache.apply("n/d", Revision(17), Some(&stored("d", "x")), None);
-        assert_eq!(told(std::iter::from_fn(|| ahead.live.try_recv().ok())), ["ADDED d 17"]);
+        apply(&cache, "n/c", Revision(16), None);
+        apply(&cache, "n/d", Revision(17), Some(&stored("d", "x")));
+        assert_eq!(told(std::iter::from_fn(|| ahead.live.take())), ["ADDED d 17"]);
     }
 
     #[test]
@@ -613,13 +626,13 @@ mod tests {
             encode_stored(&json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"k": fill}})).into()
         };
         let (now, fill) = (Instant::now(), "x".repeat(PAGES_BYTES_MAX / 4));
-        cache.apply("n/a", Revision(2), Some(&large(&fill)), None);
+        apply(&cache, "n/a", Revision(2), Some(&large(&fill)));
         cache.keep(&cache.snapshot(), now);
         for i in 3..=5 {
-            cache.apply("n/a", Revision(i), Some(&large(&fill)), None);
+            apply(&cache, "n/a", Revision(i), Some(&large(&fill)));
         }
         assert!(cache.kept(Revision(2), now).is_some());
-        cache.apply("n/a", Revision(6), Some(&large(&fill)), None);
+        apply(&cache, "n/a", Revision(6), Some(&large(&fill)));
         assert!(cache.kept(Revision(2), now).is_none());
         cache.keep(&cache.snapshot(), now);
         assert!(cache.kept(Revision(6), now).is_some() && cache.kept(Revision(6), now + PAGES_KEPT).is_none());
@@ -630,9 +643,9 @@ mod tests {
         let cache = ResourceCache::new(None, Revision(1));
         let mut slow = cache.watch(Selection::default(), From::Now, Revision(1)).ok().unwrap();
         for i in 0..=limits::WATCH_BUFFER_EVENTS_MAX as u64 {
-            cache.apply("n/a", Revision(2 + i), Some(&stored("a", "x")), None);
+            apply(&cache, "n/a", Revision(2 + i), Some(&stored("a", "x")));
         }
-        let received = std::iter::from_fn(|| slow.live.try_recv().ok()).count();
+        let received = std::iter::from_fn(|| slow.live.take()).count();
         assert_eq!(received, limits::WATCH_BUFFER_EVENTS_MAX);
         assert!(slow.live.is_closed());
         assert_eq!(cache.watchers(), 0);
@@ -642,7 +655,7 @@ mod tests {
     fn namespaces_are_ranges_of_the_order_of_keys() {
         let cache = ResourceCache::new(None, Revision(1));
         for (i, place) in ["a-b/x", "a/x", "a/y", "a0/x"].iter().enumerate() {
-            cache.apply(place, Revision(2 + i as u64), Some(&stored("x", "x")), None);
+            apply(&cache, place, Revision(2 + i as u64), Some(&stored("x", "x")));
         }
         let places = |namespace, start| cache.snapshot().entries_from(namespace, start).map(|entry| entry.place.to_string()).collect::<Vec<_>>();
         assert_eq!(places(Some("a"), None), ["a/x", "a/y"]);

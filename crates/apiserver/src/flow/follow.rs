@@ -217,7 +217,7 @@ async fn change(watch: &mut Option<Watch>) {
         *watch = None;
         return;
     }
-    while running.live.try_recv().is_ok() {}
+    while running.live.take().is_some() {}
 }
 
 /// Sets the levels' limits by what they wanted lately.
