@@ -163,12 +163,8 @@ fn forget_unknown_versions(entries: &mut Vec<Entry>, kind: &Kind) {
         kind.custom.is_some()
             || old
             || (group == kind.group && kind.versions.iter().any(|known| known == version))
-            || schema_is_known(group, version, kind)
+            || (group == kind.group && crate::schema::is_known(group, version, &kind.kind))
     });
-}
-
-fn schema_is_known(group: &str, version: &str, kind: &Kind) -> bool {
-    crate::schema::is_known(group, version, &kind.kind)
 }
 
 fn encode(object: &mut Value, mut entries: Vec<Entry>) {

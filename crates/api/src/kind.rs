@@ -73,6 +73,8 @@ pub struct Kind {
     /// Whether update without `resourceVersion` is allowed (Kubernetes: most kinds), and whether PUT may create.
     pub allow_unconditional_update: bool,
     pub allow_create_on_update: bool,
+    /// How metadata is checked a second time on update.
+    pub metadata_again: MetadataAgain,
     /// Group and resource of the kind whose stored objects this one shows in another form (`events.k8s.io` Events are
     /// core Events). Storage key, cache and watch are that kind's; [`Hooks::to_stored`] and [`Hooks::from_stored`] convert.
     pub stored_as: Option<(String, String)>,
@@ -94,6 +96,16 @@ pub enum NameRule {
     Label1035,
     /// A path segment: anything but `.`, `..`, `/`, `%` (RBAC).
     PathSegment,
+}
+
+/// Kubernetes checks metadata of an update in common and, for most kinds, once more: clients see the causes twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetadataAgain {
+    /// The same once more (most kinds).
+    AsUpdate,
+    /// Once more, as if the object were new.
+    AsCreate,
+    Never,
 }
 
 /// What a kind does beside the common way. Every method has a default that does nothing.
@@ -199,6 +211,7 @@ impl Kind {
             graceful: false,
             allow_unconditional_update: true,
             allow_create_on_update: false,
+            metadata_again: MetadataAgain::AsUpdate,
             stored_as: None,
             custom: None,
             views: BTreeMap::new(),
@@ -275,6 +288,11 @@ impl Kind {
     /// PUT of what does not exist creates it.
     pub fn create_on_update(mut self) -> Kind {
         self.allow_create_on_update = true;
+        self
+    }
+    /// The second check of metadata on update is another than the first.
+    pub fn metadata_again(mut self, again: MetadataAgain) -> Kind {
+        self.metadata_again = again;
         self
     }
     /// Objects are those of another kind, shown in another form.

@@ -6,7 +6,7 @@
 mod json_patch;
 mod strategic;
 
-pub use json_patch::json_patch;
+pub use json_patch::{json_patch, json_patch_problem};
 pub use strategic::strategic_merge;
 
 use crate::Value;

@@ -4,7 +4,7 @@ use crate::{
     Kind, Value,
     field::{Errors, Path},
     internal,
-    kind::NameRule,
+    kind::{MetadataAgain, NameRule},
     limits, names,
     object::ObjectExt,
 };
@@ -151,6 +151,18 @@ pub fn validate_update(object: &Value, old: &Value, kind: &Kind, errors: &mut Er
     annotations(object.at("metadata.annotations"), &path.child("annotations"), errors);
     owners(object, &path.child("ownerReferences"), errors);
     managed_fields(object, &path.child("managedFields"), errors);
+}
+
+/// What a kind's own check of an update finds wrong with metadata beside what [`validate_update`] has put into `errors`.
+pub fn validate_update_again(object: &Value, kind: &Kind, errors: &mut Errors) {
+    if errors.is_empty() {
+        return;
+    }
+    match kind.metadata_again {
+        MetadataAgain::AsUpdate => errors.extend(errors.clone()),
+        MetadataAgain::AsCreate => validate_create(object, kind, errors),
+        MetadataAgain::Never => {}
+    }
 }
 
 #[cfg(test)]

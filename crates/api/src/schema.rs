@@ -437,6 +437,26 @@ pub fn definition_text(name: &str) -> Option<&'static str> {
     DEFINITIONS.index(name).map(|index| DEFINITIONS.texts[index])
 }
 
+/// What the definitions that custom resources are made of say of themselves and of their fields: by definition and field, the
+/// definition itself under the empty name.
+static DESCRIPTIONS: LazyLock<BTreeMap<String, BTreeMap<String, String>>> =
+    LazyLock::new(|| serde_json::from_str(include_str!("../facts/descriptions.json")).expect("facts/descriptions.json is JSON"));
+
+/// Adds what is to be read of a definition, where that is known, to its OpenAPI. `wrapped` is whether references stand in
+/// `allOf` beside their description, as version 3 wants them.
+pub fn describe(name: &str, schema: &mut serde_json::Value, wrapped: bool) {
+    for (field, text) in DESCRIPTIONS.get(name).into_iter().flatten() {
+        if field.is_empty() {
+            schema["description"] = text.as_str().into();
+        } else if let Some(property) = schema.get_mut("properties").and_then(|properties| properties.get_mut(field)) {
+            if wrapped && property.get("$ref").is_some() {
+                *property = serde_json::json!({"allOf": [property.take()]});
+            }
+            property["description"] = text.as_str().into();
+        }
+    }
+}
+
 /// The full definition name of a kind.
 pub fn definition_name(group: &str, version: &str, kind: &str) -> Option<&'static str> {
     DEFINITIONS.kinds.get(&(group, version, kind)).map(|index| DEFINITIONS.names[*index])

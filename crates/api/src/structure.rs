@@ -614,6 +614,11 @@ fn is_zero(value: &Value) -> bool {
     }
 }
 
+/// Whether an empty list that a client sends is not as if it had said nothing: its default is for those who say nothing.
+fn counts_when_empty(schema: &Schema, field: &str) -> bool {
+    field == "policies" && schema.name.ends_with(".HPAScalingRules")
+}
+
 /// Leaves out of one object what Go would not show, and adds what it always shows. An empty list that is always shown is not
 /// yet null when it has just been read (`is_stored` false): whoever sends it has set it.
 fn finish(map: &mut Map<String, Value>, schema: &Schema, is_stored: bool) {
@@ -626,6 +631,7 @@ fn finish(map: &mut Map<String, Value>, schema: &Schema, is_stored: bool) {
     }
     map.retain(|key, value| {
         !is_zero(value)
+            || (!is_stored && value.is_array() && counts_when_empty(schema, key))
             || schema.field(key).is_none_or(|field| {
                 !field.omit_zero
                     && (field.required || field.always.is_some() || !matches!(field.schema.type_, Type::Map | Type::Array | Type::Bytes))

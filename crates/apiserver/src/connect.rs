@@ -10,7 +10,9 @@ use crate::{
     encode::{Output, View},
 };
 use api::{
-    Kind, Status, Value, apply, limits, protobuf,
+    Kind, Status, Value, apply, limits,
+    object::ObjectExt,
+    protobuf,
     request::{CreateOptions, FieldValidation, Query, RequestInfo},
     structure::{self, Encoding},
 };
@@ -110,7 +112,11 @@ impl Call {
     /// A body in an encoding that [`structure`] reads.
     pub fn readable(&self, bytes: Bytes) -> Result<(Encoding, Bytes), Status> {
         if self.header(header::CONTENT_TYPE).split(';').next().is_some_and(|media| media.trim() == protobuf::MEDIA_TYPE) {
-            let object = protobuf::decode(&bytes).map_err(|error| Status::bad_request(error.to_string()))?;
+            let object = protobuf::decode(&bytes).map_err(|error| match &self.kind.custom {
+                // Kinds of definitions have no messages: a client is told to come with JSON.
+                Some(_) => Status::unsupported_media_type(&["application/json", "application/yaml"]),
+                None => Status::bad_request(error.to_string()),
+            })?;
             return Ok((Encoding::Json, object.to_string().into()));
         }
         Ok((self.encoding()?, bytes))
@@ -130,7 +136,18 @@ impl Call {
     }
     /// Reads the body as an object of a built-in kind: what a review, Binding or Eviction is posted as.
     pub async fn object(&mut self, group: &str, version: &str, kind: &str) -> Result<Value, Status> {
-        let (encoding, bytes) = self.input().await?;
+        self.object_of(group, version, kind, &[]).await
+    }
+    /// The same where clients may still say it in `older` API versions of the same form.
+    pub async fn object_of(&mut self, group: &str, version: &str, kind: &str, older: &[&str]) -> Result<Value, Status> {
+        let (mut encoding, mut bytes) = self.input().await?;
+        if !older.is_empty()
+            && let Ok(mut said) = structure::parse_object(&bytes, encoding)
+            && older.contains(&said.api_version())
+        {
+            said.set("apiVersion", format!("{group}/{version}"));
+            (encoding, bytes) = (Encoding::Json, said.to_string().into());
+        }
         let record = self.record(group, version, kind);
         let validation = CreateOptions::parse(&self.query, "").map(|options| options.field_validation).unwrap_or(FieldValidation::Warn);
         let (object, warnings) = structure::decode_object(&bytes, encoding, &record, version, validation)?;

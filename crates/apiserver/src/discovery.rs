@@ -3,12 +3,12 @@
 
 use crate::{
     Body, Server,
-    aggregation::{Remote, group_priority},
+    aggregation::{self, Remote, group_priority},
     body::full,
     encode::{Output, respond},
     keys,
 };
-use api::{Catalogue, Kind, Status, custom::version_priority, kind::Subresource, request::Query};
+use api::{Catalogue, Kind, Status, custom::version_priority, kind::Subresource, object::ObjectExt, request::Query};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use serde_json::{Map, Value, json};
@@ -98,7 +98,10 @@ pub fn answer(server: &Server, path: &str, query: &Query, headers: &HeaderMap) -
                 document["apiVersion"] = json!("v1");
                 document
             }
-            None => return Ok(None),
+            None => match registered(server, name) {
+                Some(document) => document,
+                None => return Ok(None),
+            },
         },
         ["api", version] => resource_list(&groups, "", version)?,
         ["apis", name, version] if groups.iter().any(|group| group.name == *name && is_custom(group) && !group.versions.contains(version)) => {
@@ -111,6 +114,24 @@ pub fn answer(server: &Server, path: &str, query: &Query, headers: &HeaderMap) -
     let as_something = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).is_some_and(|accept| accept.contains("as="));
     let output = Output::negotiate(headers, query, false, false).map_err(|status| if as_something { status } else { not_acceptable() })?;
     Ok(Some(output.value(StatusCode::OK, &document)))
+}
+
+/// The document of a group that APIServices call local, though nothing of it is served.
+fn registered(server: &Server, name: &str) -> Option<Value> {
+    let mut versions: Vec<(i64, String)> = aggregation::all(server)
+        .iter()
+        .filter(|service| service.str_at("spec.group") == Some(name) && service.at("spec.service").is_none_or(Value::is_null))
+        .map(|service| (service.i64_at("spec.versionPriority").unwrap_or(0), service.str_at("spec.version").unwrap_or_default().to_string()))
+        .collect();
+    versions.sort_by_cached_key(|(priority, version)| (Reverse(*priority), version_priority(version)));
+    let versions: Vec<&str> = versions.iter().map(|(_, version)| version.as_str()).collect();
+    if versions.is_empty() {
+        return None;
+    }
+    let mut document = api_group(&Group { name, versions, kinds: vec![], remotes: vec![] });
+    document["kind"] = json!("APIGroup");
+    document["apiVersion"] = json!("v1");
+    Some(document)
 }
 
 fn is_custom(group: &Group<'_>) -> bool {

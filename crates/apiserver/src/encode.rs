@@ -391,7 +391,7 @@ impl Output {
                 text.push('\n');
                 text.into()
             }
-            Format::Yaml => serde_saphyr::to_string(value).unwrap_or_default().into(),
+            Format::Yaml => crate::yaml::text(value).into(),
         }
     }
 

@@ -21,7 +21,7 @@ const RETRY_AFTER_S: u32 = 10;
 
 /// POST of an Eviction.
 pub async fn evict(mut call: Call) -> Answer {
-    let eviction = call.object("policy", "v1", "Eviction").await?;
+    let eviction = call.object_of("policy", "v1", "Eviction", &["policy/v1beta1"]).await?;
     if eviction.name() != call.info.name {
         return Err(Status::bad_request("name in URL does not match name in Eviction object"));
     }

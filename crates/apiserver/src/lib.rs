@@ -49,6 +49,7 @@ pub mod tunnel;
 mod turns;
 pub mod watch;
 pub mod write;
+mod yaml;
 
 pub use body::{Body, BoxError};
 pub use context::{Config, Error, Identity, SERVER_BUNDLE_PATH, Server, ServerBundle, User};

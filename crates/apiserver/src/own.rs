@@ -15,6 +15,11 @@ struct Own {
     warnings: Warnings,
 }
 
+/// Who says of itself that it has written an object of a group.
+fn manager(group: &str) -> &'static str {
+    if group == "flowcontrol.apiserver.k8s.io" { "api-priority-and-fairness-config-producer-v1" } else { "kube-apiserver" }
+}
+
 impl Own {
     fn new(verb: &str, kind: &Kind, namespace: &str, name: &str, subresource: &str) -> Own {
         let info = RequestInfo {
@@ -35,7 +40,7 @@ impl Own {
     fn writer<'a>(&'a self, server: &'a Arc<Server>, kind: &'a Kind, name: &'a str) -> Writer<'a> {
         let Own { info, user, warnings } = self;
         let namespace = info.namespace.as_str();
-        Writer { server, user, info, kind, namespace, name, dry_run: false, manager: "kube-apiserver", books: Books::Closed, warnings }
+        Writer { server, user, info, kind, namespace, name, dry_run: false, manager: manager(&kind.group), books: Books::Closed, warnings }
     }
 }
 
@@ -46,7 +51,7 @@ impl Server {
         object.set("apiVersion", kind.api_version());
         object.set("kind", kind.kind.as_str());
         let own = Own::new("create", &kind, namespace, object.name(), "");
-        let writer = own.writer(self, &kind, "");
+        let writer = Writer { books: Books::Changes, ..own.writer(self, &kind, "") };
         Ok(writer.create(object).await?.value())
     }
 

@@ -9,8 +9,9 @@ use crate::{
 use api::{
     Kind, Status, field,
     request::{GetOptions, ListOptions, VersionMatch},
+    structure,
 };
-use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use base64::{DecodeError, Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::StatusCode;
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Instant};
@@ -200,8 +201,14 @@ impl Continue {
     }
     fn decode(text: &str) -> Result<Continue, Status> {
         let bad = |why: &str| Status::bad_request(format!("continue key is not valid: {why}"));
-        let bytes = URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|error| bad(&error.to_string()))?;
-        let value: Value = serde_json::from_slice(&bytes).map_err(|error| bad(&error.to_string()))?;
+        let bytes = URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|error| {
+            let at = match error {
+                DecodeError::InvalidByte(at, _) | DecodeError::InvalidLastSymbol(at, _) => at,
+                _ => text.len(),
+            };
+            bad(&format!("illegal base64 data at input byte {at}"))
+        })?;
+        let value = structure::parse(&bytes, structure::Encoding::Json).map_err(|why| bad(&why))?;
         if value.get("v").and_then(Value::as_str) != Some("meta.k8s.io/v1") {
             return Err(bad("server does not recognize this encoded version"));
         }

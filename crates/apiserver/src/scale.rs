@@ -1,21 +1,25 @@
 //! `/scale`: an `autoscaling/v1` Scale read from and written to fields of the object.
 
 use crate::{
+    Body,
     connect::{Answer, Call},
     conversion,
+    encode::{Shape, View},
     patch::{self, PatchKind},
     write::{self, Books, Changed, Part, Writer},
 };
 use api::{
     Kind, Status, Value, apply, field,
+    kind::Hooks,
     object::ObjectExt,
     request::PatchOptions,
     selector::LabelSelector,
     structure::{self, Encoding},
+    table::{self, Column},
 };
-use http::{StatusCode, header};
+use http::{Response, StatusCode, header};
 use serde_json::json;
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc};
 
 /// Where the object keeps what a Scale says.
 #[derive(Clone)]
@@ -63,9 +67,9 @@ pub async fn answer(mut call: Call, paths: Paths) -> Answer {
         if call.kind.custom.is_some() && object.at(&paths.replicas).is_none() {
             return Err(Status::internal(format!("the spec replicas field \".{}\" does not exist", paths.replicas)));
         }
-        return Ok(call.output.value(StatusCode::OK, &of(&object, &paths)));
+        return Ok(respond(&call, of(&object, &paths)));
     }
-    let scale_kind = Kind::namespaced("autoscaling", "v1", "Scale", "scales");
+    let scale_kind = kind();
     let patch_kind = match call.info.verb.as_str() {
         "update" => None,
         _ => Some(PatchKind::of(call.header(header::CONTENT_TYPE)).ok_or_else(patch::unsupported)?),
@@ -133,7 +137,37 @@ pub async fn answer(mut call: Call, paths: Paths) -> Answer {
         Ok(changed)
     });
     let written = written.await?;
-    Ok(call.output.value(StatusCode::OK, &of(&written.value(), &paths)))
+    Ok(respond(&call, of(&written.value(), &paths)))
+}
+
+/// Answers with a Scale, or with its row.
+fn respond(call: &Call, scale: Value) -> Response<Body> {
+    match call.output.shape {
+        Shape::Object => call.output.value(StatusCode::OK, &scale),
+        _ => call.output.object(StatusCode::OK, &View { kind: Arc::new(kind()), version: "v1".into() }, scale),
+    }
+}
+
+/// What a Scale is, whatever it is of.
+fn kind() -> Kind {
+    let count = |name: &str, description: &str| Column { description: description.into(), ..Column::new(name, "integer", "", 0) };
+    let mut kind = Kind::namespaced("autoscaling", "v1", "Scale", "scales").hooks(Scales);
+    kind.columns = vec![
+        Column::new("Name", "string", "name", 0),
+        count("Desired", "replicas is the desired number of instances for the scaled object."),
+        count("Available", "replicas is the actual number of observed instances of the scaled object."),
+        Column::new("Age", "string", "", 0),
+    ];
+    kind
+}
+
+struct Scales;
+
+impl Hooks for Scales {
+    fn cells(&self, scale: &Value, now_unix_s: i64) -> Vec<Value> {
+        let count = |path: &str| json!(scale.i64_at(path).unwrap_or(0));
+        vec![table::name(scale), count("spec.replicas"), count("status.replicas"), table::age(scale, now_unix_s)]
+    }
 }
 
 fn change(old: &Value, scale: &Value, paths: &Paths, kind: &Kind) -> Result<Changed, Status> {
@@ -169,6 +203,14 @@ mod tests {
         status_replicas: Cow::Borrowed("status.replicas"),
         selector: Cow::Borrowed("spec.selector"),
     };
+
+    #[test]
+    fn a_scale_has_a_row() {
+        let scale = json!({"metadata": {"name": "a"}, "spec": {"replicas": 3}, "status": {"replicas": 2}});
+        let kind = kind();
+        let cells = table::cells(&kind, &scale, 0);
+        assert_eq!((cells.len(), &cells[..3]), (kind.columns.len(), &[json!("a"), json!(3), json!(2)][..]));
+    }
 
     #[test]
     fn a_scale_is_read_and_written() {

@@ -199,9 +199,31 @@ pub fn annotations(annotations: Option<&Map<String, Value>>, path: &Path, errors
         errors.too_long(path.clone(), "", crate::limits::ANNOTATIONS_BYTES_MAX);
     }
 }
-/// A name with a domain before a slash, `example.com/thing`.
-pub fn domain_prefixed(text: &str) -> bool {
-    text.split_once('/').is_some_and(|(domain, path)| names::dns1123_subdomain(domain).is_empty() && !path.is_empty())
+/// A name with a domain before a slash, `example.com/thing`, where there must be one.
+pub fn domain_prefixed(text: &str, path: &Path, errors: &mut Errors) {
+    let Some((domain, rest)) = text.split_once('/').filter(|(domain, rest)| !domain.is_empty() && !rest.is_empty()) else {
+        return errors.invalid(path.clone(), text, "must be a domain-prefixed path (such as \"acme.io/foo\")");
+    };
+    errors.invalid_all(path, domain, names::dns1123_subdomain(domain));
+    if !rest.bytes().all(|b| b.is_ascii_alphanumeric() || b"/-._~%!$&'()*+,;=:".contains(&b)) {
+        errors.invalid(path.clone(), rest, "Invalid path (regex used for validation is '[A-Za-z0-9/\\-._~%!$&'()*+,;=:]+')");
+    }
+}
+
+/// Addresses that a load balancer reports at `path`: IP addresses, and names that are none.
+pub fn load_balancer_addresses(ingresses: &[Value], path: &Path, errors: &mut Errors) {
+    for (i, ingress) in ingresses.iter().enumerate() {
+        let path = path.index(i);
+        checked(ingress, "ip", &path, ip, errors);
+        one_of(ingress, "ipMode", &["Proxy", "VIP"], &path, errors);
+        let host = text(ingress, "hostname");
+        if !host.is_empty() {
+            errors.invalid_all(&path.child("hostname"), host, names::dns1123_subdomain(host));
+            if ip(host).is_empty() {
+                errors.invalid(path.child("hostname"), host, "must be a DNS name, not an IP address");
+            }
+        }
+    }
 }
 
 /// An IP address in the forms that old objects may have (leading zeros).

@@ -46,6 +46,28 @@ pub fn json_patch(target: &Value, patch: &[u8]) -> Result<Value> {
     Ok(object)
 }
 
+/// What is wrong with the first operation that cannot be done, where what it speaks of is not there: policies tell that.
+pub fn json_patch_problem(target: &Value, operations: &[Value]) -> Option<String> {
+    let mut object = target.clone();
+    for operation in operations {
+        if apply(&mut object, operation, &mut 0).is_ok() {
+            continue;
+        }
+        let (name, text) = (operation.get("op")?.as_str()?, operation.get("path")?.as_str()?);
+        let path = pointer(text).ok()?;
+        let has_parent = path.split_last().is_some_and(|(_, parent)| find(&mut object, parent).is_some_and(|value| !value.is_null()));
+        return match (name, has_parent) {
+            ("add" | "remove", false) => Some(format!("{name} operation does not apply: doc is missing path: {text:?}: missing value")),
+            ("replace", false) => Some(format!("replace operation does not apply: doc is missing path: {text}: missing value")),
+            ("replace", true) => Some(format!("replace operation does not apply: doc is missing key: {text}: missing value")),
+            ("test", false) => Some(format!("test operation does not apply: is missing path: {text}: missing value")),
+            ("test", true) => Some(format!("testing value {text} failed: test failed")),
+            _ => None,
+        };
+    }
+    None
+}
+
 fn apply(object: &mut Value, operation: &Value, copied_bytes: &mut usize) -> Result<(), Refused> {
     let text = |key: &str| operation.get(key).and_then(Value::as_str);
     let path = pointer(text("path").ok_or(Refused)?)?;
@@ -158,6 +180,19 @@ mod tests {
         let target = json!({"data": {"k": "1", "a/b": "s"}, "list": ["a", "b"]});
         let found = json_patch(&target, patch.as_bytes()).map(|v| v.to_string()).unwrap_or_else(|s| format!("{} {}", s.code, s.message));
         assert_eq!(found, expected, "{patch}");
+    }
+
+    #[test]
+    fn policies_tell_what_a_patch_does_not_find() {
+        let check = |patch: Value, expected: Option<&str>| {
+            let found = json_patch_problem(&json!({"metadata": {"name": "a"}}), patch.as_array().unwrap());
+            assert_eq!(found.as_deref(), expected, "{patch}");
+        };
+        check(json!([{"op": "add", "path": "/metadata/labels", "value": {}}]), None);
+        let missing = "add operation does not apply: doc is missing path: \"/data/k\": missing value";
+        check(json!([{"op": "add", "path": "/data/k", "value": "v"}]), Some(missing));
+        let missing = "replace operation does not apply: doc is missing key: /metadata/uid: missing value";
+        check(json!([{"op": "replace", "path": "/metadata/uid", "value": "v"}]), Some(missing));
     }
 
     #[test]

@@ -346,8 +346,8 @@ fn mutated(policy: &Policy, cx: &AdmissionContext<'_>, object: &Value, version: 
         let made = made.to_json().ok_or("its expression gives no object")?;
         shown = if *is_patch {
             let operations: Vec<Value> = made.as_array().cloned().unwrap_or_default();
-            merge::json_patch(&shown, &bytes::Bytes::from(json!(operations).to_string()))
-                .map_err(|status| format!("JSON Patch: {}", status.message))?
+            let why = |status: Status| merge::json_patch_problem(&shown, &operations).unwrap_or(status.message);
+            merge::json_patch(&shown, &bytes::Bytes::from(json!(operations).to_string())).map_err(|status| format!("JSON Patch: {}", why(status)))?
         } else {
             let forbidden = ["apiVersion", "kind", "metadata.name", "metadata.namespace", "metadata.uid"];
             if let Some(field) = forbidden.iter().find(|field| made.at(field).is_some_and(|value| Some(value) != shown.at(field))) {
@@ -396,6 +396,6 @@ fn failed_policy(cx: &AdmissionContext<'_>, object: &Value, policy: &Policy, bin
     let message = why.to_string();
     let what = format!("policy '{}' with binding '{}'", policy.name, binding.name());
     let status = refuse(cx, object, &what, &Finding { message, reason: "Invalid".into(), index: None });
-    // Kubernetes keeps the code of a refusal here, whatever the reason.
-    Status { code: 403, ..status }
+    // Kubernetes keeps the code of a refusal here, whatever the reason, and does not say what is refused.
+    Status { code: 403, message: format!("{what} denied request: {why}"), ..status }
 }

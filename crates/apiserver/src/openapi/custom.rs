@@ -39,14 +39,21 @@ pub fn definitions(kind: &Kind, version: &str, form: Form) -> Map<String, Value>
     let raw = kind.custom.as_deref().and_then(|custom: &Custom| custom.version(version)).map(|version| version.raw.clone()).unwrap_or_default();
     let named = |shown: &str| json!([{"group": kind.group, "kind": shown, "version": version}]);
     let mut object = converted(&raw, form);
-    own_fields(&mut object, REFERRED_TO[0], form);
+    if form == Form::V2 && raw.get("x-kubernetes-preserve-unknown-fields").and_then(Value::as_bool) == Some(true) {
+        // Clients of version 2 take the fields that they are told of for all that there are.
+        object = json!({"type": "object"});
+    } else {
+        own_fields(&mut object, REFERRED_TO[0], form);
+    }
     object["x-kubernetes-group-version-kind"] = named(&kind.kind);
     let name = definition_name(&kind.group, version, &kind.kind);
     let item = match form {
         Form::V2 => json!({"$ref": format!("#/definitions/{name}")}),
         Form::V3 => json!({"$ref": format!("#/components/schemas/{name}")}),
     };
-    let mut list = json!({"type": "object", "required": ["items"], "properties": {"items": {"type": "array", "items": item}}});
+    let items = format!("List of {}. More info: {CONVENTIONS}", kind.resource);
+    let mut list = json!({"type": "object", "required": ["items"], "properties": {"items": {"type": "array", "items": item, "description": items}}});
+    list["description"] = json!(format!("{} is a list of {}", kind.list_kind, kind.kind));
     own_fields(&mut list, REFERRED_TO[1], form);
     list["x-kubernetes-group-version-kind"] = named(&kind.list_kind);
     [(name, object), (definition_name(&kind.group, version, &kind.list_kind), list)].into_iter().collect()
@@ -61,10 +68,19 @@ fn own_fields(schema: &mut Value, metadata: &str, form: Form) {
         schema["properties"] = json!({});
     }
     schema["type"] = json!("object");
-    schema["properties"]["apiVersion"] = json!({"type": "string"});
-    schema["properties"]["kind"] = json!({"type": "string"});
+    let metadata_is = if metadata == REFERRED_TO[1] { LIST_METADATA } else { METADATA };
+    schema["properties"]["apiVersion"] = json!({"type": "string", "description": format!("{API_VERSION} More info: {CONVENTIONS}#resources")});
+    schema["properties"]["kind"] = json!({"type": "string", "description": format!("{KIND} More info: {CONVENTIONS}#types-kinds")});
     schema["properties"]["metadata"] = form.reference(metadata);
+    schema["properties"]["metadata"]["description"] = json!(format!("{}. More info: {CONVENTIONS}#{}", metadata_is.0, metadata_is.1));
 }
+
+/// What clients show of the fields that every object has.
+const CONVENTIONS: &str = "https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md";
+const API_VERSION: &str = "APIVersion defines the versioned schema of this representation of an object. Servers should convert recognized schemas to the latest internal value, and may reject unrecognized values.";
+const KIND: &str = "Kind is a string value representing the REST resource this object represents. Servers may infer this from the endpoint the client submits requests to. Cannot be updated. In CamelCase.";
+const METADATA: (&str, &str) = ("Standard object's metadata", "metadata");
+const LIST_METADATA: (&str, &str) = ("Standard list metadata", "types-kinds");
 
 /// What version 2 cannot say, or clients of it do not understand.
 const ONLY_V3: [&str; 7] = ["nullable", "oneOf", "anyOf", "allOf", "not", "default", "x-kubernetes-validations"];

@@ -93,7 +93,7 @@ pub fn answer(server: &Server, path: &str, request: &Request<Body>) -> Result<Op
         }
         "/openapi/v3" => {
             let mut index = Map::new();
-            for name in group_versions(&catalogue) {
+            for name in group_versions(&catalogue).into_iter().chain(roots(&catalogue)) {
                 let Some(document) = documents.of_group(&catalogue, &name) else { continue };
                 index.insert(name.clone(), json!({"serverRelativeURL": place(&name, &document)}));
             }
@@ -173,6 +173,41 @@ fn group_versions(catalogue: &Catalogue) -> Vec<String> {
     names.into_iter().collect()
 }
 
+/// Documents of what belongs to no version of a group, and the types of their answers; an empty type is text.
+const ROOTS: &[(&str, &str)] = &[
+    (".well-known/openid-configuration", ""),
+    ("api", "io.k8s.apimachinery.pkg.apis.meta.v1.APIVersions"),
+    ("apis", "io.k8s.apimachinery.pkg.apis.meta.v1.APIGroupList"),
+    ("openid/v1/jwks", ""),
+    ("version", "io.k8s.apimachinery.pkg.version.Info"),
+];
+
+/// The names of those documents: the above, and one for each built-in group.
+fn roots(catalogue: &Catalogue) -> Vec<String> {
+    let built_in = catalogue.iter().filter(|kind| kind.custom.is_none() && !kind.group.is_empty());
+    let groups: BTreeSet<String> = built_in.map(|kind| format!("apis/{}", kind.group)).collect();
+    ROOTS.iter().map(|(name, _)| name.to_string()).chain(groups).collect()
+}
+
+/// One of those documents: the only path in it answers with a document about the others.
+fn root(catalogue: &Catalogue, name: &str) -> Option<Value> {
+    let type_ = match ROOTS.iter().find(|(known, _)| *known == name) {
+        Some((_, type_)) => *type_,
+        None => {
+            let group = name.strip_prefix("apis/")?;
+            catalogue.iter().find(|kind| kind.custom.is_none() && kind.group == group && !group.is_empty())?;
+            "io.k8s.apimachinery.pkg.apis.meta.v1.APIGroup"
+        }
+    };
+    let schemas = closure(schema::definitions().map(|(name, _)| name).filter(|known| *known == type_).collect());
+    let answer = match schemas.is_empty() {
+        true => json!({"type": "string"}),
+        false => json!({"$ref": format!("#/components/schemas/{type_}")}),
+    };
+    let path = json!({"get": {"responses": {"200": {"description": "OK", "content": {"application/json": {"schema": answer}}}}}});
+    Some(json!({"openapi": "3.0.0", "info": info(), "paths": {format!("/{name}/"): path}, "components": {"schemas": schemas}}))
+}
+
 fn prefix(kind: &Kind, version: &str) -> String {
     if kind.group.is_empty() { format!("api/{version}") } else { format!("apis/{}/{version}", kind.group) }
 }
@@ -200,7 +235,7 @@ fn v3(catalogue: &Catalogue, name: &str) -> Option<Value> {
         }
     }
     if paths.is_empty() {
-        return None;
+        return root(catalogue, name);
     }
     wanted.extend(["io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions", "io.k8s.apimachinery.pkg.apis.meta.v1.Status"]);
     // Subresources are of types of other groups.
@@ -229,7 +264,8 @@ fn closure(mut wanted: BTreeSet<&'static str>) -> Map<String, Value> {
             }
         }
         // The facts are ours and always parse.
-        let schema = serde_json::from_str(&text.replace(OLD, "#/components/schemas/")).unwrap_or(Value::Null);
+        let mut schema = serde_json::from_str(&text.replace(OLD, "#/components/schemas/")).unwrap_or_else(|_| json!({}));
+        schema::describe(name, &mut schema, true);
         schemas.insert(name.to_string(), schema);
     }
     schemas
@@ -237,8 +273,12 @@ fn closure(mut wanted: BTreeSet<&'static str>) -> Map<String, Value> {
 
 fn v2(catalogue: &Catalogue) -> Value {
     let mut paths = Map::new();
-    let mut definitions: Map<String, Value> =
-        schema::definitions().map(|(name, text)| (name.to_string(), serde_json::from_str(text).unwrap_or(Value::Null))).collect();
+    let definition = |(name, text): (&str, &str)| {
+        let mut definition = serde_json::from_str(text).unwrap_or_else(|_| json!({}));
+        schema::describe(name, &mut definition, false);
+        (name.to_string(), definition)
+    };
+    let mut definitions: Map<String, Value> = schema::definitions().map(definition).collect();
     for kind in catalogue.iter() {
         for version in &kind.versions {
             let kind = kind.view(version).unwrap_or(kind);

@@ -4,7 +4,7 @@ use super::rules;
 use crate::{
     cel::Type,
     field::{Errors, Path},
-    kind::{Hooks, Kind},
+    kind::{Hooks, Kind, MetadataAgain},
     kinds::{
         checks,
         values::{has, list, member, strings, text},
@@ -19,6 +19,7 @@ pub fn kind() -> Kind {
         .categories(&["api-extensions"])
         .generation()
         .conditional_update()
+        .metadata_again(MetadataAgain::AsCreate)
         .hooks(MutatingAdmissionPolicies)
 }
 

@@ -3,7 +3,7 @@
 use super::rules;
 use crate::{
     field::Errors,
-    kind::{Hooks, Kind},
+    kind::{Hooks, Kind, MetadataAgain},
     kinds::values::list,
     table,
 };
@@ -14,6 +14,7 @@ pub fn kind() -> Kind {
         .categories(&["api-extensions"])
         .generation()
         .conditional_update()
+        .metadata_again(MetadataAgain::AsCreate)
         .hooks(MutatingWebhookConfigurations)
 }
 

@@ -4,7 +4,7 @@ use super::rules;
 use crate::{
     cel::Type,
     field::{Errors, Path},
-    kind::{Hooks, Kind},
+    kind::{Hooks, Kind, MetadataAgain},
     kinds::{
         checks,
         values::{list, put, text},
@@ -22,6 +22,7 @@ pub fn kind() -> Kind {
         .generation()
         .conditional_update()
         .status()
+        .metadata_again(MetadataAgain::AsCreate)
         .hooks(ValidatingAdmissionPolicies)
 }
 

@@ -78,7 +78,7 @@ impl Hooks for Deployments {
     fn validate_status(&self, deployment: &Value, old: &Value, errors: &mut Errors) {
         let (status, path) = (workload::status(deployment), Path::new("status"));
         workload::counters(status, &["updatedReplicas", "readyReplicas", "availableReplicas"], &path, errors);
-        checks::not_negatives(status, &["unavailableReplicas", "observedGeneration", "collisionCount"], &path, errors);
+        checks::not_negatives(status, &["unavailableReplicas", "terminatingReplicas", "observedGeneration", "collisionCount"], &path, errors);
         workload::available_within_ready(status, &path, "cannot be greater than readyReplicas", errors);
         workload::collision_count(status, workload::status(old), &path, errors);
     }

@@ -26,6 +26,7 @@ const NAME_LABEL: &str = "batch.kubernetes.io/job-name";
 const OLD_NAME_LABEL: &str = "job-name";
 const INDEXED_PARALLELISM_MAX: i64 = 100_000;
 const INDEXED_COMPLETIONS_WITHOUT_LIMITS_MAX: i64 = 100_000;
+const SUCCEEDED_INDEXES_BYTES_MAX: usize = 64 * 1024;
 
 struct Jobs;
 
@@ -207,8 +208,10 @@ pub fn validate_spec(spec: &Value, path: &Path, errors: &mut Errors) {
         errors.invalid(path.child("backoffLimitPerIndex"), shown(spec, "backoffLimitPerIndex"), "requires indexed completion mode");
     }
     if let Some(manager) = member(spec, "managedBy").and_then(Value::as_str) {
-        if !checks::domain_prefixed(manager) {
-            errors.invalid(path.child("managedBy"), manager, "must be a domain-prefixed path (such as \"acme.io/foo\")");
+        if manager.is_empty() {
+            errors.required(path.child("managedBy"), "");
+        } else {
+            checks::domain_prefixed(manager, &path.child("managedBy"), errors);
         }
         if manager.len() > 63 {
             errors.too_long(path.child("managedBy"), "", 63);
@@ -320,7 +323,27 @@ fn success_policy(spec: &Value, path: &Path, errors: &mut Errors) {
         if count.is_none() && indexes.is_empty() {
             errors.required(path.clone(), "at least one of succeededCount or succeededIndexes must be specified");
         }
+        let mut selected = None;
+        if has(rule, "succeededIndexes") {
+            let at = path.child("succeededIndexes");
+            if indexes.len() > SUCCEEDED_INDEXES_BYTES_MAX {
+                errors.too_long(at.clone(), indexes, SUCCEEDED_INDEXES_BYTES_MAX);
+            }
+            match count_indexes(indexes, int(spec, "completions").unwrap_or(0)) {
+                Ok(number) => selected = Some(number),
+                Err(why) => errors.invalid(at, indexes, &format!("error parsing succeededIndexes: {why}")),
+            }
+        }
         checks::not_negative(rule, "succeededCount", &path, errors);
+        if let (Some(count), Some(selected)) = (count, selected)
+            && count > selected
+        {
+            errors.invalid(
+                path.child("succeededCount"),
+                count,
+                &format!("must be less than or equal to {selected} (the number of indexes in the specified succeededIndexes field)"),
+            );
+        }
         if let (Some(count), Some(completions)) = (count, int(spec, "completions"))
             && count > completions
         {
@@ -333,12 +356,49 @@ fn success_policy(spec: &Value, path: &Path, errors: &mut Errors) {
     }
 }
 
+/// How many indexes a text such as `0,2-4` names, all of them below `completions` and each greater than the one before.
+fn count_indexes(text: &str, completions: i64) -> Result<i64, String> {
+    let number = |part: &str| match part.parse::<i64>() {
+        Err(_) => Err(format!("cannot convert string to integer for index: {part:?}")),
+        Ok(index) if index >= completions => Err(format!("too large index: {part:?}")),
+        Ok(index) => Ok(index),
+    };
+    let (mut count, mut last) = (0, None);
+    for interval in text.split(',').filter(|_| !text.is_empty()) {
+        let parts: Vec<&str> = interval.split('-').collect();
+        let (first, end) = match parts.as_slice() {
+            [one] => (number(one)?, None),
+            [first, end] => (number(first)?, Some(number(end)?)),
+            _ => {
+                return Err(format!(
+                    "the fragment {interval:?} violates the requirement that an index interval can have at most two parts separated by '-'"
+                ));
+            }
+        };
+        for (before, after) in [(last, Some(first)), (end.and(Some(first)), end)] {
+            if let (Some(before), Some(after)) = (before, after)
+                && before >= after
+            {
+                return Err(format!("non-increasing order, previous: {before}, current: {after}"));
+            }
+        }
+        let end = end.unwrap_or(first);
+        count += end - first + 1;
+        last = Some(end);
+    }
+    Ok(count)
+}
+
 /// What may change in a Job that may have started.
 fn validate_update(spec: &Value, old: &Value, path: &Path, errors: &mut Errors) {
     let before = workload::spec(old);
-    let elastic = text(before, "completionMode") == "Indexed" && int(spec, "completions") == int(spec, "parallelism");
-    if !elastic {
+    if text(spec, "completionMode") != "Indexed" {
         checks::immutable(spec.get("completions"), before.get("completions"), &path.child("completions"), errors);
+    } else if let Some(completions) = int(spec, "completions")
+        && int(before, "completions") != Some(completions)
+        && int(spec, "parallelism") != Some(completions)
+    {
+        errors.invalid(path.child("completions"), completions, &format!("can only be modified in tandem with {path}.parallelism"));
     }
     checks::immutable_structure("meta.v1.LabelSelector", spec.get("selector"), before.get("selector"), &path.child("selector"), errors);
     let mut template = shown(spec, "template");
@@ -431,5 +491,25 @@ fn validate_status(job: &Value, old: &Value, errors: &mut Errors) {
     }
     if !flag(spec, "suspend") && has(before, "startTime") && status.get("startTime") != before.get("startTime") {
         errors.invalid(path.child("startTime"), shown(status, "startTime"), "field is immutable for unsuspended job once set");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn indexes_grow_and_are_below_the_number_of_completions() {
+        assert_eq!(count_indexes("", 5), Ok(0));
+        assert_eq!(count_indexes("0,2-4", 5), Ok(4));
+        for (text, problem) in [
+            ("5", "too large index: \"5\""),
+            ("1,a", "cannot convert string to integer for index: \"a\""),
+            ("1,1", "non-increasing order, previous: 1, current: 1"),
+            ("3-2", "non-increasing order, previous: 3, current: 2"),
+            ("1-2-3", "the fragment \"1-2-3\" violates the requirement that an index interval can have at most two parts separated by '-'"),
+        ] {
+            assert_eq!(count_indexes(text, 5), Err(problem.to_string()), "{text}");
+        }
     }
 }

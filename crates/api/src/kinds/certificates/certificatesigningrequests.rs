@@ -185,7 +185,7 @@ fn stamp(request: &mut Value, old: &Value) {
 }
 
 /// A domain with a dot, a slash, and a path of names.
-fn signer_name(name: &str, path: &Path, errors: &mut Errors) {
+pub fn signer_name(name: &str, path: &Path, errors: &mut Errors) {
     if name.is_empty() {
         return errors.required(path.clone(), "");
     }

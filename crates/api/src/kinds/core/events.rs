@@ -2,7 +2,7 @@
 
 use crate::{
     field::{Errors, Path},
-    kind::{Hooks, Kind, NameRule},
+    kind::{Hooks, Kind, MetadataAgain, NameRule},
     kinds::values::{has, int, made, member, put, text},
     names,
     object::ObjectExt,
@@ -28,6 +28,7 @@ pub fn kind() -> Kind {
             "type",
         ])
         .create_on_update()
+        .metadata_again(MetadataAgain::Never)
         .hooks(Events)
 }
 

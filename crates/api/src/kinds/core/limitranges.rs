@@ -2,8 +2,9 @@
 
 use crate::{
     field::{Errors, Path},
-    kind::{Hooks, Kind},
+    kind::{Hooks, Kind, MetadataAgain},
     kinds::{
+        pod::resources,
         values::{each, entries, has, list, made, map, put, text, within},
         workload,
     },
@@ -14,7 +15,11 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub fn kind() -> Kind {
-    Kind::namespaced("", "v1", "LimitRange", "limitranges").short(&["limits"]).create_on_update().hooks(LimitRanges)
+    Kind::namespaced("", "v1", "LimitRange", "limitranges")
+        .short(&["limits"])
+        .create_on_update()
+        .metadata_again(MetadataAgain::AsCreate)
+        .hooks(LimitRanges)
 }
 
 struct LimitRanges;
@@ -78,6 +83,15 @@ fn validate_limit(limit: &Value, duplicate: bool, path: &Path, errors: &mut Erro
     if kind == "PersistentVolumeClaim" && !min.contains_key("storage") && !max.contains_key("storage") {
         errors.required(path.child("limits"), "either minimum or maximum storage value is required, but neither was provided");
     }
+    for key in ["max", "min", "default", "defaultRequest", "maxLimitRequestRatio"] {
+        for (name, _) in entries(limit, key) {
+            let problems = match kind {
+                "Pod" | "Container" => resources::container_resource_name(name),
+                _ => resources::resource_name(name),
+            };
+            errors.invalid_all(&path.child(key).key(name), name.as_str(), problems);
+        }
+    }
     let names: BTreeSet<&String> = [&max, &min, &default, &request, &ratio].into_iter().flat_map(|m| m.keys()).collect();
     for name in names {
         let (max, min, default, request, ratio) = (max.get(name), min.get(name), default.get(name), request.get(name), ratio.get(name));
@@ -118,6 +132,19 @@ fn validate_limit(limit: &Value, duplicate: bool, path: &Path, errors: &mut Erro
             && ratio.milli() < 1000
         {
             over("maxLimitRequestRatio", ratio, format!("ratio {ratio} is less than 1"));
+        }
+        if let (Some(ratio), Some(max), Some(min)) = (ratio, max, min) {
+            let limit = max.milli() as f64 / min.milli() as f64;
+            if ratio.milli() as f64 / 1000.0 > limit {
+                over("maxLimitRequestRatio", ratio, format!("ratio {ratio} is greater than max/min = {limit:.6}"));
+            }
+        }
+        if let (Some(default), Some(request)) = (default, request)
+            && kind != "Pod"
+            && default != request
+            && !resources::overcommits(name)
+        {
+            over("defaultRequest", request, format!("default value {default} must equal to defaultRequest value {request} in {name}"));
         }
     }
 }

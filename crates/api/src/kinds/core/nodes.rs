@@ -113,6 +113,11 @@ impl Hooks for Nodes {
             }
         }
         if let Some(old) = old {
+            let addresses = list(workload::status(node), "addresses");
+            for (i, address) in addresses.iter().enumerate().filter(|(i, address)| addresses[..*i].contains(address)) {
+                let shown = internal::show("core.v1.NodeAddress", address);
+                errors.duplicate_structure(Path::new("status").child("addresses").index(i), &shown);
+            }
             let (spec, before) = (workload::spec(node), workload::spec(old));
             if !list(before, "podCIDRs").is_empty() && list(before, "podCIDRs") != list(spec, "podCIDRs") {
                 errors.forbidden(Path::new("spec").child("podCIDRs"), "node updates may not change podCIDR except from \"\" to valid");

@@ -4,7 +4,7 @@ use super::persistentvolumeclaims::{BETA_CLASS, class, short_modes, unset};
 use crate::{
     field::{Errors, Path},
     internal,
-    kind::{Hooks, Kind},
+    kind::{Hooks, Kind, MetadataAgain},
     kinds::{
         checks,
         pod::{defaults, scheduling, volumes, warnings},
@@ -19,7 +19,11 @@ use crate::{
 use serde_json::{Value, json};
 
 pub fn kind() -> Kind {
-    Kind::cluster("", "v1", "PersistentVolume", "persistentvolumes").short(&["pv"]).status().hooks(PersistentVolumes)
+    Kind::cluster("", "v1", "PersistentVolume", "persistentvolumes")
+        .short(&["pv"])
+        .status()
+        .metadata_again(MetadataAgain::AsCreate)
+        .hooks(PersistentVolumes)
 }
 
 const MODES: &[&str] = &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];

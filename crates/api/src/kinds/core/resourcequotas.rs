@@ -86,7 +86,8 @@ impl Hooks for ResourceQuotas {
     }
 }
 
-fn is_quota_name(name: &str) -> bool {
+/// Whether a name without a domain is one of the resources that quotas know.
+pub fn is_quota_name(name: &str) -> bool {
     COMPUTE.contains(&name) || COUNTED.contains(&name) || name.starts_with("hugepages-") || name.starts_with("requests.hugepages-")
 }
 

@@ -161,18 +161,7 @@ impl Hooks for Services {
             errors.forbidden(path.clone(), "may only be used when `spec.type` is 'LoadBalancer'");
             return;
         }
-        for (i, ingress) in ingresses.iter().enumerate() {
-            let path = path.index(i);
-            checks::checked(ingress, "ip", &path, checks::ip, errors);
-            checks::one_of(ingress, "ipMode", &["Proxy", "VIP"], &path, errors);
-            let host = text(ingress, "hostname");
-            if !host.is_empty() {
-                errors.invalid_all(&path.child("hostname"), host, names::dns1123_subdomain(host));
-                if checks::ip(host).is_empty() {
-                    errors.invalid(path.child("hostname"), host, "must be a DNS name, not an IP address");
-                }
-            }
-        }
+        checks::load_balancer_addresses(ingresses, &path, errors);
     }
     fn cells(&self, service: &Value, now_unix_s: i64) -> Vec<Value> {
         let spec = workload::spec(service);

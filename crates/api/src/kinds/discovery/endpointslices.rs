@@ -2,7 +2,7 @@
 
 use crate::{
     field::{Errors, Path},
-    kind::{Hooks, Kind},
+    kind::{Hooks, Kind, MetadataAgain},
     kinds::{
         checks,
         core::endpoints::first_few,
@@ -15,12 +15,17 @@ use crate::{
 use serde_json::{Value, json};
 
 pub fn kind() -> Kind {
-    Kind::namespaced("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices").generation().hooks(EndpointSlices)
+    Kind::namespaced("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices")
+        .generation()
+        .metadata_again(MetadataAgain::AsCreate)
+        .hooks(EndpointSlices)
 }
 
 const ENDPOINTS_MAX: usize = 1000;
 const ADDRESSES_MAX: usize = 100;
 const PORTS_MAX: usize = 20_000;
+/// Zones or nodes for which an endpoint is meant.
+const HINTS_MAX: usize = 8;
 
 struct EndpointSlices;
 
@@ -146,6 +151,10 @@ fn validate_endpoint(endpoint: &Value, kind: &str, path: &Path, errors: &mut Err
     let Some(hints) = member(endpoint, "hints") else { return };
     for key in ["forZones", "forNodes"] {
         let all = list(hints, key);
+        if all.len() > HINTS_MAX {
+            errors.too_many(path.child("hints").child(key), all.len(), HINTS_MAX);
+            continue;
+        }
         for (i, hint) in all.iter().enumerate() {
             let at = path.child("hints").child(key).index(i).child("name");
             let name = text(hint, "name");

@@ -3,7 +3,7 @@
 use crate::{
     field::{Errors, Path, Reason},
     internal,
-    kind::{Hooks, Kind},
+    kind::{Hooks, Kind, MetadataAgain},
     kinds::{
         checks,
         values::{fill_zero, flag, has, int, list, made, member, put, strings, text},
@@ -16,7 +16,11 @@ use crate::{
 use serde_json::{Value, json};
 
 pub fn kind() -> Kind {
-    Kind::cluster("flowcontrol.apiserver.k8s.io", "v1", "FlowSchema", "flowschemas").generation().status().hooks(FlowSchemas)
+    Kind::cluster("flowcontrol.apiserver.k8s.io", "v1", "FlowSchema", "flowschemas")
+        .generation()
+        .status()
+        .metadata_again(MetadataAgain::AsCreate)
+        .hooks(FlowSchemas)
 }
 
 const PRECEDENCE_DEFAULT: i64 = 1000;

@@ -4,7 +4,7 @@ use super::flowschemas::MANDATORY;
 use crate::{
     field::{Errors, Path},
     internal,
-    kind::{Hooks, Kind},
+    kind::{Hooks, Kind, MetadataAgain},
     kinds::{
         values::{fill, fill_zero, has, int, made, member, put, text, within},
         workload,
@@ -18,6 +18,7 @@ pub fn kind() -> Kind {
     Kind::cluster("flowcontrol.apiserver.k8s.io", "v1", "PriorityLevelConfiguration", "prioritylevelconfigurations")
         .generation()
         .status()
+        .metadata_again(MetadataAgain::AsCreate)
         .hooks(PriorityLevelConfigurations)
 }
 

@@ -20,6 +20,13 @@ const CONTROLLER_CHARS_MAX: usize = 250;
 
 struct IngressClasses;
 
+/// A reference to an object by group, kind and name.
+pub fn typed_reference(reference: &Value, path: &Path, errors: &mut Errors) {
+    checks::checked(reference, "apiGroup", path, names::dns1123_subdomain, errors);
+    checks::required_checked(reference, "kind", path, checks::path_segment, errors);
+    checks::required_checked(reference, "name", path, checks::path_segment, errors);
+}
+
 impl Hooks for IngressClasses {
     fn default(&self, class: &mut Value) {
         within(class, "spec", |spec| within(spec, "parameters", |parameters| fill(parameters, "scope", "Cluster")));
@@ -30,18 +37,17 @@ impl Hooks for IngressClasses {
         if controller.len() > CONTROLLER_CHARS_MAX {
             errors.too_long(path.child("controller"), "", CONTROLLER_CHARS_MAX);
         }
-        if checks::required(spec, "controller", &path, errors) && !checks::domain_prefixed(controller) {
-            errors.invalid(path.child("controller"), controller, "must be a domain-prefixed path (such as \"acme.io/foo\")");
+        if checks::required(spec, "controller", &path, errors) {
+            checks::domain_prefixed(controller, &path.child("controller"), errors);
         }
         if let Some(parameters) = member(spec, "parameters") {
             let path = path.child("parameters");
-            checks::checked(parameters, "apiGroup", &path, names::dns1123_subdomain, errors);
-            checks::required_checked(parameters, "kind", &path, checks::path_segment, errors);
-            checks::required_checked(parameters, "name", &path, checks::path_segment, errors);
+            typed_reference(parameters, &path, errors);
             match text(parameters, "scope") {
-                "Namespace" => {
-                    checks::required(parameters, "namespace", &path, errors);
-                }
+                "Namespace" => match member(parameters, "namespace").and_then(Value::as_str) {
+                    None => errors.required(path.child("namespace"), "parameters.scope is set to 'Namespace'"),
+                    Some(namespace) => errors.invalid_all(&path.child("namespace"), namespace, names::dns1123_label(namespace)),
+                },
                 "Cluster" if !text(parameters, "namespace").is_empty() => {
                     errors.forbidden(path.child("namespace"), "parameters.scope is set to 'Cluster'")
                 }

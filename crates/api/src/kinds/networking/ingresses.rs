@@ -57,6 +57,10 @@ impl Hooks for Ingresses {
             }
         }
     }
+    fn validate_status(&self, ingress: &Value, _old: &Value, errors: &mut Errors) {
+        let addresses = workload::status(ingress).at("loadBalancer").map(|balancer| list(balancer, "ingress")).unwrap_or_default();
+        checks::load_balancer_addresses(addresses, &Path::new("status").child("loadBalancer").child("ingress"), errors);
+    }
     fn warnings(&self, ingress: &Value, old: Option<&Value>) -> Vec<String> {
         let named = old.is_none() && ingress.annotation(CLASS_ANNOTATION).is_some() && !has(workload::spec(ingress), "ingressClassName");
         named.then(|| format!("annotation {CLASS_ANNOTATION:?} is deprecated, please use 'spec.ingressClassName' instead")).into_iter().collect()
@@ -138,10 +142,7 @@ fn validate_backend(backend: &Value, path: &Path, errors: &mut Errors) {
         (Some(_), Some(_)) => errors.invalid(path.clone(), "", "cannot set both resource and service backends"),
         (None, Some(resource)) => {
             let path = path.child("resource");
-            checks::required(resource, "kind", &path, errors);
-            checks::required(resource, "name", &path, errors);
-            checks::checked(resource, "kind", &path, checks::path_segment, errors);
-            checks::checked(resource, "name", &path, checks::path_segment, errors);
+            super::ingressclasses::typed_reference(resource, &path, errors);
         }
         (None, None) => errors.invalid(path.clone(), "", "resource or service backend is required"),
         (Some(service), None) => {

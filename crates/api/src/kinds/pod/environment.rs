@@ -23,16 +23,8 @@ const VARIABLE_FIELDS: &[&str] = &[
     "status.podIPs",
 ];
 const FILE_FIELDS: &[&str] = &["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
-/// Labels that Kubernetes knows as fields of a pod at all.
-const KNOWN_FIELDS: &[&str] = &[
-    "spec.restartPolicy",
-    "spec.schedulerName",
-    "spec.hostNetwork",
-    "status.phase",
-    "status.nominatedNodeName",
-    "metadata.labels",
-    "metadata.annotations",
-];
+/// What Kubernetes knows as fields of a pod beside those that variables show.
+const KNOWN_FIELDS: &[&str] = &["spec.restartPolicy", "spec.schedulerName", "status.phase", "metadata.labels", "metadata.annotations"];
 const CONTAINER_RESOURCES: &[&str] =
     &["limits.cpu", "limits.ephemeral-storage", "limits.memory", "requests.cpu", "requests.ephemeral-storage", "requests.memory"];
 
@@ -44,18 +36,17 @@ pub fn field_ref(field: &Value, file: bool, path: &Path, errors: &mut Errors) {
     }
     let (version, name) = (text(field, "apiVersion"), text(field, "fieldPath"));
     let at = path.child("fieldPath");
-    if let Some((map, key)) = name.strip_suffix(']').and_then(|n| n.split_once('[')) {
-        let key = key.trim_matches(['\'', '"']);
-        match map {
+    if version != "v1" {
+        return errors.invalid(at, name, &format!("error converting fieldPath: unsupported pod version: {version}"));
+    }
+    if let Some((map, key)) = name.strip_suffix("']").and_then(|n| n.split_once("['")).filter(|(map, _)| !map.is_empty()) {
+        return match map {
             "metadata.annotations" => errors.invalid_all(path, key, names::qualified_name(&key.to_lowercase())),
             "metadata.labels" => errors.invalid_all(path, key, names::qualified_name(key)),
-            _ => errors.invalid(path.clone(), map, "does not support subscript"),
-        }
-        return;
+            _ => errors.invalid(at, name, &format!("error converting fieldPath: field label does not support subscript: {name}")),
+        };
     }
-    if version != "v1" {
-        errors.invalid(at, name, &format!("error converting fieldPath: unsupported pod version: {version}"));
-    } else if !supported.contains(&name) && !KNOWN_FIELDS.contains(&name) && !VARIABLE_FIELDS.contains(&name) {
+    if !supported.contains(&name) && !KNOWN_FIELDS.contains(&name) && !VARIABLE_FIELDS.contains(&name) {
         errors.invalid(at, name, &format!("error converting fieldPath: field label not supported: {name}"));
     } else if !supported.contains(&name) {
         errors.not_supported(at, name, supported);
@@ -179,7 +170,7 @@ pub fn validate_files(items: &[Value], path: &Path, errors: &mut Errors) {
         if text(item, "path").is_empty() {
             errors.required(path.child("path"), "");
         } else {
-            super::volumes::relative_path(text(item, "path"), &path.child("path"), errors);
+            super::volumes::file_path(text(item, "path"), &path.child("path"), errors);
         }
         match (member(item, "fieldRef"), member(item, "resourceFieldRef")) {
             (Some(_), Some(_)) => errors.invalid(path.clone(), "resource", "fieldRef and resourceFieldRef can not be specified simultaneously"),

@@ -2,13 +2,16 @@
 
 use crate::{
     field::{Errors, Path},
+    internal,
     kinds::{
         checks,
         values::{flag, has, int, list, member, text},
     },
+    names,
 };
 use serde_json::Value;
 
+const GMSA_BYTES_MAX: usize = 64 * 1024;
 const ID_RANGE: &str = "must be between 0 and 2147483647, inclusive";
 
 fn id(value: Option<i64>, path: Path, errors: &mut Errors) {
@@ -51,6 +54,17 @@ fn profile(parent: &Value, key: &str, path: &Path, errors: &mut Errors) {
 fn windows_options(parent: &Value, path: &Path, errors: &mut Errors) {
     let Some(options) = member(parent, "windowsOptions") else { return };
     let path = path.child("windowsOptions");
+    if let Some(Value::String(name)) = member(options, "gmsaCredentialSpecName") {
+        errors.invalid_all(&path.child("gmsaCredentialSpecName"), name.as_str(), names::dns1123_subdomain(name));
+    }
+    if let Some(Value::String(spec)) = member(options, "gmsaCredentialSpec") {
+        let at = path.child("gmsaCredentialSpec");
+        if spec.is_empty() {
+            errors.invalid(at, "", "gmsaCredentialSpec cannot be an empty string");
+        } else if spec.len() > GMSA_BYTES_MAX {
+            errors.invalid(at, spec.as_str(), &format!("gmsaCredentialSpec size must be under {} KiB", GMSA_BYTES_MAX / 1024));
+        }
+    }
     if let Some(Value::String(user)) = member(options, "runAsUserName") {
         let at = path.child("runAsUserName");
         let parts: Vec<&str> = user.split('\\').collect();
@@ -87,11 +101,13 @@ pub fn validate_container(container: &Value, spec: &Value, path: &Path, errors: 
     profile(context, "appArmorProfile", &path, errors);
     if context.get("allowPrivilegeEscalation").and_then(Value::as_bool) == Some(false) {
         if flag(context, "privileged") {
-            errors.invalid(path.clone(), Value::Null, "cannot set `allowPrivilegeEscalation` to false and `privileged` to true");
+            let shown = internal::show("core.v1.SecurityContext", context);
+            errors.invalid_structure(path.clone(), &shown, "cannot set `allowPrivilegeEscalation` to false and `privileged` to true");
         }
         let added = context.get("capabilities").map(|c| list(c, "add")).unwrap_or_default();
         if added.iter().any(|c| c == "CAP_SYS_ADMIN") {
-            errors.invalid(path.clone(), Value::Null, "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN");
+            let shown = internal::show("core.v1.SecurityContext", context);
+            errors.invalid_structure(path.clone(), &shown, "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN");
         }
     }
     windows_options(context, &path, errors);
@@ -109,7 +125,6 @@ fn sysctl_name(name: &str) -> bool {
 
 /// `securityContext` of a pod, and what the pod shares with its host.
 pub fn validate_pod(spec: &Value, path: &Path, errors: &mut Errors) {
-    let at = path;
     if flag(spec, "shareProcessNamespace") && flag(spec, "hostPID") {
         errors.invalid(path.child("shareProcessNamespace"), true, "ShareProcessNamespace and HostPID cannot both be enabled");
     }
@@ -120,8 +135,13 @@ pub fn validate_pod(spec: &Value, path: &Path, errors: &mut Errors) {
             }
         }
     }
-    let Some(context) = member(spec, "securityContext") else { return };
-    let path = path.child("securityContext");
+    if let Some(context) = member(spec, "securityContext") {
+        pod_context(context, spec, &path.child("securityContext"), errors);
+    }
+    host_processes(spec, path, errors);
+}
+
+fn pod_context(context: &Value, spec: &Value, path: &Path, errors: &mut Errors) {
     for key in ["fsGroup", "runAsUser", "runAsGroup"] {
         id(int(context, key), path.child(key), errors);
     }
@@ -153,17 +173,41 @@ pub fn validate_pod(spec: &Value, path: &Path, errors: &mut Errors) {
         }
         names.push(name);
     }
-    checks::one_of(context, "fsGroupChangePolicy", &["Always", "OnRootMismatch"], &path, errors);
-    checks::one_of(context, "supplementalGroupsPolicy", &["Merge", "Strict"], &path, errors);
-    checks::one_of(context, "seLinuxChangePolicy", &["Recursive"], &path, errors);
-    profile(context, "seccompProfile", &path, errors);
-    profile(context, "appArmorProfile", &path, errors);
-    windows_options(context, &path, errors);
-    let host_process = |c: &Value| c.get("windowsOptions").is_some_and(|w| flag(w, "hostProcess"));
-    if (host_process(context) || super::defaults::containers(spec).any(|c| c.get("securityContext").is_some_and(host_process)))
-        && !flag(spec, "hostNetwork")
-    {
-        errors.invalid(at.child("hostNetwork"), false, "hostNetwork must be true if pod contains any hostProcess containers");
+    checks::one_of(context, "fsGroupChangePolicy", &["Always", "OnRootMismatch"], path, errors);
+    checks::one_of(context, "supplementalGroupsPolicy", &["Merge", "Strict"], path, errors);
+    checks::one_of(context, "seLinuxChangePolicy", &["Recursive"], path, errors);
+    profile(context, "seccompProfile", path, errors);
+    profile(context, "appArmorProfile", path, errors);
+    windows_options(context, path, errors);
+}
+
+/// Containers that are processes of a Windows host: all of a pod or none, in the host's network.
+fn host_processes(spec: &Value, path: &Path, errors: &mut Errors) {
+    let said =
+        |context: Option<&Value>| context.and_then(|c| member(c, "windowsOptions")).and_then(|w| w.get("hostProcess")).and_then(Value::as_bool);
+    let pod = said(member(spec, "securityContext"));
+    let (mut count, mut total) = (0, 0);
+    for key in ["initContainers", "containers", "ephemeralContainers"] {
+        for (i, container) in list(spec, key).iter().enumerate() {
+            total += 1;
+            let own = said(member(container, "securityContext"));
+            if let (Some(pod), Some(own)) = (pod, own)
+                && pod != own
+            {
+                let at = path.child(key).index(i).child("securityContext").child("windowsOptions").child("hostProcess");
+                errors.invalid(at, own, &format!("pod hostProcess value must be identical if both are specified, was {pod}"));
+            }
+            count += usize::from(own.or(pod) == Some(true));
+        }
+    }
+    if count == 0 {
+        return;
+    }
+    if count != total {
+        errors.invalid(path.clone(), "", "If pod contains any hostProcess containers then all containers must be HostProcess containers");
+    }
+    if !flag(spec, "hostNetwork") {
+        errors.invalid(path.child("hostNetwork"), false, "hostNetwork must be true if pod contains any hostProcess containers");
     }
 }
 

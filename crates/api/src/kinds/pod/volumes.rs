@@ -3,6 +3,7 @@
 use crate::{
     field::{Errors, Path},
     kinds::{
+        certificates::certificatesigningrequests::signer_name,
         checks,
         values::{flag, has, int, list, map, member, strings, text},
     },
@@ -10,6 +11,9 @@ use crate::{
     quantity::Quantity,
 };
 use serde_json::Value;
+
+const MANAGED_DISK_FORM: &str = "/subscriptions/{sub-id}/resourceGroups/{group-name}/providers/microsoft.compute/disks/{disk-id}";
+const DISK_FORM: &str = "https://{account-name}.blob.core.windows.net/{container-name}/{disk-name}.vhd";
 
 /// A path inside a volume: relative, and never upwards.
 pub fn relative_path(target: &str, path: &Path, errors: &mut Errors) {
@@ -25,7 +29,7 @@ pub fn no_backsteps(target: &str, path: &Path, errors: &mut Errors) {
     }
 }
 /// A relative path that does not even start with dots (files of ConfigMaps and Secrets).
-fn file_path(target: &str, path: &Path, errors: &mut Errors) {
+pub fn file_path(target: &str, path: &Path, errors: &mut Errors) {
     relative_path(target, path, errors);
     if target.starts_with("..") && !target.starts_with("../") {
         errors.invalid(path.clone(), target, "must not start with '..'");
@@ -84,8 +88,11 @@ pub fn source(name: &str, source: &Value, path: &Path, errors: &mut Errors) -> b
         "iscsi" => iscsi(source, path, errors),
         "fc" => {
             let (wwns, wwids) = (list(source, "targetWWNs").len(), list(source, "wwids").len());
-            if (wwns > 0) == (wwids > 0) {
+            if wwns == 0 && wwids == 0 {
                 errors.required(path.child("targetWWNs"), "must specify either targetWWNs or wwids, but not both");
+            } else if wwns > 0 && wwids > 0 {
+                let detail = "targetWWNs and wwids can not be specified simultaneously";
+                errors.invalid(path.child("targetWWNs"), Value::from(list(source, "targetWWNs").to_vec()), detail);
             }
             if wwns > 0 {
                 match int(source, "lun") {
@@ -97,9 +104,7 @@ pub fn source(name: &str, source: &Value, path: &Path, errors: &mut Errors) -> b
         }
         "glusterfs" => {
             checks::required(source, "endpoints", path, errors);
-            if checks::required(source, "path", path, errors) {
-                relative_path(text(source, "path"), &path.child("path"), errors);
-            }
+            checks::required(source, "path", path, errors);
         }
         "rbd" => {
             if list(source, "monitors").is_empty() {
@@ -110,9 +115,18 @@ pub fn source(name: &str, source: &Value, path: &Path, errors: &mut Errors) -> b
         "cephfs" if list(source, "monitors").is_empty() => errors.required(path.child("monitors"), ""),
         "cinder" => {
             checks::required(source, "volumeID", path, errors);
+            if let Some(secret) = member(source, "secretRef") {
+                checks::required(secret, "name", &path.child("secretRef"), errors);
+            }
         }
         "flexVolume" => {
             checks::required(source, "driver", path, errors);
+            for (key, _) in map(source, "options").into_iter().flatten() {
+                let domain = format!(".{}", key.split('/').next().filter(|_| key.contains('/')).unwrap_or(key).to_lowercase());
+                if domain.ends_with(".kubernetes.io") || domain.ends_with(".k8s.io") {
+                    errors.invalid(path.child("options").key(key), key.as_str(), "kubernetes.io and k8s.io namespaces are reserved");
+                }
+            }
         }
         "azureFile" => {
             checks::required(source, "secretName", path, errors);
@@ -123,6 +137,12 @@ pub fn source(name: &str, source: &Value, path: &Path, errors: &mut Errors) -> b
             checks::required(source, "diskURI", path, errors);
             checks::one_of(source, "cachingMode", &["None", "ReadOnly", "ReadWrite"], path, errors);
             checks::one_of(source, "kind", &["Dedicated", "Managed", "Shared"], path, errors);
+            let (managed, uri) = (text(source, "kind") == "Managed", text(source, "diskURI"));
+            let wanted = if managed { "/subscriptions/" } else { "https://" };
+            if !uri.is_empty() && !uri.starts_with(wanted) {
+                let form = if managed { MANAGED_DISK_FORM } else { DISK_FORM };
+                errors.not_supported(path.child("diskURI"), uri, &[form]);
+            }
         }
         "vsphereVolume" => {
             checks::required(source, "volumePath", path, errors);
@@ -134,7 +154,17 @@ pub fn source(name: &str, source: &Value, path: &Path, errors: &mut Errors) -> b
             checks::required(source, "volumeID", path, errors);
         }
         "quobyte" => {
-            checks::required(source, "registry", path, errors);
+            let registry = text(source, "registry");
+            let is_pair =
+                |pair: &str| pair.rsplit_once(':').is_some_and(|(host, _)| !host.is_empty() && (!host.contains(':') || host.starts_with('[')));
+            if !checks::required(source, "registry", path, errors) {
+            } else if text(source, "tenant").len() >= 65 {
+                errors.invalid(path.child("tenant"), text(source, "tenant"), "must be a UUID and may not exceed a length of 64 characters");
+            } else {
+                for _ in registry.split(',').filter(|pair| !is_pair(pair)) {
+                    errors.invalid(path.child("registry"), registry, "must be a host:port pair or multiple pairs separated by commas");
+                }
+            }
             checks::required(source, "volume", path, errors);
         }
         "scaleIO" => {
@@ -150,7 +180,14 @@ pub fn source(name: &str, source: &Value, path: &Path, errors: &mut Errors) -> b
                 errors.invalid(path.clone(), "resource", "datasetName and datasetUUID can not be specified simultaneously");
             }
         }
-        "cephfs" | "storageos" => {}
+        "storageos" => {
+            checks::required_checked(source, "volumeName", path, names::dns1123_label, errors);
+            checks::checked(source, "volumeNamespace", path, names::dns1123_label, errors);
+            if let Some(secret) = member(source, "secretRef") {
+                checks::required(secret, "name", &path.child("secretRef"), errors);
+            }
+        }
+        "cephfs" => {}
         _ => return false,
     }
     true
@@ -165,10 +202,7 @@ fn partition(source: &Value, path: &Path, errors: &mut Errors) {
 fn iscsi(source: &Value, path: &Path, errors: &mut Errors) {
     checks::required(source, "targetPortal", path, errors);
     if checks::required(source, "iqn", path, errors) {
-        let iqn = text(source, "iqn");
-        if !["iqn", "eui", "naa"].iter().any(|prefix| iqn.starts_with(prefix)) {
-            errors.invalid(path.child("iqn"), iqn, "must be valid format starting with iqn, eui, or naa");
-        }
+        iscsi_name(text(source, "iqn"), &path.child("iqn"), errors);
     }
     let lun = int(source, "lun").unwrap_or(0);
     if !(0..=255).contains(&lun) {
@@ -176,6 +210,29 @@ fn iscsi(source: &Value, path: &Path, errors: &mut Errors) {
     }
     if (flag(source, "chapAuthDiscovery") || flag(source, "chapAuthSession")) && !has(source, "secretRef") {
         errors.required(path.child("secretRef"), "");
+    }
+    if let Some(Value::String(initiator)) = member(source, "initiatorName") {
+        iscsi_name(initiator, &path.child("initiatorname"), errors);
+    }
+}
+/// The name of one end of an iSCSI session, in one of three forms.
+fn iscsi_name(name: &str, path: &Path, errors: &mut Errors) {
+    let alphanumeric = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric());
+    let digits = |text: &str, count: usize| text.len() == count && text.bytes().all(|b| b.is_ascii_digit());
+    let good = match name.get(..3) {
+        // A month, a domain turned round, and what its owner likes.
+        Some("iqn") => name.strip_prefix("iqn.").and_then(|rest| rest.split_once('.')).is_some_and(|(month, rest)| {
+            let (domain, own) = rest.split_once(':').unwrap_or((rest, ""));
+            let host = !domain.is_empty() && domain.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.'));
+            let own = !own.is_empty() && !own.contains(|c: char| c.is_whitespace() || "^,;*&$|".contains(c));
+            month.split_once('-').is_some_and(|(year, month)| digits(year, 4) && digits(month, 2)) && host && own
+        }),
+        Some("eui") => name.len() == 20 && name.get(4..).is_some_and(alphanumeric),
+        Some("naa") => name.len() == 36 && name.get(4..).is_some_and(alphanumeric),
+        _ => return errors.invalid(path.clone(), name, "must be valid format starting with iqn, eui, or naa"),
+    };
+    if !good {
+        errors.invalid(path.clone(), name, "must be valid format");
     }
 }
 
@@ -299,6 +356,11 @@ fn projected(value: &Value, path: &Path, errors: &mut Errors) {
                     }
                 }
                 _ => {
+                    if name == "clusterTrustBundle" {
+                        trust_bundle(source, &at.child("clusterTrustBundlePEM"), errors);
+                    } else {
+                        pod_certificate(source, &here, errors);
+                    }
                     for key in ["path", "keyPath", "certificateChainPath", "credentialBundlePath"] {
                         if !text(source, key).is_empty() {
                             file_path(text(source, key), &here.child(key), errors);
@@ -308,6 +370,61 @@ fn projected(value: &Value, path: &Path, errors: &mut Errors) {
                 }
             }
         }
+    }
+}
+/// Which authorities a file holds: those of one bundle, or of all that a signer has.
+fn trust_bundle(source: &Value, path: &Path, errors: &mut Errors) {
+    match (member(source, "name").and_then(Value::as_str), member(source, "signerName").and_then(Value::as_str)) {
+        (Some(_), Some(_)) => {
+            let shown = crate::internal::show("core.v1.ClusterTrustBundleProjection", source);
+            errors.invalid_structure(path.clone(), &shown, "only one of name and signerName may be used");
+        }
+        (Some(name), None) => {
+            if name.is_empty() {
+                errors.required(path.child("name"), "must be a valid object name");
+            } else {
+                let problems = name.rsplit(':').next().map(names::dns1123_subdomain).unwrap_or_default();
+                errors.invalid_all(&path.child("name"), name, problems);
+            }
+            if let Some(selector) = member(source, "labelSelector") {
+                let shown = crate::internal::selector(Some(selector));
+                errors.invalid_structure(path.child("labelSelector"), &shown, "labelSelector must be unset if name is specified");
+            }
+        }
+        (None, Some(signer)) => {
+            if signer.is_empty() {
+                errors.required(path.child("signerName"), "must be a valid signer name");
+            }
+            signer_name(signer, &path.child("signerName"), errors);
+            if let Some(selector) = member(source, "labelSelector") {
+                crate::selector::validate(selector, &path.child("labelSelector"), errors);
+            }
+        }
+        (None, None) => errors.required(path.clone(), "either name or signerName must be specified"),
+    }
+    checks::required(source, "path", path, errors);
+}
+/// A certificate that is asked for in the pod's name.
+fn pod_certificate(source: &Value, path: &Path, errors: &mut Errors) {
+    const KEY_TYPES: &[&str] = &["RSA3072", "RSA4096", "ECDSAP256", "ECDSAP384", "ECDSAP521", "ED25519"];
+    const FILES: &[&str] = &["credentialBundlePath", "keyPath", "certificateChainPath"];
+    const AGE_MIN_S: i64 = 3600;
+    const AGE_MAX_S: i64 = 91 * 86_400;
+    signer_name(text(source, "signerName"), &path.child("signerName"), errors);
+    let kind = text(source, "keyType");
+    if !KEY_TYPES.contains(&kind) {
+        errors.not_supported(path.child("keyType"), kind, KEY_TYPES);
+    }
+    if let Some(seconds) = int(source, "maxExpirationSeconds") {
+        let at = path.child("maxExpirationSeconds");
+        if seconds < AGE_MIN_S {
+            errors.invalid(at, seconds, &format!("if provided, maxExpirationSeconds must be >= {AGE_MIN_S}"));
+        } else if seconds > AGE_MAX_S {
+            errors.invalid(at, seconds, &format!("if provided, maxExpirationSeconds must be <= {AGE_MAX_S}"));
+        }
+    }
+    if FILES.iter().all(|key| text(source, key).is_empty()) {
+        errors.required(path.clone(), "specify at least one of credentialBundlePath, keyPath, and certificateChainPath");
     }
 }
 fn conflict<'a>(paths: &mut Vec<&'a str>, target: &'a str, shown: &str, path: &Path, errors: &mut Errors) {
@@ -452,6 +569,9 @@ pub fn validate_mounts(container: &Value, spec: &Value, good: &[&str], path: &Pa
         }
         if devices.iter().any(|device| text(device, "name") == name) {
             errors.invalid(path.child("name"), name, "must not already exist in volumeDevices");
+        }
+        if devices.iter().any(|device| text(device, "devicePath") == target) {
+            errors.invalid(path.child("mountPath"), target, "must not already exist as a path in volumeDevices");
         }
         if !text(mount, "subPath").is_empty() {
             relative_path(text(mount, "subPath"), &at.child("subPath"), errors);

@@ -3,7 +3,7 @@
 use crate::{
     field::{Errors, Path},
     internal,
-    kind::{Hooks, Kind, NameRule},
+    kind::{Hooks, Kind, MetadataAgain, NameRule},
     kinds::{
         checks, conditions,
         values::{has, int, made, member, put},
@@ -20,6 +20,7 @@ pub fn kind() -> Kind {
         .names(NameRule::PathSegment)
         .conditional_update()
         .status()
+        .metadata_again(MetadataAgain::Never)
         .hooks(PodDisruptionBudgets)
 }
 

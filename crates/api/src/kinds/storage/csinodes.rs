@@ -3,7 +3,7 @@
 use crate::{
     field::{Errors, Path},
     internal,
-    kind::{Hooks, Kind},
+    kind::{Hooks, Kind, MetadataAgain},
     kinds::{
         checks,
         pod::volumes::csi_driver,
@@ -15,7 +15,7 @@ use crate::{
 use serde_json::{Value, json};
 
 pub fn kind() -> Kind {
-    Kind::cluster("storage.k8s.io", "v1", "CSINode", "csinodes").conditional_update().hooks(CsiNodes)
+    Kind::cluster("storage.k8s.io", "v1", "CSINode", "csinodes").conditional_update().metadata_again(MetadataAgain::AsCreate).hooks(CsiNodes)
 }
 
 struct CsiNodes;

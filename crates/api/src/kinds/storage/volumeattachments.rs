@@ -2,7 +2,7 @@
 
 use crate::{
     field::{Errors, Path},
-    kind::{Hooks, Kind},
+    kind::{Hooks, Kind, MetadataAgain},
     kinds::{
         checks,
         pod::volumes::csi_driver,
@@ -16,7 +16,11 @@ use crate::{
 use serde_json::{Value, json};
 
 pub fn kind() -> Kind {
-    Kind::cluster("storage.k8s.io", "v1", "VolumeAttachment", "volumeattachments").conditional_update().status().hooks(VolumeAttachments)
+    Kind::cluster("storage.k8s.io", "v1", "VolumeAttachment", "volumeattachments")
+        .conditional_update()
+        .status()
+        .metadata_again(MetadataAgain::AsCreate)
+        .hooks(VolumeAttachments)
 }
 
 struct VolumeAttachments;
