@@ -82,6 +82,14 @@ pub async fn observe(cx: &Context, id: &PodId, pod: &Pod, messages: &mut BTreeMa
         if container.state == State::Running {
             container.resources = cx.allocations.told(&id.uid, &container.id).or(container.resources);
             container.cgroup = cx.cgroups.limits(&format!("{path}/{}", container.id));
+            // Made by an agent that did not note it yet: it has what is set aside now, before anything else is.
+            if container.resources.is_none()
+                && let Some((_, declared)) = spec::find_container(pod, &container.name)
+            {
+                let resources = declared.resources.unwrap_or_default();
+                cx.allocations.note_told(&id.uid, &container.id, resources.clone());
+                container.resources = Some(resources);
+            }
         }
         if container.state == State::Exited && !messages.contains_key(&container.id) {
             let path = listed.annotations.get(names::TERMINATION_MESSAGE_FILE).cloned().unwrap_or_default();
