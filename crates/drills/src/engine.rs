@@ -208,14 +208,14 @@ fn server_of(text: &str) -> Option<String> {
 
 /// The workload on every worker, all of it ready, nothing else about.
 async fn prepare(sandbox: &Sandbox, recorder: &Recorder, observer: &Observer, replicas: usize, say: &Say) -> Result<()> {
-    let kubectl = |arguments: &str, input: &str| {
+    let done = |arguments: &str, input: &str| {
         let mut command = Command::new("kubectl");
         command.args(arguments.split_whitespace()).env("KUBECONFIG", sandbox.kubeconfig());
-        block_in_place(|| finish(command, input))
+        block_in_place(|| finish(command, input)).map(|_| ()).map_err(|error| error.to_string())
     };
     let deadline = Instant::now() + limits::READY_MAX;
     let manifest = workload::manifest(replicas);
-    until(deadline, "the API server", || kubectl("get --raw /readyz", "").map(|_| ()).map_err(|error| error.to_string())).await?;
+    until(deadline, "the API server", || done("get --raw /readyz", "")).await?;
     let nodes = sandbox.nodes.iter().filter(|node| node.role.is_cluster_node()).count();
     until(deadline, "the nodes to be Ready", || {
         let view = recorder.view();
@@ -223,18 +223,19 @@ async fn prepare(sandbox: &Sandbox, recorder: &Recorder, observer: &Observer, re
         if ready == nodes { Ok(()) } else { Err(format!("{ready} of {nodes} are: {}", view.describe())) }
     })
     .await?;
-    until(deadline, "the workload's manifest", || kubectl("apply -f -", &manifest).map(|_| ()).map_err(|error| error.to_string())).await?;
+    until(deadline, "the workload's manifest", || done("apply -f -", &manifest)).await?;
     let synced = tokio::time::timeout(limits::READY_MAX, observer.synced()).await;
     synced.map_err(|_| Error::Refused("the API shows no pods, nodes and endpoints".into()))?;
     if !is_spread(&recorder.view(), replicas, sandbox) {
         say("the workload is made anew");
-        kubectl(&format!("delete deployment -n {NAMESPACE} {APP} --ignore-not-found --cascade=foreground --wait --timeout=60s"), "")?;
+        let delete = format!("delete deployment -n {NAMESPACE} {APP} --ignore-not-found --cascade=foreground --wait --timeout=30s");
+        until(deadline, "the old Deployment to go", || done(&delete, "")).await?;
         until(deadline, "the old pods to go", || {
             let view = recorder.view();
             if view.pods.is_empty() { Ok(()) } else { Err(view.describe()) }
         })
         .await?;
-        kubectl("apply -f -", &manifest)?;
+        until(deadline, "the workload's manifest", || done("apply -f -", &manifest)).await?;
     }
     until(deadline, "the workload to be ready", || as_before(&View::default(), &recorder.view(), replicas)).await
 }
