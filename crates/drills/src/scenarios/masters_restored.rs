@@ -64,15 +64,22 @@ async fn objects(kubeconfig: &Path) -> Result<Api<ConfigMap>> {
     Ok(Api::namespaced(transport::from_kubeconfig(kubeconfig).await?, NAMESPACE))
 }
 
-/// Makes an object. Its UID.
+/// Makes an object; a second attempt may find what the first one made. Its UID.
 async fn create(api: &Api<ConfigMap>, name: String) -> Result<String> {
     let (key, value) = LABEL.split_once('=').unwrap_or_default();
     let mut object = ConfigMap::default();
-    object.metadata.name = Some(name);
+    object.metadata.name = Some(name.clone());
     object.metadata.labels = Some([(key.to_owned(), value.to_owned())].into());
     object.data = Some([("text".to_owned(), "x".repeat(500))].into());
-    let created = api.create(&PostParams::default(), &object).await.map_err(|error| Error::Refused(format!("making an object: {error}")))?;
-    Ok(created.metadata.uid.unwrap_or_default())
+    let made = match api.create(&PostParams::default(), &object).await {
+        Err(kube::Error::Api(status)) => Err(kube::Error::Api(status)),
+        Err(_) => match api.create(&PostParams::default(), &object).await {
+            Err(kube::Error::Api(status)) if status.code == 409 => api.get(&name).await,
+            again => again,
+        },
+        made => made,
+    };
+    Ok(made.map_err(|error| Error::Refused(format!("making an object: {error}")))?.metadata.uid.unwrap_or_default())
 }
 
 async fn remove(api: &Api<ConfigMap>) -> Result<()> {
