@@ -2,6 +2,9 @@
 //!
 //! Each gets a clear 4xx or a closed connection, and a client beside them is answered all the while.
 
+#[path = "hostile/wire.rs"]
+mod wire;
+
 use apiserver::{Config, Server, User, authentication::StaticToken, serve::LocalService};
 use bytes::Bytes;
 use http::{Request, StatusCode, header};
@@ -109,6 +112,7 @@ async fn what_is_too_much_or_no_request_is_refused() {
     let maps = "/api/v1/namespaces/default/configmaps";
     let padding = "x".repeat(api::limits::REQUEST_BODY_BYTES_MAX);
     let large = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"k": padding}}).to_string();
+    let text = |bytes: &[u8]| [br#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"a"},"data":{"k":""#, bytes, br#""}}"#].concat();
     let long_header = head("GET", maps, &format!("X-Long: {}\r\n", "x".repeat(1 << 20)));
     let cases: Vec<(&str, Vec<u8>)> = vec![
         ("a body beyond the limit", with_body("POST", maps, "application/json", large.as_bytes())),
@@ -118,6 +122,10 @@ async fn what_is_too_much_or_no_request_is_refused() {
         ),
         ("a length that is none", head("POST", maps, "Content-Length: many\r\n").into_bytes()),
         ("two lengths", head("POST", maps, "Content-Length: 1\r\nContent-Length: 2\r\n").into_bytes()),
+        // In JSON each such byte is taken for U+FFFD, as Go does.
+        ("text that is no UTF-8", with_body("POST", maps, "application/yaml", &text(b"\xff\xfe\xc3"))),
+        ("half a character", with_body("POST", maps, "application/yaml", &text(b"\xe2\x82"))),
+        ("half a surrogate pair in a name", with_body("POST", &maps.replace("default", "\\ud800"), "application/json", &text(b"a"))),
         ("a header without end", long_header.into_bytes()),
         ("no HTTP", b"\x00\x01\x02 what?\r\n\r\n".to_vec()),
     ];
