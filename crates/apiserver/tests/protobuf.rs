@@ -118,3 +118,30 @@ async fn a_watch_sends_frames_with_their_length() {
         assert_eq!(protobuf::decode(&frame[object..]).expect("an object")["metadata"]["name"], name);
     }
 }
+
+#[tokio::test]
+async fn kinds_of_definitions_have_no_such_form() {
+    let server = server().await;
+    let definition = json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "widgets.example.com"},
+        "spec": {"group": "example.com", "scope": "Cluster", "names": {"plural": "widgets", "singular": "widget", "kind": "Widget", "listKind": "WidgetList"},
+            "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": {"type": "object"}}}]},
+    });
+    let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+    assert_eq!(ask(&server, "POST", path, BOTH, definition.to_string()).await.status(), StatusCode::CREATED);
+    let widgets = "/apis/example.com/v1/widgets";
+    let served = async {
+        while get(&server, widgets, BOTH).await.0 != StatusCode::OK {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, served).await.expect("the kind is served in time");
+    assert_eq!(get(&server, widgets, BOTH).await.1, "application/json");
+    assert_eq!(get(&server, widgets, protobuf::MEDIA_TYPE).await.0, StatusCode::NOT_ACCEPTABLE);
+    let body = protobuf::envelope("example.com/v1", "Widget", b"");
+    let request = Request::builder().method("POST").uri(widgets).header(header::CONTENT_TYPE, protobuf::MEDIA_TYPE);
+    let request = request.body(http_body_util::Full::new(bytes::Bytes::from(body))).expect("a well-formed request");
+    let admin = User::new("kubernetes-admin", &["system:masters"]);
+    let answer = server.local_service(admin).call(request).await.expect("an answer");
+    assert_eq!(answer.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE);
+}
