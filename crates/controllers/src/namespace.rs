@@ -283,4 +283,10 @@ mod tests {
         let done = conditions(&first, &Found::default(), at(20));
         assert!(done.iter().all(|condition| condition.status == "False"));
     }
+
+    #[test]
+    fn a_namespace_is_left_alone_for_a_moment() {
+        let left = |deleted, now| left_of_grace(at(deleted), at(now)).as_secs();
+        assert_eq!((left(10, 12), left(10, 15), left(10, 60), left(60, 10)), (3, 0, 0, 5));
+    }
 }
