@@ -1,7 +1,7 @@
 # The front door. What is more than one line lives in xtask.
 .DEFAULT_GOAL := help
 REGENT := target/release/regent
-.PHONY: help setup images clients build up down test unit simulate e2e drills soak check fmt bench load
+.PHONY: help setup images clients build up down test unit simulate e2e crashes fuzz drills soak check fmt bench load
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,7 @@ test: setup images clients ## everything that must pass: house rules, unit and A
 	@cargo test --workspace --quiet --exclude regent --all-targets
 	@cargo test --package regent --quiet --bins
 	@cargo test --package regent --quiet --test operations
+	@cargo test --package regent --quiet --test crashes
 	@$(MAKE) --no-print-directory e2e
 
 unit: setup ## the tests that need no cluster
@@ -41,6 +42,12 @@ simulate: ## a thousand simulated clusters: membership, elections, checkpoints, 
 	@REGENT_SEEDS=$(or $(seeds),1000) cargo test --quiet --package client --test simulation -- --nocapture
 	@REGENT_SEEDS=$(or $(seeds),1000) cargo test --quiet --package network --lib balancer::simulation -- --nocapture
 	@REGENT_SEEDS=$(or $(seeds),1000) cargo test --quiet --package node --lib pod::simulation -- --nocapture
+
+crashes: setup ## 10,000 acknowledged writes on each store while the API server is killed at random; `make crashes writes=50000`
+	@REGENT_WRITES=$(or $(writes),10000) cargo test --package regent --test crashes -- --nocapture --test-threads=1
+
+fuzz: setup ## every parser that meets the network with nearly right inputs, for=60 seconds each; `make fuzz only=json`
+	@REGENT_FUZZ_MS=$(or $(for),60)000 cargo test --package fuzz --test parsers -- $(only)
 
 e2e: setup images clients ## the cluster end to end, with real containers; `make e2e only=NAME` runs what has NAME in its name
 	@cargo test --package regent --test e2e -- $(only)

@@ -12,6 +12,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("pki", &[]),
     ("membership", &[]),
     ("store", &[]),
+    ("fuzz", &[]),
     ("backup", &["api", "pki", "store"]),
     ("client", &["api"]),
     ("sandbox", &["pki"]),

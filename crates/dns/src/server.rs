@@ -292,7 +292,7 @@ fn fits(query: &Message, answer: &[u8], tcp: bool) -> bool {
 }
 
 /// The query, or the code to refuse it with; no code: silence.
-fn parse(query: &[u8]) -> Result<Message, Option<ResponseCode>> {
+pub fn parse(query: &[u8]) -> Result<Message, Option<ResponseCode>> {
     if query.len() < 12 || wire::is_response(query) {
         return Err(None);
     }

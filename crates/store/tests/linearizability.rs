@@ -20,7 +20,7 @@ use store::{
     etcd::{Config, Etcd, cluster},
 };
 use support::{
-    Cluster,
+    Cluster, Random,
     history::{Action, Answer, Operation, Value, linearizable, watched},
 };
 use tokio::time::Instant;
@@ -32,31 +32,6 @@ const KEYS: usize = 3;
 /// How long the clients of one seed write.
 const RUN: Duration = Duration::from_millis(3_500);
 const PATIENCE: Duration = Duration::from_secs(40);
-
-/// Splitmix64: a stream of numbers from a seed.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-
-    fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
-
-    fn ms(&mut self, from: u64, to: u64) -> Duration {
-        Duration::from_millis(from + self.below(to - from))
-    }
-}
 
 /// What all clients of a seed share and leave behind.
 struct Record {

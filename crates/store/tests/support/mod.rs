@@ -68,11 +68,36 @@ impl Process {
 }
 
 /// A loopback address that no other test process uses: the process's number picks the network, a counter the host.
-fn address() -> Ipv4Addr {
+pub fn address() -> Ipv4Addr {
     static NEXT: AtomicU8 = AtomicU8::new(1);
     let [.., high, low] = std::process::id().to_be_bytes();
     let host = NEXT.fetch_update(Relaxed, Relaxed, |n| Some(if n >= 250 { 1 } else { n + 1 })).unwrap_or(1);
     Ipv4Addr::new(127, 16 + high % 200, low, host)
+}
+
+/// Splitmix64: a stream of numbers from a seed.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+
+    pub fn chance(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+
+    pub fn ms(&mut self, from: u64, to: u64) -> Duration {
+        Duration::from_millis(from + self.below(to - from))
+    }
 }
 
 /// What etcd says of itself.
@@ -210,6 +235,11 @@ impl Cluster {
             key_pem: Some(self.credentials.client.key_pem.clone()),
             prefix: String::new(),
         }
+    }
+
+    /// The certificate that clients show.
+    pub fn client(&self) -> &Issued {
+        &self.credentials.client
     }
 
     /// A store on this cluster.
