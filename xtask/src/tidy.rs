@@ -23,6 +23,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("network", &["api", "client", "membership"]),
     ("dns", &["api", "client", "membership"]),
     ("drills", &["api", "client", "sandbox"]),
+    ("simulation", &["client", "controllers", "dns", "membership", "network", "node"]),
     (
         "regent",
         &[

@@ -1,0 +1,437 @@
+//! What must be so all the time, and at the end.
+//!
+//! | checker | says |
+//! |---|---|
+//! | live | an endpoint that is ready and whose node is well is not dropped by a node that is well, for longer than the bound |
+//! | dead | an endpoint that is not ready, or whose node is off, is not kept by a node that is well beyond the bound, while there is another |
+//! | emptied | a Service of which a ready endpoint was in use is never left with none |
+//! | deleted | what was deleted and dropped does not come back; what a node has seen go never starts there again ([`crate::pods`]) |
+//! | leader | at most one leads ([`crate::server`]) |
+//! | kernel | no transaction is refused ([`crate::kernel`]) |
+//! | members | nobody well is taken for dead; who is off is lost to all within a bound; a minority calls nobody dead |
+//! | records | a version of an owner's words never goes back |
+//! | nodes | no node that is well is marked as lost in the API |
+//! | end | after the last fault all converge: routes, names, members, nodes, one leader |
+//!
+//! *Well* is a node that runs and reaches more than half of all, both ways, and that no fault has touched for a while.
+
+use crate::{
+    api::Api,
+    world::{SERVICES, State, World, host_of, node_name, service_address},
+};
+use hickory_proto::rr::{Name, RData, RecordType};
+use membership::{Health, View};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// After a fault that touches a node, nothing is asked of it for this long.
+const SETTLE: Duration = Duration::from_millis(4_000);
+/// A node that is off is lost to others after this at the latest; and when packets are lost, or the machine lags.
+const DEATH_KNOWN: Duration = Duration::from_millis(3_000);
+const DEATH_KNOWN_BADLY: Duration = Duration::from_millis(4_500);
+/// A changed word of an owner is known to everybody who is well after this at the latest.
+const CHANGE_KNOWN: Duration = Duration::from_millis(5_000);
+/// From what a node knows to what its kernel has.
+const APPLY: Duration = Duration::from_millis(600);
+/// A live endpoint may be missing for this long.
+const DROPPED: Duration = Duration::from_millis(500);
+/// A node must have been well for this long to be marked as lost by mistake.
+const WELL_FOR: Duration = Duration::from_millis(12_000);
+
+/// How a pod is, in truth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Truth {
+    /// Ready.
+    Live,
+    /// Its node has no power.
+    Off,
+    /// Its node runs and knows that it is not ready.
+    Unready,
+    /// Nobody could know better.
+    Unclear,
+}
+
+struct Fact {
+    service: usize,
+    host: usize,
+    address: Option<Ipv4Addr>,
+    truth: Truth,
+    since: Instant,
+}
+
+/// Durations that were measured.
+#[derive(Clone, Debug, Default)]
+pub struct Figures {
+    /// From a power cut to the last use of an endpoint there, by node.
+    pub dead_ms: Vec<u64>,
+    /// From the loss of readiness to the same.
+    pub unready_ms: Vec<u64>,
+    /// Packets between members, and nodes times seconds.
+    pub packets: u64,
+    /// See `packets`.
+    pub node_seconds: u64,
+}
+
+impl Figures {
+    /// Adds those of another world.
+    pub fn add(&mut self, other: Figures) {
+        self.dead_ms.extend(other.dead_ms);
+        self.unready_ms.extend(other.unready_ms);
+        self.packets += other.packets;
+        self.node_seconds += other.node_seconds;
+    }
+
+    /// One line.
+    pub fn text(&mut self) -> String {
+        let line = |name: &str, values: &mut Vec<u64>| {
+            values.sort_unstable();
+            let at = |share: f64| values.get(((values.len() as f64 - 1.0) * share) as usize).copied().unwrap_or(0);
+            format!("{name}: {} seen, p50 {} ms, p99 {} ms, most {} ms", values.len(), at(0.5), at(0.99), at(1.0))
+        };
+        let packets = self.packets as f64 / self.node_seconds.max(1) as f64;
+        let dead = line("endpoints of a dead node gone at a node", &mut self.dead_ms);
+        let unready = line("an endpoint that is not ready gone at a node", &mut self.unready_ms);
+        format!("{dead}; {unready}; {packets:.1} packets sent per second and node")
+    }
+
+    /// As words that [`Figures::read`] reads.
+    pub fn write(&self) -> String {
+        let list = |values: &[u64]| values.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
+        format!("{};{};{};{}", list(&self.dead_ms), list(&self.unready_ms), self.packets, self.node_seconds)
+    }
+
+    /// See [`Figures::write`].
+    pub fn read(text: &str) -> Figures {
+        let parts: Vec<&str> = text.split(';').collect();
+        let list =
+            |index: usize| parts.get(index).into_iter().flat_map(|part| part.split(',')).filter_map(|word| word.parse().ok()).collect::<Vec<u64>>();
+        let one = |index: usize| list(index).first().copied().unwrap_or(0);
+        Figures { dead_ms: list(0), unready_ms: list(1), packets: one(2), node_seconds: one(3) }
+    }
+}
+
+/// Looks at the world.
+pub struct Checker {
+    facts: BTreeMap<String, Fact>,
+    /// What each node's routes held at the last look: by host and Service.
+    used: Vec<Vec<BTreeSet<Ipv4Addr>>>,
+    /// Since when a live endpoint is missing: (host, UID).
+    missing: BTreeMap<(usize, String), Instant>,
+    /// Deleted endpoints that a host has dropped.
+    dropped: BTreeSet<(usize, String)>,
+    versions: BTreeMap<(usize, usize), (u64, (u64, u64))>,
+    well_since: Vec<Option<Instant>>,
+    off_since: Vec<Option<Instant>>,
+    was_ready: Vec<bool>,
+    all_well_since: Option<Instant>,
+    sides: Option<Vec<bool>>,
+    figures: Figures,
+}
+
+fn addresses_of<'a>(facts: impl Iterator<Item = &'a Fact>) -> BTreeSet<Ipv4Addr> {
+    facts.filter_map(|fact| fact.address).collect()
+}
+
+fn ready_in(api: &Api, host: usize) -> bool {
+    let node = api.get("nodes", "", &node_name(host));
+    let conditions = node.and_then(|node| node["status"]["conditions"].as_array());
+    conditions.into_iter().flatten().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+}
+
+impl Checker {
+    /// For this world.
+    pub fn new(world: &World) -> Checker {
+        let count = world.shape.hosts;
+        Checker {
+            facts: BTreeMap::new(),
+            used: vec![vec![BTreeSet::new(); SERVICES]; count],
+            missing: BTreeMap::new(),
+            dropped: BTreeSet::new(),
+            versions: BTreeMap::new(),
+            well_since: vec![None; count],
+            off_since: vec![None; count],
+            was_ready: vec![true; count],
+            all_well_since: None,
+            sides: None,
+            figures: Figures::default(),
+        }
+    }
+
+    /// What was measured.
+    pub fn figures(&self, world: &World) -> Figures {
+        let state = world.lock();
+        Figures { packets: state.packets, node_seconds: state.now_ms() / 1000 * world.shape.hosts as u64, ..self.figures.clone() }
+    }
+
+    /// All that must be so at every moment.
+    pub fn look(&mut self, world: &World) {
+        let mut state = world.lock();
+        let now = Instant::now();
+        self.learn(&state, now);
+        let count = world.shape.hosts;
+        let runs = |host: usize| state.hosts[host].agent.runs && !state.is_paused(host) && state.hosts[host].member.is_some();
+        let running: Vec<usize> = (0..count).filter(|host| runs(*host)).collect();
+        let central = |host: usize| runs(host) && 2 * running.iter().filter(|other| state.linked(host, **other)).count() > count;
+        let well: Vec<bool> = (0..count).map(|host| central(host) && state.hosts[host].touched + SETTLE <= now).collect();
+        for host in 0..count {
+            self.well_since[host] = well[host].then(|| self.well_since[host].unwrap_or(now));
+            self.off_since[host] = (!state.hosts[host].is_on).then(|| self.off_since[host].unwrap_or(now));
+        }
+        let mut found = Vec::new();
+        found.extend(self.endpoints(world, &state, &well, now));
+        found.extend(self.members(world, &state, &well, now));
+        found.extend(self.sides(world, &state, now));
+        found.extend(self.nodes(&state, now));
+        found.into_iter().for_each(|failure| state.fail(failure));
+    }
+
+    /// How the pods are.
+    fn learn(&mut self, state: &State, now: Instant) {
+        let mut present = BTreeSet::new();
+        for pod in state.api.all("pods") {
+            let (Some(uid), Some(host)) = (pod["metadata"]["uid"].as_str(), pod["spec"]["nodeName"].as_str().and_then(host_of)) else { continue };
+            let service = pod["metadata"]["labels"]["app"].as_str().and_then(|app| app.strip_prefix("app-")?.parse().ok()).unwrap_or(0);
+            if pod["metadata"]["deletionTimestamp"].is_null() {
+                present.insert(uid.to_owned());
+            }
+            self.facts.entry(uid.to_owned()).or_insert(Fact { service, host, address: None, truth: Truth::Unclear, since: now });
+        }
+        for (uid, fact) in &mut self.facts {
+            let host = &state.hosts[fact.host];
+            fact.address = host.runtime.address(uid).or(fact.address);
+            let truth = match (host.is_on, host.runtime.is_ready(uid)) {
+                (false, _) => Truth::Off,
+                _ if state.is_paused(fact.host) => Truth::Unclear,
+                (true, true) if present.contains(uid) => Truth::Live,
+                (true, false) if host.agent.runs => Truth::Unready,
+                _ => Truth::Unclear,
+            };
+            if truth != fact.truth {
+                (fact.truth, fact.since) = (truth, now);
+            }
+        }
+    }
+
+    fn endpoints(&mut self, world: &World, state: &State, well: &[bool], now: Instant) -> Option<String> {
+        let is_bad = world.shape.is_bad();
+        for host in 0..world.shape.hosts {
+            for service in 0..SERVICES {
+                let used = state.hosts[host].kernel.routes.get(&service_address(service)).cloned().unwrap_or_default();
+                let before = std::mem::replace(&mut self.used[host][service], used.clone());
+                if !state.hosts[host].is_on {
+                    continue;
+                }
+                let live = addresses_of(self.facts.values().filter(|fact| fact.service == service && fact.truth == Truth::Live));
+                // Never emptied, whoever looks, and whatever is cut.
+                if used.is_empty()
+                    && let Some(kept) = before.intersection(&live).next()
+                {
+                    return Some(format!("the Service app-{service} is emptied on {}, though {kept} was in use and is ready", node_name(host)));
+                }
+                for (uid, fact) in self.facts.iter().filter(|(_, fact)| fact.service == service) {
+                    let Some(address) = fact.address else { continue };
+                    let (is_used, was_used) = (used.contains(&address), before.contains(&address));
+                    let key = (host, uid.clone());
+                    if state.api.deleted.contains(uid) {
+                        if is_used && self.dropped.contains(&key) {
+                            return Some(format!("{address} of {uid}, which was deleted, comes back on {}", node_name(host)));
+                        }
+                        if was_used && !is_used {
+                            self.dropped.insert(key.clone());
+                        }
+                    }
+                    if was_used && !is_used && well[host] {
+                        let measured = u64::try_from((now - fact.since).as_millis()).unwrap_or(0);
+                        match fact.truth {
+                            Truth::Off => self.figures.dead_ms.push(measured),
+                            Truth::Unready => self.figures.unready_ms.push(measured),
+                            _ => {}
+                        }
+                    }
+                    let both = well[host] && well[fact.host];
+                    if is_used || fact.truth != Truth::Live || !both {
+                        self.missing.remove(&key);
+                    } else if was_used || self.missing.contains_key(&key) {
+                        let since = *self.missing.entry(key).or_insert(now);
+                        if now - since > DROPPED {
+                            let missing = (now - since).as_millis();
+                            return Some(format!(
+                                "{address} on node-{}, which is ready and well, is dropped by {} for {missing} ms",
+                                fact.host,
+                                node_name(host)
+                            ));
+                        }
+                    }
+                    let touched = state.hosts[host].touched.max(fact.since);
+                    let (bound, from) = match fact.truth {
+                        Truth::Off => (if is_bad { DEATH_KNOWN_BADLY } else { DEATH_KNOWN } + APPLY, touched),
+                        Truth::Unready if well[fact.host] => (CHANGE_KNOWN + APPLY, touched.max(state.hosts[fact.host].touched)),
+                        _ => continue,
+                    };
+                    if is_used && well[host] && now - from > bound && used.intersection(&live).next().is_some() {
+                        let kept = (now - fact.since).as_millis();
+                        return Some(format!(
+                            "{address} on node-{}, which is {:?}, is kept by {} for {kept} ms",
+                            fact.host,
+                            fact.truth,
+                            node_name(host)
+                        ));
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    fn members(&mut self, world: &World, state: &State, well: &[bool], now: Instant) -> Option<String> {
+        let bound = if world.shape.is_bad() { DEATH_KNOWN_BADLY } else { DEATH_KNOWN };
+        for a in 0..world.shape.hosts {
+            let Some(member) = state.hosts[a].member.as_ref().filter(|_| !state.is_paused(a)) else { continue };
+            let member = member.lock();
+            for b in (0..world.shape.hosts).filter(|b| *b != a) {
+                let name = node_name(b);
+                if let Some(known) = member.known(&name) {
+                    let start = state.hosts[a].agent.number;
+                    let entry = self.versions.entry((a, b)).or_insert((start, known));
+                    if entry.0 == start && known < entry.1 {
+                        return Some(format!("at {} the records of {name} go back from {:?} to {known:?}", node_name(a), entry.1));
+                    }
+                    *entry = (start, known);
+                }
+                let Some(seen) = member.view().nodes.get(&name) else { continue };
+                if well[a] && well[b] && (seen.health == Health::Dead || !seen.reachable) {
+                    return Some(format!(
+                        "{} takes {name} for {:?} (reachable: {}), which is alive and well",
+                        node_name(a),
+                        seen.health,
+                        seen.reachable
+                    ));
+                }
+                let Some(off) = self.off_since[b].filter(|_| well[a]) else { continue };
+                if seen.reachable && now - off.max(state.hosts[a].touched) > bound {
+                    return Some(format!(
+                        "{} takes {name} for {:?}, which has been off for {} ms",
+                        node_name(a),
+                        seen.health,
+                        (now - off).as_millis()
+                    ));
+                }
+            }
+        }
+        None
+    }
+
+    /// A side with half of all nodes or less calls nobody of the other dead, when all were well before the partition.
+    fn sides(&mut self, world: &World, state: &State, now: Instant) -> Option<String> {
+        let count = world.shape.hosts;
+        let all_run = (0..count).all(|host| state.hosts[host].member.is_some() && !state.is_paused(host));
+        let whole = state.cut.iter().flatten().all(|cut| !cut);
+        if all_run && whole {
+            self.all_well_since.get_or_insert(now);
+            self.sides = None;
+            return None;
+        }
+        let was_well = self.all_well_since.take().is_some_and(|since| now - since > Duration::from_secs(9));
+        if was_well && all_run {
+            self.sides = Some((0..count).map(|b| state.cut[0][b] || state.cut[b][0]).collect());
+        }
+        let Some(sides) = self.sides.clone().filter(|_| all_run) else {
+            self.sides = None;
+            return None;
+        };
+        let is_partition = (0..count).all(|a| (0..count).all(|b| state.cut[a][b] == (sides[a] != sides[b])));
+        for a in (0..count).filter(|_| is_partition) {
+            let side = sides.iter().filter(|side| **side == sides[a]).count();
+            let Some(member) = state.hosts[a].member.as_ref().filter(|_| 2 * side <= count) else { continue };
+            for b in (0..count).filter(|b| sides[*b] != sides[a]) {
+                if member.lock().view().nodes.get(&node_name(b)).is_some_and(|seen| seen.health == Health::Dead) {
+                    return Some(format!("{}, with {side} of {count} nodes, calls {} dead", node_name(a), node_name(b)));
+                }
+            }
+        }
+        None
+    }
+
+    /// No node that is well is marked as lost.
+    fn nodes(&mut self, state: &State, now: Instant) -> Option<String> {
+        for host in 0..state.hosts.len() {
+            let is_ready = ready_in(&state.api, host);
+            let was_ready = std::mem::replace(&mut self.was_ready[host], is_ready);
+            if was_ready && !is_ready && self.well_since[host].is_some_and(|since| now - since > WELL_FOR) {
+                return Some(format!("{} is marked as not ready, though it is alive and well", node_name(host)));
+            }
+        }
+        None
+    }
+
+    /// What must be so when nothing has happened for a while.
+    pub fn end(&mut self, world: &World) -> Result<(), String> {
+        let state = world.lock();
+        let count = world.shape.hosts;
+        let runs = |host: usize| state.hosts[host].is_on && state.hosts[host].agent.runs;
+        let running: Vec<usize> = (0..count).filter(|host| runs(*host)).collect();
+        if state.leaders.iter().filter(|(host, number)| state.hosts[*host].server.runs && state.hosts[*host].server.number == *number).count() != 1 {
+            return Err(format!("{:?} lead instead of one", state.leaders));
+        }
+        for host in 0..count {
+            if ready_in(&state.api, host) != runs(host) {
+                return Err(format!("the API takes {} for the contrary of what it is; it runs: {}", node_name(host), runs(host)));
+            }
+        }
+        for &a in &running {
+            let Some(member) = &state.hosts[a].member else { return Err(format!("{} is no member", node_name(a))) };
+            let member = member.lock();
+            for b in 0..count {
+                let found = member.view().nodes.get(&node_name(b)).map(|seen| (seen.health, seen.reachable));
+                let wanted = match (state.hosts[b].is_on, runs(b)) {
+                    (true, true) => (Health::Alive, true),
+                    (true, false) => (Health::AgentDown, true),
+                    _ if 2 * running.len() > count => (Health::Dead, false),
+                    _ => (found.map_or(Health::Suspect, |(health, _)| health), false),
+                };
+                if found != Some(wanted) {
+                    return Err(format!("{} takes {} for {found:?} instead of {wanted:?}", node_name(a), node_name(b)));
+                }
+            }
+            drop(member);
+            self.converged(&state, a)?;
+        }
+        Ok(())
+    }
+
+    fn converged(&self, state: &State, host: usize) -> Result<(), String> {
+        for service in 0..SERVICES {
+            let live = addresses_of(self.facts.values().filter(|fact| fact.service == service && fact.truth == Truth::Live));
+            let used = &self.used[host][service];
+            if !live.is_empty() && *used != live {
+                return Err(format!("{} sends app-{service} to {used:?} instead of {live:?}", node_name(host)));
+            }
+            let Some(zone) = &state.hosts[host].names else { continue };
+            let answered = names_in(&zone.read(), service);
+            if !live.is_empty() && answered != live {
+                return Err(format!("{} resolves named-{service} to {answered:?} instead of {live:?}", node_name(host)));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What DNS says of the Service without an address that has the same pods.
+fn names_in(zone: &dns::zone::Zone, service: usize) -> BTreeSet<Ipv4Addr> {
+    let Ok(name) = Name::from_ascii(format!("named-{service}.default.svc.cluster.local.")) else { return BTreeSet::new() };
+    let dns::zone::Answer::Here(records) = zone.answer(&name, RecordType::A) else { return BTreeSet::new() };
+    let addresses = records.answers.iter().filter_map(|record| match &record.data {
+        RData::A(address) => Some(address.0),
+        _ => None,
+    });
+    addresses.collect()
+}
+
+/// What a view says of a node, for a message.
+pub fn health_of(view: &View, host: usize) -> Option<Health> {
+    view.nodes.get(&node_name(host)).map(|member| member.health)
+}
