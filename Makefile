@@ -37,11 +37,12 @@ unit: setup ## the tests that need no cluster
 	@cargo test --workspace --quiet --exclude regent --all-targets
 	@cargo test --package regent --quiet --bins
 
-simulate: ## a thousand simulated clusters: membership, elections, checkpoints, the balancer, pods; `make simulate seeds=5000` for more
-	@REGENT_SEEDS=$(or $(seeds),1000) cargo test --quiet --package membership --test simulation -- --nocapture
-	@REGENT_SEEDS=$(or $(seeds),1000) cargo test --quiet --package client --test simulation -- --nocapture
-	@REGENT_SEEDS=$(or $(seeds),1000) cargo test --quiet --package network --lib balancer::simulation -- --nocapture
-	@REGENT_SEEDS=$(or $(seeds),1000) cargo test --quiet --package node --lib pod::simulation -- --nocapture
+simulate: ## a thousand simulated clusters; `make simulate seeds=5000` for more, `seed=17` for one, `only=world` (balancer, ...) for one kind
+	@REGENT_PROGRESS=1 REGENT_SEEDS=$(or $(seeds),1000) REGENT_ONLY=$(only) $(if $(seed),REGENT_SEED=$(seed)) cargo test --profile simulation --quiet --package simulation
+ifeq ($(only)$(seed),)
+	@REGENT_SEEDS=$(or $(seeds),1000) cargo test --profile simulation --quiet --package membership --test simulation -- --nocapture
+	@REGENT_SEEDS=$(or $(seeds),1000) cargo test --profile simulation --quiet --package node --lib pod::simulation -- --nocapture
+endif
 
 crashes: setup ## 10,000 acknowledged writes on each store while the API server is killed at random; `make crashes writes=50000`
 	@REGENT_WRITES=$(or $(writes),10000) cargo test --package regent --test crashes -- --nocapture --test-threads=1

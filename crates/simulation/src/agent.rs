@@ -72,7 +72,7 @@ pub fn start(world: &World, host: usize) {
     };
     if !checkpoint.report().damage.is_empty() {
         world.tell(|| format!("node-{host}: {:?}", checkpoint.report().damage));
-        world.lock().hosts[host].has_forgotten = true;
+        world.lock().hosts[host].gone.clear();
     }
     let checkpoint = checkpoint.keeping::<Pod>().keeping::<Node>().keeping::<Service>().keeping::<EndpointSlice>();
     tokio::spawn(write(process.clone(), disk, stop.clone()));
@@ -287,7 +287,7 @@ fn tear(world: &World, host: usize, synced: &BTreeMap<String, u64>) {
 pub fn wipe(world: &World, host: usize) {
     let _ = std::fs::remove_dir_all(world.disk(host));
     let mut state = world.lock();
-    state.hosts[host].has_forgotten = true;
+    state.hosts[host].gone.clear();
 }
 
 /// Copies a disk, for the sabotage that brings it back.

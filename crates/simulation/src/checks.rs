@@ -4,7 +4,7 @@
 //! |---|---|
 //! | live | an endpoint that is ready and whose node is well is not dropped by a node that is well, for longer than the bound |
 //! | dead | an endpoint that is not ready, or whose node is off, is not kept by a node that is well beyond the bound, while there is another |
-//! | emptied | a Service of which a ready endpoint was in use is never left with none |
+//! | emptied | a Service of which an endpoint was in use that has been ready for a while is never left with none, unless the API takes its node for lost |
 //! | deleted | what was deleted and dropped does not come back; what a node has seen go never starts there again ([`crate::pods`]) |
 //! | leader | at most one leads ([`crate::server`]) |
 //! | kernel | no transaction is refused ([`crate::kernel`]) |
@@ -17,6 +17,7 @@
 
 use crate::{
     api::Api,
+    sabotage::Sabotage,
     world::{SERVICES, State, World, host_of, node_name, service_address},
 };
 use hickory_proto::rr::{Name, RData, RecordType};
@@ -173,7 +174,8 @@ impl Checker {
         let now = Instant::now();
         self.learn(&state, now);
         let count = world.shape.hosts;
-        let runs = |host: usize| state.hosts[host].agent.runs && !state.is_paused(host) && state.hosts[host].member.is_some();
+        let is_member = |host: usize| state.hosts[host].member.is_some() || world.sabotage == Some(Sabotage::Membership);
+        let runs = |host: usize| state.hosts[host].agent.runs && !state.is_paused(host) && is_member(host);
         let running: Vec<usize> = (0..count).filter(|host| runs(*host)).collect();
         let central = |host: usize| runs(host) && 2 * running.iter().filter(|other| state.linked(host, **other)).count() > count;
         let well: Vec<bool> = (0..count).map(|host| central(host) && state.hosts[host].touched + SETTLE <= now).collect();
@@ -226,9 +228,15 @@ impl Checker {
                     continue;
                 }
                 let live = addresses_of(self.facts.values().filter(|fact| fact.service == service && fact.truth == Truth::Live));
-                // Never emptied, whoever looks, and whatever is cut.
+                // Never emptied, whoever looks, and whatever is cut. (A word that says of a pod that it is not ready, and was true when
+                // it was said, may still be on its way; and the pods of a node that the API takes for lost are not ready there, as
+                // Kubernetes has it.)
+                let known = |fact: &&Fact| {
+                    let is_live = fact.service == service && fact.truth == Truth::Live && now - fact.since > CHANGE_KNOWN;
+                    is_live && ready_in(&state.api, fact.host)
+                };
                 if used.is_empty()
-                    && let Some(kept) = before.intersection(&live).next()
+                    && let Some(kept) = before.intersection(&addresses_of(self.facts.values().filter(known))).next()
                 {
                     return Some(format!("the Service app-{service} is emptied on {}, though {kept} was in use and is ready", node_name(host)));
                 }

@@ -114,7 +114,12 @@ impl Tables for Hands {
         let text: Vec<&str> = transaction.lines().take(half).collect();
         match kernel.apply(&text.join("\n")) {
             Ok(()) => {
-                state.hosts[host].kernel = kernel;
+                let before = std::mem::replace(&mut state.hosts[host].kernel, kernel);
+                let after = state.hosts[host].kernel.routes.clone();
+                drop(state);
+                for (service, to) in after.iter().filter(|(service, to)| before.routes.get(*service) != Some(to)) {
+                    self.world.tell(|| format!("node-{host} sends {service} to {to:?}"));
+                }
                 Ok(())
             }
             Err(why) => {

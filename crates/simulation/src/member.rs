@@ -8,7 +8,7 @@ use membership::{Handle, Member, NodeId, Requests, detector::Way, limits::TICK_M
 use parking_lot::Mutex;
 use rand::Rng;
 use std::{sync::Arc, time::Duration};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 /// Packets that a paused process' socket holds; more are dropped.
@@ -24,6 +24,8 @@ pub fn start(process: &Process, config: &membership::Config, shutdown: Cancellat
     let member = Arc::new(Mutex::new(member));
     state.hosts[host].member = Some(member.clone());
     state.hosts[host].handle = Some(handle.clone());
+    // A node that knew nothing of the cluster becomes a member only when a server tells it.
+    state.hosts[host].touched = state.hosts[host].touched.max(Instant::now());
     drop(state);
     tokio::spawn(tick(process.clone(), member, requests, shutdown));
     handle

@@ -155,10 +155,14 @@ pub async fn run(process: Process, pods: Informer<Pod>, reporter: Arc<Reporter>,
     }
 }
 
-/// What this node has seen go may never start again here.
+/// What this node has seen go may never start again here; unless its disk is so slow that the node has gone on without waiting for it.
 fn note_gone(world: &World, host: usize, pods: &Informer<Pod>, workers: &BTreeMap<String, Worker>) {
     let gone: Vec<String> = workers.iter().filter(|(uid, worker)| worker.gone && pods.has_seen_go(uid)).map(|(uid, _)| uid.clone()).collect();
-    world.lock().hosts[host].gone.extend(gone);
+    let own = &mut world.lock().hosts[host];
+    // One commit may be under way already.
+    if Duration::from_millis(own.disk_ms * 2) < client::limits::CHECKPOINT_PATIENCE {
+        own.gone.extend(gone);
+    }
 }
 
 /// One round of one pod; when to come back, or `None` when it is over.

@@ -114,10 +114,8 @@ pub struct Host {
     pub disk_ms: u64,
     /// What DNS answers for each Service, by its zone.
     pub names: Option<Arc<parking_lot::RwLock<dns::zone::Zone>>>,
-    /// What the agent has seen go and may never start again.
+    /// What the agent has seen go and may never start again, as long as its disk is there.
     pub gone: BTreeSet<String>,
-    /// Its disk was lost or torn: what it once knew it may not know any more.
-    pub has_forgotten: bool,
 }
 
 /// Everything that changes.
@@ -249,7 +247,6 @@ impl World {
             disk_ms: DISK_MS,
             names: None,
             gone: BTreeSet::new(),
-            has_forgotten: false,
         });
         let state = State {
             rng,
