@@ -114,7 +114,7 @@ pub struct Disk(Hand);
 
 impl Disk {
     /// Waits until something is to be written, or somebody waits for that.
-    pub async fn wanted(&self) {
+    pub async fn wanted(&mut self) {
         self.0.wanted().await;
     }
 

@@ -230,19 +230,21 @@ pub fn ready(node: &Node) -> Option<&str> {
 /// The disk: takes its time, and writes what is pending.
 async fn write(process: Process, mut disk: Disk, stop: CancellationToken) {
     let (world, host) = (process.world.clone(), process.host);
-    loop {
-        let takes = Duration::from_millis(world.lock().hosts[host].disk_ms);
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => break,
-            () = sleep(takes) => {}
+    let writes = async {
+        loop {
+            disk.wanted().await;
+            let takes = Duration::from_millis(world.lock().hosts[host].disk_ms);
+            sleep(takes).await;
+            process.gate().await;
+            if !disk.write() {
+                world.lock().fail(format!("the checkpoint of node-{host} cannot be written"));
+            }
         }
-        if world.lock().is_paused(host) {
-            continue;
-        }
-        if !disk.write() {
-            world.lock().fail(format!("the checkpoint of node-{host} cannot be written"));
-        }
+    };
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => {}
+        () = writes => {}
     }
     // A process that is dead writes nothing more. If the power has gone, that may be in the middle of a commit that nobody had been
     // told of.

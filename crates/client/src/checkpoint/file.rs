@@ -284,7 +284,7 @@ pub(super) struct Hand {
 
 impl Hand {
     /// Waits until something is to be written, or somebody waits.
-    pub(super) async fn wanted(&self) {
+    pub(super) async fn wanted(&mut self) {
         self.shared.wanted.notified().await;
     }
 
