@@ -41,9 +41,10 @@ fn pod_amounts(pod: &Value, part: &str, with_status: bool) -> Amounts {
         }
     };
     // While a pod is resized, what it has counts as well as what it wants; what its node refused for good does not.
-    let is_infeasible = pod.list_at("status.conditions").iter().any(|condition| {
-        condition.str_at("type") == Some("PodResizePending") && condition.str_at("reason") == Some("Infeasible")
-    });
+    let is_infeasible = pod
+        .list_at("status.conditions")
+        .iter()
+        .any(|condition| condition.str_at("type") == Some("PodResizePending") && condition.str_at("reason") == Some("Infeasible"));
     let of = |container: &Value, statuses: &str| {
         let mut needs = resources(container, &path);
         if !with_status {

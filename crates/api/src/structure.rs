@@ -631,7 +631,7 @@ fn finish(map: &mut Map<String, Value>, schema: &Schema, is_stored: bool) {
     }
     map.retain(|key, value| {
         !is_zero(value)
-            || (!is_stored && value.is_array() && counts_when_empty(schema, key))
+            || (value.is_array() && counts_when_empty(schema, key))
             || schema.field(key).is_none_or(|field| {
                 !field.omit_zero
                     && (field.required || field.always.is_some() || !matches!(field.schema.type_, Type::Map | Type::Array | Type::Bytes))

@@ -396,3 +396,72 @@ fn what_a_new_cluster_holds_is_valid() {
     }
     assert!(count > 100, "only {count} objects");
 }
+
+/// What is wrong with an object as it is created.
+fn refusal(group: &str, resource: &str, object: Value) -> String {
+    let catalogue = Catalogue::built_in();
+    let kind = catalogue.resource(group, resource).unwrap();
+    let mut object = object;
+    object.set("metadata.name", "a");
+    if kind.namespaced_scope() {
+        object.set("metadata.namespace", "d");
+    }
+    create(kind, kind.version(), object).1.to_string()
+}
+
+#[test]
+fn rare_volumes_are_looked_at() {
+    let check = |volume: Value, expected: &str| {
+        let mut volume = volume;
+        volume["name"] = json!("v");
+        let pod = json!({"spec": {"containers": [{"name": "c", "image": "i"}], "volumes": [volume]}});
+        assert_eq!(refusal("", "pods", pod), expected);
+    };
+    check(json!({"azureDisk": {"diskName": "d", "diskURI": "https://b/x"}}), "[]");
+    check(json!({"iscsi": {"targetPortal": "1.2.3.4", "iqn": "iqn.2001-04.com.example:a", "lun": 0}}), "[]");
+    check(
+        json!({"iscsi": {"targetPortal": "1.2.3.4", "iqn": "eui.1234é678901234", "lun": 0}}),
+        "spec.volumes[0].iscsi.iqn: Invalid value: \"eui.1234é678901234\": must be valid format",
+    );
+    check(
+        json!({"flexVolume": {"driver": "d", "options": {"a.K8s.io/x": "y", "kubernetes.io.example.com/x": "y"}}}),
+        "spec.volumes[0].flexVolume.options[a.K8s.io/x]: Invalid value: \"a.K8s.io/x\": kubernetes.io and k8s.io namespaces are reserved",
+    );
+    check(
+        json!({"quobyte": {"registry": "a:1,b", "volume": "v"}}),
+        "spec.volumes[0].quobyte.registry: Invalid value: \"a:1,b\": must be a host:port pair or multiple pairs separated by commas",
+    );
+    check(
+        json!({"projected": {"sources": [{"clusterTrustBundle": {"path": "p"}}]}}),
+        "spec.volumes[0].projected.sources[0].clusterTrustBundlePEM: Required value: either name or signerName must be specified",
+    );
+}
+
+#[test]
+fn fields_that_rules_join_are_looked_at_together() {
+    let pod = |container: Value| {
+        let mut container = container;
+        container["name"] = json!("c");
+        container["image"] = json!("i");
+        json!({"spec": {"containers": [container], "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "p"}}]}})
+    };
+    let found = refusal("", "pods", pod(json!({"env": [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "spec.x['y']"}}}]})));
+    assert!(found.ends_with("error converting fieldPath: field label does not support subscript: spec.x['y']"), "{found}");
+    let mut windows = pod(json!({"securityContext": {"windowsOptions": {"hostProcess": true}}}));
+    windows["spec"]["initContainers"] = json!([{"name": "d", "image": "i"}]);
+    let found = refusal("", "pods", windows);
+    assert!(found.contains("all containers must be HostProcess") && found.contains("spec.hostNetwork: Invalid value: false"), "{found}");
+
+    let range = json!({"spec": {"limits": [{"type": "Container", "max": {"bogus": "1", "cpu": "2"}, "min": {"cpu": "1"}, "maxLimitRequestRatio": {"cpu": "3"}}]}});
+    let found = refusal("", "limitranges", range);
+    assert!(found.contains("spec.limits[0].max[bogus]: Invalid value: \"bogus\": must be a standard resource for containers"), "{found}");
+    assert!(found.contains("ratio 3 is greater than max/min = 2.000000"), "{found}");
+
+    let zones: Vec<Value> = (0..9).map(|i| json!({"name": format!("z{i}")})).collect();
+    let slice = json!({"addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.1"], "hints": {"forZones": zones}}]});
+    assert_eq!(refusal("discovery.k8s.io", "endpointslices", slice), "endpoints[0].hints.forZones: Too many: 9: must have at most 8 items");
+
+    let scaler = json!({"spec": {"scaleTargetRef": {"kind": "Deployment", "name": "d", "apiVersion": "apps/v1"}, "maxReplicas": 2, "behavior": {"scaleUp": {"policies": []}}}});
+    let found = refusal("autoscaling", "horizontalpodautoscalers", scaler);
+    assert_eq!(found, "spec.behavior.scaleUp.policies: Required value: must specify at least one Policy");
+}

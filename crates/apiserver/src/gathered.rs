@@ -40,13 +40,15 @@ pub struct Gathered<S> {
     sent: usize,
     /// Whether others have had their turn to add to what is to be flushed.
     waited: bool,
-    /// Whether whoever writes here flushes in each of its turns, whatever an earlier flush has said.
+    /// Whether whoever writes here first reads and in the end flushes in each of its turns, whatever an earlier flush has said.
     flushes_again: bool,
+    /// Whether that turn has come.
+    again: bool,
 }
 
 impl<S> Gathered<S> {
     pub fn new(stream: S) -> Gathered<S> {
-        Gathered { stream, bytes: Vec::new(), sent: 0, waited: false, flushes_again: false }
+        Gathered { stream, bytes: Vec::new(), sent: 0, waited: false, flushes_again: false, again: false }
     }
 
     /// For a connection that is HTTP/2 from its first byte on.
@@ -96,11 +98,13 @@ impl<S: AsyncWrite + Unpin> Gathered<S> {
     fn give_back(&mut self) {
         self.bytes = Vec::new();
         self.waited = false;
+        self.again = false;
     }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Gathered<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.again = self.waited;
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
@@ -130,7 +134,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // Whoever is ready to write to the same connection comes first: one change has many watchers.
-        if !self.waited && self.length() > 0 && self.length() < GATHERED_BYTES_MAX {
+        let is_time = if self.flushes_again { self.again } else { self.waited };
+        if !is_time && self.length() > 0 && self.length() < GATHERED_BYTES_MAX {
             self.waited = true;
             cx.waker().wake_by_ref();
             return if self.flushes_again { Poll::Ready(Ok(())) } else { Poll::Pending };
@@ -186,13 +191,13 @@ mod tests {
     async fn frames_that_are_flushed_one_by_one_go_out_together() {
         let (near, mut far) = tokio::io::duplex(1000);
         let mut gathered = Gathered::of_http2(near);
-        for frame in [b"one", b"two"] {
+        for frame in [b"one", b"two", b"six"] {
             gathered.write_all(frame).await.unwrap();
+            gathered.flush().await.unwrap();
         }
-        gathered.flush().await.unwrap();
-        gathered.write_all(b"six").await.unwrap();
         let mut arrived = [0; 20];
         assert!(futures::poll!(std::pin::pin!(far.read(&mut arrived))).is_pending(), "the next turn sends");
+        assert!(futures::poll!(std::pin::pin!(gathered.read(&mut arrived))).is_pending());
         gathered.flush().await.unwrap();
         assert_eq!(far.read(&mut arrived).await.unwrap(), 9);
         assert!(arrived.starts_with(b"onetwosix") && gathered.bytes.capacity() == 0);

@@ -12,7 +12,7 @@ const COLUMNS_MAX: usize = 80;
 /// The YAML text of a value.
 pub fn text(value: &Value) -> String {
     let mut writer = Writer::default();
-    writer.node(value, 0, false);
+    writer.node(value, 0, true);
     writer.newline();
     writer.out
 }

@@ -187,7 +187,7 @@ impl Allocations {
             let (wanted, given) = (Room::of(pod), Room::of(&record.apply(pod)));
             waiting.push((resize::place(pod, wanted, given, since), pod, wanted, given));
         }
-        waiting.sort_by(|one, other| one.0.cmp(&other.0));
+        waiting.sort_by_key(|one| one.0);
         let mut out = Vec::new();
         for (_, pod, wanted, given) in waiting {
             let others = pods.iter().filter(|other| uid_of(other) != uid_of(pod) && is_active(other));

@@ -1,9 +1,12 @@
 //! Taking over from a lost server, on a machine that has a copy of its store.
 //!
-//! 1. The copy is made one snapshot. 2. The old server must be out of reach, for this machine and for the nodes. 3. More than
-//! half of the nodes that the copy names promise themselves to a higher epoch, which fences the old server whenever it comes
-//! back. 4. The snapshot is restored as any other, with the cluster's keys; the revision goes on beyond everything that was
-//! ever seen, so that all who watch list anew. 5. The store says whose it is.
+//! 1. The copy is made one snapshot.
+//! 2. The old server must be out of reach, for this machine and for the nodes.
+//! 3. More than half of the nodes that the copy names promise themselves to a higher epoch, which fences the old server
+//!    whenever it comes back.
+//! 4. The snapshot is restored as any other, with the cluster's keys; the revision goes on beyond everything that was ever
+//!    seen, so that all who watch list anew.
+//! 5. The store says whose it is.
 //!
 //! What must stay true: nothing is promised unless enough nodes can be; no server starts here on half a recovery, and the same
 //! command goes on with the same promises.

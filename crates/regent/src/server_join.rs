@@ -1,8 +1,9 @@
 //! How a machine becomes a further server: from a server's token to the cluster's keys and a member of etcd.
 //!
-//! 1. The cluster's authority, over a connection that is trusted only if the authority's fingerprint is the token's. 2. With
-//! the token, the keys that all servers have ([`crate::bundle`]). 3. A place among etcd's members, first as a learner: it
-//! has no vote until it has caught up ([`promote`]), so that joining never endangers the quorum.
+//! 1. The cluster's authority, over a connection that is trusted only if the authority's fingerprint is the token's.
+//! 2. With the token, the keys that all servers have ([`crate::bundle`]).
+//! 3. A place among etcd's members, first as a learner: it has no vote until it has caught up ([`promote`]), so that joining
+//!    never endangers the quorum.
 //!
 //! What must stay true: each step can be done again after a failure in its middle; a dead predecessor of the same address
 //! gives way only where that costs no quorum.

@@ -132,8 +132,7 @@ fn requests_with(pod: &Pod, assume: impl Fn(&mut Resources)) -> Resources {
     let init_statuses = status.and_then(|status| status.init_container_statuses.as_deref());
 
     let conditions = status.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
-    let is_infeasible =
-        conditions.iter().any(|condition| condition.type_ == "PodResizePending" && condition.reason.as_deref() == Some("Infeasible"));
+    let is_infeasible = conditions.iter().any(|condition| condition.type_ == "PodResizePending" && condition.reason.as_deref() == Some("Infeasible"));
 
     let mut running = Resources::default();
     for container in &spec.containers {

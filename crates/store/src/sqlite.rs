@@ -241,7 +241,7 @@ fn inode(path: &Path) -> std::io::Result<u64> {
 
 /// The right to write the store in a directory, until it is dropped.
 pub struct Lock {
-    _file: File,
+    file: File,
 }
 
 impl Lock {
@@ -250,7 +250,14 @@ impl Lock {
         let path = directory.join("lock");
         let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failure_at(&path))?;
         file.try_lock().map_err(|_| Error::Unavailable(format!("{} is in use by another process", directory.display())))?;
-        Ok(Lock { _file: file })
+        Ok(Lock { file })
+    }
+}
+
+impl Drop for Lock {
+    /// Gives it back: closing alone would not, while a child that was forked a moment ago has the file open until its exec.
+    fn drop(&mut self) {
+        let _ = self.file.unlock();
     }
 }
 

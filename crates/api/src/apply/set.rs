@@ -6,6 +6,7 @@
 use crate::{
     Value,
     schema::{ListType, Schema, Type},
+    structure,
 };
 use serde_json::Map;
 use std::{borrow::Cow, collections::BTreeMap, fmt::Write};
@@ -41,7 +42,8 @@ impl Set {
                     let keys = serde_json::from_str::<BTreeMap<String, Value>>(keys).ok()?;
                     key_element(keys.iter().map(|(key, value)| (key.as_str(), value)))
                 }
-                ("v:", value) => format!("v:{}", serde_json::from_str::<Value>(value).ok()?),
+                // Read as bodies are: exactly, also where a number has many digits.
+                ("v:", value) => format!("v:{}", structure::parse(value.as_bytes(), structure::Encoding::Json).ok()?),
                 ("i:", index) => {
                     index.parse::<i64>().ok()?;
                     element.clone()

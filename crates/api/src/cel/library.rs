@@ -341,7 +341,7 @@ fn lists<'a>(name: &str, receiver: &Val<'a>, args: &[Val<'a>]) -> Outcome<'a> {
         }
         ("indexOf" | "lastIndexOf", [wanted]) => {
             let mut places = items.iter().enumerate().filter(|(_, item)| equal(item, wanted)).map(|(i, _)| i as i64);
-            Val::Int(if name == "indexOf" { places.next() } else { places.last() }.unwrap_or(-1))
+            Val::Int(if name == "indexOf" { places.next() } else { places.next_back() }.unwrap_or(-1))
         }
         ("slice", [Val::Int(start), Val::Int(end)]) => match (usize::try_from(*start), usize::try_from(*end)) {
             (Ok(start), Ok(end)) if start <= end && end <= items.len() => Val::list(items[start..end].to_vec()),

@@ -114,7 +114,8 @@ impl Checker<'_> {
 
     fn enumerated(&self, props: &Props, value: &Value, path: &str, found: &mut Vec<Error>) {
         let same = |known: &Value| known == value || (known.is_number() && known.as_f64() == value.as_f64());
-        if !props.values.is_empty() && !props.values.iter().any(same) && !(value.is_null() && props.nullable) {
+        let is_allowed = props.values.is_empty() || props.values.iter().any(same) || (value.is_null() && props.nullable);
+        if !is_allowed {
             let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), String::from);
             let known: Vec<String> = props.values.iter().map(|value| format!("{:?}", text(value))).collect();
             self.push(found, Reason::NotSupported, path, Some(value.clone()), format!("supported values: {}", known.join(", ")));

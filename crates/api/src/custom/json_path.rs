@@ -27,7 +27,7 @@ impl JsonPath {
     pub fn parse(text: &str) -> Result<JsonPath, String> {
         let chars: Vec<char> = text.chars().collect();
         let mut at = 0;
-        let steps = steps(&chars, &mut at)?;
+        let steps = steps(&chars, &mut at, false)?;
         if at != chars.len() {
             return Err(format!("unexpected {:?} in a JSON path", chars[at]));
         }
@@ -45,7 +45,8 @@ impl JsonPath {
     }
 }
 
-fn steps(chars: &[char], at: &mut usize) -> Result<Vec<Step>, String> {
+/// `filtering`: whether these are steps inside a filter. There is no filter in a filter, for each would multiply what a path may cost.
+fn steps(chars: &[char], at: &mut usize, filtering: bool) -> Result<Vec<Step>, String> {
     let mut found = vec![];
     while *at < chars.len() {
         if found.len() >= STEPS_MAX {
@@ -71,7 +72,7 @@ fn steps(chars: &[char], at: &mut usize) -> Result<Vec<Step>, String> {
             }
             '[' => {
                 *at += 1;
-                found.push(bracket(chars, at)?);
+                found.push(bracket(chars, at, filtering)?);
             }
             _ => break,
         }
@@ -85,7 +86,8 @@ fn name(chars: &[char], at: &mut usize) -> String {
         match c {
             '\\' => {
                 *at += 1;
-                name.extend(chars.get(*at));
+                let Some(&escaped) = chars.get(*at) else { break };
+                name.push(escaped);
             }
             '.' | '[' | ']' | '(' | ')' | '=' | '!' | '<' | '>' | ' ' | ',' => break,
             c => name.push(c),
@@ -95,7 +97,7 @@ fn name(chars: &[char], at: &mut usize) -> String {
     name
 }
 
-fn bracket(chars: &[char], at: &mut usize) -> Result<Step, String> {
+fn bracket(chars: &[char], at: &mut usize, filtering: bool) -> Result<Step, String> {
     let expect = |at: &mut usize, wanted: char| {
         if chars.get(*at) == Some(&wanted) {
             *at += 1;
@@ -110,12 +112,13 @@ fn bracket(chars: &[char], at: &mut usize) -> Result<Step, String> {
             Step::All
         }
         Some('\'' | '"') => Step::Child(quoted(chars, at)?),
+        Some('?') if filtering => return Err("a filter stands in a filter".into()),
         Some('?') => {
             *at += 1;
             expect(at, '(')?;
             spaces(chars, at);
             expect(at, '@')?;
-            let path = steps(chars, at)?;
+            let path = steps(chars, at, true)?;
             spaces(chars, at);
             let mut operator = String::new();
             while let Some(&c @ ('=' | '!' | '<' | '>')) = chars.get(*at) {
@@ -159,7 +162,7 @@ fn quoted(chars: &[char], at: &mut usize) -> Result<String, String> {
             None => return Err("a text does not end".into()),
             Some('\\') => {
                 *at += 1;
-                text.extend(chars.get(*at));
+                text.push(*chars.get(*at).ok_or("a text does not end")?);
             }
             Some(&c) if c == quote => break,
             Some(&c) => text.push(c),
@@ -252,6 +255,15 @@ fn compares(found: &Value, comparison: Option<&(String, Value)>) -> bool {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn paths_that_end_too_early_are_refused() {
+        assert!(JsonPath::parse(&".a[?(@".repeat(10_000)).is_err() && JsonPath::parse(".a[?(@.b[?(@.c)])]").is_err());
+        for path in [".a[", ".a['", ".a['b", ".a[?(", ".a[?(@.b==", ".a[?(@.b==\"", ".a[1:", ".a\\", "..", ".a[?(@.b==\"c\")", "[*", "{.a"] {
+            let _ = JsonPath::parse(path);
+            assert!(!path.contains('[') || JsonPath::parse(path).is_err(), "{path}");
+        }
+    }
 
     #[test]
     fn paths_find_values() {

@@ -91,6 +91,12 @@ impl<'de> Visitor<'de> for ToText {
     }
 }
 
+/// Levels of a document that are read on the stack of whoever asks. What may be deeper is read on a stack of its own, for the frames of the
+/// parser are long: without optimisation, a hundred levels fill a thread's.
+const LEVELS_IN_PLACE_MAX: usize = 90;
+/// That stack, enough for [`limits::NESTING_DEPTH_MAX`]; what is not used of it costs nothing.
+const STACK_BYTES: usize = 16 << 20;
+
 /// The first document of a YAML text. The error begins with `yaml:`.
 pub fn to_json(bytes: &[u8]) -> Result<String, String> {
     let text = std::str::from_utf8(bytes).map_err(|_| "yaml: invalid leading UTF-8 octet".to_string())?;
@@ -98,6 +104,24 @@ pub fn to_json(bytes: &[u8]) -> Result<String, String> {
     if document.lines().all(|line| matches!(line.trim_start().as_bytes().first(), None | Some(b'#'))) {
         return Ok("null".into());
     }
+    if levels_at_most(document) <= LEVELS_IN_PLACE_MAX {
+        return read(document);
+    }
+    std::thread::scope(|scope| {
+        let reader = std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, || read(document));
+        let reader = reader.map_err(|error| format!("yaml: a nested document cannot be read now: {error}"))?;
+        reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// How deep a document can be: by what opens collections, and by how far its lines are indented. Either may stand for two levels.
+fn levels_at_most(document: &str) -> usize {
+    let opened = document.bytes().filter(|byte| matches!(byte, b'{' | b'[')).count();
+    let indented = document.lines().map(|line| line.bytes().take_while(|byte| matches!(byte, b' ' | b'-' | b'?' | b':')).count());
+    2 * (opened + indented.max().unwrap_or(0))
+}
+
+fn read(document: &str) -> Result<String, String> {
     let options = serde_saphyr::options! {
         duplicate_keys: DuplicateKeyPolicy::PassThrough,
         merge_keys: MergeKeyPolicy::Merge,
@@ -154,6 +178,20 @@ fn first_document(text: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_deep_does_not_end_the_process() {
+        let deep = |open: &str, close: &str, levels: usize| format!("{}1{}", open.repeat(levels), close.repeat(levels));
+        let indented = |levels: usize| (0..levels).map(|i| format!("{}a:\n", " ".repeat(i))).collect::<String>();
+        for levels in [90, 190, 50_000] {
+            for text in [deep("{a: ", "}", levels), deep("[", "]", levels), deep("{? a : ", "}", levels), deep("- ", "", levels)] {
+                assert_eq!(to_json(text.as_bytes()).is_ok(), levels < limits::NESTING_DEPTH_MAX, "{levels} levels of {}", &text[..2]);
+            }
+            // Two levels for each bracket.
+            assert_eq!(to_json(deep("[a: ", "]", levels).as_bytes()).is_ok(), 2 * levels < limits::NESTING_DEPTH_MAX, "{levels}");
+        }
+        assert!(to_json(indented(150).as_bytes()).is_ok() && to_json(indented(300).as_bytes()).is_err());
+    }
 
     #[test]
     fn yaml_becomes_json() {

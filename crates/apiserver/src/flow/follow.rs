@@ -202,7 +202,7 @@ async fn follow(server: Weak<Server>) {
                 let Some(strong) = server.upgrade() else { return };
                 borrow(&strong.flow, &mut wanted);
                 rounds += 1;
-                if rounds % KEEP_ROUNDS == 0 && strong.health.is_bootstrapped() {
+                if rounds.is_multiple_of(KEEP_ROUNDS) && strong.health.is_bootstrapped() {
                     keep(&strong).await;
                 }
             }

@@ -320,7 +320,7 @@ fn report(shared: &Shared, server: &Server, verdict: Verdict) {
         }
     }
     drop(state);
-    shared.reachable.send_if_modified(|reachable| std::mem::replace(reachable, Some(alive)) != Some(alive));
+    shared.reachable.send_if_modified(|reachable| reachable.replace(alive) != Some(alive));
 }
 
 /// Now and then moves one quiet connection from the busiest server, by closing it.

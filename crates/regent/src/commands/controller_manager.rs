@@ -119,7 +119,6 @@ pub async fn control(
         ca,
         cluster_signing_duration: flags.cluster_signing_duration,
         membership: membership.view(&shutdown),
-        ..Options::default()
     };
     let config = Config { client, controllers: flags.controllers.clone(), options, election: election.config("kube-controller-manager") };
     Ok(controllers::run(config, shutdown).await?)

@@ -59,7 +59,7 @@ pub(super) fn strings<'a>(name: &str, receiver: &Cow<'a, str>, args: &[Val<'a>],
             let found = if name == "indexOf" {
                 places().find(|at| offset.is_none_or(|offset| *at >= offset))
             } else {
-                places().filter(|at| offset.is_none_or(|offset| *at <= offset)).last()
+                places().rfind(|at| offset.is_none_or(|offset| *at <= offset))
             };
             Val::Int(found.map_or(-1, |found| found as i64))
         }

@@ -208,7 +208,7 @@ pub(super) fn opaque<'a>(name: &str, receiver: &Rc<Opaque<'a>>, args: &[Val<'a>]
         ("sign", Opaque::Quantity(quantity), _) => Ok(Val::Int(i64::from(quantity.sign()))),
         ("add" | "sub", Opaque::Quantity(quantity), _) => {
             let other = match (other, args.first()) {
-                (Some(Opaque::Quantity(other)), _) => other.clone(),
+                (Some(Opaque::Quantity(other)), _) => *other,
                 (_, Some(Val::Int(number))) => Quantity::from_units(*number, quantity.format()),
                 _ => return wrong(name, values),
             };

@@ -336,10 +336,7 @@ mod tests {
     #[test]
     fn a_node_that_does_not_say_what_containers_have_cannot_resize_them() {
         let status = |resources: Value| json!({"status": {"containerStatuses": [{"name": "c", "state": {"running": {}}, "resources": resources}]}});
-        assert_eq!(
-            said(&pod("2", json!({})), &pod("1", status(Value::Null))),
-            "spec: Forbidden: Pod running on node without support for resize"
-        );
+        assert_eq!(said(&pod("2", json!({})), &pod("1", status(Value::Null))), "spec: Forbidden: Pod running on node without support for resize");
         assert_eq!(said(&pod("2", json!({})), &pod("1", status(json!({})))), NOTHING);
     }
 }

@@ -570,9 +570,6 @@ pub fn validate_mounts(container: &Value, spec: &Value, good: &[&str], path: &Pa
         if devices.iter().any(|device| text(device, "name") == name) {
             errors.invalid(path.child("name"), name, "must not already exist in volumeDevices");
         }
-        if devices.iter().any(|device| text(device, "devicePath") == target) {
-            errors.invalid(path.child("mountPath"), target, "must not already exist as a path in volumeDevices");
-        }
         if !text(mount, "subPath").is_empty() {
             relative_path(text(mount, "subPath"), &at.child("subPath"), errors);
         }

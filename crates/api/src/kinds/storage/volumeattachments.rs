@@ -58,7 +58,7 @@ impl Hooks for VolumeAttachments {
         match (name, inline) {
             (None, None) => errors.required(at, "must specify exactly one of inlineVolumeSpec and persistentVolumeName"),
             (Some(_), Some(_)) => errors.forbidden(at, "must specify exactly one of inlineVolumeSpec and persistentVolumeName"),
-            (Some(name), None) if name.is_empty() => errors.required(at.child("persistentVolumeName"), "must specify non empty persistentVolumeName"),
+            (Some(""), None) => errors.required(at.child("persistentVolumeName"), "must specify non empty persistentVolumeName"),
             _ => {}
         }
         if checks::required(spec, "nodeName", &path, errors) {
