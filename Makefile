@@ -37,10 +37,12 @@ unit: setup ## the tests that need no cluster
 	@cargo test --workspace --quiet --exclude regent --all-targets
 	@cargo test --package regent --quiet --bins
 
-simulate: ## a thousand simulated clusters; `make simulate seeds=5000` for more, `seed=17` for one, `only=world` (balancer, ...) for one kind
-	@REGENT_PROGRESS=1 REGENT_SEEDS=$(or $(seeds),1000) REGENT_ONLY=$(only) $(if $(seed),REGENT_SEED=$(seed)) cargo test --profile simulation --quiet --package simulation
+simulate: ## a thousand simulated clusters, and parts alone; `seeds=5000` for more, `only=world seed=17` for one again
+	@REGENT_PROGRESS=1 REGENT_SEEDS=$(or $(seeds),1000) REGENT_ONLY=$(only) $(if $(seed),REGENT_SEED=$(seed)) cargo test --profile simulation --quiet --package simulation --test simulation
 ifeq ($(only)$(seed),)
 	@REGENT_SEEDS=$(or $(seeds),1000) cargo test --profile simulation --quiet --package membership --test simulation -- --nocapture
+	@REGENT_SEEDS=$(or $(seeds),1000) cargo test --profile simulation --quiet --package client --test simulation -- --nocapture
+	@REGENT_SEEDS=$(or $(seeds),1000) cargo test --profile simulation --quiet --package network --lib balancer::simulation -- --nocapture
 	@REGENT_SEEDS=$(or $(seeds),1000) cargo test --profile simulation --quiet --package node --lib pod::simulation -- --nocapture
 endif
 

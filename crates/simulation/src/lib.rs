@@ -23,8 +23,6 @@
 //!
 //! What must stay true: the same seed gives the same run; a checker that cannot fail is no checker ([`sabotage`]); nothing here
 //! decides what a component decides in production.
-//!
-//! [`small`] holds the simulations of one component alone, for what takes longer than a world lasts, or goes byte by byte.
 
 pub mod agent;
 pub mod api;
@@ -37,6 +35,5 @@ pub mod pods;
 pub mod sabotage;
 pub mod seeds;
 pub mod server;
-pub mod small;
 pub mod way;
 pub mod world;

@@ -1,19 +1,18 @@
-//! The simulations under many seeds: `make simulate`; a share of them with `make test`.
+//! The simulations under many seeds: `make simulate`.
 //!
 //! Every world runs in a process of its own (this program again), so that whatever is static in a process is new in each, and so
 //! that a seed is the same run wherever it stands in the list. This is also where the C library's `getrandom` is given by the
 //! seed; see `simulation::chance`.
 
-use simulation::{checks::Figures, faults, sabotage::Sabotage, seeds, small};
+use simulation::{checks::Figures, faults, sabotage::Sabotage, seeds};
 use std::{
     path::PathBuf,
     process::{Command, ExitCode, Stdio},
     time::Duration,
 };
 
-/// Worlds that every run of the tests goes through, and seeds of each small simulation.
+/// Worlds that a run goes through.
 const WORLDS_DEFAULT: u64 = 40;
-const SMALL_DEFAULT: u64 = 40;
 /// Seeds that a sabotage may take to be found.
 const SABOTAGED_MAX: u64 = 60;
 /// A world that has not ended by then hangs.
@@ -49,11 +48,6 @@ fn main() -> ExitCode {
     }
     if is_wanted("sabotage") && std::env::var("REGENT_SEED").is_err() {
         failures.extend(sabotaged().err());
-    }
-    for (name, simulate) in small::ALL {
-        if is_wanted(name) {
-            failures.extend(seeds::run(name, SMALL_DEFAULT, simulate).err());
-        }
     }
     failures.iter().for_each(|failure| eprintln!("{failure}"));
     if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
