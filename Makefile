@@ -8,7 +8,7 @@ help: ## list the targets
 
 setup: ## install what is missing (Debian packages, kubectl)
 	@command -v cc >/dev/null || { echo "==> installing build-essential, which Rust links with"; apt-get update -q && apt-get install -yq build-essential; }
-	@cargo xtask setup
+	@cargo xtask setup $(if $(ROOM_GB),--room-gb $(ROOM_GB))
 
 images: ## build the container images from Debian packages into target/images
 	@cargo xtask images
@@ -25,6 +25,9 @@ down: ## take the cluster away, without a trace
 clients: ## fetch the clients that the end-to-end tests use (kubectl of many versions, Helm, Python's, Node's)
 	@cargo xtask clients
 
+# What is built once needs no incremental compilation, which would take three times the disk.
+test: export CARGO_INCREMENTAL = 0
+test: ROOM_GB = 12
 test: setup images clients ## everything that must pass: house rules, unit and API tests, the cluster end to end
 	@cargo xtask tidy
 	@cargo test --workspace --quiet --exclude regent --all-targets

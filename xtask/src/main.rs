@@ -23,7 +23,11 @@ struct CommandLine {
 #[derive(Subcommand)]
 enum Task {
     /// Install what is missing from Debian's packages, and a kubectl if there is none.
-    Setup,
+    Setup {
+        /// What the build that follows takes under `target`, in GB.
+        #[arg(long, default_value_t = 5)]
+        room_gb: u64,
+    },
     /// Fetch the clients that the end-to-end tests use into target/clients.
     Clients,
     /// Build the container images from Debian packages into target/images.
@@ -58,7 +62,7 @@ fn main() -> std::process::ExitCode {
 fn run() -> Result<()> {
     std::env::set_current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))?;
     match CommandLine::parse().task {
-        Task::Setup => setup::run(),
+        Task::Setup { room_gb } => setup::run(room_gb),
         Task::Clients => clients::run(),
         Task::Images => images::build(),
         Task::Tidy => tidy::run(),

@@ -1,4 +1,4 @@
-//! What a bare Debian machine needs: packages, and a kubectl.
+//! What a bare Debian machine needs: room on its disk, packages, and a kubectl.
 
 use crate::{
     clients::from_layer,
@@ -45,7 +45,9 @@ pub fn say(name: &str) {
     eprintln!("==> {name}");
 }
 
-pub fn run() -> Result<()> {
+/// Brings what is missing, where `room_gb` (10^9 bytes) are to be had under `target`.
+pub fn run(room_gb: u64) -> Result<()> {
+    room(room_gb)?;
     let missing: Vec<&str> = NEEDED
         .iter()
         .filter(|(program, _)| !has(program))
@@ -62,6 +64,22 @@ pub fn run() -> Result<()> {
     }
     if !has("kubectl") {
         install_kubectl()?;
+    }
+    Ok(())
+}
+
+/// Refuses to begin what would end in the middle of a build, with a linker killed by a full disk.
+fn room(room_gb: u64) -> Result<()> {
+    let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".into());
+    std::fs::create_dir_all(&target).with_context(|| format!("making {target}"))?;
+    let number = |program: &str, arguments: &[&str]| -> Result<u64> {
+        let said = sh(program, arguments)?;
+        said.split_whitespace().find_map(|word| word.parse().ok()).with_context(|| format!("{program} said no size: {said}"))
+    };
+    let free = number("df", &["--output=avail", "--block-size=1000000", &target])?;
+    let held = number("du", &["--summarize", "--block-size=1000000", &target])?;
+    if free + held < room_gb * 1000 {
+        bail!("the disk of {target} has {free} MB free, and this takes {room_gb} GB: make room, or name another place in CARGO_TARGET_DIR");
     }
     Ok(())
 }
