@@ -11,14 +11,16 @@
 //! gone: then it is more likely this end that is cut off.
 //!
 //! The nodes' membership, where there is one ([`membership::View`]), makes this faster and calmer: a node that the majority
-//! of its peers sees dead is silent at once; one that they vouch for, and that says it cannot reach the API, is not silent;
-//! and while most nodes say so, it is the servers that were gone, and everybody gets the full time again.
+//! of its peers sees dead is silent at once; one that they vouch for, and that says it cannot reach the API, or that is being cut
+//! off from here, is not silent ([`silence`] has the table); and while most nodes say so, it is the servers that were gone, and
+//! everybody gets the full time again.
 //!
 //! What must stay true: silence only counts while this controller itself could hear. Time during which the API did not
 //! answer, or this process did not run, is no node's fault, so the return of a server marks nobody. Nothing moves back when
 //! a node returns: its taints go, its pods stay where they are.
 
 mod memory;
+mod silence;
 mod zones;
 
 use std::sync::Arc;
@@ -56,8 +58,6 @@ const HEARING_MAX: Duration = Duration::from_secs(3);
 const WRITES_MAX: usize = 16;
 /// With a membership, nodes are looked at at least this often.
 const LOOK_WITH_PEERS: Duration = Duration::from_secs(1);
-/// A node that has given a sign of life to the API within this is not dead, whatever its peers have not heard yet.
-const SIGN_OF_LIFE: Duration = Duration::from_millis(1_500);
 /// The conditions that a silent node no longer knows.
 const REPORTED: [&str; 4] = ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure"];
 
@@ -136,7 +136,7 @@ impl Controller for NodeLifecycle {
                 return Err(Error::NotYet("the API does not answer; silence is not counted".to_owned()));
             }
             let view = self.options.membership.as_ref().and_then(|views| views.borrow().clone()).unwrap_or_default();
-            heed(&view, memory, now);
+            silence::heed(&view, memory, now);
             plan(&nodes, memory, zones, now, &self.options, &view)
         };
         let applied = futures::stream::iter(plans).map(|plan| self.apply(plan)).buffer_unordered(WRITES_MAX);
@@ -214,16 +214,6 @@ struct Plan {
     pods_unready: bool,
 }
 
-/// What the peers say for the silent ones.
-fn heed(view: &View, memory: &mut Memory, now: Timestamp) {
-    if view.api_is_gone() {
-        memory.restart(now);
-    }
-    for node in view.nodes.keys().filter(|node| view.vouched(node)) {
-        memory.vouched(node, now);
-    }
-}
-
 /// What to do now. Remembers in `zones` what evictions it has granted.
 fn plan(nodes: &[Arc<Node>], memory: &mut Memory, zones: &mut Zones, now: Timestamp, options: &crate::Options, view: &View) -> Vec<Plan> {
     let judged: Vec<_> = nodes.iter().map(|node| (node, unknown_conditions(node, memory, now, options, view))).collect();
@@ -280,9 +270,8 @@ fn status_of<'a>(node: &'a Node, changed: &'a [NodeCondition], type_: &str) -> O
 fn unknown_conditions(node: &Node, memory: &Memory, now: Timestamp, options: &crate::Options, view: &View) -> Vec<NodeCondition> {
     let has_reported = conditions(node).iter().any(|condition| condition.type_ == "Ready");
     let grace = if has_reported { options.node_monitor_grace_period } else { options.node_startup_grace_period };
-    let silence = memory.silence(name_of(node), now);
-    let is_dead = view.dead(name_of(node)) && silence >= SIGN_OF_LIFE;
-    if silence <= grace && !is_dead {
+    let member = view.nodes.get(name_of(node)).filter(|_| !view.stale);
+    if !silence::is_silent(memory.silence(name_of(node), now), grace, options.node_monitor_period, member) {
         return Vec::new();
     }
     let time = Time(client::clock::whole_seconds(now));

@@ -142,6 +142,10 @@ impl Contact {
             && self.is_vouched(now)
     }
 
+    fn is_asked_in_vain(&self, now: u64) -> bool {
+        self.unanswered >= 2 && self.probing.is_some_and(|since| now - since >= limits::ASK_AFTER_MS)
+    }
+
     fn is_vouched(&self, now: u64) -> bool {
         self.vouched.is_some_and(|at| now - at < limits::EVIDENCE_HOLDS_MS)
     }
@@ -287,16 +291,13 @@ impl Detector {
         }
     }
 
-    /// Members that answer, in random order.
+    /// Members that are alive, in random order; those that this node has asked in vain come last.
     pub fn some_alive(&mut self, count: usize, but: Option<NodeId>) -> Vec<NodeId> {
+        let now = self.clock.now();
         let alive = self.contacts.iter().filter(|(id, contact)| contact.standing == Standing::Alive && Some(**id) != but);
-        let mut alive: Vec<NodeId> = alive.map(|(id, _)| *id).collect();
-        for i in 0..alive.len().min(count) {
-            let other = self.rng.random_range(i..alive.len());
-            alive.swap(i, other);
-        }
-        alive.truncate(count);
-        alive
+        let mut alive: Vec<(bool, u32, NodeId)> = alive.map(|(id, contact)| (contact.is_asked_in_vain(now), self.rng.random(), *id)).collect();
+        alive.sort_unstable();
+        alive.into_iter().take(count).map(|(.., id)| id).collect()
     }
 
     /// A message from a peer.
@@ -392,7 +393,7 @@ impl Detector {
             if direct.flatten() == Some(*id) || every.is_some_and(|every| contact.pinged.is_none_or(|at| now - at >= every)) {
                 self.outputs.push(ping(self.foca.identity().epoch, &mut self.rng, *id, contact, known, now));
             }
-            let in_vain = contact.unanswered >= 2 && contact.probing.is_some_and(|since| now - since >= limits::ASK_AFTER_MS);
+            let in_vain = contact.is_asked_in_vain(now);
             let open = !matches!(contact.standing, Standing::Down | Standing::AgentDown);
             let every = if contact.is_vouched(now) { limits::ASK_AGAIN_MS } else { limits::ASK_EVERY_MS };
             if in_vain && open && contact.asked.is_none_or(|at| now - at >= every) {

@@ -16,8 +16,10 @@ pub const RETRY_FIRST_MS: u64 = 100;
 /// See [`RETRY_FIRST_MS`].
 pub const RETRY_LONGEST_MS: u64 = 5_000;
 
-/// After this many refused transactions in a row, what the membership says is left out until the kernel takes one again.
+/// After this many refused transactions in a row, what the membership says is left out,
 pub const FAILURES_BEFORE_DISTRUST: u32 = 2;
+/// for this long, and until the kernel has taken a transaction again; then its newest word is tried once more.
+pub const DISTRUST_FOR: Duration = Duration::from_secs(5);
 
 /// One run of `nft` may take this long; then it is killed and the sync counts as failed.
 pub const NFT_TIMEOUT: Duration = Duration::from_secs(30);

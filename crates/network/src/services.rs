@@ -132,6 +132,7 @@ pub async fn route(config: Config, tables: impl Tables, flusher: Flusher, health
     let mut check = tokio::time::interval(limits::TABLE_CHECK_PERIOD);
     check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     check.reset();
+    let mut distrust: Option<Instant> = None;
     loop {
         let due = applier.due;
         tokio::select! {
@@ -142,12 +143,22 @@ pub async fn route(config: Config, tables: impl Tables, flusher: Flusher, health
                 while let Some(change) = service_changes.try_next() { plan.service(&change); }
                 while let Some(change) = slice_changes.try_next() { plan.slice(&change); }
                 applier.sync(&mut plan).await;
-                if applier.failures >= limits::FAILURES_BEFORE_DISTRUST && plan.view(None) {
-                    tracing::error!("the kernel refuses what follows from the membership: only the API's word is taken until that works");
+                if applier.failures >= limits::FAILURES_BEFORE_DISTRUST && distrust.is_none() {
+                    distrust = Some(Instant::now() + limits::DISTRUST_FOR);
+                    if plan.view(None) {
+                        tracing::error!("the kernel refuses what follows from the membership: only the API's word is taken until that works");
+                    }
                 }
             }
+            _ = tokio::time::sleep_until(distrust.unwrap_or_else(Instant::now)), if distrust.is_some() && applier.failures == 0 => {
+                distrust = None;
+                if plan.view(views.as_ref().and_then(|views| views.borrow().clone())) {
+                    applier.wake();
+                }
+            }
+            // One that comes while none is trusted is the one that is taken after that.
             view = membership::local::newest(&mut views) => {
-                if applier.failures == 0 && plan.view(view) {
+                if distrust.is_none() && plan.view(view) {
                     applier.wake();
                 }
             }
@@ -279,6 +290,8 @@ pub(crate) fn retry_ms(failures: u32) -> u64 {
     limits::RETRY_FIRST_MS.saturating_mul(1 << failures.min(10)).min(limits::RETRY_LONGEST_MS)
 }
 
+#[cfg(test)]
+mod route_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

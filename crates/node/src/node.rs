@@ -6,6 +6,7 @@
 
 use crate::{Config, agent::Context, eviction::Pressures, machine::Machine};
 use client::{
+    Api, Json,
     error::ErrorExt,
     events::{Normal, Warning},
 };
@@ -20,10 +21,7 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference},
 };
-use kube::{
-    Api,
-    api::{Patch, PatchParams, PostParams},
-};
+use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, time::Duration};
 use tokio_util::sync::CancellationToken;
@@ -36,6 +34,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// First and longest wait between attempts to register.
 const REGISTER_RETRY_MIN: Duration = Duration::from_millis(200);
 const REGISTER_RETRY_MAX: Duration = Duration::from_secs(2);
+/// A status that was not taken is written again after this.
+const REPORT_RETRY: Duration = Duration::from_secs(1);
 /// When a node whose object was deleted under it registers again: long enough for whoever deleted it to switch it off.
 const REGISTER_AGAIN: Duration = Duration::from_secs(300);
 /// How often a node looks whether it has become ready.
@@ -247,7 +247,7 @@ async fn register(cx: &Context) -> Result<Node, kube::Error> {
                 }),
                 status: Some(status),
             };
-            bounded(api.create(&PostParams::default(), &node)).await
+            bounded(api.create(&node)).await
         }
         Err(error) => Err(error),
     }
@@ -304,6 +304,12 @@ pub async fn run(cx: std::sync::Arc<Context>, shutdown: CancellationToken) {
             Err(error) => {
                 tracing::debug!(%error, "the node's status is not said yet");
                 cx.node_changed.notify_one();
+                // Who is refused at once (by a balancer without servers) is refused often enough.
+                tokio::select! {
+                    () = tokio::time::sleep(REPORT_RETRY) => {}
+                    () = cx.board.returned() => {}
+                    () = shutdown.cancelled() => break,
+                }
             }
         }
         let pause = match &node {
@@ -343,12 +349,12 @@ async fn report(cx: &Context, reference: &ObjectReference, known: Node, reported
             tell(cx, reference, condition);
         }
     }
-    let before = serde_json::to_value(&before).map_err(kube::Error::SerdeError)?;
-    let after: Value = serde_json::to_value(&status).map_err(kube::Error::SerdeError)?;
+    let before = before.to_tree().map_err(kube::Error::SerdeError)?;
+    let after: Value = status.to_tree().map_err(kube::Error::SerdeError)?;
     let Some(change) = crate::reporter::difference(&before, &after) else { return Ok(known) };
     // Others own conditions in the same list, so the list is only written over the version that was read.
     let patch = json!({ "metadata": { "resourceVersion": known.metadata.resource_version }, "status": change });
-    match bounded(api.patch_status(&cx.config.node_name, &PatchParams::default(), &Patch::Merge(&patch))).await {
+    match cx.board.exchange(bounded(api.patch_status(&cx.config.node_name, &PatchParams::default(), &Patch::Merge(&patch)))).await {
         Ok(now_known) => {
             *reported_at = now;
             Ok(now_known)
@@ -386,10 +392,11 @@ async fn renew(cx: std::sync::Arc<Context>, node_uid: Option<String>, shutdown: 
     let mut exists = false;
     loop {
         let now = MicroTime(Timestamp::now());
-        let result = if exists {
-            let patch = json!({ "spec": { "holderIdentity": name, "leaseDurationSeconds": seconds, "renewTime": now } });
-            bounded(api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch))).await
-        } else {
+        let request = async {
+            if exists {
+                let patch = json!({ "spec": { "holderIdentity": name, "leaseDurationSeconds": seconds, "renewTime": now } });
+                return bounded(api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch))).await;
+            }
             let owner = node_uid.clone().map(|uid| OwnerReference {
                 api_version: "v1".into(),
                 kind: "Node".into(),
@@ -406,9 +413,13 @@ async fn renew(cx: std::sync::Arc<Context>, node_uid: Option<String>, shutdown: 
                     ..Default::default()
                 }),
             };
-            bounded(api.create(&PostParams::default(), &lease)).await
+            bounded(api.create(&lease)).await
         };
-        cx.board.answered(&result);
+        // What hangs when the API is reached again was lost: it is sent anew, for a lease that is late is the first thing to say.
+        let result = tokio::select! {
+            result = cx.board.exchange(request) => result,
+            () = cx.board.returned() => continue,
+        };
         let pause = match result {
             Ok(_) => {
                 exists = true;
@@ -429,6 +440,7 @@ async fn renew(cx: std::sync::Arc<Context>, node_uid: Option<String>, shutdown: 
         };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
+            () = cx.board.returned() => {}
             () = shutdown.cancelled() => return,
         }
     }

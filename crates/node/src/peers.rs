@@ -14,21 +14,21 @@
 //! stays a peer; a node that was off does not come back among its peers before it knows what became of its endpoints, for until
 //! it says otherwise they believe what it said last.
 
+mod link;
+
+use self::link::Link;
 use crate::spec::PodId;
 use client::{Clock, Informer, Informers, informer::Selection};
 use k8s_openapi::api::core::v1::{Node, Pod, PodStatus, Secret};
 use kube::Api;
-use membership::{Handle, Health, Keys, Peer, View, local};
+use membership::{Handle, Health, Keys, Peer, View, local, view::Member};
 use parking_lot::Mutex;
 use std::{
     collections::BTreeMap,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 use tokio::{
@@ -48,9 +48,7 @@ const KEY_RETRY: Duration = Duration::from_secs(1);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often it is looked whether the API is reached.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// The API counts as out of reach when it has been for this long.
-const UNREACHED_FOR: Duration = Duration::from_millis(500);
-/// While a peer is suspected, or the API was silent, it is asked this often, and has to answer within this.
+/// While there is reason to doubt that the API is reached it is asked this often, and has to answer within this.
 const ASK_API_EVERY: Duration = Duration::from_secs(1);
 /// How often it is looked whether the pods' workers have looked.
 const WORDS_LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -93,12 +91,12 @@ impl Config {
 /// An endpoint: address, ready, serving.
 type Word = (Ipv4Addr, bool, bool);
 
-/// What the pods' workers say of this node's endpoints, and whether the API has answered. Shared.
+/// What the pods' workers say of this node's endpoints, and how exchanges with the API go. Shared.
 #[derive(Default)]
 pub struct Board {
     words: Mutex<BTreeMap<String, (Word, Option<Instant>)>>,
     changed: Notify,
-    silent: AtomicBool,
+    link: Link,
 }
 
 impl Board {
@@ -120,11 +118,16 @@ impl Board {
     /// Waits until every pod that ran here, as far as the node knew, has been looked at.
     async fn has_heard_of(&self, pods: &Informer<Pod>) {
         pods.synced().await;
-        let runs = |pod: &Pod| pod.status.as_ref().is_some_and(|status| status.phase.as_deref() == Some("Running") && address_of(status).is_some());
-        let known = |pod: &Arc<Pod>| pod.metadata.uid.as_ref().is_none_or(|uid| self.words.lock().contains_key(uid));
-        while !pods.list().iter().filter(|pod| runs(pod)).all(known) {
+        while !self.names_all(&pods.list()) {
             tokio::time::sleep(WORDS_LOOK_EVERY).await;
         }
+    }
+
+    /// Whether there is a word on each of these pods that ran here, as far as the node knew.
+    fn names_all(&self, pods: &[Arc<Pod>]) -> bool {
+        let runs = |pod: &Pod| pod.status.as_ref().is_some_and(|status| status.phase.as_deref() == Some("Running") && address_of(status).is_some());
+        let words = self.words.lock();
+        pods.iter().filter(|pod| runs(pod)).all(|pod| pod.metadata.uid.as_ref().is_none_or(|uid| words.contains_key(uid)))
     }
 
     /// The pod is over on this node.
@@ -136,9 +139,15 @@ impl Board {
         }
     }
 
-    /// Whether the lease could be renewed: any answer of the API is one.
-    pub fn answered<T>(&self, answer: &Result<T, kube::Error>) {
-        self.silent.store(!matches!(answer, Ok(_) | Err(kube::Error::Api(_))), Ordering::Relaxed);
+    /// Waits for an exchange with the API, such as the renewal of the lease. From how it goes, also from how long it takes, this
+    /// node knows whether it reaches the API; any answer is one.
+    pub async fn exchange<T>(&self, request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
+        self.link.exchange(request).await
+    }
+
+    /// Waits until the API is reached again after it was not. What still hangs was sent while it was not, and may be sent again.
+    pub async fn returned(&self) {
+        self.link.returned().await;
     }
 
     fn words(&self, api_reachable: bool) -> BTreeMap<String, Word> {
@@ -180,7 +189,7 @@ pub async fn run(config: Config, node_name: String, node_ip: IpAddr, informers: 
             tokio::time::sleep(KEY_RETRY).await;
         };
         tracing::info!(listen = %config.listen, "a member of the cluster's membership");
-        tokio::join!(publish(&config.socket, &handle, &shutdown), tell(&handle, &informers, &board), ask_api(&handle, &informers, &board));
+        tokio::join!(publish(&config.socket, &handle, &shutdown), tell(&handle, &informers, &pods, &board), ask_api(&handle, &informers, &board));
     };
     tokio::select! {
         () = shutdown.cancelled() => {}
@@ -212,34 +221,48 @@ async fn publish(socket: &Path, handle: &Handle, shutdown: &CancellationToken) {
     }
 }
 
-/// Asks the API for a sign of life while something is wrong: a server that has lost its power closes no connection, and
-/// who has to judge by the membership must know soon whether anybody could say better.
+/// Asks the API for a sign of life while something is wrong: a server that has lost its power closes no connection, a link that
+/// is cut in one direction neither, and who has to judge by the membership must know soon whether anybody could say better.
 async fn ask_api(handle: &Handle, informers: &Informers, board: &Board) {
     let client = informers.client();
-    let mut view = handle.view();
-    let mut ticks = tokio::time::interval(ASK_API_EVERY);
+    let view = handle.view();
+    let mut ticks = tokio::time::interval(LOOK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut before = BTreeMap::new();
     loop {
-        let doubtful = |view: &View| view.nodes.values().any(|member| member.health == Health::Suspect) || !view.api_reachable();
-        if view.wait_for(|view| doubtful(view)).await.is_err() {
-            return;
-        }
         ticks.tick().await;
-        match tokio::time::timeout(ASK_API_EVERY, client.apiserver_version()).await {
-            Ok(answer) => board.answered(&answer),
-            Err(_) => board.silent.store(true, Ordering::Relaxed),
+        let now = troubled(&view.borrow());
+        let has_changed = now != before;
+        let is_wrong = now.values().any(|(health, cut)| *cut || *health == Health::Suspect);
+        before = now;
+        if !has_changed && !is_wrong && !board.link.is_doubtful() {
+            continue;
         }
+        let next = Instant::now() + ASK_API_EVERY;
+        let question = async {
+            let answer = tokio::time::timeout(ASK_API_EVERY, client.apiserver_version()).await;
+            answer.unwrap_or_else(|elapsed| Err(kube::Error::Service(Box::new(elapsed))))
+        };
+        // What it answers is of no interest; that it does is noted.
+        let _ = board.exchange(question).await;
+        tokio::time::sleep_until(next).await;
     }
 }
 
+/// The members that are not well, or are cut off from this one: one of them may be on this node's way to the API. A suspicion that
+/// came and went between two looks still shows, as what has become of it.
+fn troubled(view: &View) -> BTreeMap<String, (Health, bool)> {
+    let state = |(name, member): (&String, &Member)| (name.clone(), (member.health, member.cut));
+    view.nodes.iter().map(state).filter(|(_, (health, cut))| *cut || *health != Health::Alive).collect()
+}
+
 /// Tells the member what it is to know, as it changes.
-async fn tell(handle: &Handle, informers: &Informers, board: &Board) {
+async fn tell(handle: &Handle, informers: &Informers, pods: &Informer<Pod>, board: &Board) {
     let nodes: Informer<Node> = informers.all();
     let mut node_changes = nodes.subscribe();
     let mut peers: BTreeMap<String, SocketAddr> = BTreeMap::new();
     let mut told: BTreeMap<String, Word> = BTreeMap::new();
-    let mut unreached_since: Option<Instant> = None;
-    let mut reachable = true;
+    let mut is_complete = false;
     let mut ticks = tokio::time::interval(LOOK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -260,17 +283,11 @@ async fn tell(handle: &Handle, informers: &Informers, board: &Board) {
                 handle.set_peers(peers.iter().map(|(name, address)| Peer { name: name.clone(), address: *address }).collect()).await;
             }
         }
-        if nodes.is_connected() && !board.silent.load(Ordering::Relaxed) {
-            unreached_since = None;
-        } else {
-            unreached_since.get_or_insert_with(Instant::now);
-        }
-        let reachable_now = unreached_since.is_none_or(|since| since.elapsed() < UNREACHED_FOR);
-        if reachable_now != reachable {
-            tracing::info!(reachable = reachable_now, "the API, as this node tells its peers");
-            reachable = reachable_now;
-        }
+        let reachable = board.link.word(nodes.is_connected());
         handle.set_api_reachable(reachable).await;
+        // A node whose checkpoint was damaged does not know what else runs here before a server has told it.
+        let knows_its_pods = || pods.is_synced() && (!pods.is_stale() || informers.checkpoint().is_none_or(|kept| kept.report().damage.is_empty()));
+        is_complete = is_complete || (knows_its_pods() && board.names_all(&pods.list()));
         let words = board.words(reachable);
         for (uid, word) in words.iter().filter(|(uid, word)| told.get(*uid) != Some(word)) {
             handle.publish(uid.clone(), Some(*word)).await;
@@ -278,6 +295,7 @@ async fn tell(handle: &Handle, informers: &Informers, board: &Board) {
         for uid in told.keys().filter(|uid| !words.contains_key(*uid)) {
             handle.publish(uid.clone(), None).await;
         }
+        handle.set_complete(is_complete).await;
         told = words;
     }
 }

@@ -191,19 +191,19 @@ async fn renew(process: Process, informers: Informers, board: Arc<Board>, stop: 
     loop {
         process.gate().await;
         let now = process.world.clock(process.host).now();
-        let answer = timeout(LEASE_EVERY, async {
+        let answer = board.exchange(timed(async {
             let mut lease = leases.get_opt(&name).await?.unwrap_or_default();
             let is_new = lease.metadata.name.is_none();
             lease.metadata = ObjectMeta { name: Some(name.clone()), namespace: Some("kube-node-lease".into()), ..lease.metadata };
             let spec = lease.spec.get_or_insert_default();
             (spec.holder_identity, spec.lease_duration_seconds, spec.renew_time) = (Some(name.clone()), Some(40), Some(MicroTime(now)));
             if is_new { leases.create(&PostParams::default(), &lease).await } else { leases.replace(&name, &PostParams::default(), &lease).await }
-        })
-        .await;
-        let is_renewed = matches!(answer, Ok(Ok(_)));
-        if let Ok(answer) = answer {
-            board.answered(&answer);
-        }
+        }));
+        let is_renewed = tokio::select! {
+            biased;
+            answer = answer => answer.is_ok(),
+            () = board.returned() => continue,
+        };
         if is_renewed {
             let is_ready = all.get(&client::Key::new("", &name)).is_some_and(|node| ready(&node) == Some("True"));
             if !is_ready {
@@ -217,9 +217,15 @@ async fn renew(process: Process, informers: Informers, board: Arc<Board>, stop: 
         tokio::select! {
             biased;
             () = stop.cancelled() => return,
+            () = board.returned() => {}
             () = sleep(pause) => {}
         }
     }
+}
+
+/// Gives up after a while.
+async fn timed<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
+    timeout(LEASE_EVERY, request).await.unwrap_or_else(|elapsed| Err(kube::Error::Service(Box::new(elapsed))))
 }
 
 /// The condition Ready of a node.

@@ -21,6 +21,8 @@ struct Seen {
     /// When it last gave a sign of life, moved on by all time in which none could be heard.
     at: Timestamp,
     pods_marked: bool,
+    /// Since when this very node is cut off from it.
+    cut: Option<Timestamp>,
 }
 
 /// See the module.
@@ -58,7 +60,7 @@ impl Memory {
             let ready = conditions(node).iter().find(|condition| condition.type_ == "Ready");
             let heartbeat = ready.and_then(|condition| condition.last_heartbeat_time.as_ref()).map(|time| time.0);
             let uid = uid_of(&**node).to_owned();
-            let fresh = Seen { uid, renewed, heartbeat, at: now, pods_marked: false };
+            let fresh = Seen { uid, renewed, heartbeat, at: now, pods_marked: false, cut: None };
             match self.nodes.get_mut(&name).filter(|seen| seen.uid == fresh.uid) {
                 None => {
                     changes.arrived.push(node.clone());
@@ -67,7 +69,7 @@ impl Memory {
                 Some(seen) => {
                     seen.at = seen.at.checked_add(deaf).unwrap_or(now).min(now);
                     if fresh.renewed > seen.renewed || fresh.heartbeat != seen.heartbeat {
-                        *seen = Seen { pods_marked: seen.pods_marked, ..fresh };
+                        *seen = Seen { pods_marked: seen.pods_marked, cut: seen.cut, ..fresh };
                     }
                 }
             }
@@ -101,6 +103,13 @@ impl Memory {
         if let Some(seen) = self.nodes.get_mut(node) {
             seen.at = seen.at.max(now);
         }
+    }
+
+    /// Takes in whether this very node is cut off from that one now, and says for how long.
+    pub(super) fn cut_for(&mut self, node: &str, is_cut: bool, now: Timestamp) -> Option<Duration> {
+        let seen = self.nodes.get_mut(node)?;
+        seen.cut = is_cut.then(|| seen.cut.unwrap_or(now));
+        Duration::try_from(now.duration_since(seen.cut?)).ok()
     }
 
     /// Whether the node's pods have been marked since it was last ready.

@@ -36,7 +36,7 @@ impl World {
         if !heard {
             return Vec::new();
         }
-        heed(&self.view, &mut self.state.memory, at(second));
+        silence::heed(&self.view, &mut self.state.memory, at(second));
         let mut marked = Vec::new();
         for plan in plan(&nodes, &mut self.state.memory, &mut self.state.zones, at(second), &self.options, &self.view) {
             let name = name_of(&*plan.node).to_owned();
@@ -207,6 +207,30 @@ fn a_node_that_its_peers_vouch_for_stays_as_it_is() {
     world.view = views(&[("a", Alive, true), ("b", Alive, true), ("c", Alive, true)]);
     assert!(world.pass(305, 340, &["a", "b"]).is_empty());
     assert_eq!(world.pass(345, 400, &["a", "b"]), ["c"]);
+}
+
+#[test]
+fn a_cut_excuses_silence_until_the_nodes_own_word_must_have_come() {
+    use membership::Health::Alive;
+    let alive = [("a", Alive, true), ("b", Alive, true), ("c", Alive, true), ("d", Alive, true)];
+    let mut world = World::of(&["a", "b", "c", "d"]);
+    world.look(0, &["a", "b", "c", "d"], true);
+    // The link to c is cut when its lease is nearly over; its word comes late.
+    world.view = views(&alive);
+    assert!(world.pass(5, 50, &["a", "b"]).is_empty());
+    world.view.nodes.get_mut("c").expect("c").cut = true;
+    assert_eq!(world.pass(51, 61, &["a", "b"]), ["d"], "the second look finds nothing that speaks for d");
+    world.view.nodes.get_mut("c").expect("c").api_reachable = false;
+    assert!(world.pass(62, 500, &["a", "b"]).is_empty());
+    assert!(world.taints("c").is_empty());
+    // It reaches the API again by another way, though it is cut off from here, and yet says nothing: its agent is stuck.
+    world.view.nodes.get_mut("c").expect("c").api_reachable = true;
+    assert!(world.pass(505, 550, &["a", "b"]).is_empty());
+    assert_eq!(world.pass(555, 600, &["a", "b"]), ["c"]);
+    // Without a membership silence is silence.
+    let mut plain = World::of(&["a", "b", "c", "d"]);
+    plain.look(0, &["a", "b", "c", "d"], true);
+    assert_eq!(plain.pass(5, 55, &["a", "b", "c"]), ["d"]);
 }
 
 #[test]
