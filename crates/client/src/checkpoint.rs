@@ -33,6 +33,7 @@ mod seal;
 
 use std::any::TypeId;
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -42,6 +43,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::informer::Key;
+use crate::json::Json;
 use crate::limits;
 use file::{Contents, File, Hand, Value};
 
@@ -226,7 +228,16 @@ impl Shelf {
 
     /// Keeps a value as JSON.
     pub fn put_json<T: Serialize>(&self, key: &str, value: &T) {
-        match serde_json::to_vec(value) {
+        self.put_written(key, serde_json::to_vec(value));
+    }
+
+    /// Keeps an object.
+    pub fn put_object<K: Json>(&self, key: &str, object: &K) {
+        self.put_written(key, object.to_json());
+    }
+
+    fn put_written(&self, key: &str, written: Result<Vec<u8>, serde_json::Error>) {
+        match written {
             Ok(bytes) => self.put(key, bytes),
             Err(error) => tracing::error!(shelf = &*self.name, key, %error, "a value cannot be kept"),
         }
@@ -234,9 +245,18 @@ impl Shelf {
 
     /// Everything that is kept as JSON; what this version cannot read is dropped.
     pub fn load_json<T: DeserializeOwned>(&self) -> Vec<(String, T)> {
+        self.load_by(|text| serde_json::from_str(text))
+    }
+
+    /// Every object that is kept, likewise.
+    pub fn load_objects<K: Json>(&self) -> Vec<(String, K)> {
+        self.load_by(K::from_json)
+    }
+
+    fn load_by<T>(&self, read: impl Fn(&str) -> Result<T, serde_json::Error>) -> Vec<(String, T)> {
         let mut out = Vec::new();
         for (key, value) in self.load() {
-            match serde_json::from_slice(&value) {
+            match text_of(&value).and_then(&read) {
                 Ok(value) => out.push((key, value)),
                 Err(error) => {
                     tracing::warn!(shelf = &*self.name, key, %error, "a kept value cannot be read and is dropped");
@@ -262,11 +282,15 @@ impl Shelf {
     }
 }
 
+fn text_of(value: &[u8]) -> Result<&str, serde_json::Error> {
+    std::str::from_utf8(value).map_err(serde::de::Error::custom)
+}
+
 /// How a reflector keeps its objects.
 pub(crate) struct Keeper<K> {
+    kind: PhantomData<fn(&K)>,
     shelf: Shelf,
     gone: Gone,
-    encode: fn(&K) -> Result<Vec<u8>, serde_json::Error>,
 }
 
 /// What a durable informer starts with.
@@ -310,7 +334,7 @@ impl Checkpoint {
     /// What an informer of this name begins with.
     pub(crate) fn start<K>(&self, name: &str, secrecy: Secrecy) -> Start<K>
     where
-        K: Resource + Serialize + DeserializeOwned,
+        K: Resource + Json,
     {
         let shelf = self.shelf(&format!("{INFORMER}{name}"), secrecy);
         let gone_shelf = self.shelf(&format!("{GONE}{name}"), Secrecy::Open);
@@ -321,7 +345,7 @@ impl Checkpoint {
             let mut version = found.version?;
             let mut objects = Vec::new();
             for (key, value) in found.rows {
-                match serde_json::from_slice::<K>(&value) {
+                match text_of(&value).and_then(K::from_json) {
                     // Its removal was cut short.
                     Ok(object) if object.meta().uid.as_deref().is_some_and(|uid| gone.contains(uid)) => shelf.remove(&key),
                     Ok(object) => objects.push(object),
@@ -333,7 +357,7 @@ impl Checkpoint {
             }
             Some((objects, version))
         });
-        Start { keeper: Keeper { shelf, gone, encode: |object| serde_json::to_vec(object) }, held }
+        Start { keeper: Keeper { kind: PhantomData, shelf, gone }, held }
     }
 }
 
@@ -343,7 +367,7 @@ pub(crate) enum Kept<'a, K> {
     Deleted(&'a K),
 }
 
-impl<K: Resource> Keeper<K> {
+impl<K: Resource + Json> Keeper<K> {
     pub(crate) fn gone(&self) -> Gone {
         self.gone.clone()
     }
@@ -382,7 +406,7 @@ impl<K: Resource> Keeper<K> {
     }
 
     fn row(&self, object: &K) -> Option<(String, Option<Value>)> {
-        match (self.encode)(object) {
+        match object.to_json() {
             Ok(bytes) => Some((Key::of(object).to_string(), Some(self.shelf.value(bytes)))),
             Err(error) => {
                 tracing::error!(shelf = &*self.shelf.name, %error, "an object cannot be kept");

@@ -15,11 +15,10 @@ use std::sync::Arc;
 use kube::Resource;
 use kube::core::{ApiResource, DynamicObject, PartialObjectMeta};
 use parking_lot::Mutex;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::checkpoint::{Checkpoint, Gone, Secrecy};
+use crate::json::Json;
 use crate::reflector::{ApiSource, reflect};
 use crate::store::{Follower, Store};
 
@@ -57,8 +56,8 @@ impl std::fmt::Display for Key {
 }
 
 /// What an informer can hold: any typed kind.
-pub trait Object: Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static {}
-impl<K: Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static> Object for K {}
+pub trait Object: Resource<DynamicType = ()> + Clone + Debug + Json + Send + Sync + 'static {}
+impl<K: Resource<DynamicType = ()> + Clone + Debug + Json + Send + Sync + 'static> Object for K {}
 
 /// Which objects of a kind to watch. The default is all of them.
 #[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -148,7 +147,7 @@ impl Informers {
 
     fn informer<K>(&self, path: String, metadata_only: bool, selection: Selection) -> Informer<K>
     where
-        K: Resource + Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static,
+        K: Resource + Clone + Debug + Json + Send + Sync + 'static,
     {
         let mut shelf = self.shelf.lock();
         let slot = (TypeId::of::<K>(), path.clone(), selection.clone());

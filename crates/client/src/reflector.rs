@@ -20,8 +20,6 @@ use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use kube::Resource;
 use kube::api::{ListParams, WatchEvent, WatchParams};
-use kube::core::{ObjectList, Request};
-use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
@@ -30,7 +28,9 @@ use crate::checkpoint::{Keeper, Kept};
 use crate::error::ErrorExt;
 use crate::informer::Selection;
 use crate::limits;
+use crate::json::Json;
 use crate::store::Store;
+use crate::typed::Api;
 
 /// Where the objects of a store come from.
 #[async_trait]
@@ -44,27 +44,23 @@ pub(crate) trait Source<K>: Send + Sync {
 }
 
 /// The API as a source.
-pub(crate) struct ApiSource {
-    client: kube::Client,
+pub(crate) struct ApiSource<K> {
+    api: Api<K>,
     path: String,
     metadata_only: bool,
     selection: Selection,
 }
 
-impl ApiSource {
+impl<K: Json> ApiSource<K> {
     pub(crate) fn new(client: kube::Client, path: String, metadata_only: bool, selection: Selection) -> Self {
-        ApiSource { client, path, metadata_only, selection }
+        ApiSource { api: Api::at(client, path.clone()), path, metadata_only, selection }
     }
 }
 
-pub(crate) fn timed_out(what: &str) -> kube::Error {
-    kube::Error::Service(format!("{what}: no answer within {} s", limits::REQUEST_TIMEOUT.as_secs()).into())
-}
-
 #[async_trait]
-impl<K> Source<K> for ApiSource
+impl<K> Source<K> for ApiSource<K>
 where
-    K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    K: Resource + Clone + Debug + Json + Send + Sync + 'static,
 {
     fn name(&self) -> &str {
         &self.path
@@ -77,19 +73,14 @@ where
             limit: Some(limits::LIST_PAGE_OBJECTS),
             ..ListParams::default()
         };
-        let request = Request::new(self.path.as_str());
         let mut objects = Vec::new();
         loop {
-            let built = if self.metadata_only { request.list_metadata(&params) } else { request.list(&params) };
-            let built = built.map_err(kube::Error::BuildRequest)?;
-            let page: Result<ObjectList<K>, kube::Error> =
-                timeout(limits::REQUEST_TIMEOUT, self.client.request(built)).await.map_err(|_| timed_out(&self.path))?;
-            match page {
-                Ok(page) => {
-                    objects.extend(page.items);
-                    match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            match self.api.list(&params, self.metadata_only).await {
+                Ok((page, said)) => {
+                    objects.extend(page);
+                    match said.continue_.filter(|token| !token.is_empty()) {
                         Some(token) => params.continue_token = Some(token),
-                        None => return Ok((objects, page.metadata.resource_version.unwrap_or_default())),
+                        None => return Ok((objects, said.resource_version.unwrap_or_default())),
                     }
                 }
                 Err(error) if error.is_expired() && params.continue_token.is_some() => {
@@ -112,11 +103,7 @@ where
             bookmarks: true,
             send_initial_events: false,
         };
-        let request = Request::new(self.path.as_str());
-        let built = if self.metadata_only { request.watch_metadata(&params, from) } else { request.watch(&params, from) };
-        let built = built.map_err(kube::Error::BuildRequest)?;
-        let events = timeout(limits::REQUEST_TIMEOUT, self.client.request_events::<K>(built)).await.map_err(|_| timed_out(&self.path))??;
-        Ok(events.boxed())
+        Ok(self.api.watch(&params, from, self.metadata_only).await?.boxed())
     }
 }
 
@@ -137,7 +124,7 @@ enum End {
 /// resumed from.
 pub(crate) async fn reflect<K, S>(source: S, store: Arc<Store<K>>, keeper: Option<Keeper<K>>, from: Option<String>, stop: CancellationToken)
 where
-    K: Resource + Clone + Debug + Send + Sync + 'static,
+    K: Resource + Clone + Debug + Json + Send + Sync + 'static,
     S: Source<K>,
 {
     tokio::select! {
@@ -148,7 +135,7 @@ where
 
 async fn reflect_for_ever<K, S>(source: &S, store: &Store<K>, keeper: Option<&Keeper<K>>, mut version: Option<String>)
 where
-    K: Resource + Clone + Debug + Send + Sync + 'static,
+    K: Resource + Clone + Debug + Json + Send + Sync + 'static,
     S: Source<K>,
 {
     let mut pause = Pause::default();
@@ -203,7 +190,7 @@ where
 /// Watches once, keeping `version` at the newest seen. The flag says whether anything came.
 async fn follow<K, S>(source: &S, store: &Store<K>, keeper: Option<&Keeper<K>>, version: &mut String) -> (End, bool)
 where
-    K: Resource + Clone + Debug + Send + Sync + 'static,
+    K: Resource + Clone + Debug + Json + Send + Sync + 'static,
     S: Source<K>,
 {
     let mut received = false;
@@ -253,7 +240,7 @@ where
 /// Puts a batch of events on disk, then into the store.
 async fn take_in<K>(mut batch: Vec<WatchEvent<K>>, store: &Store<K>, keeper: Option<&Keeper<K>>, version: &mut String)
 where
-    K: Resource + Clone + Debug + Send + Sync + 'static,
+    K: Resource + Clone + Debug + Json + Send + Sync + 'static,
 {
     let before = version.clone();
     let mut kept = Vec::new();
@@ -365,7 +352,7 @@ mod tests {
             let step = self.0.lock().pop_front();
             match step {
                 Some(Step::List(objects, version)) => Ok((objects, version.into())),
-                Some(Step::ListFails) => Err(timed_out("list")),
+                Some(Step::ListFails) => Err(crate::typed::timed_out("list")),
                 Some(_) => panic!("listed, though a watch was expected"),
                 None => std::future::pending().await,
             }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use client::controller::{Controller, Error, Inputs, Next};
-use client::{Clock, ErrorExt, Informer, Key, WritableObject};
+use client::{Clock, ErrorExt, Informer, Key, Object};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
@@ -41,7 +41,7 @@ pub struct Wanted {
 }
 
 /// A kind that this code can keep.
-pub trait Replicated: WritableObject {
+pub trait Replicated: Object {
     /// The controller's name.
     const CONTROLLER: &'static str;
     /// The name in events.

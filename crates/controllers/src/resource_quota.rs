@@ -12,11 +12,10 @@ use api::quantity::Quantity;
 use api::quota::{self, Amounts};
 use async_trait::async_trait;
 use client::controller::{Controller, Error, Inputs, Next};
-use client::{Change, Informer, Key};
+use client::{Change, Informer, Json, Key};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, ResourceQuotaStatus, Service};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 use kube::Resource;
-use serde::Serialize;
 
 use crate::Context;
 use crate::common::discovery;
@@ -116,8 +115,8 @@ impl Quotas {
     }
 }
 
-fn to_value<K: Serialize>(object: &K) -> Result<Value, Error> {
-    serde_json::to_value(object).map_err(|error| Error::Other(error.into()))
+fn to_value<K: Json>(object: &K) -> Result<Value, Error> {
+    object.to_tree().map_err(|error| Error::Other(error.into()))
 }
 
 /// Adds what an object of the core group counts for, if the quota takes it in.

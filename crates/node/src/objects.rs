@@ -6,17 +6,15 @@
 
 use crate::{contact::Contact, spec::referred};
 use client::{
+    Api, Json,
     checkpoint::{Secrecy, Shelf as Disk},
     error::ErrorExt,
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
-use kube::Api;
 use parking_lot::Mutex;
-use serde::{Serialize, de::DeserializeOwned};
 use std::{
     collections::{HashMap, HashSet},
-    fmt::Debug,
     sync::Arc,
     time::Duration,
 };
@@ -56,10 +54,10 @@ struct Shelf<K> {
 
 impl<K> Shelf<K>
 where
-    K: Serialize + DeserializeOwned,
+    K: Json,
 {
     fn new(kind: &'static str, disk: Option<Disk>) -> Shelf<K> {
-        let loaded = disk.iter().flat_map(Disk::load_json::<K>);
+        let loaded = disk.iter().flat_map(Disk::load_objects::<K>);
         let known = loaded.filter_map(|(key, object)| {
             let (namespace, name) = key.split_once('/')?;
             Some(((namespace.to_owned(), name.to_owned()), Kept { object: Arc::new(object), read_at: Timestamp::UNIX_EPOCH }))
@@ -69,7 +67,7 @@ where
 
     fn keep(&self, slot: &Slot, object: Arc<K>) {
         if let Some(disk) = &self.disk {
-            disk.put_json(&format!("{}/{}", slot.0, slot.1), &*object);
+            disk.put_object(&format!("{}/{}", slot.0, slot.1), &*object);
         }
         self.known.lock().insert(slot.clone(), Kept { object, read_at: Timestamp::now() });
     }
@@ -154,7 +152,7 @@ impl Objects {
 
     async fn read<K>(&self, shelf: &Shelf<K>, api: Api<K>, namespace: &str, name: &str, age_max: Duration) -> Result<Option<Arc<K>>, Error>
     where
-        K: kube::Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned,
+        K: client::Object,
     {
         let slot = (namespace.to_owned(), name.to_owned());
         let now = Timestamp::now();

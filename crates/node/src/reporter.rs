@@ -9,14 +9,12 @@
 
 use crate::status::OWN_CONDITIONS;
 use client::{
+    Api, Json,
     checkpoint::{Secrecy, Shelf},
     error::ErrorExt,
 };
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
-use kube::{
-    Api,
-    api::{DeleteParams, Patch, PatchParams, Preconditions},
-};
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use std::{
@@ -74,7 +72,7 @@ pub fn difference(before: &Value, after: &Value) -> Option<Value> {
 impl Reporter {
     pub fn new(client: kube::Client, checkpoint: Option<&client::Checkpoint>) -> Reporter {
         let disk = checkpoint.map(|checkpoint| checkpoint.shelf("statuses", Secrecy::Open));
-        let found = disk.iter().flat_map(Shelf::load_json::<PodStatus>).collect();
+        let found = disk.iter().flat_map(Shelf::load_objects::<PodStatus>).collect();
         Reporter { client, entries: Mutex::default(), under_way: Mutex::default(), wake: Notify::new(), disk, found: Mutex::new(found) }
     }
 
@@ -112,7 +110,7 @@ impl Reporter {
         }
         if entry.status.as_ref() != Some(&status) {
             if let Some(disk) = &self.disk {
-                disk.put_json(uid, &status);
+                disk.put_object(uid, &status);
             }
             entry.status = Some(status);
             entry.dirty = true;
@@ -237,8 +235,8 @@ impl Reporter {
         if let Some(status) = status {
             let held = pod.status.clone().unwrap_or_default();
             let status = keep_foreign(status, &held);
-            let before = serde_json::to_value(&held).map_err(kube::Error::SerdeError)?;
-            let after = serde_json::to_value(&status).map_err(kube::Error::SerdeError)?;
+            let before = held.to_tree().map_err(kube::Error::SerdeError)?;
+            let after = status.to_tree().map_err(kube::Error::SerdeError)?;
             if let Some(change) = difference(&before, &after) {
                 let metadata = json!({ "uid": pod.metadata.uid, "resourceVersion": pod.metadata.resource_version });
                 let patch = json!({ "metadata": metadata, "status": change });

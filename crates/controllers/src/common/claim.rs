@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use client::controller::Error;
-use client::{Change, ErrorExt, Informer, Key, Object, WritableObject};
+use client::{Change, ErrorExt, Informer, Key, Object};
 use kube::api::Patch;
 use kube::core::{Selector, SelectorExt};
 use serde_json::json;
@@ -47,7 +47,7 @@ pub fn adopters<O: Object, K: Object>(change: &Change<K>, owners: &Informer<O>, 
 }
 
 /// The objects that are the owner's, after adopting and releasing. `may_adopt` is a further condition on orphans.
-pub async fn claim<O: Object + serde::Serialize, K: WritableObject>(
+pub async fn claim<O: Object, K: Object>(
     owners: &Informer<O>,
     owner: &Owner,
     objects: &Informer<K>,
@@ -80,20 +80,20 @@ pub async fn claim<O: Object + serde::Serialize, K: WritableObject>(
     Ok(mine)
 }
 
-async fn adopt<K: WritableObject>(owner: &Owner, objects: &Informer<K>, object: &K) -> Result<Option<Arc<K>>, Error> {
+async fn adopt<K: Object>(owner: &Owner, objects: &Informer<K>, object: &K) -> Result<Option<Arc<K>>, Error> {
     let mut references = object.meta().owner_references.clone().unwrap_or_default();
     references.push(owner.reference.clone());
     set_references(objects, object, &references).await
 }
 
-async fn release<K: WritableObject>(owner: &Owner, objects: &Informer<K>, object: &K) -> Result<(), Error> {
+async fn release<K: Object>(owner: &Owner, objects: &Informer<K>, object: &K) -> Result<(), Error> {
     let mut references = object.meta().owner_references.clone().unwrap_or_default();
     references.retain(|reference| reference.uid != owner.uid());
     set_references(objects, object, &references).await.map(drop)
 }
 
 /// Sets the references, only in the version that was looked at. `None` if the object is gone.
-async fn set_references<K: WritableObject>(
+async fn set_references<K: Object>(
     objects: &Informer<K>,
     object: &K,
     references: &[k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference],

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use client::controller::Error;
-use client::{Deletion, ErrorExt, Informer, Key};
+use client::{Deletion, ErrorExt, Informer, Json, Key};
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
@@ -24,7 +24,7 @@ pub const HASH_LABEL: &str = "controller-revision-hash";
 
 /// The data of a revision with this template.
 pub fn data_of(template: &PodTemplateSpec) -> Value {
-    let mut template = serde_json::to_value(template).unwrap_or_else(|_| json!({}));
+    let mut template = template.to_tree().unwrap_or_else(|_| json!({}));
     template["$patch"] = json!("replace");
     json!({ "spec": { "template": template } })
 }
@@ -33,7 +33,7 @@ pub fn data_of(template: &PodTemplateSpec) -> Value {
 pub fn template_of(revision: &ControllerRevision) -> Option<PodTemplateSpec> {
     let mut template = revision.data.as_ref()?.0.pointer("/spec/template")?.clone();
     template.as_object_mut()?.remove("$patch");
-    serde_json::from_value(template).ok()
+    PodTemplateSpec::from_tree(&template).ok()
 }
 
 /// Whether the revision holds this template.
@@ -71,7 +71,7 @@ pub fn decide(
         Some(revision) if revision.revision == newest => Step::Is(revision.clone()),
         Some(revision) => Step::Renumber(revision.clone(), newest + 1),
         None => {
-            let hash = short_hash(&data_of(template), collisions);
+            let hash = short_hash(data_of(template).to_string().as_bytes(), collisions);
             let mut labels = labels.clone();
             labels.insert(HASH_LABEL.into(), hash.clone());
             Step::Create(Box::new(ControllerRevision {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use client::controller::Error;
-use client::{Informer, Key, WritableObject};
+use client::{Informer, Key, Object};
 use kube::api::Patch;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -37,7 +37,7 @@ pub fn difference(old: &Value, new: &Value) -> Option<Value> {
 }
 
 /// Writes the object's status if it differs, only in the version that was looked at. Gives the newest object known.
-pub async fn write_status<K: WritableObject, S: Serialize>(
+pub async fn write_status<K: Object, S: Serialize>(
     informer: &Informer<K>,
     object: &Arc<K>,
     old: Option<&S>,
@@ -51,7 +51,7 @@ pub async fn write_status<K: WritableObject, S: Serialize>(
 }
 
 /// Patches the object's metadata or spec, only in the version that was looked at.
-pub async fn write<K: WritableObject>(informer: &Informer<K>, object: &K, mut change: Value) -> Result<Arc<K>, Error> {
+pub async fn write<K: Object>(informer: &Informer<K>, object: &K, mut change: Value) -> Result<Arc<K>, Error> {
     let meta = object.meta();
     change["metadata"]["uid"] = json!(meta.uid);
     change["metadata"]["resourceVersion"] = json!(meta.resource_version);

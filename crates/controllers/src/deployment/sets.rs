@@ -8,6 +8,7 @@ use std::sync::Arc;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, ReplicaSetSpec};
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use client::Json;
 use kube::api::ObjectMeta;
 use serde_json::{Value, json};
 
@@ -199,7 +200,7 @@ impl Model {
     pub(super) fn create_new(&mut self, deployment: &Deployment, owner: &Owner, facts: &Facts) -> Option<String> {
         let spec = deployment.spec.as_ref()?;
         let collisions = deployment.status.as_ref().and_then(|status| status.collision_count);
-        let hash = short_hash(&spec.template, collisions);
+        let hash = short_hash(&spec.template.to_json().unwrap_or_default(), collisions);
         let mut template = spec.template.clone();
         template.metadata.get_or_insert_default().labels.get_or_insert_default().insert(HASH_LABEL.into(), hash.clone());
         let labels = template.metadata.as_ref().and_then(|meta| meta.labels.clone());

@@ -10,6 +10,7 @@ use api::{
     request::FieldValidation,
     structure::{self, Encoding},
 };
+use client::Json;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -71,7 +72,7 @@ pub fn pod(name: &str, content: &[u8], node: &str) -> Result<Pod, Error> {
     if !errors.is_empty() {
         return Err(Error::Invalid(errors.to_string()));
     }
-    let pod: Pod = serde_json::from_value(object).map_err(|error| Error::Unreadable(error.to_string()))?;
+    let pod = Pod::from_tree(&object).map_err(|error| Error::Unreadable(error.to_string()))?;
     match refers_to(&pod) {
         Some(what) => Err(Error::Refers(what)),
         None => Ok(pod),

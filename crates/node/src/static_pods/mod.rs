@@ -18,12 +18,9 @@ use crate::{
     agent::{self, Context},
     spec::PodId,
 };
-use client::{Informer, Key, error::ErrorExt};
+use client::{Api, Informer, Key, error::ErrorExt};
 use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::{
-    Api,
-    api::{DeleteParams, PostParams, Preconditions},
-};
+use kube::api::{DeleteParams, Preconditions};
 use manifest::{is_mirror, is_static, shows};
 use parking_lot::Mutex;
 use std::{
@@ -245,7 +242,7 @@ async fn carry_out(cx: &Context, node_uid: &mut String, action: &Tend) -> Result
                 let node = Api::<Node>::all(cx.client.clone()).get(&cx.config.node_name).await?;
                 *node_uid = node.metadata.uid.unwrap_or_default();
             }
-            match api(pod).create(&PostParams::default(), &manifest::mirror(pod, node_uid)).await {
+            match api(pod).create(&manifest::mirror(pod, node_uid)).await {
                 Ok(_) => Ok(()),
                 // The watch has not shown it yet.
                 Err(error) if error.is_already_exists() => Ok(()),
