@@ -50,6 +50,8 @@ pub struct Member {
     detector: Detector,
     electorate: Electorate,
     records: Records,
+    /// An own endpoint was refused.
+    has_unnamed: bool,
     peers: BTreeMap<NodeId, Peer>,
     seen: BTreeMap<NodeId, Seen>,
     outputs: Vec<Output>,
@@ -74,6 +76,7 @@ impl Member {
             detector: Detector::new(me, epoch, seed),
             electorate: Electorate::default(),
             records: Records::new(me, epoch),
+            has_unnamed: false,
             peers: BTreeMap::from([(me, Peer { name: name.to_owned(), address })]),
             seen: BTreeMap::new(),
             outputs: Vec::new(),
@@ -115,8 +118,14 @@ impl Member {
 
     /// An own endpoint is like this, or (`None`) is no more: address, ready, serving.
     pub fn publish(&mut self, uid: &str, endpoint: Option<(Ipv4Addr, bool, bool)>) -> Result<(), records::Error> {
-        if self.records.publish(uid, endpoint)? {
-            self.said();
+        match self.records.publish(uid, endpoint) {
+            Ok(true) => self.said(),
+            Ok(false) => {}
+            Err(error) => {
+                self.has_unnamed = true;
+                self.set_complete(false);
+                return Err(error);
+            }
         }
         Ok(())
     }
@@ -124,6 +133,13 @@ impl Member {
     /// Whether this node reaches the API.
     pub fn set_api_reachable(&mut self, reachable: bool) {
         if self.records.set_api(reachable) {
+            self.said();
+        }
+    }
+
+    /// Whether every own endpoint was published: one that was not is no more. Never so after one was refused.
+    pub fn set_complete(&mut self, complete: bool) {
+        if self.records.set_complete(complete && !self.has_unnamed) {
             self.said();
         }
     }
@@ -278,6 +294,9 @@ impl Member {
             view.nodes.insert(peer.name.clone(), view::Member { health, reachable, cut, address: peer.address, api_reachable, since_unix_ms });
             if let Some(endpoints) = self.records.endpoints(*id) {
                 view.endpoints.insert(peer.name.clone(), endpoints);
+            }
+            if self.records.is_complete(*id) {
+                view.complete.insert(peer.name.clone());
             }
         }
         self.view = view;

@@ -5,12 +5,18 @@
 //! comes in several packets is put in place only when its last part is there, so that nothing known is lost on the way.
 //! Changes are pushed to all at once; a digest to a random member every second brings what was lost, also by way of others.
 //!
+//! An owner that has named every endpoint that it has says so too: from then on an endpoint that it does not name is no more,
+//! which an old word of somebody else cannot bring back.
+//!
 //! What must stay true: (epoch, version) of an owner never goes back; only the owner numbers; a delta is validated as a
 //! whole and applied as a whole or not at all.
 
 use crate::{identity::NodeId, limits};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
+
+/// What an owner says of itself beside its endpoints: the API, and that all are named.
+const FLAGS: usize = 2;
 
 /// An endpoint, as its owner says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +81,8 @@ pub enum What {
         /// Which.
         uid: String,
     },
+    /// Whether every endpoint that it has is named.
+    Complete(bool),
 }
 
 /// Why a delta is refused.
@@ -112,6 +120,7 @@ struct Owner {
     /// Tombstones are complete for versions after this.
     floor: u64,
     api: Option<(u64, bool)>,
+    complete: Option<(u64, bool)>,
     endpoints: Endpoints,
     gone: BTreeMap<u64, String>,
     staging: Option<Staging>,
@@ -149,6 +158,17 @@ impl Records {
         }
         own.version += 1;
         own.api = Some((own.version, reachable));
+        true
+    }
+
+    /// Says whether every own endpoint is named. Answers whether that is new.
+    pub fn set_complete(&mut self, complete: bool) -> bool {
+        let own = self.own();
+        if own.complete.is_some_and(|(_, known)| known) == complete {
+            return false;
+        }
+        own.version += 1;
+        own.complete = Some((own.version, complete));
         true
     }
 
@@ -210,6 +230,11 @@ impl Records {
         self.owners.get(&owner).and_then(|o| o.api).is_none_or(|(_, reachable)| reachable)
     }
 
+    /// Whether an owner has named every endpoint that it has.
+    pub fn is_complete(&self, owner: NodeId) -> bool {
+        self.owners.get(&owner).and_then(|o| o.complete).is_some_and(|(_, complete)| complete)
+    }
+
     /// What is known, owner by owner; of more than fit those from `start` on, and whether these are all.
     pub fn digest(&self, start: usize) -> (Vec<(NodeId, u64, u64)>, bool) {
         let all = self.owners.iter().map(|(id, o)| (*id, o.epoch, o.version));
@@ -262,7 +287,7 @@ impl Records {
         if delta.from == 0 {
             owner.staging = Some(Staging { epoch: delta.epoch, upto: delta.upto, items: delta.items });
         } else if let Some(staging) = owner.staging.as_mut().filter(|s| s.epoch == delta.epoch && s.upto == delta.from) {
-            if staging.items.len() + delta.items.len() > limits::RECORDS_PER_NODE_MAX + 1 {
+            if staging.items.len() + delta.items.len() > limits::RECORDS_PER_NODE_MAX + FLAGS {
                 owner.staging = None;
                 return Err(Error::TooMany);
             }
@@ -305,6 +330,7 @@ impl Owner {
         for Item { version, what } in items {
             match what {
                 What::Api(reachable) => self.api = Some((version, reachable)),
+                What::Complete(complete) => self.complete = Some((version, complete)),
                 What::Endpoint { uid, address, ready, serving } => {
                     all.insert(uid, Endpoint { address, ready, serving, version });
                 }
@@ -329,6 +355,7 @@ impl Owner {
         let from = known.filter(|(epoch, version)| *epoch == self.epoch && *version >= self.floor).map_or(0, |(_, version)| version);
         let mut items: Vec<Item> = Vec::new();
         items.extend(self.api.map(|(version, reachable)| Item { version, what: What::Api(reachable) }));
+        items.extend(self.complete.map(|(version, complete)| Item { version, what: What::Complete(complete) }));
         items.extend(self.endpoints.iter().map(|(uid, e)| {
             let what = What::Endpoint { uid: uid.clone(), address: e.address, ready: e.ready, serving: e.serving };
             Item { version: e.version, what }
@@ -362,7 +389,7 @@ impl Owner {
 impl Item {
     fn bytes(&self) -> usize {
         match &self.what {
-            What::Api(_) => 1,
+            What::Api(_) | What::Complete(_) => 1,
             What::Endpoint { uid, .. } => uid.len() + 7,
             What::Gone { uid } => uid.len(),
         }
@@ -370,7 +397,7 @@ impl Item {
 }
 
 fn check(delta: &Delta) -> Result<(), Error> {
-    if delta.items.len() > limits::RECORDS_PER_NODE_MAX + 1 {
+    if delta.items.len() > limits::RECORDS_PER_NODE_MAX + FLAGS {
         return Err(Error::TooMany);
     }
     let mut last = delta.from;
@@ -380,7 +407,7 @@ fn check(delta: &Delta) -> Result<(), Error> {
         }
         last = item.version;
         match &item.what {
-            What::Api(_) => {}
+            What::Api(_) | What::Complete(_) => {}
             What::Endpoint { uid, address, .. } => {
                 check_uid(uid)?;
                 check_address(*address)?;

@@ -41,6 +41,26 @@ fn changes_come_as_differences_and_removals_as_tombstones() {
 }
 
 #[test]
+fn that_all_are_named_is_known_only_with_all_of_them() {
+    let (mut a, mut b) = (Records::new(A, 1), Records::new(B, 1));
+    a.publish("x", at(2)).unwrap();
+    sync(&a, &mut b);
+    assert!(!b.is_complete(A));
+    assert!(a.set_complete(true) && !a.set_complete(true));
+    sync(&a, &mut b);
+    assert!(b.is_complete(A));
+    // The next start has not said so yet.
+    let mut a = Records::new(A, 2);
+    a.publish("y", at(2)).unwrap();
+    sync(&a, &mut b);
+    assert!(!b.is_complete(A) && !b.endpoints(A).unwrap().contains_key("x"));
+    a.set_complete(true);
+    a.set_complete(false);
+    sync(&a, &mut b);
+    assert!(!b.is_complete(A));
+}
+
+#[test]
 fn a_whole_in_parts_is_put_in_place_at_once() {
     let mut a = Records::new(A, 1);
     let mut b = Records::new(B, 1);

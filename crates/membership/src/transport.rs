@@ -60,6 +60,7 @@ enum Command {
     Peers(Vec<Peer>),
     Publish(String, Option<(Ipv4Addr, bool, bool)>),
     Api(bool),
+    Complete(bool),
 }
 
 /// What the holders of a [`Handle`] want of its member, and where it shows them its view: the other end of a handle.
@@ -89,6 +90,7 @@ impl Requests {
         match command {
             Command::Peers(peers) => member.set_peers(now_ms, unix_ms, peers),
             Command::Api(reachable) => member.set_api_reachable(reachable),
+            Command::Complete(complete) => member.set_complete(complete),
             Command::Publish(uid, endpoint) => {
                 if let Err(error) = member.publish(&uid, endpoint) {
                     tracing::warn!(uid, %error, "an endpoint of this node is not made known to the others");
@@ -118,6 +120,7 @@ impl std::fmt::Debug for Command {
             Command::Peers(_) => "Peers",
             Command::Publish(..) => "Publish",
             Command::Api(_) => "Api",
+            Command::Complete(_) => "Complete",
         })
     }
 }
@@ -144,6 +147,11 @@ impl Handle {
     /// Whether this node reaches the API.
     pub async fn set_api_reachable(&self, reachable: bool) {
         let _ = self.commands.send(Command::Api(reachable)).await;
+    }
+
+    /// Whether every own endpoint has been published.
+    pub async fn set_complete(&self, complete: bool) {
+        let _ = self.commands.send(Command::Complete(complete)).await;
     }
 
     /// What this node believes, as it changes.

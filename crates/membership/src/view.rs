@@ -2,7 +2,8 @@
 //! endpoint of which the API has said something ([`View::refine`]). Plain values and pure functions.
 //!
 //! What must stay true: a view never calls anybody dead on a minority's word; readiness is only ever taken from the owner;
-//! while the API is reachable its word stands, and is only sharpened (an endpoint can leave earlier, not come back).
+//! while the API is reachable its word stands, and is only sharpened (an endpoint can leave earlier, not come back); while it is
+//! not, an endpoint that its owner no longer names is no more, whatever is remembered of what the API said.
 
 use crate::records::Endpoints;
 use serde::{Deserialize, Serialize};
@@ -68,6 +69,9 @@ pub struct View {
     pub nodes: BTreeMap<String, Member>,
     /// The endpoints that each node says it has, by UID.
     pub endpoints: BTreeMap<String, Endpoints>,
+    /// The nodes that have named every endpoint that they have.
+    #[serde(default)]
+    pub complete: BTreeSet<String>,
     /// The process that made it has been silent for a while: nobody can be vouched for any more.
     #[serde(default)]
     pub stale: bool,
@@ -135,7 +139,14 @@ impl View {
         let mut refined = Refined { ready: said.ready, serving: said.serving, address: said.address, lost: false };
         let Some(node) = node else { return refined };
         refined.lost = self.lost(node);
-        let Some(record) = pod.and_then(|pod| self.endpoints.get(node)?.get(pod)) else { return refined };
+        let (Some(pod), Some(words)) = (pod, self.endpoints.get(node)) else { return refined };
+        let Some(record) = words.get(pod) else {
+            // What the API once said of a pod that its node no longer names is not so any more.
+            if self.complete.contains(node) && !self.api_reachable() {
+                (refined.ready, refined.serving) = (false, false);
+            }
+            return refined;
+        };
         if self.api_reachable() {
             refined.ready &= record.ready;
             refined.serving &= record.serving;
@@ -158,7 +169,8 @@ impl View {
                 let (new, old): (Option<Vec<_>>, Option<Vec<_>>) = (words(self), words(before));
                 new.unwrap_or_default() == old.unwrap_or_default()
             };
-            let has_words = || self.endpoints.get(node).is_some_and(|all| !all.is_empty());
+            let has_words = || self.endpoints.get(node).is_some_and(|all| !all.is_empty()) || self.complete.contains(node);
+            let same_words = || self.complete.contains(node) == before.complete.contains(node) && same_words();
             if self.lost(node) != before.lost(node) || !same_words() || (api_changed && has_words()) {
                 changed.insert(node.clone());
             }
@@ -233,6 +245,24 @@ mod tests {
         assert_eq!(refine(false, Some((IP, true)), said(false, false)), (true, IP));
         assert_eq!(refine(false, Some((NEW_IP, true)), said(true, false)), (true, NEW_IP));
         assert_eq!(refine(false, Some((IP, true)), said(false, true)), (false, IP));
+    }
+
+    #[test]
+    fn a_pod_that_its_node_no_longer_names_is_no_more() {
+        let ready = |api: bool, is_complete: bool| {
+            let mut view = view(api, Some((IP, true)));
+            view.complete.extend(is_complete.then(|| "me".to_owned()));
+            let refine = |pod: Option<&str>| view.refine(Some("me"), pod, said(true, false)).ready;
+            [refine(Some("pod")), refine(Some("another")), refine(None)]
+        };
+        assert_eq!(ready(false, true), [true, false, true]);
+        assert_eq!(ready(false, false), [true, true, true], "it may not have been named yet");
+        assert_eq!(ready(true, true), [true, true, true], "the API knows of new ones first");
+        let (mut before, mut after) = (view(false, None), view(false, None));
+        before.endpoints.insert("me".into(), Arc::default());
+        after.endpoints.clone_from(&before.endpoints);
+        after.complete.insert("me".into());
+        assert_eq!(after.changed_nodes(&before).into_iter().collect::<Vec<_>>(), ["me"]);
     }
 
     #[test]
