@@ -58,6 +58,31 @@ pub struct Container {
     pub cgroup: Option<Limits>,
 }
 
+impl Container {
+    /// One that runs since then, of which the runtime says no more than that.
+    pub fn running(id: impl Into<String>, name: impl Into<String>, sandbox_id: impl Into<String>, attempt: u32, since: Timestamp) -> Container {
+        Container {
+            id: id.into(),
+            name: name.into(),
+            sandbox_id: sandbox_id.into(),
+            attempt,
+            state: State::Running,
+            created_at: since,
+            started_at: Some(since),
+            finished_at: None,
+            exit_code: 0,
+            reason: String::new(),
+            message: String::new(),
+            image: String::new(),
+            image_id: String::new(),
+            hash: String::new(),
+            log_path: String::new(),
+            resources: None,
+            cgroup: None,
+        }
+    }
+}
+
 /// A pod sandbox as seen in the runtime.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sandbox {

@@ -211,25 +211,8 @@ impl World {
                     }
                     self.failures.remove(&name);
                     let Some(sandbox) = self.observed.ready_sandbox().cloned() else { continue };
-                    self.observed.containers.push(Container {
-                        id: format!("{name}-{attempt}-{}", self.now_s),
-                        name,
-                        sandbox_id: sandbox.id,
-                        attempt,
-                        state: State::Running,
-                        created_at: now,
-                        started_at: Some(now),
-                        finished_at: None,
-                        exit_code: 0,
-                        reason: String::new(),
-                        message: String::new(),
-                        image: String::new(),
-                        image_id: String::new(),
-                        hash: String::new(),
-                        log_path: String::new(),
-                        resources: None,
-                        cgroup: None,
-                    });
+                    let id = format!("{name}-{attempt}-{}", self.now_s);
+                    self.observed.containers.push(Container::running(id, name, sandbox.id, attempt, now));
                 }
                 Action::Stop { id, .. } => {
                     self.ongoing.stopping.remove(&id);

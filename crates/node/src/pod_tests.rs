@@ -9,25 +9,8 @@ fn at(seconds: i64) -> Timestamp {
 }
 
 fn seen(name: &str, attempt: u32, state: State, exit_code: i32) -> Container {
-    Container {
-        id: format!("{name}-{attempt}"),
-        name: name.into(),
-        sandbox_id: "s0".into(),
-        attempt,
-        state,
-        created_at: at(0),
-        started_at: Some(at(0)),
-        finished_at: (state == State::Exited).then(|| at(5)),
-        exit_code,
-        reason: String::new(),
-        message: String::new(),
-        image: String::new(),
-        image_id: String::new(),
-        hash: String::new(),
-        log_path: String::new(),
-        resources: None,
-        cgroup: None,
-    }
+    let finished_at = (state == State::Exited).then(|| at(5));
+    Container { state, finished_at, exit_code, ..Container::running(format!("{name}-{attempt}"), name, "s0", attempt, at(0)) }
 }
 
 fn sandbox(attempt: u32, ready: bool) -> Sandbox {

@@ -13,25 +13,7 @@ fn read(block: Value) -> ResourceRequirements {
 }
 
 fn seen(name: &str, told: Value) -> Seen {
-    Seen {
-        id: format!("{name}-0"),
-        name: name.into(),
-        sandbox_id: "s".into(),
-        attempt: 0,
-        state: State::Running,
-        created_at: Timestamp::UNIX_EPOCH,
-        started_at: None,
-        finished_at: None,
-        exit_code: 0,
-        reason: String::new(),
-        message: String::new(),
-        image: String::new(),
-        image_id: String::new(),
-        hash: String::new(),
-        log_path: String::new(),
-        resources: Some(read(told)),
-        cgroup: None,
-    }
+    Seen { resources: Some(read(told)), ..Seen::running(format!("{name}-0"), name, "s", 0, Timestamp::UNIX_EPOCH) }
 }
 
 /// The plan for containers `a` and `b`: what each has, what each gets.

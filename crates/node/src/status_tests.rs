@@ -10,23 +10,13 @@ fn at(seconds: i64) -> Timestamp {
 
 fn seen(name: &str, attempt: u32, state: State, exit_code: i32) -> Container {
     Container {
-        id: format!("{name}{attempt}"),
-        name: name.into(),
-        sandbox_id: "s0".into(),
-        attempt,
         state,
-        created_at: at(0),
         started_at: Some(at(1)),
         finished_at: (state == State::Exited).then(|| at(5)),
         exit_code,
-        reason: String::new(),
-        message: String::new(),
         image: "docker.io/library/nginx:latest".into(),
         image_id: "sha256:1".into(),
-        hash: String::new(),
-        log_path: String::new(),
-        resources: None,
-        cgroup: None,
+        ..Container::running(format!("{name}{attempt}"), name, "s0", attempt, at(0))
     }
 }
 

@@ -48,20 +48,7 @@ const LEASE_RETRY: Duration = Duration::from_secs(1);
 
 /// Starts the agent of a host that has power.
 pub fn start(world: &World, host: usize) {
-    let stop = CancellationToken::new();
-    let number = {
-        let mut state = world.lock();
-        let own = &mut state.hosts[host];
-        if own.agent.runs || !own.is_on {
-            return;
-        }
-        own.agent.number += 1;
-        own.agent.runs = true;
-        own.agent.stop = stop.clone();
-        own.agent.number
-    };
-    world.touch([host]);
-    let process = Process { world: world.clone(), host, number, is_server: false };
+    let Some((process, stop)) = world.start_process(host, false) else { return };
     let directory = world.disk(host);
     let (checkpoint, disk) = match Checkpoint::open_with_disk(&directory, "agent") {
         Ok(opened) => opened,

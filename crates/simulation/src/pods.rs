@@ -307,25 +307,7 @@ fn finish(world: &World, host: usize, uid: &str, worker: &mut Worker, now: Times
             Action::Start { name, attempt, .. } => {
                 worker.ongoing.start = None;
                 let Some(sandbox_id) = seen.ready_sandbox().map(|sandbox| sandbox.id.clone()) else { continue };
-                seen.containers.push(Container {
-                    id: format!("c{made}"),
-                    name,
-                    sandbox_id,
-                    attempt,
-                    state: State::Running,
-                    created_at: now,
-                    started_at: Some(now),
-                    finished_at: None,
-                    exit_code: 0,
-                    reason: String::new(),
-                    message: String::new(),
-                    image: String::new(),
-                    image_id: String::new(),
-                    hash: String::new(),
-                    log_path: String::new(),
-                    resources: Default::default(),
-                    cgroup: None,
-                });
+                seen.containers.push(Container::running(format!("c{made}"), name, sandbox_id, attempt, now));
             }
             Action::Stop { id, .. } => {
                 worker.ongoing.stopping.remove(&id);

@@ -48,20 +48,10 @@ impl Drop for Work {
 
 /// Starts the server process of a host that has power.
 pub fn start(world: &World, host: usize) {
-    let stop = CancellationToken::new();
-    let number = {
-        let mut state = world.lock();
-        let own = &mut state.hosts[host];
-        if own.server.runs || !own.is_on || host >= world.shape.servers {
-            return;
-        }
-        own.server.number += 1;
-        own.server.runs = true;
-        own.server.stop = stop.clone();
-        own.server.number
-    };
-    world.touch([host]);
-    let process = Process { world: world.clone(), host, number, is_server: true };
+    if host >= world.shape.servers {
+        return;
+    }
+    let Some((process, stop)) = world.start_process(host, true) else { return };
     tokio::spawn(async move {
         tokio::select! {
             biased;

@@ -357,6 +357,23 @@ impl World {
         self.struck.send_modify(|count| *count += 1);
     }
 
+    /// Begins a process of a host, its server or its agent: that start of it, and what ends it. `None`: there is no power, or it runs.
+    pub fn start_process(&self, host: usize, is_server: bool) -> Option<(Process, CancellationToken)> {
+        let stop = CancellationToken::new();
+        let number = {
+            let mut state = self.lock();
+            let own = &mut state.hosts[host];
+            let life = if is_server { &mut own.server } else { &mut own.agent };
+            if life.runs || !own.is_on {
+                return None;
+            }
+            (life.number, life.runs, life.stop) = (life.number + 1, true, stop.clone());
+            life.number
+        };
+        self.touch([host]);
+        Some((Process { world: self.clone(), host, number, is_server }, stop))
+    }
+
     /// Ends the agent as `kill -9` does; what runs goes on.
     pub fn kill_agent(&self, host: usize) {
         let mut state = self.lock();
