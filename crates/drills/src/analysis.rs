@@ -158,15 +158,15 @@ fn longest_gap(requests: &[&Request]) -> u64 {
     streams.values_mut().filter_map(gap).max().unwrap_or(0)
 }
 
-/// For each fault and each heal, how long after it a request still failed before the next one; the worst of them.
+/// For each fault and each heal, how long after it a request still failed before the next one; the worst of them. A request that is
+/// under way at a fault is hit by it, not late for the one before.
 fn route_around(requests: &[&Request], faults: &[u64], heals: &[u64]) -> u64 {
-    let failed: Vec<u64> = requests.iter().filter(|r| !r.ok() && !r.way.is_api()).map(|r| r.started_ms).collect();
-    let moments = || faults.iter().chain(heals);
-    let of = |moment: &u64| {
-        let end = moments().filter(|at| *at > moment).min().copied().unwrap_or(u64::MAX);
-        failed.iter().filter(|at| (*moment..end).contains(*at)).max().map(|last| last - moment)
+    let late = |request: &&Request| {
+        let hit_by = faults.iter().filter(|at| **at <= request.ended_ms());
+        let since = hit_by.chain(heals.iter().filter(|at| **at <= request.started_ms)).max()?;
+        Some(request.started_ms.saturating_sub(*since))
     };
-    moments().filter_map(of).max().unwrap_or(0)
+    requests.iter().filter(|request| !request.ok() && !request.way.is_api()).filter_map(late).max().unwrap_or(0)
 }
 
 /// When the cluster first showed that it knew of a fault.
@@ -266,6 +266,7 @@ mod tests {
         assert_eq!(figures.recover_ms, None);
         let request = |at: u64| Request { started_ms: at, ..request("a", at, false) };
         assert_eq!(route_around(&[&request(5200)], &[1000], &[5000]), 200, "a heal can disturb too");
+        assert_eq!(route_around(&[&request(4990)], &[1000, 5000], &[]), 0, "what was under way at the second fault");
     }
 
     #[test]

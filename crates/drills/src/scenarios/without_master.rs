@@ -37,10 +37,9 @@ pub(super) fn container(stage: &Stage, pod: &Pod, name: &str) -> Result<String> 
     id.ok_or_else(|| Error::Refused(format!("{} has no running container {name} on {}", pod.name, pod.node)))
 }
 
-/// Runs a command in a pod's container, without a server.
-pub(super) fn exec(stage: &Stage, pod: &Pod, command: &str) -> Result<String> {
-    let id = container(stage, pod, "nginx")?;
-    stage.on_node(&pod.node, &format!("ctr -n k8s.io tasks exec --exec-id drill-{} {id} {command}", crate::now_ms()))
+/// Runs a command in a container, without a server.
+pub(super) fn exec(stage: &Stage, pod: &Pod, container: &str, command: &str) -> Result<String> {
+    stage.on_node(&pod.node, &format!("ctr -n k8s.io tasks exec --exec-id drill-{} {container} {command}", crate::now_ms()))
 }
 
 /// Waits until this pod answers requests of the traffic that begin from now on. How long it took.
