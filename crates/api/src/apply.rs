@@ -244,10 +244,6 @@ pub fn update(old: Option<&Value>, new: &mut Value, writer: &Writer<'_>) {
         return;
     }
     forget_unknown_versions(&mut entries, writer.kind);
-    if entries.is_empty() && old.is_some_and(|old| !old.uid().is_empty()) && !sent.is_empty() {
-        new.remove("metadata.managedFields");
-        return;
-    }
     let before = old.map_or_else(|| Cow::Owned(blank(&schema)), Cow::Borrowed);
     record(&mut entries, &before, new, writer, &schema);
     encode(new, capped(entries));

@@ -3,7 +3,7 @@
 use crate::kind::Kind;
 use crate::kinds::{
     admissionregistration, apiextensions, apiregistration, apps, authentication, authorization, autoscaling, batch, certificates, coordination, core,
-    discovery, events, flowcontrol, networking, node, policy, rbac, resource, scheduling, storage,
+    discovery, events, flowcontrol, metrics, networking, node, policy, rbac, resource, scheduling, storage,
 };
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -94,6 +94,10 @@ impl Catalogue {
             flowcontrol::flowschemas::kind(),
             flowcontrol::prioritylevelconfigurations::kind(),
         ]
+    }
+    /// Kinds that are measured when somebody asks. They join the catalogue where nobody else serves their group.
+    pub fn measured() -> Vec<Arc<Kind>> {
+        vec![Arc::new(metrics::nodes::kind()), Arc::new(metrics::pods::kind())]
     }
     pub fn insert(&mut self, kind: Kind) {
         self.by_resource.entry(kind.group.clone()).or_default().insert(kind.resource.clone(), Arc::new(kind));

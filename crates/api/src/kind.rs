@@ -337,6 +337,10 @@ impl Kind {
     pub fn is_virtual(&self) -> bool {
         !self.verbs.iter().any(|v| v == "get")
     }
+    /// Whether there are objects of this kind in the store: what nobody can create is made when somebody asks.
+    pub fn is_stored(&self) -> bool {
+        !self.is_virtual() && self.verbs.iter().any(|v| v == "create")
+    }
     /// The schema of one version, if the kind has one.
     pub fn schema(&self, version: &str) -> Option<Arc<schema::Schema>> {
         if let Some(custom) = &self.custom {

@@ -38,6 +38,8 @@ pub const WATCH_TIMEOUT_DEFAULT_S: u64 = 1800;
 pub const CACHE_FRESH_WAIT_S: u64 = 3;
 /// How long a request that is neither watch nor tunnel may take before it is cut with 504.
 pub const REQUEST_TIMEOUT_S: u64 = 60;
+/// Seconds that a client may take to send the body of a request, unless the request itself may last; then it fails.
+pub const REQUEST_BODY_TIMEOUT_S: u64 = 50;
 /// Times that an update without precondition is tried again on a conflict.
 pub const UPDATE_ATTEMPTS_MAX: usize = 5;
 /// Managers in `metadata.managedFields` that wrote by `Update`; beyond it the oldest are merged into one.

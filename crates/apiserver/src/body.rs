@@ -8,6 +8,7 @@ use std::{
     pin::Pin,
     task::{Context, Poll},
 };
+use tokio::time::{Instant, Sleep};
 
 /// What a body may fail with.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -58,13 +59,59 @@ pub fn stream(chunks: impl futures::Stream<Item = Result<Bytes, BoxError>> + Sen
     Body::new(http_body_util::StreamBody::new(chunks.map(|chunk| chunk.map(Frame::data))))
 }
 
+/// The same body for as long as a sender may take: at the deadline it fails, wherever it is waited for.
+pub fn until(body: Body, deadline: Instant) -> Body {
+    Body(Mutex::new(Until { body, deadline, alarm: None }.boxed_unsync()))
+}
+
+/// A body that fails at its deadline. The alarm is set when something is waited for at all.
+struct Until {
+    body: Body,
+    deadline: Instant,
+    alarm: Option<Pin<Box<Sleep>>>,
+}
+
+/// The sender of a body took too long.
+#[derive(Debug, thiserror::Error)]
+#[error("the body did not come in time")]
+struct TooSlow;
+
+impl http_body::Body for Until {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = self.get_mut();
+        if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) {
+            return Poll::Ready(frame);
+        }
+        let deadline = this.deadline;
+        let alarm = this.alarm.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        alarm.as_mut().poll(cx).map(|()| Some(Err(TooSlow.into())))
+    }
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// Why a request's body could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     #[error("the body is larger than {0} bytes")]
     TooLarge(usize),
+    #[error("the body did not come in time")]
+    TooSlow,
     #[error("the connection broke while the body was read: {0}")]
     Broken(BoxError),
+}
+
+impl ReadError {
+    fn of(error: BoxError) -> ReadError {
+        if error.is::<TooSlow>() { ReadError::TooSlow } else { ReadError::Broken(error) }
+    }
 }
 
 /// Reads a whole body of at most `limit_bytes`.
@@ -72,7 +119,7 @@ pub async fn read(mut body: Body, limit_bytes: usize) -> Result<Bytes, ReadError
     let mut first = None;
     let mut joined = BytesMut::new();
     while let Some(frame) = body.frame().await {
-        let Ok(data) = frame.map_err(ReadError::Broken)?.into_data() else { continue };
+        let Ok(data) = frame.map_err(ReadError::of)?.into_data() else { continue };
         let held = joined.len() + first.as_ref().map_or(0, Bytes::len);
         if held + data.len() > limit_bytes {
             return Err(ReadError::TooLarge(limit_bytes));

@@ -10,7 +10,9 @@ use crate::{
     encode::{Output, View},
 };
 use api::{
-    Kind, Status, Value, apply, limits,
+    Kind, Status, Value, apply,
+    kinds::metrics,
+    limits,
     object::ObjectExt,
     protobuf,
     request::{CreateOptions, FieldValidation, Query, RequestInfo},
@@ -101,6 +103,7 @@ impl Call {
         let unread = std::mem::replace(self.request.body_mut(), body::empty());
         body::read(unread, limits::REQUEST_BODY_BYTES_MAX).await.map_err(|error| match error {
             ReadError::TooLarge(limit_bytes) => Status::request_entity_too_large(format!("limit is {limit_bytes}")),
+            ReadError::TooSlow => Status::timeout("the request's body did not come in time", 0),
             broken => Status::bad_request(broken.to_string()),
         })
     }
@@ -223,6 +226,7 @@ pub fn handler(group: &str, resource: &str, subresource: &str) -> Option<Handler
         ("", "services", "proxy") => handler!(crate::tunnel::service_proxy),
         ("", "nodes", "proxy") => handler!(crate::tunnel::node_proxy),
         ("", "componentstatuses", "") => handler!(crate::health::component_statuses),
+        (metrics::GROUP, "nodes" | "pods", "") => handler!(crate::resource_metrics::answer),
         _ => return None,
     })
 }

@@ -6,7 +6,7 @@
 
 use crate::{
     admission, aggregation, allocation, audit, authentication, authorization, bootstrap, cache, copies, definitions, flow, health, metrics, presence,
-    tunnel,
+    resource_metrics, tunnel,
 };
 use api::{Catalogue, Kind, Status, Value};
 use arc_swap::ArcSwap;
@@ -52,6 +52,7 @@ pub struct Config {
     pub aggregation: aggregation::Config,
     pub bootstrap: bootstrap::Config,
     pub flow: flow::Config,
+    pub resource_metrics: resource_metrics::Config,
     /// What is written of requests; without, nothing.
     pub audit: Option<audit::Config>,
     /// How long a server goes on answering after it has said that it is not ready any more.
@@ -84,6 +85,7 @@ impl Config {
             aggregation: Default::default(),
             bootstrap: Default::default(),
             flow: Default::default(),
+            resource_metrics: Default::default(),
             audit: None,
             shutdown_delay: std::time::Duration::ZERO,
             more_metrics: None,
@@ -149,6 +151,7 @@ pub struct Server {
     pub nodes: tunnel::Nodes,
     pub aggregation: aggregation::Services,
     pub flow: flow::Flow,
+    pub resource_metrics: resource_metrics::ResourceMetrics,
     pub audit: Option<Arc<audit::Audit>>,
     pub health: health::Health,
     pub metrics: metrics::Metrics,
@@ -175,6 +178,7 @@ impl Server {
             nodes: tunnel::Nodes::new(&config)?,
             aggregation: Default::default(),
             flow: flow::Flow::new(config.flow.clone())?,
+            resource_metrics: Default::default(),
             audit: config.audit.as_ref().map(audit::Audit::new).transpose()?.map(Arc::new),
             health: health::Health::default(),
             metrics: metrics::Metrics::default(),

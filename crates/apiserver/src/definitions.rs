@@ -15,7 +15,7 @@ use crate::{
 use api::{
     Catalogue, Kind, Status, Value,
     custom::{self, CLEANUP_FINALIZER},
-    kinds::apiextensions::customresourcedefinitions::set_condition,
+    kinds::{apiextensions::customresourcedefinitions::set_condition, metrics},
     object::ObjectExt,
 };
 use parking_lot::Mutex;
@@ -98,7 +98,8 @@ pub fn join(server: &Arc<Server>) {
         }
     }
     let same = made.len() == now.len() && made.iter().zip(&now).all(|((a, (_, x)), (b, (_, y)))| a == b && Arc::ptr_eq(x, y));
-    if same {
+    let measured = server.resource_metrics.is_served();
+    if same && measured == server.catalogue.load().resource(metrics::GROUP, "nodes").is_some_and(|kind| kind.custom.is_none()) {
         return;
     }
     let mut catalogue = Catalogue::clone(&server.built_in);
@@ -107,6 +108,9 @@ pub fn join(server: &Arc<Server>) {
         if catalogue.resource(&kind.group, &kind.resource).is_none() {
             catalogue.insert_shared(kind.clone());
         }
+    }
+    if measured {
+        Catalogue::measured().into_iter().for_each(|kind| catalogue.insert_shared(kind));
     }
     *made = now;
     let catalogue = Arc::new(catalogue);

@@ -188,7 +188,7 @@ fn resource_list(groups: &[Group<'_>], name: &str, version: &str) -> Result<Valu
             "name": kind.resource, "singularName": kind.singular, "namespaced": kind.namespaced_scope(), "kind": kind.kind, "verbs": kind.verbs,
         });
         add_names(&mut resource, kind);
-        if !kind.is_virtual() && kind.resource != "componentstatuses" {
+        if kind.is_stored() {
             resource["storageVersionHash"] = json!(storage_version_hash(kind));
         }
         resources.push(resource);

@@ -40,6 +40,7 @@ pub mod patch;
 pub mod pipeline;
 mod presence;
 pub mod read;
+pub mod resource_metrics;
 pub mod reviews;
 pub mod scale;
 pub mod serve;

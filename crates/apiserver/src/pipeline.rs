@@ -6,7 +6,7 @@
 use crate::{
     Body, Identity, SERVER_BUNDLE_PATH, Server, User, aggregation, audit, authentication,
     authorization::{self, Decision},
-    body::full,
+    body::{self, full},
     connect::{self, Answer, Call, Warnings},
     copies, delete, discovery,
     encode::{Output, respond},
@@ -33,6 +33,10 @@ impl Server {
         let warnings = Warnings::of(record.clone());
         // Errors are shown in the wanted format where that is possible, else as JSON.
         let plain = Output::negotiate(request.headers(), &query, false, false).unwrap_or_else(|_| Output::json());
+        // A body that stops in the middle would keep its connection, and who reads it, for ever. Those of long requests may take their time.
+        let bounded = !connect::is_long(&info) && !http_body::Body::is_end_stream(request.body());
+        let by = tokio::time::Instant::now() + Duration::from_secs(limits::REQUEST_BODY_TIMEOUT_S);
+        let request = if bounded { request.map(|body| body::until(body, by)) } else { request };
         // In a box, for it is large and is moved more than once.
         let way = Box::pin(self.clone().walk(request, identity, info.clone(), query, warnings.clone(), record.clone()));
         // A panic here is a bug; it costs one request, not the server.

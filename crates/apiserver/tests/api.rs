@@ -26,6 +26,10 @@ mod behind;
 mod conversion;
 #[path = "api/custom.rs"]
 mod custom;
+#[path = "api/life.rs"]
+mod life;
+#[path = "api/resource_metrics.rs"]
+mod resource_metrics;
 
 /// A server with the namespace `test`, and a client that may do all.
 async fn server() -> (Arc<Server>, Client) {

@@ -317,7 +317,7 @@ impl<'a> Reader<'a> {
                 Value::Null
             }
             Next::Bool => Value::Bool(self.bool()?),
-            Next::Number => number_value(self.number()?),
+            Next::Number => number_value(self.number()?)?,
             Next::String => Value::String(self.string()?.into_owned()),
             Next::Array => {
                 let mut list = vec![];
@@ -339,13 +339,14 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A number's text as JSON keeps it: whole if it is written so and fits.
-pub fn number_value(text: &str) -> Value {
+/// A number's text as JSON keeps it: whole if it is written so and fits, else the nearest fraction that there is.
+pub fn number_value(text: &str) -> Result<Value, String> {
     if let Ok(whole) = text.parse::<i64>() {
-        return whole.into();
+        return Ok(whole.into());
     }
     if let Ok(whole) = text.parse::<u64>() {
-        return whole.into();
+        return Ok(whole.into());
     }
-    text.parse::<f64>().ok().and_then(Number::from_f64).map_or(Value::Null, Value::Number)
+    let number = text.parse::<f64>().ok().and_then(Number::from_f64).map(Value::Number);
+    number.ok_or_else(|| format!("json: cannot unmarshal number {text} into Go value of type float64"))
 }

@@ -3,7 +3,7 @@
 
 use super::{GROUP, RESOURCE};
 use crate::Server;
-use api::{Status, Value, object::ObjectExt};
+use api::{Status, Value, kinds::metrics, object::ObjectExt};
 use serde_json::json;
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -35,6 +35,7 @@ const PRIORITIES: &[(&str, i64)] = &[
     ("discovery.k8s.io", 16_200),
     ("resource.k8s.io", 16_200),
     ("flowcontrol.apiserver.k8s.io", 16_100),
+    (metrics::GROUP, 100),
 ];
 
 /// The priority of a group that this server serves.
@@ -47,6 +48,7 @@ fn version_priority(group: &str, version: &str) -> i64 {
         ("", _) => 1,
         ("autoscaling", "v2") => 30,
         ("flowcontrol.apiserver.k8s.io", _) => 21,
+        (metrics::GROUP, _) => 100,
         _ => 15,
     }
 }
@@ -72,6 +74,16 @@ fn service(group: &str, version: &str, own: bool) -> Value {
         spec["group"] = json!(group);
     }
     json!({"metadata": {"name": format!("{version}.{group}"), "labels": {KEPT: if own { "onstart" } else { "true" }}}, "spec": spec})
+}
+
+/// The APIService of a group that this server serves itself.
+pub fn own_service(group: &str, version: &str) -> Value {
+    service(group, version, true)
+}
+
+/// Whether the server has made an APIService.
+pub fn is_kept(service: &Value) -> bool {
+    service.label(KEPT).is_some()
 }
 
 /// What shall be there, by name: (group, version, whether this server is built with it).

@@ -12,12 +12,13 @@ mod availability;
 mod local;
 mod proxy;
 
-pub use local::group_priority;
+pub use local::{group_priority, is_kept, own_service};
 pub use proxy::{forward, refused};
 
 use crate::{
     Error, Server,
     cache::{From, Selection},
+    definitions, resource_metrics,
 };
 use api::{Value, object::ObjectExt};
 use arc_swap::ArcSwap;
@@ -145,7 +146,7 @@ pub fn all(server: &Server) -> Vec<Value> {
 }
 
 /// Takes in the APIServices as they are now.
-fn look(server: &Server, services: &[Value]) {
+fn look(server: &Arc<Server>, services: &[Value]) {
     let built_in = |remote: &Remote| server.built_in.iter().any(|kind| kind.group == remote.group && kind.versions.contains(&remote.version));
     let remotes: BTreeMap<GroupVersion, Arc<Remote>> = services
         .iter()
@@ -155,6 +156,8 @@ fn look(server: &Server, services: &[Value]) {
         .collect();
     server.aggregation.known.lock().retain(|name, _| remotes.contains_key(name));
     server.aggregation.remotes.store(Arc::new(remotes));
+    resource_metrics::look(server, services);
+    definitions::join(server);
 }
 
 /// Follows the APIServices, keeps the local ones, and looks after the others.
@@ -172,7 +175,8 @@ pub fn start(server: &Arc<Server>) -> Result<(), Error> {
             let shutdown = strong.config.shutdown.clone();
             let services = all(&strong);
             look(&strong, &services);
-            if let Err(status) = local::keep(&strong, &services, &mut registered).await {
+            let kept = local::keep(&strong, &services, &mut registered).await.and(resource_metrics::keep(&strong).await);
+            if let Err(status) = kept {
                 tracing::debug!(error = %status, "the local APIServices could not be brought up to date; will try again");
             }
             let cache = strong.cache.resource(GROUP, RESOURCE);
@@ -190,7 +194,7 @@ pub fn start(server: &Arc<Server>) -> Result<(), Error> {
                     () = tokio::time::sleep(RETRY) => {}
                 }
                 let Some(strong) = server.upgrade() else { return };
-                if !Arc::ptr_eq(&strong.catalogue.load_full(), &catalogue) || registered.is_due(&strong) {
+                if !Arc::ptr_eq(&strong.catalogue.load_full(), &catalogue) || registered.is_due(&strong) || resource_metrics::is_due(&strong) {
                     break;
                 }
             }

@@ -5,7 +5,7 @@
 //! of the first three keys is fixed, the bytes can be cut without parsing: list items leave out `apiVersion` and `kind`,
 //! and `PartialObjectMetadata` is the span of `metadata`.
 
-use api::{Kind, Value, object::ObjectExt, protobuf};
+use api::{Kind, Value, object::ObjectExt, protobuf, structure};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::{
     ops::Range,
@@ -44,7 +44,7 @@ pub struct Entry {
 impl Entry {
     /// Reads a stored value. `None` if it is not an object's JSON.
     pub fn read(place: &str, stored: &Bytes, revision: Revision, kind: Option<&Kind>) -> Option<Entry> {
-        let mut value: Value = serde_json::from_slice(stored).ok()?;
+        let mut value = structure::stored(stored)?;
         if kind.is_some_and(|kind| kind.hooks.revives() && kind.hooks.revive(&mut value)) {
             let shown = Bytes::from(encode_stored(&value));
             let entry = Entry::of(place, &shown, &value, revision, kind)?;
@@ -151,7 +151,7 @@ impl Entry {
 
     /// The object, parsed.
     pub fn value(&self) -> Value {
-        serde_json::from_slice(&self.bytes).unwrap_or(Value::Null)
+        structure::stored(&self.bytes).unwrap_or(Value::Null)
     }
     /// The object's protobuf message without the envelope; `None` if its kind has none. Made once.
     pub fn protobuf(&self) -> Option<Bytes> {
@@ -259,6 +259,22 @@ mod tests {
         assert_eq!(serde_json::from_slice::<Value>(later.metadata()).unwrap(), expected["metadata"]);
         let item = [b"{", entry.item().as_ref()].concat();
         assert_eq!(serde_json::from_slice::<Value>(&item).unwrap()["data"], object["data"]);
+    }
+
+    #[test]
+    fn fractions_are_kept_to_the_last_bit() {
+        // As bytes, for a number in this text would be read by the compiler.
+        for number in ["0.1", "1.7976931348623157e308", "5e-324", "2.2250738585072011e-308", "9.5367431640625e-7", "0.30000000000000004"] {
+            let body = format!(r#"{{"apiVersion":"v1","kind":"X","metadata":{{}},"spec":{number}}}"#);
+            let mut value = structure::parse(body.as_bytes(), structure::Encoding::Json).unwrap();
+            let first = value["spec"].as_f64().unwrap();
+            assert_eq!(first.to_bits(), number.parse::<f64>().unwrap().to_bits());
+            for _ in 0..3 {
+                let entry = Entry::read("x", &encode_stored(&value).into(), Revision(1), None).unwrap();
+                value = entry.value();
+                assert_eq!(value["spec"].as_f64().map(f64::to_bits), Some(first.to_bits()), "{number}");
+            }
+        }
     }
 
     #[test]

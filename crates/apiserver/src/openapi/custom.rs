@@ -12,6 +12,18 @@ pub const REFERRED_TO: [&str; 4] = [
     "io.k8s.apimachinery.pkg.apis.meta.v1.Status",
 ];
 
+/// Groups that the part of Kubernetes that serves definitions does not know.
+const UNKNOWN_GROUPS: [&str; 4] = ["admission.k8s.io", "apiextensions.k8s.io", "apiregistration.k8s.io", "imagepolicy.k8s.io"];
+
+/// Leaves out of what types say of kinds those of groups that are not known where definitions are served.
+pub fn without_unknown_groups(schemas: &mut Map<String, Value>) {
+    for schema in schemas.values_mut() {
+        if let Some(kinds) = schema.get_mut("x-kubernetes-group-version-kind").and_then(Value::as_array_mut) {
+            kinds.retain(|kind| !kind["group"].as_str().is_some_and(|group| UNKNOWN_GROUPS.contains(&group)));
+        }
+    }
+}
+
 /// Which OpenAPI a schema is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {

@@ -244,6 +244,9 @@ fn v3(catalogue: &Catalogue, name: &str) -> Option<Value> {
     let referred: BTreeSet<&str> = text.split("#/components/schemas/").skip(1).filter_map(|rest| rest.split('"').next()).collect();
     wanted.extend(schema::definitions().map(|(name, _)| name).filter(|name| referred.contains(name)));
     let mut schemas = closure(wanted);
+    if !defined.is_empty() {
+        custom::without_unknown_groups(&mut schemas);
+    }
     schemas.extend(defined);
     Some(json!({"openapi": "3.0.0", "info": info(), "paths": paths, "components": {"schemas": schemas}}))
 }

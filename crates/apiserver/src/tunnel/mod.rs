@@ -55,6 +55,17 @@ pub(crate) fn join(server: &Server, client: OnUpgrade, upstream: OnUpgrade, what
     });
 }
 
+/// What a node answers to a question of this server's own; the error is text.
+pub(crate) async fn ask(server: &Server, node: &str, path: &str, limit_bytes: usize) -> Result<bytes::Bytes, String> {
+    let node = target::NodeAddress::find(server, node).map_err(|status| status.message)?;
+    let request = Request::get(path).body(body::empty()).map_err(|error| error.to_string())?;
+    let answer = server.nodes.send(server, &node, request).await.map_err(|error| error.to_string())?;
+    if answer.status() != StatusCode::OK {
+        return Err(format!("the node answered {}", answer.status()));
+    }
+    body::read(nodes::incoming(answer.into_body()), limit_bytes).await.map_err(|error| error.to_string())
+}
+
 /// A container's log.
 pub async fn log(call: Call) -> Answer {
     check_log_options(&call)?;

@@ -30,7 +30,7 @@ impl Drop for Behind {
     }
 }
 
-/// Starts one with a certificate for `name`.
+/// Starts one with a certificate for `name`. An answer that is a string goes out as its text.
 pub async fn behind(name: &str, answer: impl Fn(&Parts, &Value) -> (StatusCode, Value) + Send + Sync + 'static) -> Behind {
     let authority = pki::Authority::generate("behind").expect("an authority");
     let issued = authority.issue(&pki::Identity::server("behind", vec![name.into()])).expect("a certificate");
@@ -59,7 +59,8 @@ pub async fn behind(name: &str, answer: impl Fn(&Parts, &Value) -> (StatusCode, 
                         let (code, value) = answer(&parts, &serde_json::from_slice(&bytes).unwrap_or_default());
                         let line = format!("{} {}", parts.method, parts.uri);
                         asked.lock().push(Asked { line, headers: parts.headers, certificate });
-                        let mut response = http::Response::new(http_body_util::Full::new(bytes::Bytes::from(value.to_string())));
+                        let text = value.as_str().map_or_else(|| value.to_string(), String::from);
+                        let mut response = http::Response::new(http_body_util::Full::new(bytes::Bytes::from(text)));
                         *response.status_mut() = code;
                         response.headers_mut().insert("content-type", http::HeaderValue::from_static("application/json"));
                         Ok::<_, hyper::Error>(response)

@@ -229,22 +229,12 @@ pub fn validate_resize(pod: &Value, old: &Value, errors: &mut Errors) {
     for key in ["containers", "initContainers"] {
         for (i, (new, old)) in list(spec, key).iter().zip(list(spec_of(old), key)).enumerate() {
             removed(new, old, &path.child(key).index(i), errors);
-            let may_change = key == "containers" || text(new, "restartPolicy") == "Always";
-            let (resources, before) = (new.get("resources"), old.get("resources"));
-            others_change |= match may_change {
-                true => other_resources(resources) != other_resources(before),
-                false => normalized(resources) != normalized(before),
-            };
+            others_change |= other_resources(new.get("resources")) != other_resources(old.get("resources"));
         }
     }
     if others_change {
         errors.forbidden(path.clone(), "only cpu and memory resources are mutable");
     }
-}
-fn normalized(resources: Option<&Value>) -> Value {
-    let mut all = resources.cloned().unwrap_or_default();
-    normal(&mut all);
-    all
 }
 /// What in a block of resources no resize may change.
 fn other_resources(resources: Option<&Value>) -> Value {
@@ -325,6 +315,8 @@ mod tests {
         new["spec"]["initContainers"][1]["resources"]["requests"]["cpu"] = json!("2");
         assert_eq!(said(&new, &old), NOTHING);
         new["spec"]["initContainers"][0]["resources"]["requests"]["cpu"] = json!("2");
+        assert_eq!(said(&new, &old), NOTHING, "one that runs before the others too");
+        new["spec"]["initContainers"][0]["resources"]["requests"]["ephemeral-storage"] = json!("1Gi");
         assert_eq!(said(&new, &old), "spec: Forbidden: only cpu and memory resources are mutable");
         let mut new = old.clone();
         new["spec"]["containers"][0]["resources"]["requests"] = json!({});
