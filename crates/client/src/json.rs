@@ -27,6 +27,10 @@ use kube::core::{DynamicObject, PartialObjectMeta};
 use serde_json::Value;
 
 /// What can be read from JSON and written to it.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not among the kinds that this program reads",
+    note = "add its line to `json!` in crates/client/src/json.rs"
+)]
 pub trait Json: Sized + Send + 'static {
     /// Reads an object.
     fn from_json(text: &str) -> Result<Self, serde_json::Error>;

@@ -1,8 +1,8 @@
 //! How every component but the API server reaches the cluster: through the API, and only through it.
 //!
-//! On `kube`: transports (TLS from a kubeconfig, or in-process), shared [`informer`]s (one watch per kind per process),
-//! the work [`queue`], the [`controller`] runtime (which alone owns watch, queue, rate limit, back-off, leadership,
-//! shutdown), leader [`election`], and the event recorder ([`events`]).
+//! On `kube`: transports (TLS from a kubeconfig, or in-process), shared [`informer`]s (one watch per kind per process) of
+//! objects that are read from [`json`], the work [`queue`], the [`controller`] runtime (which alone owns watch, queue,
+//! rate limit, back-off, leadership, shutdown), leader [`election`], and the event recorder ([`events`]).
 //!
 //! ```text
 //! API --list, watch--> reflector --> store (objects in memory) --> Changes --> queue --> reconcile --> write --> API
