@@ -106,21 +106,24 @@ impl Entry {
     fn is(&self, other: &Entry) -> bool {
         (&self.manager, self.applies, &self.api_version, &self.subresource) == (&other.manager, other.applies, &other.api_version, &other.subresource)
     }
-    fn from_value(entry: &Value) -> Option<Entry> {
-        let text = |key: &str| entry.get(key).and_then(Value::as_str).unwrap_or_default().to_string();
-        if !matches!(text("operation").as_str(), "Apply" | "Update") || text("fieldsType") != "FieldsV1" {
+    fn from_value(entry: Value) -> Option<Entry> {
+        let Value::Object(mut entry) = entry else { return None };
+        let mut text = |key: &str| match entry.remove(key) {
+            Some(Value::String(text)) => Some(text),
+            _ => None,
+        };
+        let applies = match text("operation")?.as_str() {
+            "Apply" => true,
+            "Update" => false,
+            _ => return None,
+        };
+        if text("fieldsType")? != "FieldsV1" {
             return None;
         }
-        let set = entry.get("fieldsV1").map_or(Some(Set::default()), Set::from_value)?;
-        let time = entry.get("time").and_then(Value::as_str).map(String::from);
-        Some(Entry {
-            manager: text("manager"),
-            applies: text("operation") == "Apply",
-            api_version: text("apiVersion"),
-            subresource: text("subresource"),
-            time,
-            set,
-        })
+        let (manager, api_version) = (text("manager").unwrap_or_default(), text("apiVersion").unwrap_or_default());
+        let (subresource, time) = (text("subresource").unwrap_or_default(), text("time"));
+        let set = entry.remove("fieldsV1").map_or(Some(Set::default()), Set::from_value)?;
+        Some(Entry { manager, applies, api_version, subresource, time, set })
     }
     fn into_value(self) -> Value {
         let mut entry = Map::new();
@@ -152,7 +155,11 @@ impl Entry {
 
 /// The entries of an object; `None` if one of them cannot be read.
 fn decode(object: &Value) -> Option<Vec<Entry>> {
-    object.list_at("metadata.managedFields").iter().map(Entry::from_value).collect()
+    read(object.list_at("metadata.managedFields").to_vec())
+}
+
+fn read(books: Vec<Value>) -> Option<Vec<Entry>> {
+    books.into_iter().map(Entry::from_value).collect()
 }
 
 /// Leaves out what was written in a version that the kind never had: nobody can say any more what it means.
@@ -230,17 +237,19 @@ pub fn update(old: Option<&Value>, new: &mut Value, writer: &Writer<'_>) {
         return;
     }
     let schema = schema_of(writer);
-    let sent = new.list_at("metadata.managedFields");
+    let sent = match new.remove("metadata.managedFields") {
+        Some(Value::Array(sent)) => sent,
+        _ => vec![],
+    };
     let reset = sent.len() == 1 && sent[0].as_object().is_some_and(|entry| entry.values().all(Value::is_null));
     let live = || old.and_then(decode).unwrap_or_default();
-    let mut entries = match decode(new) {
+    let mut entries = match read(sent) {
         _ if reset => vec![],
         Some(entries) if !entries.is_empty() && writer.subresource.is_empty() => entries,
         _ => live(),
     };
     if entries.is_empty() && old.is_some_and(|old| !old.uid().is_empty()) {
         // Nobody keeps books of this object until somebody applies it.
-        new.remove("metadata.managedFields");
         return;
     }
     forget_unknown_versions(&mut entries, writer.kind);

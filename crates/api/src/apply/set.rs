@@ -8,17 +8,24 @@ use crate::{
     schema::{ListType, Schema, Type},
     structure,
 };
-use serde_json::Map;
+use serde_json::{Map, map::Entry};
 use std::{borrow::Cow, collections::BTreeMap, fmt::Write};
 
-/// A set of paths.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What marks an element that is in a set itself beside what is below it.
+const ITSELF: &str = ".";
+
+/// Elements and what is below each, as `fieldsV1` has them: an element with nothing below is in the set itself.
+type Nodes = Map<String, Value>;
+
+/// A set of paths. It is kept as it is written, so that reading and writing it costs next to nothing; the outermost elements
+/// have no [`ITSELF`] beside them.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Set {
-    nodes: BTreeMap<String, Node>,
+    nodes: Nodes,
 }
 
 /// An element: whether it is in the set itself, and what of it is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Node {
     pub(super) member: bool,
     pub(super) children: Set,
@@ -28,49 +35,214 @@ impl Node {
     pub(super) fn is_empty(&self) -> bool {
         !self.member && self.children.nodes.is_empty()
     }
+    fn into_value(self) -> Value {
+        let mut nodes = self.children.nodes;
+        settle(&mut nodes, self.member);
+        Value::Object(nodes)
+    }
+}
+
+/// The elements below an element.
+fn elements_of(nodes: &Nodes) -> impl Iterator<Item = (&String, &Nodes)> {
+    nodes.iter().filter_map(|(element, below)| Some((element, below.as_object().filter(|_| element != ITSELF)?)))
+}
+
+/// Whether an element is in a set itself, by what is below it.
+fn is_member(below: &Nodes) -> bool {
+    below.is_empty() || below.contains_key(ITSELF)
+}
+
+/// Writes down whether an element is in the set itself. False if nothing is left of it: then it has to go.
+fn settle(below: &mut Nodes, member: bool) -> bool {
+    let marked = below.contains_key(ITSELF);
+    let has_children = below.len() > usize::from(marked);
+    match (member && has_children, marked) {
+        (true, false) => drop(below.insert(ITSELF.into(), Value::Object(Nodes::new()))),
+        (false, true) => drop(below.remove(ITSELF)),
+        _ => {}
+    }
+    member || has_children
+}
+
+fn node_mut<'a>(nodes: &'a mut Nodes, element: &str) -> Option<&'a mut Nodes> {
+    nodes.get_mut(element).and_then(Value::as_object_mut)
+}
+
+/// Whether an element is surely in the form that [`item_element`] gives: its text is what it means.
+fn is_plain(element: &str) -> bool {
+    let simple = |text: &str| text.bytes().all(|byte| byte >= 0x20 && !matches!(byte, b'"' | b'\\'));
+    match element.split_at_checked(2) {
+        Some(("f:", _)) => true,
+        Some(("k:", keys)) => {
+            let only = keys.strip_prefix("{\"").and_then(|keys| keys.strip_suffix("\"}")).and_then(|keys| keys.split_once("\":\""));
+            only.is_some_and(|(key, value)| simple(key) && simple(value))
+        }
+        Some(("v:", value)) => value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).is_some_and(simple),
+        _ => false,
+    }
+}
+
+/// An element in the form that [`item_element`] gives, whatever order its keys came in. Of an unknown sort: the inner `None`.
+fn canonical(element: &str) -> Option<Option<String>> {
+    Some(Some(match element.split_at_checked(2)? {
+        ("f:", _) => element.to_string(),
+        ("k:", keys) => {
+            let keys = serde_json::from_str::<BTreeMap<String, Value>>(keys).ok()?;
+            key_element(keys.iter().map(|(key, value)| (key.as_str(), value)))
+        }
+        // Read as bodies are: exactly, also where a number has many digits.
+        ("v:", value) => format!("v:{}", structure::parse(value.as_bytes(), structure::Encoding::Json).ok()?),
+        ("i:", index) => {
+            index.parse::<i64>().ok()?;
+            element.to_string()
+        }
+        (sort, _) if sort.ends_with(':') => return Some(None),
+        _ => return None,
+    }))
+}
+
+/// Reads what is below an element. `None` for what is no element.
+fn read(below: Value) -> Option<Nodes> {
+    let Value::Object(mut nodes) = below else { return Some(Nodes::new()) };
+    if nodes.keys().all(|element| element == ITSELF || is_plain(element)) {
+        for (element, below) in &mut nodes {
+            *below = if element == ITSELF { Value::Object(Nodes::new()) } else { read_node(below.take())? };
+        }
+        return Some(nodes);
+    }
+    let mut found = Nodes::new();
+    for (element, below) in nodes {
+        if element == ITSELF {
+            found.insert(element, Value::Object(Nodes::new()));
+        } else if let Some(element) = canonical(&element)? {
+            found.insert(element, read_node(below)?);
+        }
+    }
+    Some(found)
+}
+
+fn read_node(below: Value) -> Option<Value> {
+    let mut below = read(below)?;
+    let member = is_member(&below);
+    settle(&mut below, member);
+    Some(Value::Object(below))
+}
+
+fn insert(nodes: &mut Nodes, path: &[String]) {
+    let Some((first, rest)) = path.split_first() else { return };
+    let was_member = nodes.get(first).and_then(Value::as_object).is_some_and(is_member);
+    if let Value::Object(below) = nodes.entry(first.as_str()).or_insert_with(|| Value::Object(Nodes::new())) {
+        insert(below, rest);
+        settle(below, was_member || rest.is_empty());
+    }
+}
+
+fn join(nodes: &mut Nodes, other: Nodes) {
+    for (element, theirs) in other {
+        match (node_mut(nodes, &element), theirs) {
+            _ if element == ITSELF => {}
+            (Some(own), Value::Object(theirs)) => {
+                let member = is_member(own) || is_member(&theirs);
+                join(own, theirs);
+                settle(own, member);
+            }
+            (_, theirs) => drop(nodes.insert(element, theirs)),
+        }
+    }
+}
+
+fn give_up(nodes: &mut Nodes, other: &Nodes) {
+    for (element, theirs) in elements_of(other) {
+        let Some(own) = node_mut(nodes, element) else { continue };
+        let member = is_member(own) && !is_member(theirs);
+        give_up(own, theirs);
+        if !settle(own, member) {
+            nodes.remove(element);
+        }
+    }
+}
+
+fn keep(nodes: &Nodes, other: &Nodes, member: impl Fn(bool, bool) -> bool + Copy) -> Nodes {
+    let mut kept = Nodes::new();
+    let nothing = Nodes::new();
+    for (element, own) in elements_of(nodes) {
+        let theirs = other.get(element).and_then(Value::as_object);
+        let mut below = keep(own, theirs.unwrap_or(&nothing), member);
+        if settle(&mut below, member(is_member(own), theirs.is_some_and(is_member))) {
+            kept.insert(element.clone(), Value::Object(below));
+        }
+    }
+    kept
+}
+
+fn strip(nodes: &mut Nodes, other: &Nodes) {
+    for (element, theirs) in elements_of(other) {
+        if is_member(theirs) {
+            nodes.remove(element);
+            continue;
+        }
+        let Some(own) = node_mut(nodes, element) else { continue };
+        let member = is_member(own);
+        strip(own, theirs);
+        if !settle(own, member) {
+            nodes.remove(element);
+        }
+    }
+}
+
+fn with_structs(nodes: &Nodes, schema: Option<&Schema>) -> Nodes {
+    let mut all = Nodes::new();
+    for (element, own) in elements_of(nodes) {
+        let name = element.strip_prefix("f:");
+        let declared = name.is_some_and(|name| schema.is_some_and(|schema| schema.type_ == Type::Object && schema.field(name).is_some()));
+        let child = schema.and_then(|schema| match name {
+            Some(name) => schema.child(name),
+            None => schema.items.as_deref(),
+        });
+        let mut below = with_structs(own, child);
+        settle(&mut below, is_member(own) || declared);
+        all.insert(element.clone(), Value::Object(below));
+    }
+    all
+}
+
+fn collect(nodes: &Nodes, parent: &str, paths: &mut Vec<String>) {
+    for (element, own) in elements_of(nodes) {
+        let path = format!("{parent}{}", element_text(element));
+        if is_member(own) {
+            paths.push(path.clone());
+        }
+        collect(own, &path, paths);
+    }
+}
+
+/// A set, or what of one is below an element.
+#[derive(Clone, Copy)]
+pub(super) struct Part<'a>(&'a Nodes);
+
+impl<'a> Part<'a> {
+    /// Whether the element itself is in it.
+    pub(super) fn has(&self, element: &str) -> bool {
+        self.0.get(element).and_then(Value::as_object).is_some_and(is_member)
+    }
+    /// What it holds below an element.
+    pub(super) fn below(&self, element: &str) -> Option<Part<'a>> {
+        let below = self.0.get(element).and_then(Value::as_object)?;
+        (!below.is_empty()).then_some(Part(below))
+    }
 }
 
 impl Set {
     /// From the `fieldsV1` of a managed fields entry. Elements of an unknown sort are left out; `None` for what is no element.
-    pub fn from_value(fields: &Value) -> Option<Set> {
-        let mut set = Set::default();
-        for (element, below) in fields.as_object().into_iter().flatten().filter(|(element, _)| *element != ".") {
-            // In the written form that [`item_element`] gives, whatever order the keys came in.
-            let canonical = match element.split_at_checked(2)? {
-                ("f:", _) => element.clone(),
-                ("k:", keys) => {
-                    let keys = serde_json::from_str::<BTreeMap<String, Value>>(keys).ok()?;
-                    key_element(keys.iter().map(|(key, value)| (key.as_str(), value)))
-                }
-                // Read as bodies are: exactly, also where a number has many digits.
-                ("v:", value) => format!("v:{}", structure::parse(value.as_bytes(), structure::Encoding::Json).ok()?),
-                ("i:", index) => {
-                    index.parse::<i64>().ok()?;
-                    element.clone()
-                }
-                (sort, _) if sort.ends_with(':') => continue,
-                _ => return None,
-            };
-            let children = Set::from_value(below)?;
-            let member = children.nodes.is_empty() || below.get(".").is_some();
-            set.nodes.insert(canonical, Node { member, children });
-        }
-        Some(set)
+    pub fn from_value(fields: Value) -> Option<Set> {
+        let mut nodes = read(fields)?;
+        nodes.remove(ITSELF);
+        Some(Set { nodes })
     }
 
     /// As `fieldsV1`.
     pub fn into_value(self) -> Value {
-        let field = |(element, node): (String, Node)| {
-            let mut below = node.children.into_value();
-            if let Value::Object(map) = &mut below
-                && node.member
-                && !map.is_empty()
-            {
-                map.insert(".".into(), Value::Object(Map::new()));
-            }
-            (element, below)
-        };
-        Value::Object(self.nodes.into_iter().map(field).collect())
+        Value::Object(self.nodes)
     }
 
     /// Of paths with dots, `metadata.name`.
@@ -84,47 +256,33 @@ impl Set {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.nodes.values().all(|node| !node.member && node.children.is_empty())
+        self.nodes.is_empty()
     }
 
     pub fn insert(&mut self, path: &[String]) {
-        if let Some((first, rest)) = path.split_first() {
-            let node = self.nodes.entry(first.clone()).or_default();
-            if rest.is_empty() {
-                node.member = true;
-            } else {
-                node.children.insert(rest);
+        insert(&mut self.nodes, path);
+    }
+
+    /// Puts a whole element in the place of what was there. It MUST NOT be empty.
+    pub(super) fn put(&mut self, element: String, node: Node) {
+        self.nodes.insert(element, node.into_value());
+    }
+
+    /// Of whole elements, none of which is empty. Of one that comes again, only itself is in the set.
+    pub(super) fn of_nodes(nodes: impl Iterator<Item = (String, Node)>) -> Set {
+        let mut set = Set::default();
+        for (element, node) in nodes {
+            match set.nodes.entry(element) {
+                Entry::Vacant(place) => drop(place.insert(node.into_value())),
+                Entry::Occupied(mut again) => drop(again.insert(Value::Object(Nodes::new()))),
             }
         }
+        set
     }
 
-    /// Puts a whole element in the place of what was there.
-    pub(super) fn put(&mut self, element: String, node: Node) {
-        self.nodes.insert(element, node);
-    }
-
-    /// Of whole elements, in any order. Of an element that comes again, only itself is in the set.
-    pub(super) fn of_nodes(nodes: impl Iterator<Item = (String, Node)>) -> Set {
-        let mut nodes: Vec<(String, Node)> = nodes.collect();
-        nodes.sort_by(|(a, _), (b, _)| a.cmp(b));
-        nodes.dedup_by(|(again, _), (first, node)| {
-            let same = again == first;
-            if same {
-                node.children = Set::default();
-            }
-            same
-        });
-        Set { nodes: nodes.into_iter().collect() }
-    }
-
-    /// Whether the element itself is in the set.
-    pub fn has(&self, element: &str) -> bool {
-        self.nodes.get(element).is_some_and(|node| node.member)
-    }
-
-    /// What the set holds below an element.
-    pub fn below(&self, element: &str) -> Option<&Set> {
-        self.nodes.get(element).map(|node| &node.children).filter(|children| !children.is_empty())
+    /// All of it.
+    pub(super) fn part(&self) -> Part<'_> {
+        Part(&self.nodes)
     }
 
     pub fn union(&self, other: &Set) -> Set {
@@ -137,64 +295,26 @@ impl Set {
     pub fn join(&mut self, other: Set) {
         if self.nodes.is_empty() {
             *self = other;
-            return;
-        }
-        for (element, node) in other.nodes {
-            match self.nodes.get_mut(&element) {
-                Some(own) => {
-                    own.member |= node.member;
-                    own.children.join(node.children);
-                }
-                None => drop(self.nodes.insert(element, node)),
-            }
+        } else {
+            join(&mut self.nodes, other.nodes);
         }
     }
 
     /// Gives up the members of another set.
     pub fn give_up(&mut self, other: &Set) {
-        for (element, theirs) in &other.nodes {
-            let Some(own) = self.nodes.get_mut(element) else { continue };
-            own.member &= !theirs.member;
-            own.children.give_up(&theirs.children);
-            if own.is_empty() {
-                self.nodes.remove(element);
-            }
-        }
-    }
-
-    fn keep(&self, other: &Set, member: impl Fn(bool, bool) -> bool + Copy) -> Set {
-        let mut kept = Set::default();
-        let nothing = Node::default();
-        for (element, node) in &self.nodes {
-            let theirs = other.nodes.get(element).unwrap_or(&nothing);
-            let node = Node { member: member(node.member, theirs.member), children: node.children.keep(&theirs.children, member) };
-            if node.member || !node.children.nodes.is_empty() {
-                kept.nodes.insert(element.clone(), node);
-            }
-        }
-        kept
+        give_up(&mut self.nodes, &other.nodes);
     }
 
     pub fn intersection(&self, other: &Set) -> Set {
-        self.keep(other, |own, theirs| own && theirs)
+        Set { nodes: keep(&self.nodes, &other.nodes, |own, theirs| own && theirs) }
     }
     pub fn difference(&self, other: &Set) -> Set {
-        self.keep(other, |own, theirs| own && !theirs)
+        Set { nodes: keep(&self.nodes, &other.nodes, |own, theirs| own && !theirs) }
     }
 
     /// Gives up the members of another set and everything below them.
     pub fn strip(&mut self, other: &Set) {
-        for (element, theirs) in &other.nodes {
-            if theirs.member {
-                self.nodes.remove(element);
-                continue;
-            }
-            let Some(own) = self.nodes.get_mut(element) else { continue };
-            own.children.strip(&theirs.children);
-            if own.is_empty() {
-                self.nodes.remove(element);
-            }
-        }
+        strip(&mut self.nodes, &other.nodes);
     }
 
     /// Without the members of `other` and everything below them.
@@ -205,34 +325,14 @@ impl Set {
 
     /// The same with every declared field on the way a member too: who owns `a.b` owns the struct `a`.
     pub fn with_structs(&self, schema: Option<&Schema>) -> Set {
-        let mut all = Set::default();
-        for (element, node) in &self.nodes {
-            let name = element.strip_prefix("f:");
-            let declared = name.is_some_and(|name| schema.is_some_and(|schema| schema.type_ == Type::Object && schema.field(name).is_some()));
-            let child = schema.and_then(|schema| match name {
-                Some(name) => schema.child(name),
-                None => schema.items.as_deref(),
-            });
-            all.nodes.insert(element.clone(), Node { member: node.member || declared, children: node.children.with_structs(child) });
-        }
-        all
+        Set { nodes: with_structs(&self.nodes, schema) }
     }
 
     /// All paths in words, `.spec.containers[name="a"].image`, in order.
     pub fn paths(&self) -> Vec<String> {
         let mut paths = vec![];
-        self.collect("", &mut paths);
+        collect(&self.nodes, "", &mut paths);
         paths
-    }
-
-    fn collect(&self, parent: &str, paths: &mut Vec<String>) {
-        for (element, node) in &self.nodes {
-            let path = format!("{parent}{}", element_text(element));
-            if node.member {
-                paths.push(path.clone());
-            }
-            node.children.collect(&path, paths);
-        }
     }
 }
 
@@ -257,12 +357,28 @@ pub fn element_text(element: &str) -> String {
     }
 }
 
+/// A text as JSON.
+fn push_text(out: &mut String, text: &str) {
+    if text.bytes().all(|byte| byte >= 0x20 && !matches!(byte, b'"' | b'\\')) {
+        out.push('"');
+        out.push_str(text);
+        out.push('"');
+    } else {
+        let _ = write!(out, "{}", Value::from(text));
+    }
+}
+
 fn key_element<'a>(keys: impl Iterator<Item = (&'a str, &'a Value)>) -> String {
     let mut element = String::from("k:");
     for (i, (key, value)) in keys.enumerate() {
         element.push(if i == 0 { '{' } else { ',' });
-        // Writing into a String cannot fail.
-        let _ = write!(element, "{}:{value}", Value::from(key));
+        push_text(&mut element, key);
+        element.push(':');
+        match value {
+            Value::String(text) => push_text(&mut element, text),
+            // Writing into a String cannot fail.
+            other => drop(write!(element, "{other}")),
+        }
     }
     element.push_str(if element.len() == 2 { "{}" } else { "}" });
     element
@@ -311,7 +427,7 @@ mod tests {
     #[test]
     fn sets_keep_their_written_form() {
         let fields = json!({"f:data": {".": {}, "f:k": {}}, "f:spec": {"f:ports": {"k:{\"containerPort\":80,\"protocol\":\"TCP\"}": {".": {}, "f:name": {}}}, "f:finalizers": {"v:\"a/b\"": {}}}});
-        let set = Set::from_value(&fields).unwrap();
+        let set = Set::from_value(fields.clone()).unwrap();
         assert_eq!(set.clone().into_value(), fields);
         assert_eq!(
             set.paths(),
@@ -323,9 +439,34 @@ mod tests {
                 ".spec.ports[containerPort=80,protocol=\"TCP\"].name"
             ]
         );
-        assert!(Set::from_value(&json!([1, "x"])).unwrap().is_empty());
-        assert!(Set::from_value(&json!({"data": {}})).is_none() && Set::from_value(&json!({"k:x": {}})).is_none());
-        assert!(Set::from_value(&json!({"x:data": {}})).unwrap().is_empty());
+        assert!(Set::from_value(json!([1, "x"])).unwrap().is_empty());
+        assert!(Set::from_value(json!({"data": {}})).is_none() && Set::from_value(json!({"k:x": {}})).is_none());
+        assert!(Set::from_value(json!({"x:data": {}})).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_written_oddly_is_brought_into_form() {
+        let odd = json!({".": {}, "f:a": {".": {}}, "f:b": {"x:unknown": {}}, "f:c": null, "x:gone": {}, "i:3": {},
+            "k:{ \"b\": 1, \"a\": \"\\u0078\" }": {"f:d": {}}, "v:1.0": {}, "v:\"\\u0041\"": {}});
+        let set = Set::from_value(odd).unwrap();
+        let expected = json!({"f:a": {}, "f:b": {}, "f:c": {}, "i:3": {}, "k:{\"a\":\"x\",\"b\":1}": {"f:d": {}}, "v:1.0": {}, "v:\"A\"": {}});
+        assert_eq!(set.into_value(), expected);
+        assert!(Set::from_value(json!({"i:x": {}})).is_none() && Set::from_value(json!({"f:a": {"?": {}}})).is_none());
+    }
+
+    #[test]
+    fn an_element_is_a_member_beside_what_is_below_it() {
+        let written = |set: &Set| set.clone().into_value();
+        let mut set = Set::of(&["a", "a.b", "c.d"]);
+        assert_eq!(written(&set), json!({"f:a": {".": {}, "f:b": {}}, "f:c": {"f:d": {}}}));
+        set.give_up(&Set::of(&["a"]));
+        assert_eq!(written(&set), json!({"f:a": {"f:b": {}}, "f:c": {"f:d": {}}}));
+        set.join(Set::of(&["c", "a.e"]));
+        assert_eq!(written(&set), json!({"f:a": {"f:b": {}, "f:e": {}}, "f:c": {".": {}, "f:d": {}}}));
+        set.give_up(&Set::of(&["c.d", "a.b"]));
+        assert_eq!(written(&set), json!({"f:a": {"f:e": {}}, "f:c": {}}));
+        set.strip(&Set::of(&["a.e"]));
+        assert_eq!(written(&set), json!({"f:c": {}}));
     }
 
     #[test]

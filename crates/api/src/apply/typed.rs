@@ -3,7 +3,7 @@
 //! What is atomic is a leaf. Lists of maps and of values are walked by their items' keys and values. What has no schema is
 //! walked as maps, with lists as leaves, as Kubernetes deduces it.
 
-use super::set::{Node, Set, element_text, field_element, item_element};
+use super::set::{Node, Part, Set, element_text, field_element, item_element};
 use crate::{
     Value,
     schema::{Field, ListType, Schema, Type},
@@ -321,6 +321,10 @@ impl<'a> View<'a> {
 
     /// The value without the members of a set. What becomes empty by that goes too.
     pub fn remove(&self, value: &Value, set: &Set) -> Option<Value> {
+        self.remove_part(value, set.part())
+    }
+
+    fn remove_part(&self, value: &Value, set: Part<'_>) -> Option<Value> {
         match (self.shape(Some(value)), value) {
             (Shape::Map, Value::Object(map)) => {
                 let mut kept = Map::new();
@@ -330,7 +334,7 @@ impl<'a> View<'a> {
                         continue;
                     }
                     let below = match set.below(&element) {
-                        Some(deeper) => self.member(key).remove(below, deeper),
+                        Some(deeper) => self.member(key).remove_part(below, deeper),
                         None => Some(below.clone()),
                     };
                     if let Some(below) = below {
@@ -347,7 +351,7 @@ impl<'a> View<'a> {
                         continue;
                     }
                     kept.extend(match set.below(&element) {
-                        Some(deeper) => self.item().remove(item, deeper),
+                        Some(deeper) => self.item().remove_part(item, deeper),
                         None => Some(item.clone()),
                     });
                 }

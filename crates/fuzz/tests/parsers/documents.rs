@@ -146,12 +146,12 @@ fn managed_fields() {
     run(|choices| {
         let bytes = &choices.near(right);
         let Ok(value) = structure::parse(bytes, Encoding::Json) else { return };
-        let Some(set) = Set::from_value(&value) else { return };
+        let Some(set) = Set::from_value(value) else { return };
         let nothing = set.difference(&set);
         assert!(nothing.is_empty(), "a set without itself is empty");
         let _ = (set.paths(), set.union(&set), set.intersection(&set));
         let written = set.into_value();
-        assert_eq!(Set::from_value(&written).map(Set::into_value), Some(written.clone()), "the same books again");
+        assert_eq!(Set::from_value(written.clone()).map(Set::into_value), Some(written), "the same books again");
     });
 }
 
