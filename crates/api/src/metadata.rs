@@ -146,6 +146,9 @@ pub fn validate_update(object: &Value, old: &Value, kind: &Kind, errors: &mut Er
             errors.invalid(path.child(field), value(object), "field is immutable");
         }
     }
+    if errors.is_empty() {
+        return;
+    }
     // Kubernetes checks these once more for an update, and clients see each cause again.
     labels(object.at("metadata.labels"), &path.child("labels"), errors);
     annotations(object.at("metadata.annotations"), &path.child("annotations"), errors);

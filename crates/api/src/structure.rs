@@ -690,6 +690,20 @@ pub fn complete(value: &mut Value, schema: &Schema) {
     }
 }
 
+/// The same for an object that has taken the place of `standing`, which was complete: its members that are as they were still are.
+pub fn complete_changed(value: &mut Value, standing: &Value, schema: &Schema) {
+    let (Value::Object(map), Type::Object, false) = (value, schema.type_, schema.fields.is_empty()) else { return };
+    map.retain(|key, value| !value.is_null() || schema.field(key).is_none_or(|field| field.schema.nullable));
+    for (key, value) in map.iter_mut() {
+        if let Some(field) = schema.field(key)
+            && standing.get(key) != Some(&*value)
+        {
+            complete(value, &field.schema);
+        }
+    }
+    finish(map, schema, true);
+}
+
 /// A quantity that is written oddly, but with the digits and the unit of its canonical form, stays as it is written.
 fn as_written(canonical: String, text: &str) -> String {
     let plain = text.strip_prefix('+').unwrap_or(text);

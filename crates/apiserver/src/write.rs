@@ -488,7 +488,9 @@ impl<'a> Writer<'a> {
             self.warnings.extend(hooks.warnings(&new, Some(old)));
         }
         self.server.admission.validate(&cx, &new).await?;
-        complete(&mut new);
+        if let Some(schema) = schema_of(&new) {
+            structure::complete_changed(&mut new, old, &schema);
+        }
         if part != Part::Trusted {
             self.count_generation(&mut new, old);
         }
@@ -693,10 +695,15 @@ impl<'a> Writer<'a> {
 
 /// Shows or hides zero values in an object in stored form, as they are shown ever after.
 fn complete(object: &mut Value) {
-    let (group, version) = object.api_version().rsplit_once('/').unwrap_or(("", object.api_version()));
-    if let Some(schema) = schema::of(group, version, object.kind()) {
+    if let Some(schema) = schema_of(object) {
         structure::complete(object, &schema);
     }
+}
+
+/// The schema of an object of a built-in kind.
+fn schema_of(object: &Value) -> Option<Arc<schema::Schema>> {
+    let (group, version) = object.api_version().rsplit_once('/').unwrap_or(("", object.api_version()));
+    schema::of(group, version, object.kind())
 }
 
 fn books_of(object: &Value) -> Option<Value> {

@@ -76,7 +76,10 @@ impl Hooks for Pods {
         let path = Path::new("spec");
         let nothing = Value::Null;
         let pod_spec = pod.get("spec").unwrap_or(&nothing);
-        spec::validate(pod_spec, &path, errors);
+        // What is as it was has been checked before.
+        if old.is_none_or(|old| old.get("spec") != Some(pod_spec)) {
+            spec::validate(pod_spec, &path, errors);
+        }
         match old {
             Some(old) => update::validate(pod, old, errors),
             None => {
@@ -106,10 +109,11 @@ impl Hooks for Pods {
         }
     }
     fn warnings(&self, pod: &Value, old: Option<&Value>) -> Vec<String> {
-        let mut all: Vec<String> = match old {
-            None => warnings::host_name(pod.name(), "the Pod's hostname").into_iter().collect(),
-            Some(_) => vec![],
-        };
+        // Who changes a pod is a controller or a node, and has nobody to tell.
+        if old.is_some() {
+            return vec![];
+        }
+        let mut all: Vec<String> = warnings::host_name(pod.name(), "the Pod's hostname").into_iter().collect();
         all.extend(warnings::pod(pod, &Path::root(), false));
         all
     }
