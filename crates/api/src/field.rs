@@ -4,31 +4,94 @@ use crate::internal::Tree;
 use serde_json::Value;
 use std::fmt;
 
+/// The longest path that is kept in place, in bytes. Nearly all are shorter, and nearly none is ever printed: checks of a write
+/// make hundreds of them.
+const SHORT_BYTES_MAX: usize = 79;
+/// A list has fewer items than numbers with so many digits can count.
+const INDEX_DIGITS_MAX: usize = 20;
+
 /// A path such as `spec.containers[0].name` or `metadata.labels[app]`. Cheap to extend, printed on demand.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Path(String);
+#[derive(Clone)]
+pub struct Path(Text);
+
+#[derive(Clone)]
+enum Text {
+    /// So many bytes of these, which are UTF-8.
+    Short(u8, [u8; SHORT_BYTES_MAX]),
+    Long(String),
+}
 
 impl Path {
     pub fn root() -> Path {
-        Path(String::new())
+        Path(Text::Short(0, [0; SHORT_BYTES_MAX]))
     }
     pub fn new(first: &str) -> Path {
-        Path(first.to_string())
+        Path::root().then([first, "", ""])
     }
     pub fn child(&self, name: &str) -> Path {
-        Path(if self.0.is_empty() { name.to_string() } else { format!("{}.{name}", self.0) })
+        self.then([if self.is_empty() { "" } else { "." }, name, ""])
     }
     pub fn index(&self, i: usize) -> Path {
-        Path(format!("{}[{i}]", self.0))
+        let (mut digits, mut at, mut rest) = ([b'0'; INDEX_DIGITS_MAX], INDEX_DIGITS_MAX - 1, i);
+        while rest >= 10 {
+            digits[at] = b'0' + (rest % 10) as u8;
+            (at, rest) = (at - 1, rest / 10);
+        }
+        digits[at] = b'0' + rest as u8;
+        self.then(["[", std::str::from_utf8(&digits[at..]).unwrap_or_default(), "]"])
     }
     pub fn key(&self, key: &str) -> Path {
-        Path(format!("{}[{key}]", self.0))
+        self.then(["[", key, "]"])
+    }
+
+    fn then(&self, parts: [&str; 3]) -> Path {
+        let more: usize = parts.iter().map(|part| part.len()).sum();
+        match &self.0 {
+            Text::Short(length, bytes) if usize::from(*length) + more <= SHORT_BYTES_MAX => {
+                let (mut bytes, mut at) = (*bytes, usize::from(*length));
+                for part in parts {
+                    bytes[at..at + part.len()].copy_from_slice(part.as_bytes());
+                    at += part.len();
+                }
+                Path(Text::Short(at as u8, bytes))
+            }
+            _ => Path(Text::Long([self.as_str(), parts[0], parts[1], parts[2]].concat())),
+        }
+    }
+    fn is_empty(&self) -> bool {
+        matches!(&self.0, Text::Short(0, _))
+    }
+    fn as_str(&self) -> &str {
+        match &self.0 {
+            Text::Short(length, bytes) => std::str::from_utf8(&bytes[..usize::from(*length)]).unwrap_or_default(),
+            Text::Long(text) => text,
+        }
+    }
+}
+
+impl Default for Path {
+    fn default() -> Path {
+        Path::root()
+    }
+}
+
+impl PartialEq for Path {
+    fn eq(&self, other: &Path) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl Eq for Path {}
+
+impl fmt::Debug for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Path").field(&self.as_str()).finish()
     }
 }
 
 impl fmt::Display for Path {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_empty() { "<nil>" } else { &self.0 })
+        f.write_str(if self.is_empty() { "<nil>" } else { self.as_str() })
     }
 }
 

@@ -68,9 +68,20 @@ fn entry<'a>(map: &'a mut Value, key: &str) -> &'a mut Value {
         *map = Value::Object(Map::new());
     }
     match map {
-        Value::Object(map) => map.entry(key).or_insert(Value::Null),
+        Value::Object(map) => {
+            // Most are there: a key is made for those alone that are not.
+            if !map.contains_key(key) {
+                map.insert(key.into(), Value::Null);
+            }
+            map.get_mut(key).unwrap_or_else(|| unreachable!("put in above"))
+        }
         _ => unreachable!("made an object above"),
     }
+}
+
+/// A member of the metadata.
+fn in_metadata<'a>(object: &'a Value, key: &str) -> Option<&'a Value> {
+    object.get("metadata")?.get(key)
 }
 
 impl ObjectExt for Value {
@@ -112,13 +123,13 @@ impl ObjectExt for Value {
     }
 
     fn api_version(&self) -> &str {
-        self.str_at("apiVersion").unwrap_or_default()
+        self.get("apiVersion").and_then(Value::as_str).unwrap_or_default()
     }
     fn kind(&self) -> &str {
-        self.str_at("kind").unwrap_or_default()
+        self.get("kind").and_then(Value::as_str).unwrap_or_default()
     }
     fn metadata(&self) -> Option<&Map<String, Value>> {
-        self.map_at("metadata")
+        self.get("metadata")?.as_object()
     }
     fn metadata_mut(&mut self) -> &mut Map<String, Value> {
         let metadata = entry(self, "metadata");
@@ -131,34 +142,34 @@ impl ObjectExt for Value {
         }
     }
     fn name(&self) -> &str {
-        self.str_at("metadata.name").unwrap_or_default()
+        in_metadata(self, "name").and_then(Value::as_str).unwrap_or_default()
     }
     fn namespace(&self) -> &str {
-        self.str_at("metadata.namespace").unwrap_or_default()
+        in_metadata(self, "namespace").and_then(Value::as_str).unwrap_or_default()
     }
     fn uid(&self) -> &str {
-        self.str_at("metadata.uid").unwrap_or_default()
+        in_metadata(self, "uid").and_then(Value::as_str).unwrap_or_default()
     }
     fn resource_version(&self) -> &str {
-        self.str_at("metadata.resourceVersion").unwrap_or_default()
+        in_metadata(self, "resourceVersion").and_then(Value::as_str).unwrap_or_default()
     }
     fn generation(&self) -> i64 {
-        self.i64_at("metadata.generation").unwrap_or_default()
+        in_metadata(self, "generation").and_then(Value::as_i64).unwrap_or_default()
     }
     fn creation_timestamp(&self) -> Option<&str> {
         self.str_at("metadata.creationTimestamp")
     }
     fn deletion_timestamp(&self) -> Option<&str> {
-        self.str_at("metadata.deletionTimestamp")
+        in_metadata(self, "deletionTimestamp")?.as_str()
     }
     fn labels(&self) -> Option<&Map<String, Value>> {
-        self.map_at("metadata.labels")
+        in_metadata(self, "labels")?.as_object()
     }
     fn label(&self, key: &str) -> Option<&str> {
         self.labels()?.get(key)?.as_str()
     }
     fn annotations(&self) -> Option<&Map<String, Value>> {
-        self.map_at("metadata.annotations")
+        in_metadata(self, "annotations")?.as_object()
     }
     fn annotation(&self, key: &str) -> Option<&str> {
         self.annotations()?.get(key)?.as_str()
