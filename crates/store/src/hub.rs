@@ -5,13 +5,15 @@
 //! A watcher that lets [`WATCHER_BATCHES_MAX`] batches pile up is dropped and told so ([`Error::FellBehind`]).
 
 use crate::{Error, Event, Result, Revision, Watch, Watched};
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
 use parking_lot::Mutex;
-use std::sync::Arc;
-use tokio::sync::mpsc;
+use std::{sync::Arc, time::Duration};
+use tokio::{sync::mpsc, time::Interval};
 
 /// Batches of events that may wait for one watcher.
 pub const WATCHER_BATCHES_MAX: usize = 4096;
+/// How often a watcher to whom nothing happens is told how far it is.
+const HEARTBEAT: Duration = Duration::from_secs(5);
 
 struct Watcher {
     prefix: String,
@@ -55,65 +57,69 @@ impl Hub {
     where
         F: Future<Output = Result<Vec<Event>>> + Send + 'static,
     {
-        let (batches, mut receiver) = mpsc::channel(WATCHER_BATCHES_MAX);
+        let (batches, receiver) = mpsc::channel(WATCHER_BATCHES_MAX);
         let published = {
             let mut inner = self.inner.lock();
             inner.watchers.push(Watcher { prefix: prefix.to_string(), batches });
             inner.published
         };
-        let past = past(published);
-        let hub = self.clone();
-        async_stream(move |out| async move {
-            match past.await {
-                Ok(events) if events.is_empty() => {}
-                Ok(events) => {
-                    if out.send(Ok(Watched::Events(events))).await.is_err() {
-                        return;
-                    }
-                }
-                Err(error) => {
-                    let _ = out.send(Err(error)).await;
-                    return;
-                }
-            }
-            // What was published before a client's `from` (a revision that it got from a write) is not repeated.
-            let from = from.max(published);
-            let mut heartbeat = tokio::time::interval(std::time::Duration::from_secs(5));
-            loop {
-                tokio::select! {
-                    batch = receiver.recv() => match batch {
-                        Some(mut events) => {
-                            events.retain(|event| event.revision > from);
-                            if !events.is_empty() && out.send(Ok(Watched::Events(events))).await.is_err() {
-                                return;
-                            }
-                        }
-                        None => {
-                            let _ = out.send(Err(Error::FellBehind)).await;
-                            return;
-                        }
-                    },
-                    _ = heartbeat.tick(), if receiver.is_empty() => {
-                        // Read before the queue is looked at again: whatever was published up to here was queued before.
-                        let progress = hub.published();
-                        if receiver.is_empty() && out.send(Ok(Watched::Progress(progress))).await.is_err() {
-                            return;
-                        }
-                    }
-                    () = out.closed() => return,
-                }
-            }
+        let begun = Stage::Past(past(published).boxed());
+        // What was published before a client's `from` (a revision that it got from a write) is not repeated.
+        let live = Live { hub: self.clone(), batches: receiver, from: from.max(published), heartbeat: tokio::time::interval(HEARTBEAT) };
+        // The reader itself waits for the writer: a task between the two would be woken for every commit.
+        stream::unfold((begun, live), |(stage, mut live)| async move {
+            let found = match stage {
+                Stage::Over => return None,
+                Stage::Live => live.next().await,
+                Stage::Past(past) => match past.await {
+                    Ok(events) if events.is_empty() => live.next().await,
+                    Ok(events) => Ok(Watched::Events(events)),
+                    Err(error) => Err(error),
+                },
+            };
+            let stage = if found.is_ok() { Stage::Live } else { Stage::Over };
+            Some((found, (stage, live)))
         })
+        .boxed()
     }
 }
 
-/// A stream fed by a task that ends with its reader.
-fn async_stream<F, Fut>(feed: F) -> Watch
-where
-    F: FnOnce(mpsc::Sender<Result<Watched>>) -> Fut,
-    Fut: Future<Output = ()> + Send + 'static,
-{
-    let (sender, receiver) = mpsc::channel(16);
-    tokio::spawn(feed(sender));
-    tokio_stream::wrappers::ReceiverStream::new(receiver).boxed()
+/// Where a watch is.
+enum Stage {
+    /// What came before it is being read.
+    Past(BoxFuture<'static, Result<Vec<Event>>>),
+    Live,
+    Over,
+}
+
+/// What comes to a watcher once it has read the past.
+struct Live {
+    hub: Arc<Hub>,
+    batches: mpsc::Receiver<Vec<Event>>,
+    from: Revision,
+    heartbeat: Interval,
+}
+
+impl Live {
+    async fn next(&mut self) -> Result<Watched> {
+        loop {
+            tokio::select! {
+                biased;
+                batch = self.batches.recv() => {
+                    let mut events = batch.ok_or(Error::FellBehind)?;
+                    events.retain(|event| event.revision > self.from);
+                    if !events.is_empty() {
+                        return Ok(Watched::Events(events));
+                    }
+                }
+                _ = self.heartbeat.tick() => {
+                    // Read before the queue is looked at again: whatever was published up to here was queued before.
+                    let progress = self.hub.published();
+                    if self.batches.is_empty() {
+                        return Ok(Watched::Progress(progress));
+                    }
+                }
+            }
+        }
+    }
 }

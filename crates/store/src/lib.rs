@@ -93,8 +93,8 @@ pub struct Event {
     pub key: String,
     /// The new value; `None` if the key was deleted.
     pub value: Option<Bytes>,
-    /// The value before; `None` if the key was created.
-    pub previous: Option<Bytes>,
+    /// The revision of the key's change before this one; `None` if the key was created.
+    pub previous: Option<Revision>,
     /// The revision that created the key.
     pub created: Revision,
 }

@@ -9,7 +9,13 @@ struct State {
     revision: Revision,
     compacted: Revision,
     current: BTreeMap<String, KeyValue>,
-    log: Vec<Event>,
+    log: Vec<Logged>,
+}
+
+/// A change, and what stood there before it.
+struct Logged {
+    event: Event,
+    before: Option<KeyValue>,
 }
 
 /// A store that forgets everything when it is dropped.
@@ -30,17 +36,11 @@ impl State {
     fn at(&self, at: Revision) -> Result<BTreeMap<String, KeyValue>> {
         check_readable(at, self.compacted, self.revision)?;
         let mut view = self.current.clone();
-        for event in self.log.iter().rev().take_while(|e| e.revision > at) {
-            match &event.previous {
-                None => {
-                    view.remove(&event.key);
-                }
-                Some(value) => {
-                    let before = self.log.iter().rev().find(|e| e.key == event.key && e.revision < event.revision);
-                    let modified = before.map_or(event.created, |e| e.revision);
-                    view.insert(event.key.clone(), KeyValue { key: event.key.clone(), value: value.clone(), created: event.created, modified });
-                }
-            }
+        for Logged { event, before } in self.log.iter().rev().take_while(|logged| logged.event.revision > at) {
+            match before {
+                None => view.remove(&event.key),
+                Some(before) => view.insert(event.key.clone(), before.clone()),
+            };
         }
         Ok(view)
     }
@@ -96,8 +96,8 @@ impl Store for Memory {
                 state.current.remove(&key);
             }
         }
-        let event = Event { revision, key, value, previous: standing.map(|kv| kv.value), created };
-        state.log.push(event.clone());
+        let event = Event { revision, key, value, previous: standing.as_ref().map(|kv| kv.modified), created };
+        state.log.push(Logged { event: event.clone(), before: standing });
         // Published under the state's lock, so that events leave in revision order.
         self.hub.publish(&[event]);
         Ok(Outcome::Committed(revision))
@@ -112,7 +112,7 @@ impl Store for Memory {
         Ok(self.hub.watch(prefix, from, move |published| async move {
             let state = state.lock();
             let in_range = |e: &&Event| e.revision > from && e.revision <= published && e.key.starts_with(&wanted);
-            Ok(state.log.iter().filter(in_range).cloned().collect())
+            Ok(state.log.iter().map(|logged| &logged.event).filter(in_range).cloned().collect())
         }))
     }
 
@@ -124,7 +124,7 @@ impl Store for Memory {
         let mut state = self.state.lock();
         check_readable(at, state.compacted, state.revision)?;
         state.compacted = at;
-        state.log.retain(|e| e.revision > at);
+        state.log.retain(|logged| logged.event.revision > at);
         Ok(())
     }
 }

@@ -393,26 +393,34 @@ fn commit_batch(connection: &mut Connection, writes: Vec<Write>, newest: Revisio
 }
 
 fn apply(transaction: &Transaction<'_>, write: Write, revision: &mut Revision, events: &mut Vec<Event>) -> rusqlite::Result<Outcome> {
-    let standing = get(transaction, write.key())?;
+    // What stands there is looked at, not read: its value lies on other pages.
+    let standing = transaction
+        .prepare_cached("SELECT revision, created FROM current WHERE key = ?1")?
+        .query_row([write.key()], |row| Ok((Revision(row.get(0)?), Revision(row.get(1)?))))
+        .optional()?;
+    let is_standing = |expected: Revision| standing.is_some_and(|(modified, _)| modified == expected);
     let (key, value) = match write {
         Write::Create { key, value } if standing.is_none() => (key, Some(value)),
-        Write::Update { key, value, expected } if standing.as_ref().is_some_and(|kv| kv.modified == expected) => (key, Some(value)),
-        Write::Delete { key, expected } if standing.as_ref().is_some_and(|kv| kv.modified == expected) => (key, None),
-        _ => return Ok(Outcome::Conflict(standing)),
+        Write::Update { key, value, expected } if is_standing(expected) => (key, Some(value)),
+        Write::Delete { key, expected } if is_standing(expected) => (key, None),
+        lost => return Ok(Outcome::Conflict(get(transaction, lost.key())?)),
     };
     revision.0 += 1;
-    let created = standing.as_ref().map_or(*revision, |kv| kv.created);
-    let previous = standing.as_ref().map(|kv| kv.modified.0);
+    let created = standing.map_or(*revision, |(_, created)| created);
+    let previous = standing.map(|(modified, _)| modified.0);
     transaction.prepare_cached("INSERT INTO log (revision, key, value, created, previous, checksum) VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?.execute(
         params![revision.0, key, value.as_deref(), created.0, previous, check::checksum(revision.0, &key, value.as_deref(), created.0, previous)],
     )?;
     match &value {
+        Some(_) if standing.is_some() => {
+            transaction.prepare_cached("UPDATE current SET revision = ?2 WHERE key = ?1")?.execute(params![key, revision.0])?
+        }
         Some(_) => transaction
-            .prepare_cached("INSERT OR REPLACE INTO current (key, revision, created) VALUES (?1, ?2, ?3)")?
+            .prepare_cached("INSERT INTO current (key, revision, created) VALUES (?1, ?2, ?3)")?
             .execute(params![key, revision.0, created.0])?,
         None => transaction.prepare_cached("DELETE FROM current WHERE key = ?1")?.execute([&key])?,
     };
-    events.push(Event { revision: *revision, key, value, previous: standing.map(|kv| kv.value), created });
+    events.push(Event { revision: *revision, key, value, previous: previous.map(Revision), created });
     Ok(Outcome::Committed(*revision))
 }
 
@@ -540,14 +548,15 @@ fn past(connection: &mut Connection, prefix: &str, from: Revision, to: Revision)
         }
         let blob = |row: &Row<'_>, i| Ok::<_, rusqlite::Error>(row.get::<_, Option<Vec<u8>>>(i)?.map(Bytes::from));
         let sql = format!(
-            "SELECT {ROW}, before.value FROM log LEFT JOIN log AS before ON before.revision = log.previous
+            "SELECT {ROW} FROM log
              WHERE log.revision > ?1 AND log.revision <= ?2 AND log.key >= ?3 AND (?4 IS NULL OR log.key < ?4) ORDER BY log.revision"
         );
         let events = transaction
             .prepare_cached(&sql)?
             .query_map(params![from.0, to.0, prefix, prefix_end(prefix)], |row| {
                 let revision = check_row(row)?;
-                Ok(Event { revision, key: row.get(0)?, value: blob(row, 1)?, previous: blob(row, 6)?, created: Revision(row.get(2)?) })
+                let previous = row.get::<_, Option<u64>>(4)?.map(Revision);
+                Ok(Event { revision, key: row.get(0)?, value: blob(row, 1)?, previous, created: Revision(row.get(2)?) })
             })?
             .collect::<rusqlite::Result<_>>()?;
         Ok(Ok(events))

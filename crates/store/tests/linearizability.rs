@@ -512,9 +512,9 @@ mod judges {
         assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
     }
 
-    fn event(revision: u64, key: &str, value: Option<&str>, previous: Option<&str>, created: u64) -> Event {
+    fn event(revision: u64, key: &str, value: Option<&str>, previous: Option<u64>, created: u64) -> Event {
         let bytes = |text: &str| Bytes::from(text.to_string());
-        Event { revision: Revision(revision), key: key.into(), value: value.map(bytes), previous: previous.map(bytes), created: Revision(created) }
+        Event { revision: Revision(revision), key: key.into(), value: value.map(bytes), previous: previous.map(Revision), created: Revision(created) }
     }
 
     #[test]
@@ -522,8 +522,8 @@ mod judges {
         let good = vec![
             event(2, "/a", Some("1"), None, 2),
             event(3, "/b", Some("1"), None, 3),
-            event(5, "/a", Some("2"), Some("1"), 2),
-            event(6, "/a", None, Some("2"), 2),
+            event(5, "/a", Some("2"), Some(2), 2),
+            event(6, "/a", None, Some(5), 2),
             event(8, "/a", Some("3"), None, 8),
         ];
         assert_eq!(watched(&good), Ok(()));

@@ -257,15 +257,12 @@ impl Encrypted {
         }
         let all_pass = {
             let rules = self.0.rules.load();
-            let values = |event: &Event| event.value.iter().chain(&event.previous).all(|value| self.passes(&rules, &event.key, value));
-            events.iter().all(values)
+            events.iter().all(|event| event.value.as_ref().is_none_or(|value| self.passes(&rules, &event.key, value)))
         };
         if !all_pass {
             for event in &mut events {
-                for value in [&mut event.value, &mut event.previous] {
-                    if let Some(stored) = value.take() {
-                        *value = Some(self.opened(&event.key, stored).await?);
-                    }
+                if let Some(stored) = event.value.take() {
+                    event.value = Some(self.opened(&event.key, stored).await?);
                 }
             }
         }

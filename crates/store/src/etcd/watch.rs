@@ -295,7 +295,7 @@ fn read(shared: &Shared, event: PbEvent) -> Result<Event> {
         revision: revision(kv.mod_revision),
         key: shared.key(&kv.key)?,
         value: (!deleted).then(|| mark::open(kv.value).0),
-        previous: before.map(|before| mark::open(before.value).0),
+        previous: before.map(|before| revision(before.mod_revision)),
         created,
     })
 }

@@ -160,22 +160,22 @@ pub fn linearizable(history: &[Operation]) -> Result<(), String> {
 /// the state before it.
 pub fn watched(events: &[Event]) -> Result<(), String> {
     let mut last = Revision(0);
-    let mut state: HashMap<&str, (&[u8], Revision)> = HashMap::new();
+    let mut state: HashMap<&str, (Revision, Revision)> = HashMap::new();
     for event in events {
         if event.revision <= last {
             return Err(format!("revision {} came after {last}", event.revision));
         }
         last = event.revision;
         let before = state.get(event.key.as_str()).copied();
-        if event.previous.as_deref() != before.map(|(value, _)| value) {
-            return Err(format!("before revision {last}, {} held {before:?}, but the event says {:?}", event.key, event.previous));
+        if event.previous != before.map(|(changed, _)| changed) {
+            return Err(format!("before revision {last}, {} was changed at {before:?}, but the event says {:?}", event.key, event.previous));
         }
         if event.created != before.map_or(event.revision, |(_, created)| created) {
             return Err(format!("the event at revision {last} has the wrong birth {}", event.created));
         }
         match &event.value {
-            Some(value) => {
-                state.insert(&event.key, (value, event.created));
+            Some(_) => {
+                state.insert(&event.key, (event.revision, event.created));
             }
             None if before.is_none() => return Err(format!("at revision {last} {} was deleted, but was not there", event.key)),
             None => {
