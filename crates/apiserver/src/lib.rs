@@ -34,6 +34,7 @@ pub mod health;
 pub mod keys;
 pub mod metrics;
 pub mod namespaces;
+mod onward;
 pub mod openapi;
 mod own;
 pub mod patch;

@@ -10,7 +10,7 @@ use crate::{
     connect::{self, Answer, Call, Warnings},
     copies, delete, discovery,
     encode::{Output, respond},
-    encryption, flow, health, openapi, patch, read, scale, subresource, watch, write,
+    encryption, flow, health, onward::Onward, openapi, patch, read, scale, subresource, watch, write,
 };
 use api::{
     Kind, Status,
@@ -49,8 +49,7 @@ impl Server {
             tokio::time::timeout(limit, way).await.unwrap_or_else(out_of_time)
         } else {
             // A write goes on to its end even if the client leaves, so that nothing it has taken is left half given back.
-            let written = tokio::spawn(way).map(|joined| joined.unwrap_or_else(|error| Err(Box::new(error) as _)));
-            tokio::time::timeout(limit, written).await.unwrap_or_else(out_of_time)
+            tokio::time::timeout(limit, Onward::new(Box::pin(way))).await.unwrap_or_else(out_of_time)
         };
         let panicked = walked.is_err();
         let Walked { answer, marks } = walked.unwrap_or_else(|_| {
