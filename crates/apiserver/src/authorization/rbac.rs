@@ -6,13 +6,17 @@
 
 use super::{Attributes, Decision};
 use crate::authentication::service_accounts::user_name;
-use crate::cache::Entry;
+use crate::cache::{Entry, ResourceCache};
 use crate::{Server, User};
 use api::{Value, object::ObjectExt};
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use serde_json::json;
-use std::{collections::HashMap, fmt, sync::Arc};
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, OnceLock},
+};
 use store::Revision;
 
 pub const GROUP: &str = "rbac.authorization.k8s.io";
@@ -169,6 +173,8 @@ struct Index {
 /// The index that belongs to the cache's present state.
 #[derive(Default)]
 pub struct Rbac {
+    /// Where the four kinds are.
+    caches: OnceLock<[Arc<ResourceCache>; 4]>,
     index: ArcSwapOption<Index>,
     making: Mutex<()>,
 }
@@ -183,7 +189,8 @@ pub struct Held {
 
 impl Rbac {
     fn index(&self, server: &Server) -> Arc<Index> {
-        let current = |index: &Index| index.versions == versions(server);
+        let caches = self.caches.get_or_init(|| RESOURCES.map(|resource| server.cache.resource(GROUP, resource)));
+        let current = |index: &Index| caches.iter().zip(&index.versions).all(|(cache, version)| cache.changed() == *version);
         if let Some(index) = self.index.load_full().filter(|index| current(index)) {
             return index;
         }
@@ -193,8 +200,8 @@ impl Rbac {
             return index;
         }
         let index = Arc::new(Index::make(
-            RESOURCES.map(|resource| {
-                let snapshot = server.cache.resource(GROUP, resource).snapshot();
+            [0, 1, 2, 3].map(|i| {
+                let snapshot = caches[i].snapshot();
                 (snapshot.revision, snapshot.entries(None).cloned().collect())
             }),
             old.as_deref(),
@@ -223,10 +230,6 @@ impl Rbac {
     pub fn role(&self, server: &Server, role: &RoleReference, namespace: &str) -> Option<Arc<[Rule]>> {
         self.index(server).role(role, namespace).cloned()
     }
-}
-
-fn versions(server: &Server) -> [Revision; 4] {
-    RESOURCES.map(|resource| server.cache.resource(GROUP, resource).snapshot().revision)
 }
 
 impl Index {

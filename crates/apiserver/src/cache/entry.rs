@@ -65,56 +65,11 @@ impl Entry {
         self.bytes.strip_prefix(BEFORE).and_then(|rest| rest.strip_prefix(api_version.as_bytes())).is_some_and(|rest| rest.first() == Some(&b'"'))
     }
 
-    /// A state that has no version yet. `None` if what is stored is not the value itself but another form of it.
-    pub(super) fn draft(place: &str, stored: &Bytes, value: &Value, kind: Option<&Kind>) -> Option<Entry> {
-        if !stored.starts_with(head(value).as_bytes()) {
-            return None;
-        }
-        Entry::of(place, stored, value, Revision(0), kind)
-    }
-
     /// The same, when the value is parsed already.
     pub fn of(place: &str, stored: &Bytes, value: &Value, revision: Revision, kind: Option<&Kind>) -> Option<Entry> {
         let prefix = head(value);
-        let rewritten;
-        let stored: &[u8] = if stored.starts_with(prefix.as_bytes()) {
-            stored
-        } else {
-            rewritten = encode_stored(value);
-            &rewritten
-        };
-        let item_start = prefix.len() - METADATA.len();
-        let digits = revision.to_string();
-        let rest = &stored[prefix.len()..];
-        let mut bytes = BytesMut::with_capacity(stored.len() + digits.len() + 22);
-        bytes.put_slice(prefix.as_bytes());
-        bytes.put_slice(br#""resourceVersion":""#);
-        let version = bytes.len()..bytes.len() + digits.len();
-        bytes.put_slice(digits.as_bytes());
-        bytes.put_u8(b'"');
-        if rest.first() != Some(&b'}') {
-            bytes.put_u8(b',');
-        }
-        bytes.put_slice(rest);
-        let metadata_start = prefix.len() - 1;
-        let metadata = metadata_start..object_end(&bytes, metadata_start)?;
-        let labels = value.labels().into_iter().flatten().filter_map(|(k, v)| Some((k.as_str().into(), v.as_str()?.into()))).collect();
-        Some(Entry {
-            bytes: bytes.freeze(),
-            item_start,
-            metadata,
-            version,
-            place: place.into(),
-            revision,
-            uid: value.uid().into(),
-            labels,
-            fields: kind
-                .map(|kind| kind.selectable_fields.iter().map(|field| kind.hooks.selectable_value(value, field).into()).collect())
-                .unwrap_or_default(),
-            deleting: value.deletion_timestamp().is_some(),
-            stored: None,
-            protobuf: OnceLock::new(),
-        })
+        let stored = if stored.starts_with(prefix.as_bytes()) { stored.clone() } else { encode_stored(value).into() };
+        Some(Unversioned::of(place, &stored, value, &prefix, kind)?.at(revision))
     }
 
     /// The same object with another resourceVersion: what a DELETED event shows.
@@ -178,6 +133,73 @@ impl Entry {
     }
     pub fn label(&self, key: &str) -> Option<&str> {
         self.labels.iter().find(|(k, _)| **k == *key).map(|(_, v)| &**v)
+    }
+}
+
+/// A state that has no version yet: all of an [`Entry`] but the bytes that have it in them.
+pub(super) struct Unversioned {
+    stored: Bytes,
+    /// How long the stored value's head is, and where its `metadata` ends.
+    head_bytes: usize,
+    metadata_end: usize,
+    place: Arc<str>,
+    uid: Box<str>,
+    labels: Arc<[(Box<str>, Box<str>)]>,
+    fields: Box<[Box<str>]>,
+    deleting: bool,
+}
+
+impl Unversioned {
+    /// `None` if what is stored is not the value itself but another form of it.
+    pub(super) fn new(place: &str, stored: &Bytes, value: &Value, kind: Option<&Kind>) -> Option<Unversioned> {
+        let prefix = head(value);
+        if stored.starts_with(prefix.as_bytes()) { Unversioned::of(place, stored, value, &prefix, kind) } else { None }
+    }
+
+    fn of(place: &str, stored: &Bytes, value: &Value, prefix: &str, kind: Option<&Kind>) -> Option<Unversioned> {
+        let labels = value.labels().into_iter().flatten().filter_map(|(k, v)| Some((k.as_str().into(), v.as_str()?.into()))).collect();
+        let fields = |kind: &Kind| kind.selectable_fields.iter().map(|field| kind.hooks.selectable_value(value, field).into()).collect();
+        Some(Unversioned {
+            stored: stored.clone(),
+            head_bytes: prefix.len(),
+            metadata_end: object_end(stored, prefix.len() - 1)?,
+            place: place.into(),
+            uid: value.uid().into(),
+            labels,
+            fields: kind.map(fields).unwrap_or_default(),
+            deleting: value.deletion_timestamp().is_some(),
+        })
+    }
+
+    /// The state at its version.
+    pub(super) fn at(self, revision: Revision) -> Entry {
+        let digits = revision.to_string();
+        let (prefix, rest) = self.stored.split_at(self.head_bytes);
+        let mut bytes = BytesMut::with_capacity(self.stored.len() + digits.len() + 22);
+        bytes.put_slice(prefix);
+        bytes.put_slice(br#""resourceVersion":""#);
+        let version = bytes.len()..bytes.len() + digits.len();
+        bytes.put_slice(digits.as_bytes());
+        bytes.put_u8(b'"');
+        if rest.first() != Some(&b'}') {
+            bytes.put_u8(b',');
+        }
+        let put_in = bytes.len() - prefix.len();
+        bytes.put_slice(rest);
+        Entry {
+            bytes: bytes.freeze(),
+            item_start: self.head_bytes - METADATA.len(),
+            metadata: self.head_bytes - 1..self.metadata_end + put_in,
+            version,
+            place: self.place,
+            revision,
+            uid: self.uid,
+            labels: self.labels,
+            fields: self.fields,
+            deleting: self.deleting,
+            stored: None,
+            protobuf: OnceLock::new(),
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! that a watch that starts from a snapshot or from a version sees every later change exactly once.
 
 use super::{
-    entry::Entry,
+    entry::{Entry, Unversioned},
     labels::Labels,
     queue::{self, Wakes},
 };
@@ -312,7 +312,7 @@ impl Snapshot {
 /// An object on its way to the store, as its writer knows it: what comes back need not be read again.
 pub struct Draft {
     pub(super) kind: Option<Arc<Kind>>,
-    pub(super) entry: Entry,
+    pub(super) entry: Unversioned,
 }
 
 fn is_same(a: &Option<Arc<Kind>>, b: &Option<Arc<Kind>>) -> bool {
@@ -365,7 +365,7 @@ impl ResourceCache {
         if kind.as_ref().is_some_and(|kind| kind.hooks.revives()) {
             return None;
         }
-        let entry = Entry::draft(place, stored, object, kind.as_deref())?;
+        let entry = Unversioned::new(place, stored, object, kind.as_deref())?;
         Some(Draft { kind, entry })
     }
 
@@ -381,6 +381,11 @@ impl ResourceCache {
         let inner = self.inner.lock();
         let entries = inner.labelled(selection)?.filter(|entry| selection.matches(entry)).cloned().collect();
         Some((entries, inner.changed))
+    }
+
+    /// The revision of the last change of this resource.
+    pub fn changed(&self) -> Revision {
+        self.inner.lock().changed
     }
 
     pub fn len(&self) -> usize {
@@ -480,7 +485,7 @@ impl ResourceCache {
     /// Who watches has it in their queue then, and is to be woken.
     pub(super) fn apply(&self, place: &str, revision: Revision, stored: Option<&Bytes>, draft: Option<Draft>, wakes: &mut Wakes) {
         let kind = self.kind();
-        let read = stored.map(|stored| match &draft {
+        let read = stored.map(|stored| match draft {
             Some(draft) if is_same(&draft.kind, &kind) => Some(draft.entry.at(revision)),
             _ => Entry::read(place, stored, revision, kind.as_deref()),
         });
