@@ -108,6 +108,11 @@ impl Informers {
         Informers { client, checkpoint, shelf: Arc::default(), stop, alive }
     }
 
+    /// Informers of what another user sees, as whom this one may act. They share the checkpoint, and nothing else.
+    pub fn acting_as(&self, user: &str) -> Informers {
+        Self::with(crate::transport::acting_as(user, self.client.clone()), self.checkpoint.clone())
+    }
+
     /// The checkpoint, if there is one.
     pub fn checkpoint(&self) -> Option<&Checkpoint> {
         self.checkpoint.as_ref()

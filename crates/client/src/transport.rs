@@ -227,6 +227,24 @@ where
         .service(service)
 }
 
+/// A client whose requests are made in another user's name, as far as RBAC lets them.
+pub fn acting_as(user: &str, client: kube::Client) -> kube::Client {
+    let user = http::HeaderValue::try_from(user).ok();
+    let namespace = client.default_namespace().to_owned();
+    let service = ServiceBuilder::new()
+        .map_request(move |mut request: Request<Body>| {
+            if let Some(user) = &user {
+                request.headers_mut().insert("impersonate-user", user.clone());
+            }
+            request
+        })
+        .service(tower::service_fn(move |request| {
+            let client = client.clone();
+            async move { client.send(request).await }
+        }));
+    kube::Client::new(service, namespace)
+}
+
 /// A client that talks to a service in this process. Request URIs are paths, without scheme or host.
 pub fn in_process<S, B>(service: S) -> kube::Client
 where

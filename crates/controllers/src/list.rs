@@ -101,6 +101,8 @@ mod tests {
         check("*", "job-controller", true);
         check("*,-job-controller", "job-controller", false);
         check("-job-controller", "deployment-controller", false);
+        check("-*", "job-controller", false);
+        check("-*,job-controller", "job-controller", true);
         check("job-controller", "job-controller", true);
         check("job-controller", "deployment-controller", false);
         assert_eq!(select(&["-nonsense".into()]).err(), Some(UnknownController("nonsense".into())));

@@ -590,7 +590,7 @@ async fn end_orphans(cx: Arc<Context>, pods: Informer<Pod>, shutdown: Cancellati
         let mut occupied = HashSet::new();
         for sandbox in sandboxes {
             // Which static pods there are needs no server's word.
-            let is_own = sandbox.annotations.get(manifest::SOURCE).is_some_and(|source| source == manifest::FILE);
+            let is_own = sandbox.annotations.get(manifest::SOURCE).is_some_and(|source| manifest::is_own(source));
             let is_spared = |uid: &str| if is_own { known.contains(uid) } else { spared(uid) };
             let Some(uid) = sandbox.labels.get(names::POD_UID).filter(|uid| !is_spared(uid)) else { continue };
             occupied.insert(uid.clone());

@@ -12,6 +12,8 @@ use tokio::{
     net::TcpStream,
 };
 
+/// The authorities that the machine trusts.
+const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// As much of an answer's body as is kept for messages.
 const BODY_BYTES_MAX: usize = 10 * 1024;
 
@@ -63,7 +65,31 @@ pub async fn get(request: &Request) -> Result<(u16, String), String> {
     }
 }
 
+/// GETs a document whole: an error if it is larger. Who answers is verified by the authorities that the machine trusts.
+pub async fn fetch(request: &Request, limit_bytes: usize) -> Result<(u16, Bytes), String> {
+    let address = authority(&request.host, request.port);
+    let stream = TcpStream::connect(&address).await.map_err(|error| dial_error(&address, &error))?;
+    if !request.tls {
+        return exchange(stream, request, limit_bytes).await;
+    }
+    let name = ServerName::try_from(request.host.clone()).map_err(|error| error.to_string())?;
+    let authorities = tokio::fs::read_to_string(AUTHORITIES).await.map_err(|error| format!("{AUTHORITIES}: {error}"))?;
+    let client = pki::tls::client(&authorities, None).map_err(|error| error.to_string())?;
+    let stream = tokio_rustls::TlsConnector::from(Arc::new(client)).connect(name, stream).await.map_err(|error| error.to_string())?;
+    exchange(stream, request, limit_bytes).await
+}
+
 async fn send<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S, request: &Request) -> Result<(u16, String), String> {
+    let (code, body) = exchange(stream, request, 0).await?;
+    Ok((code, String::from_utf8_lossy(&body).into_owned()))
+}
+
+/// One request and its answer. With a limit of 0 the beginning of the body is enough.
+async fn exchange<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+    request: &Request,
+    limit_bytes: usize,
+) -> Result<(u16, Bytes), String> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
     let connection = tokio::spawn(async move { connection.await.is_ok() });
     let named = |name: &str| request.headers.iter().any(|(known, _)| known.eq_ignore_ascii_case(name));
@@ -84,9 +110,14 @@ async fn send<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S, req
     let message = builder.body(Full::<Bytes>::default()).map_err(|error| error.to_string())?;
     let answer = sender.send_request(message).await.map_err(|error| error.to_string())?;
     let code = answer.status().as_u16();
-    let body = Limited::new(answer.into_body(), BODY_BYTES_MAX).collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    let limit = if limit_bytes == 0 { BODY_BYTES_MAX } else { limit_bytes };
+    let body = Limited::new(answer.into_body(), limit).collect().await.map(|body| body.to_bytes());
     connection.abort();
-    Ok((code, String::from_utf8_lossy(&body).into_owned()))
+    match body {
+        Ok(body) => Ok((code, body)),
+        Err(_) if limit_bytes == 0 => Ok((code, Bytes::new())),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// Asks a gRPC server for its health, by the standard protocol. `Ok(true)` means serving.

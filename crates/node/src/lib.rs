@@ -38,6 +38,7 @@ mod runtime;
 pub mod server;
 pub mod spec;
 mod static_pods;
+pub use static_pods::page::Address as StaticPodsPage;
 pub mod stats;
 pub mod status;
 mod streaming;
@@ -64,6 +65,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Where static pods' manifests are, if there are to be any.
     pub static_pods: Option<PathBuf>,
+    /// A page of further ones.
+    pub static_pods_page: Option<StaticPodsPage>,
     /// Containers' logs are below it, where collectors of logs look for them.
     pub log_dir: PathBuf,
     /// The node API's address and port.
@@ -131,6 +134,7 @@ impl Config {
             runtime_endpoint: "unix:///run/containerd/containerd.sock".into(),
             data_dir: PathBuf::from("/var/lib/regent/node"),
             static_pods: None,
+            static_pods_page: None,
             log_dir: PathBuf::from("/var/log/pods"),
             bind_address: IpAddr::from([0, 0, 0, 0]),
             port: 10250,

@@ -11,6 +11,9 @@ const RBAC: &str = "rbac.authorization.k8s.io";
 /// The Secret with the membership's keys; every node may read it.
 const MEMBERSHIP_SECRET: &str = "regent-membership";
 
+/// As whom the routing of a node reads.
+const NODE_PROXY: &str = "system:kube-proxy";
+
 /// Authorities of other servers that are kept beside this one's own.
 const AUTHORITIES_OF_OTHERS_MAX: usize = 7;
 
@@ -176,15 +179,16 @@ pub(super) fn roles() -> Result<Vec<(&'static str, Value)>, Error> {
                 read("", &["nodes"]),
                 read("networking.k8s.io", &["networkpolicies", "servicecidrs"]),
                 read("discovery.k8s.io", &["endpointslices"]),
-                read("", &["services"])
+                read("", &["services"]),
+                // Network policies speak of all pods, which a node may not read: where one process under a node's name is
+                // the proxy too, it asks for them as the proxy.
+                json!({"apiGroups": [""], "resources": ["users"], "resourceNames": [NODE_PROXY], "verbs": ["impersonate"]}),
             ]),
         ),
         bind("regent:node-network", "regent:node-network", group("system:nodes")),
-        bind("regent:proxy-network", "regent:node-network", user("system:kube-proxy")),
-        // Network policies speak of all pods, which a node may not read: where one process under a node's name enforces them, an
-        // administrator binds this role to the nodes.
+        bind("regent:proxy-network", "regent:node-network", user(NODE_PROXY)),
         role("regent:network-policies", json!([read("", &["pods", "namespaces"])])),
-        bind("regent:network-policies", "regent:network-policies", user("system:kube-proxy")),
+        bind("regent:network-policies", "regent:network-policies", user(NODE_PROXY)),
         bind("regent:dns", "system:kube-dns", user("system:dns")),
         role(
             "regent:dns",

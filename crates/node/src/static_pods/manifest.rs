@@ -22,8 +22,9 @@ pub const MIRROR: &str = "kubernetes.io/config.mirror";
 pub const HASH: &str = "kubernetes.io/config.hash";
 /// On a static pod: where it comes from.
 pub const SOURCE: &str = "kubernetes.io/config.source";
-/// What [`SOURCE`] says of a file.
+/// What [`SOURCE`] says of a file, and of a page.
 pub const FILE: &str = "file";
+pub const PAGE: &str = "http";
 /// The bytes of a hash that a UID is made of.
 const UID_BYTES: usize = 16;
 
@@ -42,6 +43,11 @@ pub enum Error {
 
 /// The pod that a file of this name and content is on this node.
 pub fn pod(name: &str, content: &[u8], node: &str) -> Result<Pod, Error> {
+    pod_of(FILE, name, content, node)
+}
+
+/// The same of whatever source.
+pub fn pod_of(source: &str, name: &str, content: &[u8], node: &str) -> Result<Pod, Error> {
     let is_json = content.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{');
     let encoding = if is_json { Encoding::Json } else { Encoding::Yaml };
     let decoded = structure::decode_object(content, encoding, &POD, "v1", FieldValidation::Warn);
@@ -58,7 +64,7 @@ pub fn pod(name: &str, content: &[u8], node: &str) -> Result<Pod, Error> {
     object.set("metadata.uid", uid.as_str());
     object.set("metadata.generation", 1);
     object.set_annotation(HASH, &uid);
-    object.set_annotation(SOURCE, FILE);
+    object.set_annotation(SOURCE, source);
     object.set("spec.nodeName", node);
     // No taint of its node drives it away.
     let mut tolerations = object.list_at("spec.tolerations").to_vec();
@@ -118,9 +124,14 @@ pub fn is_mirror(pod: &Pod) -> bool {
     annotation(pod, MIRROR).is_some()
 }
 
+/// Whether a source is this node's own, and needs no server's word.
+pub fn is_own(source: &str) -> bool {
+    source != "api"
+}
+
 /// Whether the pod comes from this node itself.
 pub fn is_static(pod: &Pod) -> bool {
-    !is_mirror(pod) && annotation(pod, SOURCE).is_some_and(|source| source != "api")
+    !is_mirror(pod) && annotation(pod, SOURCE).is_some_and(is_own)
 }
 
 /// Whether the API's pod shows this static one.

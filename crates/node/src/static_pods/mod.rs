@@ -1,4 +1,5 @@
-//! Static pods: pods that a node runs because a file in a directory of its own says so (`--pod-manifest-path`).
+//! Static pods: pods that a node runs because a file in a directory of its own says so (`--pod-manifest-path`), or a page that it
+//! is told of ([`page`]).
 //!
 //! ```text
 //! files --every second--> manifest::pod --> a worker each, as for any other pod (no server is asked)
@@ -13,6 +14,7 @@
 //! How it can still go wrong: two files may name the same pod; the first by name has it, and the other one waits.
 
 pub mod manifest;
+pub mod page;
 
 use crate::{
     agent::{self, Context},
@@ -111,6 +113,8 @@ impl Files {
 pub struct StaticPods {
     /// None as long as the directory could not be read.
     wanted: Mutex<Option<BTreeMap<String, Arc<Pod>>>>,
+    /// What the page gave last. None as long as it could not be had.
+    page: Mutex<Option<BTreeMap<String, Arc<Pod>>>>,
 }
 
 impl StaticPods {
@@ -126,22 +130,31 @@ impl StaticPods {
 
 /// Keeps the pods of the directory running until shutdown.
 pub async fn follow(cx: Arc<Context>, tasks: TaskTracker, shutdown: CancellationToken) {
-    let Some(directory) = cx.config.static_pods.clone() else {
+    let directory = cx.config.static_pods.clone();
+    match cx.config.static_pods_page.clone() {
+        Some(address) => drop(tasks.spawn(page::follow(cx.clone(), address, shutdown.clone()))),
+        None => *cx.static_pods.page.lock() = Some(BTreeMap::new()),
+    }
+    if directory.is_none() && cx.config.static_pods_page.is_none() {
         *cx.static_pods.wanted.lock() = Some(BTreeMap::new());
         return;
-    };
+    }
     let mut files = Files::default();
     let mut told = false;
     loop {
-        match files.read(&directory, &cx.config.node_name) {
+        match directory.as_deref().map_or(Ok(()), |directory| files.read(directory, &cx.config.node_name)) {
             Ok(()) => {
                 told = false;
-                *cx.static_pods.wanted.lock() = Some(files.pods());
-                settle(&cx, &files.pods(), &tasks, &shutdown);
+                let page = cx.static_pods.page.lock().clone();
+                let pods = together(files.pods(), page.clone().unwrap_or_default());
+                if page.is_some() {
+                    *cx.static_pods.wanted.lock() = Some(pods.clone());
+                }
+                settle(&cx, &pods, &tasks, &shutdown);
             }
             Err(error) if !told => {
                 told = true;
-                tracing::error!(directory = %directory.display(), %error, "static pods cannot be read; those that run go on");
+                tracing::error!(?directory, %error, "static pods cannot be read; those that run go on");
             }
             Err(_) => {}
         }
@@ -150,6 +163,14 @@ pub async fn follow(cx: Arc<Context>, tasks: TaskTracker, shutdown: Cancellation
             () = shutdown.cancelled() => return,
         }
     }
+}
+
+/// The pods of both sources. Of two of one name that of the files is meant.
+fn together(files: BTreeMap<String, Arc<Pod>>, page: BTreeMap<String, Arc<Pod>>) -> BTreeMap<String, Arc<Pod>> {
+    let names: Vec<Key> = files.values().map(|pod| key_of(pod)).collect();
+    let mut all = files;
+    all.extend(page.into_iter().filter(|(_, pod)| !names.contains(&key_of(pod))));
+    all
 }
 
 /// Ends what is no longer wanted and begins what is, each name once.
