@@ -5,15 +5,16 @@
 //! | live | an endpoint that is ready and whose node is well is not dropped by a node that is well, for longer than the bound |
 //! | dead | an endpoint that is not ready, or whose node is off, is not kept by a node that is well beyond the bound, while there is another |
 //! | emptied | a Service of which an endpoint was in use that has been ready for a while is never left with none, unless the API takes its node for lost |
-//! | deleted | what was deleted and dropped does not come back; what a node has seen go never starts there again ([`crate::pods`]) |
+//! | deleted | what was deleted and dropped does not come back, unless only its owner had said so and this agent was not there; what a node has seen go never starts there again ([`crate::pods`]) |
 //! | leader | at most one leads ([`crate::server`]) |
 //! | kernel | no transaction is refused ([`crate::kernel`]) |
 //! | members | nobody well is taken for dead; who is off is lost to all within a bound; a minority calls nobody dead |
-//! | records | a version of an owner's words never goes back |
+//! | records | a version of an owner's words never goes back, and is known to all who are well within a bound |
 //! | nodes | no node that is well is marked as lost in the API |
-//! | end | after the last fault all converge: routes, names, members, nodes, one leader |
+//! | end | after the last fault all converge: routes, names, members, records, nodes, one leader |
 //!
-//! *Well* is a node that runs and reaches more than half of all, both ways, and that no fault has touched for a while.
+//! *Well* is a node that runs and reaches more than half of all, both ways, and that no fault has touched for a while. Where two
+//! nodes and the link between them are well, what happens to their other links is no reason either.
 
 use crate::{
     api::Api,
@@ -21,7 +22,7 @@ use crate::{
     world::{SERVICES, State, World, host_of, node_name, service_address},
 };
 use hickory_proto::rr::{Name, RData, RecordType};
-use membership::{Health, View};
+use membership::{Health, View, view::Member};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
@@ -71,6 +72,8 @@ pub struct Figures {
     pub dead_ms: Vec<u64>,
     /// From the loss of readiness to the same.
     pub unready_ms: Vec<u64>,
+    /// From an owner's word to the last one who hears it.
+    pub told_ms: Vec<u64>,
     /// Packets between members, and nodes times seconds.
     pub packets: u64,
     /// See `packets`.
@@ -82,6 +85,7 @@ impl Figures {
     pub fn add(&mut self, other: Figures) {
         self.dead_ms.extend(other.dead_ms);
         self.unready_ms.extend(other.unready_ms);
+        self.told_ms.extend(other.told_ms);
         self.packets += other.packets;
         self.node_seconds += other.node_seconds;
     }
@@ -96,13 +100,14 @@ impl Figures {
         let packets = self.packets as f64 / self.node_seconds.max(1) as f64;
         let dead = line("endpoints of a dead node gone at a node", &mut self.dead_ms);
         let unready = line("an endpoint that is not ready gone at a node", &mut self.unready_ms);
-        format!("{dead}; {unready}; {packets:.1} packets sent per second and node")
+        let told = line("a word of a node known to all", &mut self.told_ms);
+        format!("{dead}; {unready}; {told}; {packets:.1} packets sent per second and node")
     }
 
     /// As words that [`Figures::read`] reads.
     pub fn write(&self) -> String {
         let list = |values: &[u64]| values.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
-        format!("{};{};{};{}", list(&self.dead_ms), list(&self.unready_ms), self.packets, self.node_seconds)
+        format!("{};{};{};{};{}", list(&self.dead_ms), list(&self.unready_ms), list(&self.told_ms), self.packets, self.node_seconds)
     }
 
     /// See [`Figures::write`].
@@ -111,7 +116,7 @@ impl Figures {
         let list =
             |index: usize| parts.get(index).into_iter().flat_map(|part| part.split(',')).filter_map(|word| word.parse().ok()).collect::<Vec<u64>>();
         let one = |index: usize| list(index).first().copied().unwrap_or(0);
-        Figures { dead_ms: list(0), unready_ms: list(1), packets: one(2), node_seconds: one(3) }
+        Figures { dead_ms: list(0), unready_ms: list(1), told_ms: list(2), packets: one(3), node_seconds: one(4) }
     }
 }
 
@@ -122,9 +127,13 @@ pub struct Checker {
     used: Vec<Vec<BTreeSet<Ipv4Addr>>>,
     /// Since when a live endpoint is missing: (host, UID).
     missing: BTreeMap<(usize, String), Instant>,
-    /// Deleted endpoints that a host has dropped.
-    dropped: BTreeSet<(usize, String)>,
+    /// Deleted endpoints that a host has dropped: in which start of its agent, and whether only the owner had said so. The peers' words
+    /// are not on the disk, so an agent that starts anew may believe an old EndpointSlice until it has heard them.
+    dropped: BTreeMap<(usize, String), (u64, bool)>,
     versions: BTreeMap<(usize, usize), (u64, (u64, u64))>,
+    /// The newest words of each owner, and those that not all have heard of: whose, which, since when.
+    newest: Vec<Option<(u64, u64)>>,
+    said: Vec<(usize, (u64, u64), Instant)>,
     well_since: Vec<Option<Instant>>,
     off_since: Vec<Option<Instant>>,
     was_ready: Vec<bool>,
@@ -135,6 +144,13 @@ pub struct Checker {
 
 fn addresses_of<'a>(facts: impl Iterator<Item = &'a Fact>) -> BTreeSet<Ipv4Addr> {
     facts.filter_map(|fact| fact.address).collect()
+}
+
+/// Whether an EndpointSlice in the API still has this address.
+fn named_in(api: &Api, address: Ipv4Addr) -> bool {
+    let endpoints = api.all("endpointslices").filter_map(|slice| slice["endpoints"].as_array()).flatten();
+    let mut addresses = endpoints.filter_map(|endpoint| endpoint["addresses"].as_array()).flatten().filter_map(|text| text.as_str());
+    addresses.any(|text| text.parse() == Ok(address))
 }
 
 fn ready_in(api: &Api, host: usize) -> bool {
@@ -151,8 +167,10 @@ impl Checker {
             facts: BTreeMap::new(),
             used: vec![vec![BTreeSet::new(); SERVICES]; count],
             missing: BTreeMap::new(),
-            dropped: BTreeSet::new(),
+            dropped: BTreeMap::new(),
             versions: BTreeMap::new(),
+            newest: vec![None; count],
+            said: Vec::new(),
             well_since: vec![None; count],
             off_since: vec![None; count],
             was_ready: vec![true; count],
@@ -183,9 +201,14 @@ impl Checker {
             self.well_since[host] = well[host].then(|| self.well_since[host].unwrap_or(now));
             self.off_since[host] = (!state.hosts[host].is_on).then(|| self.off_since[host].unwrap_or(now));
         }
+        let is_whole = |a: usize, b: usize| state.linked(a, b) && state.turned[a][b].max(state.turned[b][a]) + SETTLE <= now;
+        let is_calm = |host: usize| central(host) && state.hosts[host].jolted + SETTLE <= now;
+        let pairs: Vec<Vec<bool>> =
+            (0..count).map(|a| (0..count).map(|b| (well[a] && well[b]) || (is_calm(a) && is_calm(b) && is_whole(a, b))).collect()).collect();
         let mut found = Vec::new();
-        found.extend(self.endpoints(world, &state, &well, now));
+        found.extend(self.endpoints(world, &state, &well, &pairs, now));
         found.extend(self.members(world, &state, &well, now));
+        found.extend(self.words(&state, &well, now));
         found.extend(self.sides(world, &state, now));
         found.extend(self.nodes(&state, now));
         found.into_iter().for_each(|failure| state.fail(failure));
@@ -218,7 +241,8 @@ impl Checker {
         }
     }
 
-    fn endpoints(&mut self, world: &World, state: &State, well: &[bool], now: Instant) -> Option<String> {
+    /// `pairs`: whether two nodes are well as far as they have to do with each other.
+    fn endpoints(&mut self, world: &World, state: &State, well: &[bool], pairs: &[Vec<bool>], now: Instant) -> Option<String> {
         let is_bad = world.shape.is_bad();
         for host in 0..world.shape.hosts {
             for service in 0..SERVICES {
@@ -245,11 +269,12 @@ impl Checker {
                     let (is_used, was_used) = (used.contains(&address), before.contains(&address));
                     let key = (host, uid.clone());
                     if state.api.deleted.contains(uid) {
-                        if is_used && self.dropped.contains(&key) {
+                        let start = state.hosts[host].agent.number;
+                        if is_used && self.dropped.get(&key).is_some_and(|(known, by_word)| !by_word || *known == start) {
                             return Some(format!("{address} of {uid}, which was deleted, comes back on {}", node_name(host)));
                         }
                         if was_used && !is_used {
-                            self.dropped.insert(key.clone());
+                            self.dropped.insert(key.clone(), (start, named_in(&state.api, address)));
                         }
                     }
                     if was_used && !is_used && well[host] {
@@ -260,8 +285,7 @@ impl Checker {
                             _ => {}
                         }
                     }
-                    let both = well[host] && well[fact.host];
-                    if is_used || fact.truth != Truth::Live || !both {
+                    if is_used || fact.truth != Truth::Live || !pairs[host][fact.host] {
                         self.missing.remove(&key);
                     } else if was_used || self.missing.contains_key(&key) {
                         let since = *self.missing.entry(key).or_insert(now);
@@ -310,14 +334,14 @@ impl Checker {
                     }
                     *entry = (start, known);
                 }
+                // What the member believes, and what the other parts of the node were told.
+                let shown = state.hosts[a].views.borrow().as_ref().and_then(|view| view.nodes.get(&name).cloned());
                 let Some(seen) = member.view().nodes.get(&name) else { continue };
-                if well[a] && well[b] && (seen.health == Health::Dead || !seen.reachable) {
-                    return Some(format!(
-                        "{} takes {name} for {:?} (reachable: {}), which is alive and well",
-                        node_name(a),
-                        seen.health,
-                        seen.reachable
-                    ));
+                for seen in [Some(seen), shown.as_ref()].into_iter().flatten().filter(|_| well[a] && well[b]) {
+                    if seen.health == Health::Dead || !seen.reachable {
+                        let Member { health, reachable, .. } = seen;
+                        return Some(format!("{} takes {name} for {health:?} (reachable: {reachable}), which is alive and well", node_name(a)));
+                    }
                 }
                 let Some(off) = self.off_since[b].filter(|_| well[a]) else { continue };
                 if seen.reachable && now - off.max(state.hosts[a].touched) > bound {
@@ -331,6 +355,37 @@ impl Checker {
             }
         }
         None
+    }
+
+    /// What an owner says is soon known to everybody who is well.
+    fn words(&mut self, state: &State, well: &[bool], now: Instant) -> Option<String> {
+        let known = |at: usize, of: usize| state.hosts[at].member.as_ref()?.lock().known(&node_name(of));
+        for owner in 0..well.len() {
+            let newest = known(owner, owner);
+            if self.newest[owner] != newest {
+                self.newest[owner] = newest;
+                self.said.extend(newest.map(|version| (owner, version, now)));
+            }
+        }
+        let mut late = None;
+        let told_ms = &mut self.figures.told_ms;
+        self.said.retain(|(owner, version, at)| {
+            if !well[*owner] || state.hosts[*owner].touched > *at {
+                return false;
+            }
+            let behind = |host: &usize| well[*host] && known(*host, *owner).is_none_or(|known| known < *version);
+            let mut waits = (0..well.len()).filter(behind).peekable();
+            if waits.peek().is_none() {
+                told_ms.push(u64::try_from((now - *at).as_millis()).unwrap_or(0));
+                return false;
+            }
+            let is_late = |host: &usize| now - state.hosts[*host].touched.max(*at) > CHANGE_KNOWN;
+            if let Some(host) = waits.find(is_late) {
+                late = Some(format!("{} has not heard {version:?} of node-{owner} for {} ms", node_name(host), (now - *at).as_millis()));
+            }
+            true
+        });
+        late
     }
 
     /// A side with half of all nodes or less calls nobody of the other dead, when all were well before the partition.
@@ -403,6 +458,17 @@ impl Checker {
                 };
                 if found != Some(wanted) {
                     return Err(format!("{} takes {} for {found:?} instead of {wanted:?}", node_name(a), node_name(b)));
+                }
+                if a == b || !runs(b) {
+                    continue;
+                }
+                let words = |view: &View| (view.endpoints.get(&node_name(b)).cloned(), view.complete.contains(&node_name(b)));
+                let (heard, said) = (words(member.view()), state.hosts[b].member.as_ref().map(|own| words(own.lock().view())));
+                if said.as_ref() != Some(&heard) || !heard.1 {
+                    return Err(format!("{} has heard of {}'s endpoints {heard:?} instead of {said:?}", node_name(a), node_name(b)));
+                }
+                if !member.view().nodes.get(&node_name(b)).is_some_and(|seen| seen.api_reachable) {
+                    return Err(format!("{} believes that {} does not reach the API", node_name(a), node_name(b)));
                 }
             }
             drop(member);

@@ -103,29 +103,30 @@ impl Fault {
                 let until = Instant::now() + Duration::from_millis(for_ms);
                 {
                     let mut state = world.lock();
-                    (state.hosts[host].paused_until, state.hosts[host].touched) = (until, until);
+                    state.hosts[host].paused_until = until;
+                    state.hosts[host].jolt(until);
                 }
                 world.touch([host]);
             }
             Fault::Partition(side) => {
                 for a in all() {
                     for b in all().filter(|b| side.contains(&a) != side.contains(b)) {
-                        set_cut(world, a, b, true);
+                        world.set_cut(a, b, true);
                     }
                 }
             }
-            Fault::CutOneWay(a, b) => set_cut(world, a, b, true),
+            Fault::CutOneWay(a, b) => world.set_cut(a, b, true),
             Fault::Cut(a, b) => {
-                set_cut(world, a, b, true);
-                set_cut(world, b, a, true);
+                world.set_cut(a, b, true);
+                world.set_cut(b, a, true);
             }
             Fault::CutFromServers(host) => {
                 for server in (0..world.shape.servers).filter(|server| *server != host) {
-                    set_cut(world, host, server, true);
-                    set_cut(world, server, host, true);
+                    world.set_cut(host, server, true);
+                    world.set_cut(server, host, true);
                 }
             }
-            Fault::Heal => all().for_each(|a| all().for_each(|b| set_cut(world, a, b, false))),
+            Fault::Heal => all().for_each(|a| all().for_each(|b| world.set_cut(a, b, false))),
             Fault::Clock(host, by_ms) => world.lock().hosts[host].clock_off_ms = by_ms,
             Fault::Disk(host, takes_ms) => world.lock().hosts[host].disk_ms = takes_ms,
             Fault::Readiness => {
@@ -170,16 +171,6 @@ impl Fault {
             }
             Fault::Compact => world.lock().api.compact(),
         }
-    }
-}
-
-fn set_cut(world: &World, from: usize, to: usize, cut: bool) {
-    let changes = {
-        let mut state = world.lock();
-        std::mem::replace(&mut state.cut[from][to], cut) != cut
-    };
-    if changes && from != to {
-        world.touch([from, to]);
     }
 }
 

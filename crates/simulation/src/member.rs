@@ -25,7 +25,7 @@ pub fn start(process: &Process, config: &membership::Config, shutdown: Cancellat
     state.hosts[host].member = Some(member.clone());
     state.hosts[host].handle = Some(handle.clone());
     // A node that knew nothing of the cluster becomes a member only when a server tells it.
-    state.hosts[host].touched = state.hosts[host].touched.max(Instant::now());
+    state.hosts[host].jolt(Instant::now());
     drop(state);
     tokio::spawn(tick(process.clone(), member, requests, shutdown));
     handle

@@ -25,7 +25,7 @@ impl Sabotage {
     /// Every one of them, and a part of what the checker that finds it says.
     pub const ALL: &[(Sabotage, &str, &[&str])] = &[
         (Sabotage::Membership, "membership", &["is kept"]),
-        (Sabotage::Refutation, "refutation", &["is dropped"]),
+        (Sabotage::Refutation, "refutation", &["is dropped", "is alive and well"]),
         (Sabotage::LastEndpoint, "last-endpoint", &["is emptied"]),
         (Sabotage::Lease, "lease", &["leads while"]),
         (Sabotage::Disk, "disk", &["comes back", "is started again"]),

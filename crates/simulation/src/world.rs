@@ -92,6 +92,8 @@ pub struct Host {
     pub clock_off_ms: i64,
     /// When its state or its links were last touched by a fault.
     pub touched: Instant,
+    /// When its state was.
+    pub jolted: Instant,
     /// The node's agent.
     pub agent: Life,
     /// The server, where there is one.
@@ -118,6 +120,13 @@ pub struct Host {
     pub gone: BTreeSet<String>,
 }
 
+impl Host {
+    /// A fault touches the host itself, until then.
+    pub fn jolt(&mut self, until: Instant) {
+        (self.touched, self.jolted) = (self.touched.max(until), self.jolted.max(until));
+    }
+}
+
 /// Everything that changes.
 pub struct State {
     /// All chance of the world.
@@ -128,6 +137,8 @@ pub struct State {
     pub hosts: Vec<Host>,
     /// Links that carry nothing, by direction.
     pub cut: Vec<Vec<bool>>,
+    /// When each link was last cut or mended, by direction.
+    pub turned: Vec<Vec<Instant>>,
     /// Who leads at the moment: host and life of the server.
     pub leaders: Vec<(usize, u64)>,
     /// What was wrong, in the order in which it was found.
@@ -235,6 +246,7 @@ impl World {
             paused_until: began,
             clock_off_ms: 0,
             touched: began,
+            jolted: began,
             agent: Life::default(),
             server: Life::default(),
             hangs: false,
@@ -253,6 +265,7 @@ impl World {
             api: Api::default(),
             hosts: hosts.collect(),
             cut: vec![vec![false; shape.hosts]; shape.hosts],
+            turned: vec![vec![began; shape.hosts]; shape.hosts],
             leaders: Vec::new(),
             failures: Vec::new(),
             trace: DefaultHasher::new(),
@@ -346,12 +359,26 @@ impl World {
         }
     }
 
-    /// Notes that a fault has touched these hosts.
+    /// Notes that a fault has touched these hosts themselves.
     pub fn touch(&self, hosts: impl IntoIterator<Item = usize>) {
         {
             let mut state = self.lock();
-            for host in hosts {
-                state.hosts[host].touched = state.hosts[host].touched.max(Instant::now());
+            hosts.into_iter().for_each(|host| state.hosts[host].jolt(Instant::now()));
+        }
+        self.struck.send_modify(|count| *count += 1);
+    }
+
+    /// What the first host sends, the other does not get, or gets again.
+    pub fn set_cut(&self, from: usize, to: usize, cut: bool) {
+        {
+            let mut state = self.lock();
+            if from == to || std::mem::replace(&mut state.cut[from][to], cut) == cut {
+                return;
+            }
+            let now = Instant::now();
+            state.turned[from][to] = now;
+            for host in [from, to] {
+                state.hosts[host].touched = state.hosts[host].touched.max(now);
             }
         }
         self.struck.send_modify(|count| *count += 1);
