@@ -68,7 +68,9 @@ impl Memory {
                 }
                 Some(seen) => {
                     seen.at = seen.at.checked_add(deaf).unwrap_or(now).min(now);
-                    if fresh.renewed > seen.renewed || fresh.heartbeat != seen.heartbeat {
+                    // Any new time is a sign of life: a clock that was set back shows an earlier one.
+                    let has_renewed = fresh.renewed.is_some() && fresh.renewed != seen.renewed;
+                    if has_renewed || fresh.heartbeat != seen.heartbeat {
                         *seen = Seen { pods_marked: seen.pods_marked, cut: seen.cut, ..fresh };
                     }
                 }
