@@ -190,3 +190,73 @@ fn broken<T>(error: std::io::Error) -> Option<Result<T, kube::Error>> {
 pub(crate) fn timed_out(what: &str) -> kube::Error {
     kube::Error::Service(format!("{what}: no answer within {} s", limits::REQUEST_TIMEOUT.as_secs()).into())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use futures::TryStreamExt;
+    use http_body_util::Full;
+    use k8s_openapi::api::core::v1::ConfigMap;
+
+    /// A server that answers everything with this.
+    fn answering(body: &'static str) -> Api<ConfigMap> {
+        let service = tower::service_fn(move |_: http::Request<kube::client::Body>| async move {
+            Ok::<_, std::convert::Infallible>(http::Response::new(Full::new(Bytes::from_static(body.as_bytes()))))
+        });
+        Api::namespaced(crate::transport::in_process(service), "ns")
+    }
+
+    #[tokio::test]
+    async fn lists_are_read_object_by_object() {
+        let list = r#"{"kind":"ConfigMapList","metadata":{"resourceVersion":"7","continue":"more"},"items":[{"metadata":{"name":"a"}},{"metadata":{"name":"b"}}]}"#;
+        let (items, said) = answering(list).list(&ListParams::default(), false).await.unwrap();
+        assert_eq!(items.iter().filter_map(|map| map.metadata.name.as_deref()).collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!((said.resource_version.as_deref(), said.continue_.as_deref()), (Some("7"), Some("more")));
+        let (none, _) = answering(r#"{"items":null}"#).list(&ListParams::default(), false).await.unwrap();
+        assert!(none.is_empty());
+        assert!(matches!(answering(r#"{"items":[{"metadata":3}]}"#).list(&ListParams::default(), false).await, Err(kube::Error::SerdeError(_))));
+    }
+
+    #[tokio::test]
+    async fn a_watch_is_read_line_by_line_in_any_order_of_its_fields_and_its_cut_off_end_is_dropped() {
+        let lines = concat!(
+            r#"{"type":"ADDED","object":{"metadata":{"name":"a"}}}"#,
+            "\n",
+            r#"{"object":{"metadata":{"name":"b"}},"type":"DELETED"}"#,
+            "\n",
+            r#"{"type":"BOOKMARK","object":{"kind":"ConfigMap","apiVersion":"v1","metadata":{"resourceVersion":"9"}}}"#,
+            "\n",
+            r#"{"type":"ERROR","object":{"kind":"Status","code":410,"reason":"Expired","message":"too old","status":"Failure"}}"#,
+            "\n",
+            r#"{"type":"ADDED","object":{"metada"#,
+        );
+        let events = answering(lines).watch(&WatchParams::default(), "1", false).await.unwrap();
+        let events: Vec<WatchEvent<ConfigMap>> = events.try_collect().await.unwrap();
+        let told: Vec<String> = events
+            .iter()
+            .map(|event| match event {
+                WatchEvent::Added(map) | WatchEvent::Modified(map) => format!("+{}", map.metadata.name.as_deref().unwrap()),
+                WatchEvent::Deleted(map) => format!("-{}", map.metadata.name.as_deref().unwrap()),
+                WatchEvent::Bookmark(bookmark) => bookmark.metadata.resource_version.clone(),
+                WatchEvent::Error(status) => status.code.to_string(),
+            })
+            .collect();
+        assert_eq!(told, ["+a", "-b", "9", "410"]);
+    }
+
+    #[tokio::test]
+    async fn what_is_left_of_a_deleted_object_is_told_apart() {
+        let gone = answering(r#"{"kind":"Status","status":"Success","details":{"name":"a","uid":"u"}}"#);
+        assert!(matches!(gone.delete("a", &DeleteParams::default()).await.unwrap(), Deleted::Gone(Some(uid)) if uid == "u"));
+        let going = answering(r#"{"kind":"ConfigMap","apiVersion":"v1","metadata":{"name":"a"}}"#);
+        assert!(matches!(going.delete("a", &DeleteParams::default()).await.unwrap(), Deleted::Going(map) if map.metadata.name.as_deref() == Some("a")));
+    }
+
+    #[test]
+    fn a_connection_that_was_closed_is_no_failure() {
+        let closed = std::io::Error::other(std::io::Error::from(std::io::ErrorKind::UnexpectedEof));
+        assert!(broken::<()>(closed).is_none());
+        assert!(broken::<()>(std::io::Error::other("no route")).is_some());
+    }
+}
