@@ -74,6 +74,9 @@ pub struct ApiserverFlags {
     /// Let FlowSchemas and PriorityLevelConfigurations decide whose request is answered first.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
     pub enable_priority_and_fairness: bool,
+    /// Serve metrics.k8s.io (`kubectl top`, autoscalers) from what the nodes say, as long as no metrics-server is installed.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    pub resource_metrics: bool,
     /// Nodes that are given a copy of this server's store, with all Secrets and the cluster's keys in it, so that
     /// `regent server --recover` on one of them can take over when this server is lost. Two are a good number.
     #[arg(long, value_delimiter = ',', value_name = "NODE,...")]
@@ -252,6 +255,7 @@ pub async fn start(
         requests_max: flags.max_requests_inflight,
         mutating_requests_max: flags.max_mutating_requests_inflight,
     };
+    config.resource_metrics.enabled = flags.resource_metrics;
     config.server_bundle = pki_dir.clone().map(|directory| crate::bundle::source(directory, backend.clone()));
     config.bootstrap.store_copy_nodes = flags.store_copy_nodes.clone();
     config.store_copy = match (&hold, &pki_dir) {

@@ -46,6 +46,15 @@ pub struct KubeletFlags {
     /// A directory of manifests (YAML or JSON, one Pod a file) that this node runs by itself, with or without a server.
     #[arg(long)]
     pub pod_manifest_path: Option<PathBuf>,
+    /// A page with manifests (a Pod or a PodList) that this node runs in the same way.
+    #[arg(long, value_name = "URL")]
+    pub manifest_url: Option<String>,
+    /// A header to ask for it with, as name:value.
+    #[arg(long, value_name = "NAME:VALUE", value_delimiter = ',', value_parser = header)]
+    pub manifest_url_header: Vec<(String, String)>,
+    /// How often it is asked for.
+    #[arg(long, default_value = "20s", value_parser = super::election::duration)]
+    pub http_check_frequency: std::time::Duration,
     /// Labels that the node gives itself when it registers, as key=value.
     #[arg(long, value_delimiter = ',')]
     pub node_labels: Vec<String>,
@@ -191,6 +200,13 @@ pub async fn keep(informers: Informers, node: Node, flags: &KubeletFlags, shutdo
         runtime_endpoint: flags.container_runtime_endpoint.clone(),
         data_dir: node.root_dir.clone(),
         static_pods: flags.pod_manifest_path.clone(),
+        static_pods_page: match &flags.manifest_url {
+            Some(url) => {
+                let page = node::StaticPodsPage::parse(url, flags.manifest_url_header.clone(), flags.http_check_frequency);
+                Some(page.map_err(|error| anyhow::anyhow!("--manifest-url: {error}"))?)
+            }
+            None => None,
+        },
         peers: flags.membership.member(&node.root_dir),
         service_rules: Some(service_rules(&shutdown)),
         ..node::Config::new(&node.name, node.address.into(), informers.clone(), node.serving, node.authority_pem)
@@ -216,6 +232,11 @@ pub async fn keep(informers: Informers, node: Node, flags: &KubeletFlags, shutdo
         ended.context("a part of the node panicked")??;
     }
     Ok(())
+}
+
+fn header(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once(':').ok_or_else(|| format!("{text:?} is not NAME:VALUE"))?;
+    Ok((name.trim().to_owned(), value.trim().to_owned()))
 }
 
 fn log_size(text: &str) -> Result<u64, String> {

@@ -11,6 +11,9 @@ use std::{
 };
 use tokio_util::sync::CancellationToken;
 
+/// The proxy's user. A node that routes by itself acts as it where it must see more than a node does.
+pub const USER: &str = "system:kube-proxy";
+
 /// What the proxy is told, alone or in `regent agent`.
 #[derive(Clone)]
 pub struct Routing {
@@ -60,12 +63,12 @@ pub fn run(arguments: Proxy) -> Result<()> {
         };
         let informers = crate::checkpoint::informers(way.client, &arguments.root_dir, "proxy");
         balancer::follow(way.balancer, &informers, &arguments.root_dir, &shutdown);
-        route(informers, routing, shutdown).await
+        route(informers.clone(), informers, routing, shutdown).await
     })
 }
 
-/// Routes Services and enforces network policies until the shutdown.
-pub async fn route(informers: Informers, routing: Routing, shutdown: CancellationToken) -> Result<()> {
+/// Routes Services and enforces network policies until the shutdown. What policies are about is `seen` by the proxy's own user.
+pub async fn route(informers: Informers, seen: Informers, routing: Routing, shutdown: CancellationToken) -> Result<()> {
     let config = Config {
         node_name: routing.node_name,
         node_ip: routing.node_ip,
@@ -76,7 +79,7 @@ pub async fn route(informers: Informers, routing: Routing, shutdown: Cancellatio
         view: routing.membership.view(&shutdown),
         health_address: Some(SocketAddr::from(([127, 0, 0, 1], 10256))),
     };
-    let policies = network::policy::Config { node_name: config.node_name.clone(), informers: config.informers.clone() };
+    let policies = network::policy::Config { node_name: config.node_name.clone(), informers: seen };
     tokio::spawn(network::service_health::run(config.informers.clone(), config.node_name.clone(), shutdown.clone()));
     tokio::spawn(network::policy::run(policies, network::nft::Nft::default(), shutdown.clone()));
     Ok(network::services::run(config, shutdown).await?)
