@@ -178,11 +178,15 @@ fn event<K: Json>(line: &str) -> Option<Result<WatchEvent<K>, kube::Error>> {
 fn broken<T>(error: std::io::Error) -> Option<Result<T, kube::Error>> {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
     while let Some(this) = cause {
-        let is_closed = this.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::UnexpectedEof);
-        if is_closed || this.to_string().contains("unexpected EOF during chunk") {
+        let io = this.downcast_ref::<std::io::Error>();
+        if io.is_some_and(|io| io.kind() == std::io::ErrorKind::UnexpectedEof) || this.to_string().contains("unexpected EOF during chunk") {
             return None;
         }
-        cause = this.source();
+        // An I/O error's own source is what is behind the error that it wraps.
+        cause = match io.and_then(std::io::Error::get_ref) {
+            Some(wrapped) => Some(wrapped),
+            None => this.source(),
+        };
     }
     Some(Err(kube::Error::ReadEvents(error)))
 }
@@ -250,7 +254,9 @@ mod tests {
         let gone = answering(r#"{"kind":"Status","status":"Success","details":{"name":"a","uid":"u"}}"#);
         assert!(matches!(gone.delete("a", &DeleteParams::default()).await.unwrap(), Deleted::Gone(Some(uid)) if uid == "u"));
         let going = answering(r#"{"kind":"ConfigMap","apiVersion":"v1","metadata":{"name":"a"}}"#);
-        assert!(matches!(going.delete("a", &DeleteParams::default()).await.unwrap(), Deleted::Going(map) if map.metadata.name.as_deref() == Some("a")));
+        assert!(
+            matches!(going.delete("a", &DeleteParams::default()).await.unwrap(), Deleted::Going(map) if map.metadata.name.as_deref() == Some("a"))
+        );
     }
 
     #[test]
