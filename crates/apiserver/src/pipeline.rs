@@ -10,7 +10,9 @@ use crate::{
     connect::{self, Answer, Call, Warnings},
     copies, delete, discovery,
     encode::{Output, respond},
-    encryption, flow, health, onward::Onward, openapi, patch, read, scale, subresource, watch, write,
+    encryption, flow, health,
+    onward::Onward,
+    openapi, patch, read, scale, subresource, watch, write,
 };
 use api::{
     Kind, Status,

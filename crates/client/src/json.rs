@@ -12,8 +12,8 @@ use k8s_openapi::api::{
     certificates::v1::CertificateSigningRequest,
     coordination::v1::Lease,
     core::v1::{
-        ConfigMap, Endpoints, Event, LimitRange, Namespace, Node, NodeStatus, PersistentVolume, PersistentVolumeClaim, Pod, PodStatus, PodTemplateSpec,
-        ReplicationController, ResourceQuota, Secret, Service, ServiceAccount,
+        ConfigMap, Endpoints, Event, LimitRange, Namespace, Node, NodeStatus, PersistentVolume, PersistentVolumeClaim, Pod, PodStatus,
+        PodTemplateSpec, ReplicationController, ResourceQuota, Secret, Service, ServiceAccount,
     },
     discovery::v1::EndpointSlice,
     networking::v1::NetworkPolicy,

@@ -27,8 +27,8 @@ use tracing::{debug, error, warn};
 use crate::checkpoint::{Keeper, Kept};
 use crate::error::ErrorExt;
 use crate::informer::Selection;
-use crate::limits;
 use crate::json::Json;
+use crate::limits;
 use crate::store::Store;
 use crate::typed::Api;
 

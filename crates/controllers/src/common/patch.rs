@@ -37,12 +37,7 @@ pub fn difference(old: &Value, new: &Value) -> Option<Value> {
 }
 
 /// Writes the object's status if it differs, only in the version that was looked at. Gives the newest object known.
-pub async fn write_status<K: Object, S: Serialize>(
-    informer: &Informer<K>,
-    object: &Arc<K>,
-    old: Option<&S>,
-    new: &S,
-) -> Result<Arc<K>, Error> {
+pub async fn write_status<K: Object, S: Serialize>(informer: &Informer<K>, object: &Arc<K>, old: Option<&S>, new: &S) -> Result<Arc<K>, Error> {
     let as_value = |status: Option<&S>| status.map_or(Ok(json!({})), serde_json::to_value).map_err(|error| Error::Other(error.into()));
     let Some(change) = difference(&as_value(old)?, &as_value(Some(new))?) else { return Ok(object.clone()) };
     let meta = object.meta();

@@ -101,11 +101,13 @@ pub struct Followed {
     /// From where to where it was told that the past is gone.
     pub gaps: Vec<(u64, u64)>,
     births: HashMap<String, u64>,
+    /// The revision at which each write was seen.
+    seen: HashMap<u64, Revision>,
 }
 
 impl Followed {
     pub fn new(from: u64) -> Followed {
-        Followed { events: Vec::new(), reached: from, ends: 0, gaps: Vec::new(), births: HashMap::new() }
+        Followed { events: Vec::new(), reached: from, ends: 0, gaps: Vec::new(), births: HashMap::new(), seen: HashMap::new() }
     }
 
     pub fn take(&mut self, what: &str, object: &ConfigMap) -> Result<(), String> {
@@ -116,11 +118,16 @@ impl Followed {
         self.reached = read.revision;
         let uid = object.metadata.uid.clone().unwrap_or_default();
         let text = |token: u64| bytes::Bytes::from(token.to_string());
+        // A write that was never seen stands at no revision.
+        let at = |seen: &HashMap<u64, Revision>, token: u64| seen.get(&token).copied().unwrap_or(Revision(u64::MAX));
         let (value, previous) = match what {
             "ADDED" => (Some(text(read.token)), None),
-            "MODIFIED" => (Some(text(read.token)), read.after.map(text)),
-            _ => (None, Some(text(read.token))),
+            "MODIFIED" => (Some(text(read.token)), read.after.map(|token| at(&self.seen, token))),
+            _ => (None, Some(at(&self.seen, read.token))),
         };
+        if value.is_some() {
+            self.seen.insert(read.token, Revision(read.revision));
+        }
         if what == "ADDED" && self.births.insert(uid.clone(), read.revision).is_some() {
             return Err(format!("the object {uid} was added twice"));
         }
@@ -161,6 +168,7 @@ pub fn judge(record: &Record, standing: &[ConfigMap], followed: &[Followed]) -> 
     }
     let mut written: HashMap<u64, &Event> = HashMap::new();
     let mut deleted: HashSet<u64> = HashSet::new();
+    let mut tokens: HashMap<Revision, u64> = HashMap::new();
     let mut state: BTreeMap<&str, (u64, Revision)> = BTreeMap::new();
     for event in &whole.events {
         let token = event.value.as_deref().map(number);
@@ -169,9 +177,12 @@ pub fn judge(record: &Record, standing: &[ConfigMap], followed: &[Followed]) -> 
         }
         match token {
             Some(token) if told.refused.contains(&token) => return Err(format!("a write that was refused took place: {event:?}")),
-            Some(token) => drop(state.insert(&event.key, (token, event.revision))),
+            Some(token) => {
+                tokens.insert(event.revision, token);
+                state.insert(&event.key, (token, event.revision));
+            }
             None => {
-                deleted.insert(event.previous.as_deref().map_or(u64::MAX, number));
+                deleted.insert(event.previous.and_then(|revision| tokens.get(&revision).copied()).unwrap_or(u64::MAX));
                 state.remove(event.key.as_str());
             }
         }
