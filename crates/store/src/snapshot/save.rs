@@ -85,12 +85,13 @@ async fn pass<T: Send + 'static>(
     let (complete, is_complete) = tokio::sync::oneshot::channel();
     let writer = tokio::task::spawn_blocking(move || write(header, waiting, is_complete));
     let read = read_pages(store, first, revision, &pages, is_wanted).await;
-    drop(pages);
+    // Told before the pages end, for the writer looks when they do.
     if read.is_ok() {
         let _ = complete.send(());
     } else {
         drop(complete);
     }
+    drop(pages);
     let written = writer.await.map_err(|error| Error::Io(std::io::Error::other(error)))?;
     // A writer that failed (a full disk) is why its reader could not go on; the store's own failure is told first.
     match read {
