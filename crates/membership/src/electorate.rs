@@ -5,6 +5,8 @@
 //! node that is cut off, and nobody is. A death that has stood for a while is agreed: the list shrinks by it, so that of
 //! four nodes three, then two can go one after the other; who answers again is on the list again.
 //!
+//! A node that was cut off for long and hears of a majority again condemns nobody for a moment: it has not heard of all yet.
+//!
 //! What must stay true: on a side that holds half of the list or less, nobody new is ever called dead.
 
 use crate::{NodeId, limits, view::Standing};
@@ -30,6 +32,8 @@ pub struct Electorate {
     dead: BTreeMap<NodeId, u64>,
     roll_since_ms: Option<u64>,
     majority: bool,
+    /// From when on somebody may be condemned.
+    condemns_from_ms: u64,
 }
 
 impl Electorate {
@@ -68,8 +72,12 @@ impl Electorate {
         let others = self.agreed.iter().filter(|id| peers.contains_key(id));
         // This node is a voter too.
         let (voters, votes) = others.fold((1, 1), |(voters, votes), id| (voters + 1, votes + usize::from(present(id))));
+        let was_cut_off = !self.majority && now_ms - since >= limits::CUT_OFF_AFTER_MS;
         self.majority = 2 * votes > voters;
-        if self.majority && now_ms - since >= limits::ROLL_CALL_MIN_MS {
+        if self.majority && was_cut_off {
+            self.condemns_from_ms = now_ms + limits::BACK_FOR_MS;
+        }
+        if self.majority && now_ms >= self.condemns_from_ms.max(since + limits::ROLL_CALL_MIN_MS) {
             for (id, sight) in peers {
                 if sight.standing == Standing::Down {
                     self.dead.entry(*id).or_insert(now_ms);
@@ -135,6 +143,21 @@ mod tests {
         assert!(five.is_dead(NodeId(1)) && five.has_majority());
         five.step(1_200, &world(&[(1, Alive, Some(1_150)), (2, Alive, None), (3, Alive, None), (4, Alive, None)]));
         assert!(!five.is_dead(NodeId(1)) && !five.is_calling());
+    }
+
+    #[test]
+    fn who_was_cut_off_waits_for_the_others_to_be_heard_again() {
+        let mut five = of(4);
+        for now in (0..10_000).step_by(200) {
+            five.step(now, &world(&[(1, Down, None), (2, Down, None), (3, Down, None), (4, Alive, Some(now))]));
+        }
+        assert!(!five.has_majority());
+        five.step(10_000, &world(&[(1, Alive, Some(10_000)), (2, Down, None), (3, Down, None), (4, Alive, Some(10_000))]));
+        assert!(five.has_majority() && !five.is_dead(NodeId(2)), "the others may answer next");
+        let later = world(&[(1, Alive, Some(11_000)), (2, Alive, Some(11_000)), (3, Down, None), (4, Alive, Some(11_000))]);
+        five.step(11_000, &later);
+        five.step(10_000 + limits::BACK_FOR_MS, &later);
+        assert!(!five.is_dead(NodeId(2)) && five.is_dead(NodeId(3)));
     }
 
     #[test]

