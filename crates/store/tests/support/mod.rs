@@ -300,7 +300,7 @@ impl Cluster {
         let user = self.members[i].user.expect("cutting members off needs root: run the tests as root");
         if self.cuts.is_none() {
             let [_, a, b, c] = self.members[0].address.octets();
-            let table = format!("regent_etcd_{a}_{b}_{c}");
+            let table = format!("etcd_cut_{a}_{b}_{c}");
             nft(&format!("add table inet {table}\nadd chain inet {table} output {{ type filter hook output priority 0; policy accept; }}"));
             self.cuts = Some(table);
         }
