@@ -284,11 +284,11 @@ mod tests {
             all.admit(&large);
             assert_eq!(cpu_of(&all.applied(&large)), 500, "a wish is no allocation, though the agent was restarted in between");
             assert!(all.told("u", "c1").is_some());
-            let said = all.review(&[large.clone()], WHOLE, Timestamp::UNIX_EPOCH);
+            let said = all.review(std::slice::from_ref(&large), WHOLE, Timestamp::UNIX_EPOCH);
             let message = "Node didn't have enough capacity: cpu, requested: 3000, capacity: 2000";
             assert_eq!(said, [(large.clone(), Outcome::Refused(Refusal::Infeasible(message.into())))]);
             // Taking the wish back ends it.
-            assert!(all.review(&[small.clone()], WHOLE, Timestamp::UNIX_EPOCH).is_empty());
+            assert!(all.review(std::slice::from_ref(&small), WHOLE, Timestamp::UNIX_EPOCH).is_empty());
             assert_eq!(all.standing(&small).refusal, None);
         });
     }

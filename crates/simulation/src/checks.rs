@@ -197,8 +197,8 @@ impl Checker {
         let running: Vec<usize> = (0..count).filter(|host| runs(*host)).collect();
         let central = |host: usize| runs(host) && 2 * running.iter().filter(|other| state.linked(host, **other)).count() > count;
         let well: Vec<bool> = (0..count).map(|host| central(host) && state.hosts[host].touched + SETTLE <= now).collect();
-        for host in 0..count {
-            self.well_since[host] = well[host].then(|| self.well_since[host].unwrap_or(now));
+        for (host, is_well) in well.iter().enumerate() {
+            self.well_since[host] = is_well.then(|| self.well_since[host].unwrap_or(now));
             self.off_since[host] = (!state.hosts[host].is_on).then(|| self.off_since[host].unwrap_or(now));
         }
         let is_whole = |a: usize, b: usize| state.linked(a, b) && state.turned[a][b].max(state.turned[b][a]) + SETTLE <= now;

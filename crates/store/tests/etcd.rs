@@ -321,10 +321,7 @@ async fn a_full_database_is_said_clearly_and_opens_again() {
     let mut standing = create(&store, "/f/a", vec![b'x'; 200_000]).await;
     let full = eventually("the quota", || async {
         let at = store.get("/f/a").await.unwrap().unwrap().modified;
-        match store.commit(Write::Update { key: "/f/a".into(), value: vec![b'x'; 200_000].into(), expected: at }).await {
-            Ok(_) => None,
-            Err(error) => Some(error),
-        }
+        store.commit(Write::Update { key: "/f/a".into(), value: vec![b'x'; 200_000].into(), expected: at }).await.err()
     })
     .await;
     assert!(matches!(&full, Error::Unwritable(why) if why.contains("quota") && why.contains("regent etcd defragment")), "{full}");

@@ -114,7 +114,7 @@ mod tests {
         let now = pki::now_unix_s();
         let mut headers = HeaderMap::new();
         let certificate = authority.issue(&Identity::front_proxy_client()).unwrap().certificate().unwrap();
-        assert!(proxy.authenticate(&[certificate.clone()], &headers, now).is_none(), "without a name it says nothing");
+        assert!(proxy.authenticate(std::slice::from_ref(&certificate), &headers, now).is_none(), "without a name it says nothing");
         for (name, value) in [
             ("x-remote-user", "jane"),
             ("x-remote-uid", "7"),
@@ -124,7 +124,7 @@ mod tests {
         ] {
             headers.append(HeaderName::from_static(name), value.parse().unwrap());
         }
-        let user = proxy.authenticate(&[certificate.clone()], &headers, now).unwrap().unwrap();
+        let user = proxy.authenticate(std::slice::from_ref(&certificate), &headers, now).unwrap().unwrap();
         assert_eq!((user.name.as_str(), user.uid.as_str()), ("jane", "7"));
         assert_eq!(user.groups, ["devs", "ops"]);
         assert_eq!(user.extra["acme.com/project"], ["some"]);
@@ -132,7 +132,7 @@ mod tests {
         let foreign = other.issue(&Identity::front_proxy_client()).unwrap().certificate().unwrap();
         assert!(proxy.authenticate(&[foreign], &headers, now).unwrap().is_err());
         let admin = authority.issue(&Identity::admin()).unwrap().certificate().unwrap();
-        assert!(proxy.authenticate(&[admin.clone()], &headers, now).unwrap().is_err(), "not one of the names");
+        assert!(proxy.authenticate(std::slice::from_ref(&admin), &headers, now).unwrap().is_err(), "not one of the names");
         let mut config = Config::new(authority.certificate_pem());
         config.allowed_names.clear();
         assert!(FrontProxy::new(&config).unwrap().authenticate(&[admin], &headers, now).unwrap().is_ok());

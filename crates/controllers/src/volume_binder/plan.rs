@@ -210,10 +210,10 @@ mod tests {
         let kept = volume("kept", "9Gi", json!({"spec": {"claimRef": {"namespace": "ns", "name": "data"}}}));
         let free = volume("free", "1Gi", json!({}));
         assert_eq!(step(&claim(json!({})), &[free.clone(), kept], None), "bind kept");
-        assert_eq!(step(&claim(json!({"spec": {"volumeName": "free"}})), &[free.clone()], None), "bind free");
-        assert_eq!(step(&claim(json!({"spec": {"volumeName": "absent"}})), &[free.clone()], None), "pending");
+        assert_eq!(step(&claim(json!({"spec": {"volumeName": "free"}})), std::slice::from_ref(&free), None), "bind free");
+        assert_eq!(step(&claim(json!({"spec": {"volumeName": "absent"}})), std::slice::from_ref(&free), None), "pending");
         let other = volume("free", "1Gi", json!({"spec": {"claimRef": {"namespace": "ns", "name": "data", "uid": "older"}}}));
-        assert_eq!(step(&claim(json!({"spec": {"volumeName": "free"}})), &[other.clone()], None), "FailedBinding");
+        assert_eq!(step(&claim(json!({"spec": {"volumeName": "free"}})), std::slice::from_ref(&other), None), "FailedBinding");
         let bound = claim(json!({"metadata": {"annotations": {BIND_COMPLETED: "yes"}}, "spec": {"volumeName": "free"}}));
         assert_eq!(step(&bound, &[free], None), "bind free");
         assert_eq!(step(&bound, &[other], None), "lost");
@@ -226,7 +226,7 @@ mod tests {
         let named = volume("named", "1Gi", json!({"spec": {"storageClassName": "fast", "claimRef": {"namespace": "ns", "name": "data"}}}));
         let wanted = claim(json!({"spec": {"storageClassName": "fast"}}));
         let (wait, local) = (class("WaitForFirstConsumer", "example.com/disk"), class("WaitForFirstConsumer", NO_PROVISIONER));
-        assert_eq!(step(&wanted, &[free.clone()], Some(&wait)), "WaitForFirstConsumer");
+        assert_eq!(step(&wanted, std::slice::from_ref(&free), Some(&wait)), "WaitForFirstConsumer");
         assert_eq!(step(&wanted, &[free.clone(), named], Some(&wait)), "bind named");
         let chosen = claim(json!({"metadata": {"annotations": {SELECTED_NODE: "n1"}}, "spec": {"storageClassName": "fast"}}));
         assert_eq!(step(&chosen, &[free], Some(&wait)), "provision example.com/disk");

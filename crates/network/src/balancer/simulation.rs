@@ -95,8 +95,7 @@ impl World {
     /// As the balancer does it: one server after the other, until one takes the connection.
     fn connect(&mut self) -> Result<(), String> {
         let mut tried = Vec::new();
-        loop {
-            let Some(chosen) = self.servers.choose(&tried, self.rng.random(), self.now) else { break };
+        while let Some(chosen) = self.servers.choose(&tried, self.rng.random(), self.now) {
             if tried.contains(&chosen) {
                 return Err(format!("{chosen} is chosen twice"));
             }

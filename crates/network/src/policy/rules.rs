@@ -330,8 +330,8 @@ mod tests {
         let web = json!({"matchLabels": {"app": "web"}});
         assert_eq!(rules(&[json!({"podSelector": {"matchLabels": {"app": "api"}}})], INGRESS), None);
         let closed = json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]});
-        assert_eq!(rules(&[closed.clone()], INGRESS).unwrap(), ["drop"]);
-        assert_eq!(rules(&[closed.clone()], EGRESS).unwrap(), ["drop"]);
+        assert_eq!(rules(std::slice::from_ref(&closed), INGRESS).unwrap(), ["drop"]);
+        assert_eq!(rules(std::slice::from_ref(&closed), EGRESS).unwrap(), ["drop"]);
         let from_api = json!({"podSelector": web, "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "api"}}}], "ports": [
             {"port": "http"}, {"port": 80}, {"port": 81, "endPort": 90}, {"protocol": "UDP"}]}]});
         assert_eq!(

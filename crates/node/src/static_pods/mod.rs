@@ -327,13 +327,13 @@ mod tests {
         let pod = |image: &str| Arc::new(manifest::pod("web.yaml", manifest_of("web", image).as_bytes(), "n").unwrap());
         let mirror = |pod: &Pod| Arc::new(manifest::mirror(pod, "u"));
         let (old, new) = (pod("nginx:1"), pod("nginx:2"));
-        assert_eq!(tend(&[old.clone()], &[]), [Tend::Create(old.clone())]);
-        assert!(tend(&[old.clone()], &[mirror(&old)]).is_empty());
-        assert_eq!(tend(&[new.clone()], &[mirror(&old)]), [Tend::Delete(mirror(&old))], "and it is made when the old one has gone");
+        assert_eq!(tend(std::slice::from_ref(&old), &[]), [Tend::Create(old.clone())]);
+        assert!(tend(std::slice::from_ref(&old), &[mirror(&old)]).is_empty());
+        assert_eq!(tend(std::slice::from_ref(&new), &[mirror(&old)]), [Tend::Delete(mirror(&old))], "and it is made when the old one has gone");
         let mut deleted = manifest::mirror(&new, "u");
         deleted.metadata.deletion_timestamp = Some(crate::status::time(jiff::Timestamp::UNIX_EPOCH));
         let deleted = Arc::new(deleted);
-        assert_eq!(tend(&[new.clone()], &[deleted.clone()]), [Tend::Delete(deleted)]);
+        assert_eq!(tend(std::slice::from_ref(&new), std::slice::from_ref(&deleted)), [Tend::Delete(deleted)]);
         // A pod of the API that has the name is left alone.
         let plain = Arc::new(Pod { metadata: old.metadata.clone(), ..Default::default() });
         assert!(tend(&[new], &[plain]).is_empty());
