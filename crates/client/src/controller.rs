@@ -160,8 +160,12 @@ impl Inputs {
     }
 }
 
-/// Runs the controllers until the shutdown, then waits for their reconciles in progress (bounded).
+/// Runs the controllers until the shutdown, then waits for their reconciles in progress (bounded). No controllers are run
+/// until the shutdown as well: to end earlier means that something is wrong.
 pub async fn run_controllers(list: Vec<Arc<dyn Controller>>, shutdown: CancellationToken) {
+    if list.is_empty() {
+        return shutdown.cancelled().await;
+    }
     let mut running = JoinSet::new();
     for controller in list {
         running.spawn(run_controller(controller, shutdown.clone()));
@@ -331,6 +335,15 @@ mod tests {
         stop.cancel();
         timeout(Duration::from_secs(600), running).await.unwrap().unwrap();
         assert_eq!(stopped_at.elapsed(), limits::SHUTDOWN_GRACE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_controllers_run_until_the_shutdown() {
+        let shutdown = CancellationToken::new();
+        let mut running = tokio::spawn(run_controllers(Vec::new(), shutdown.clone()));
+        assert!(timeout(Duration::from_secs(600), &mut running).await.is_err(), "nothing has ended it");
+        shutdown.cancel();
+        timeout(Duration::from_secs(600), running).await.unwrap().unwrap();
     }
 
     #[test]

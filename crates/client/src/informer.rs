@@ -109,8 +109,8 @@ impl Informers {
     }
 
     /// Informers of what another user sees, as whom this one may act. They share the checkpoint, and nothing else.
-    pub fn acting_as(&self, user: &str) -> Informers {
-        Self::with(crate::transport::acting_as(user, self.client.clone()), self.checkpoint.clone())
+    pub fn acting_as(&self, user: &str) -> Result<Informers, crate::transport::Error> {
+        Ok(Self::with(crate::transport::acting_as(user, self.client.clone())?, self.checkpoint.clone()))
     }
 
     /// The checkpoint, if there is one.

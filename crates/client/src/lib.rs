@@ -33,6 +33,7 @@ pub mod queue;
 mod reflector;
 pub mod socket;
 mod store;
+pub mod taints;
 pub mod transport;
 mod typed;
 pub mod volumes;

@@ -52,6 +52,12 @@ pub enum Error {
         #[source]
         source: kube::Error,
     },
+    /// The user's name cannot stand in a request.
+    #[error("no request can be made as the user {name:?}: name a user in visible ASCII characters")]
+    UserName {
+        /// The name.
+        name: String,
+    },
 }
 
 /// A client as the kubeconfig's current context says. Its credentials are renewed as the file is: see [`Renewed`].
@@ -227,22 +233,22 @@ where
         .service(service)
 }
 
-/// A client whose requests are made in another user's name, as far as RBAC lets them.
-pub fn acting_as(user: &str, client: kube::Client) -> kube::Client {
-    let user = http::HeaderValue::try_from(user).ok();
+/// A client whose requests are made in another user's name, as far as RBAC lets them. A name that no request can carry is
+/// refused, so that nothing is done in this one's own name by mistake.
+pub fn acting_as(user: &str, client: kube::Client) -> Result<kube::Client, Error> {
+    let named = http::HeaderValue::try_from(user).ok().filter(|name| !name.is_empty());
+    let user = named.ok_or_else(|| Error::UserName { name: user.to_owned() })?;
     let namespace = client.default_namespace().to_owned();
     let service = ServiceBuilder::new()
         .map_request(move |mut request: Request<Body>| {
-            if let Some(user) = &user {
-                request.headers_mut().insert("impersonate-user", user.clone());
-            }
+            request.headers_mut().insert("impersonate-user", user.clone());
             request
         })
         .service(tower::service_fn(move |request| {
             let client = client.clone();
             async move { client.send(request).await }
         }));
-    kube::Client::new(service, namespace)
+    Ok(kube::Client::new(service, namespace))
 }
 
 /// A client that talks to a service in this process. Request URIs are paths, without scheme or host.
@@ -260,6 +266,20 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn nobody_acts_as_a_user_whose_name_no_request_can_carry() {
+        let seen = tower::service_fn(|request: Request<Body>| async move {
+            let user = request.headers().get("impersonate-user").cloned().expect("a user");
+            Ok::<_, std::convert::Infallible>(http::Response::new(Body::from(user.as_bytes().to_vec())))
+        });
+        let client = || in_process(seen);
+        let acting = acting_as("system:kube-proxy", client()).expect("a name");
+        assert_eq!(acting.request_text(Request::new(Vec::new())).await.expect("an answer"), "system:kube-proxy");
+        for name in ["", "two\nlines", "\u{7f}"] {
+            assert!(matches!(acting_as(name, client()), Err(Error::UserName { .. })), "{name:?}");
+        }
+    }
 
     #[test]
     fn a_user_names_its_component() {

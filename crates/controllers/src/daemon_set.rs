@@ -11,6 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use client::controller::{Controller, Error, Inputs, Next};
 use client::events::{Recorder, Warning};
+use client::taints::untolerated;
 use client::{Change, Clock, ErrorExt, Informer, Key};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, DaemonSetSpec, DaemonSetStatus};
@@ -119,8 +120,8 @@ fn belongs(template: &PodSpec, node: &Node) -> (bool, bool) {
     }
     let tolerations = pod_spec_for(template, name_of(node)).tolerations.unwrap_or_default();
     let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
-    let may_come = placement::untolerated(taints, &tolerations, &["NoSchedule", "NoExecute"]).is_none();
-    let may_stay = placement::untolerated(taints, &tolerations, &["NoExecute"]).is_none();
+    let may_come = untolerated(taints, &tolerations, &["NoSchedule", "NoExecute"]).is_none();
+    let may_stay = untolerated(taints, &tolerations, &["NoExecute"]).is_none();
     (may_come, may_stay)
 }
 

@@ -179,15 +179,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     let work = |stop: CancellationToken| {
         let context = Context::new(client.clone(), options.clone());
         let controllers: Vec<_> = entries.iter().map(|entry| (entry.new)(&context)).collect();
-        async move {
-            let idle = controllers.is_empty();
-            let ended = stop.clone();
-            client::controller::run_controllers(controllers, stop).await;
-            if idle {
-                // `--controllers=-*`: there is nothing to run, and nothing wrong about that.
-                ended.cancelled().await;
-            }
-        }
+        client::controller::run_controllers(controllers, stop)
     };
     match config.election {
         Some(election) => lead(config.client, election, shutdown, work).await?,

@@ -12,6 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use client::controller::{Controller, Error, Inputs, Next};
 use client::events::{Normal, Recorder};
+use client::taints::tolerates;
 use client::{Change, Clock, Deletion, ErrorExt, Informer, Key};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
@@ -23,7 +24,6 @@ use crate::Context;
 use crate::common::disruption;
 use crate::common::on_return;
 use crate::common::owner::name_of;
-use crate::common::placement::tolerates;
 use crate::common::pod_state::{is_deleting, is_finished, node_name};
 use crate::node_lifecycle::{NOT_READY, UNREACHABLE};
 

@@ -1,8 +1,8 @@
-//! Which nodes a pod can be on by what it says about nodes: `nodeSelector`, node affinity, and the taints it tolerates.
+//! Which nodes a pod can be on by what it says about nodes: `nodeSelector` and node affinity.
 //!
-//! Shared by the plugins NodeAffinity, TaintToleration and PodTopologySpread (which leaves such nodes out of its count).
+//! Shared by the plugins NodeAffinity and PodTopologySpread (which leaves such nodes out of its count).
 
-use k8s_openapi::api::core::v1::{NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint, Toleration};
+use k8s_openapi::api::core::v1::{NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod};
 
 use crate::pod::Labels;
 
@@ -166,35 +166,6 @@ impl NodeMatch {
     }
 }
 
-/// Whether a toleration covers a taint.
-pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let is_set = |text: &Option<String>| text.as_deref().is_some_and(|text| !text.is_empty());
-    if is_set(&toleration.effect) && toleration.effect.as_deref() != Some(&taint.effect) {
-        return false;
-    }
-    if is_set(&toleration.key) && toleration.key.as_deref() != Some(&taint.key) {
-        return false;
-    }
-    let value = taint.value.as_deref().unwrap_or("");
-    let number = |text: &str| text.parse::<i64>().ok();
-    let wanted = toleration.value.as_deref().unwrap_or("");
-    match toleration.operator.as_deref().unwrap_or("") {
-        "" | "Equal" => wanted == value,
-        "Exists" => true,
-        "Lt" => matches!((number(value), number(wanted)), (Some(taint), Some(bound)) if taint < bound),
-        "Gt" => matches!((number(value), number(wanted)), (Some(taint), Some(bound)) if taint > bound),
-        _ => false,
-    }
-}
-
-/// The first taint of the given effects that no toleration covers.
-pub fn untolerated<'a>(taints: &'a [Taint], tolerations: &[Toleration], effects: &[&str]) -> Option<&'a Taint> {
-    taints
-        .iter()
-        .filter(|taint| effects.contains(&taint.effect.as_str()))
-        .find(|taint| !tolerations.iter().any(|toleration| tolerates(toleration, taint)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -248,19 +219,5 @@ mod tests {
         assert!(one.matches("n1", &Labels::new()));
         assert!(!one.matches("n2", &Labels::new()));
         assert_eq!(one.names(), Some(vec!["n1".to_owned()]));
-    }
-
-    #[test]
-    fn tolerations() {
-        let taint = |key: &str, value: &str, effect: &str| -> Taint {
-            serde_json::from_value(serde_json::json!({"key": key, "value": value, "effect": effect})).expect("a taint")
-        };
-        let toleration = |json: serde_json::Value| -> Toleration { serde_json::from_value(json).expect("a toleration") };
-        let everything = toleration(serde_json::json!({"operator": "Exists"}));
-        assert!(tolerates(&everything, &taint("a", "b", "NoExecute")));
-        let equal = toleration(serde_json::json!({"key": "a", "value": "b", "effect": "NoSchedule"}));
-        assert!(tolerates(&equal, &taint("a", "b", "NoSchedule")));
-        assert!(!tolerates(&equal, &taint("a", "c", "NoSchedule")));
-        assert!(!tolerates(&equal, &taint("a", "b", "NoExecute")));
     }
 }

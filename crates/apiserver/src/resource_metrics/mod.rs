@@ -25,7 +25,7 @@ use crate::{
 };
 use api::{
     Status, Value,
-    kinds::metrics::{GROUP, VERSION},
+    kinds::metrics::{GROUP, VERSION, measured_name},
     object::ObjectExt,
     quantity::{Format, Quantity},
     request::ListOptions,
@@ -57,8 +57,6 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Nodes that are asked at the same time.
 const ASKED_MAX: usize = 64;
-/// What kubectl and others know these kinds by in errors.
-const NAMES: [(&str, &str); 2] = [("nodes", "nodemetrics"), ("pods", "podmetrics")];
 
 /// What is told to this part of the server.
 #[derive(Clone, Debug, Default)]
@@ -173,12 +171,11 @@ pub async fn answer(call: Call) -> Answer {
 }
 
 fn missing(call: &Call) -> Status {
-    let resource = NAMES.iter().find(|(resource, _)| *resource == call.kind.resource).map_or("", |(_, name)| name);
     let name = match call.namespace() {
         "" => call.info.name.clone(),
         namespace => format!("{namespace}/{}", call.info.name),
     };
-    Status::not_found((GROUP, resource), &name)
+    Status::not_found((GROUP, &measured_name(&call.kind)), &name)
 }
 
 /// What nodes use; those that do not say are left out.

@@ -1,7 +1,7 @@
-//! Whether a pod may run on a node: node name, selector, required affinity, taints. For controllers that place pods
-//! themselves (DaemonSets), and that ask who would be driven away. Resources are the scheduler's business.
+//! Whether a pod may run on a node: node name, selector, required affinity. For controllers that place pods themselves
+//! (DaemonSets). Taints are in [`client::taints`]; resources are the scheduler's business.
 
-use k8s_openapi::api::core::v1::{Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodSpec, Taint, Toleration};
+use k8s_openapi::api::core::v1::{Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodSpec};
 
 use super::owner::{labels_of, name_of};
 
@@ -54,30 +54,6 @@ fn requirement_matches(requirement: &NodeSelectorRequirement, value: Option<&str
     }
 }
 
-/// Whether the toleration tolerates the taint.
-pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let effect = toleration.effect.as_deref().filter(|effect| !effect.is_empty());
-    let key = toleration.key.as_deref().filter(|key| !key.is_empty());
-    if effect.is_some_and(|effect| effect != taint.effect) || key.is_some_and(|key| key != taint.key) {
-        return false;
-    }
-    let value = taint.value.as_deref().unwrap_or_default();
-    let wanted = toleration.value.as_deref().unwrap_or_default();
-    let compared = || Some((value.parse::<i64>().ok()?, wanted.parse::<i64>().ok()?));
-    match toleration.operator.as_deref().unwrap_or("Equal") {
-        "Exists" => true,
-        "Equal" | "" => key.is_some() && value == wanted,
-        "Lt" => compared().is_some_and(|(value, bound)| value < bound),
-        "Gt" => compared().is_some_and(|(value, bound)| value > bound),
-        _ => false,
-    }
-}
-
-/// The first taint of one of the effects that none of the tolerations tolerates.
-pub fn untolerated<'a>(taints: &'a [Taint], tolerations: &[Toleration], effects: &[&str]) -> Option<&'a Taint> {
-    taints.iter().filter(|taint| effects.contains(&taint.effect.as_str())).find(|taint| !tolerations.iter().any(|t| tolerates(t, taint)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -97,23 +73,5 @@ mod tests {
         check("DoesNotExist", &[], Some(""), false);
         check("Gt", &["3"], Some("4"), true);
         check("Lt", &["3"], Some("x"), false);
-    }
-
-    #[test]
-    fn tolerations() {
-        let taint = Taint { key: "dedicated".into(), value: Some("gpu".into()), effect: "NoSchedule".into(), time_added: None };
-        let toleration = |key: &str, operator: &str, value: &str, effect: &str| Toleration {
-            key: Some(key.into()),
-            operator: Some(operator.into()),
-            value: Some(value.into()),
-            effect: Some(effect.into()),
-            toleration_seconds: None,
-        };
-        assert!(tolerates(&toleration("dedicated", "Equal", "gpu", "NoSchedule"), &taint));
-        assert!(tolerates(&toleration("", "Exists", "", ""), &taint));
-        assert!(!tolerates(&toleration("dedicated", "Equal", "cpu", "NoSchedule"), &taint));
-        assert!(!tolerates(&toleration("dedicated", "Exists", "", "NoExecute"), &taint));
-        assert!(untolerated(std::slice::from_ref(&taint), &[], &["NoExecute"]).is_none());
-        assert!(untolerated(&[taint], &[], &["NoSchedule"]).is_some());
     }
 }

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::spec::{self, env};
 use k8s_openapi::api::core::v1::{ConfigMap, Container, DownwardAPIVolumeFile, KeyToPath, Pod, Secret, Volume, VolumeProjection};
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 /// Mode of files that nobody gave one.
 const MODE: i32 = 0o644;
@@ -21,18 +21,53 @@ fn file(data: impl Into<Vec<u8>>, bits: i32) -> File {
     File { data: data.into(), mode: mode(bits), owner: None }
 }
 
+/// Whose keys become files.
+#[derive(Clone, Copy)]
+enum Of {
+    ConfigMap,
+    Secret,
+}
+
+impl Of {
+    fn missing(self, name: &str) -> String {
+        match self {
+            Of::ConfigMap => format!("configmap \"{name}\" not found"),
+            Of::Secret => format!("secret \"{name}\" not found"),
+        }
+    }
+
+    fn without_key(self, key: &str) -> String {
+        match self {
+            Of::ConfigMap => format!("configmap references non-existent config key: {key}"),
+            Of::Secret => format!("references non-existent secret key: {key}"),
+        }
+    }
+}
+
+/// What a volume, or a part of one, says about the keys that it wants.
+struct Keys<'a> {
+    of: Of,
+    name: &'a str,
+    items: Option<&'a [KeyToPath]>,
+    optional: Option<bool>,
+}
+
+/// A key that was asked for and is not there.
+#[derive(Debug, PartialEq)]
+struct Missing(String);
+
 /// Picks the items of a map of files, or all of it.
-fn pick(all: Vec<(&String, Vec<u8>)>, items: Option<&Vec<KeyToPath>>, optional: bool, bits: i32, out: &mut Payload) -> Result<(), String> {
+fn pick(all: Vec<(String, Vec<u8>)>, items: Option<&[KeyToPath]>, optional: bool, bits: i32, out: &mut Payload) -> Result<(), Missing> {
     match items.filter(|items| !items.is_empty()) {
-        None => out.extend(all.into_iter().map(|(key, data)| (key.clone(), file(data, bits)))),
+        None => out.extend(all.into_iter().map(|(key, data)| (key, file(data, bits)))),
         Some(items) => {
             for item in items {
-                match all.iter().find(|(key, _)| **key == item.key) {
+                match all.iter().find(|(key, _)| *key == item.key) {
                     Some((_, data)) => {
                         out.insert(item.path.clone(), file(data.clone(), item.mode.unwrap_or(bits)));
                     }
                     None if optional => {}
-                    None => return Err("references non-existent config key: ".to_owned() + &item.key),
+                    None => return Err(Missing(item.key.clone())),
                 }
             }
         }
@@ -40,13 +75,13 @@ fn pick(all: Vec<(&String, Vec<u8>)>, items: Option<&Vec<KeyToPath>>, optional: 
     Ok(())
 }
 
-fn config_map_files(map: &ConfigMap) -> Vec<(&String, Vec<u8>)> {
-    let text = map.data.iter().flatten().map(|(key, value)| (key, value.clone().into_bytes()));
-    text.chain(map.binary_data.iter().flatten().map(|(key, value)| (key, value.0.clone()))).collect()
+fn config_map_files(map: &ConfigMap) -> Vec<(String, Vec<u8>)> {
+    let text = map.data.iter().flatten().map(|(key, value)| (key.clone(), value.clone().into_bytes()));
+    text.chain(map.binary_data.iter().flatten().map(|(key, value)| (key.clone(), value.0.clone()))).collect()
 }
 
-fn secret_files(secret: &Secret) -> Vec<(&String, Vec<u8>)> {
-    secret.data.iter().flatten().map(|(key, value)| (key, value.0.clone())).collect()
+fn secret_files(secret: &Secret) -> Vec<(String, Vec<u8>)> {
+    secret.data.iter().flatten().map(|(key, value)| (key.clone(), value.0.clone())).collect()
 }
 
 impl Volumes {
@@ -55,12 +90,12 @@ impl Volumes {
         let failed = |message: String| Error { volume: volume.name.clone(), message };
         let mut out = Payload::new();
         if let Some(source) = &volume.config_map {
-            let (optional, bits) = (source.optional.unwrap_or(false), source.default_mode.unwrap_or(MODE));
-            self.config_map(pod, &source.name, source.items.as_ref(), optional, bits, age_max, &mut out).await.map_err(failed)?;
+            let keys = Keys { of: Of::ConfigMap, name: &source.name, items: source.items.as_deref(), optional: source.optional };
+            self.keys(pod, keys, source.default_mode.unwrap_or(MODE), age_max, &mut out).await.map_err(failed)?;
         } else if let Some(source) = &volume.secret {
-            let name = source.secret_name.clone().unwrap_or_default();
-            let (optional, bits) = (source.optional.unwrap_or(false), source.default_mode.unwrap_or(MODE));
-            self.secret(pod, &name, source.items.as_ref(), optional, bits, age_max, &mut out).await.map_err(failed)?;
+            let name = source.secret_name.as_deref().unwrap_or_default();
+            let keys = Keys { of: Of::Secret, name, items: source.items.as_deref(), optional: source.optional };
+            self.keys(pod, keys, source.default_mode.unwrap_or(MODE), age_max, &mut out).await.map_err(failed)?;
         } else if let Some(source) = &volume.downward_api {
             let bits = source.default_mode.unwrap_or(MODE);
             downward(pod, source.items.as_ref(), facts, bits, &mut out).map_err(failed)?;
@@ -75,41 +110,18 @@ impl Volumes {
         Ok(Some(out))
     }
 
-    async fn config_map(
-        &self,
-        pod: &Pod,
-        name: &str,
-        items: Option<&Vec<KeyToPath>>,
-        optional: bool,
-        bits: i32,
-        age_max: Duration,
-        out: &mut Payload,
-    ) -> Result<(), String> {
-        let namespace = pod.metadata.namespace.clone().unwrap_or_default();
-        let found: Option<Arc<ConfigMap>> = self.objects.config_map(&namespace, name, age_max).await.map_err(|error| error.to_string())?;
-        match found {
-            Some(map) => pick(config_map_files(&map), items, optional, bits, out).map_err(|error| format!("configmap {error}")),
+    /// The files that the keys of a ConfigMap or Secret become.
+    async fn keys(&self, pod: &Pod, source: Keys<'_>, bits: i32, age_max: Duration, out: &mut Payload) -> Result<(), String> {
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let (name, optional) = (source.name, source.optional.unwrap_or(false));
+        let found = match source.of {
+            Of::ConfigMap => self.objects.config_map(namespace, name, age_max).await.map(|map| map.map(|map| config_map_files(&map))),
+            Of::Secret => self.objects.secret(namespace, name, age_max).await.map(|secret| secret.map(|secret| secret_files(&secret))),
+        };
+        match found.map_err(|error| error.to_string())? {
+            Some(files) => pick(files, source.items, optional, bits, out).map_err(|Missing(key)| source.of.without_key(&key)),
             None if optional => Ok(()),
-            None => Err(format!("configmap \"{name}\" not found")),
-        }
-    }
-
-    async fn secret(
-        &self,
-        pod: &Pod,
-        name: &str,
-        items: Option<&Vec<KeyToPath>>,
-        optional: bool,
-        bits: i32,
-        age_max: Duration,
-        out: &mut Payload,
-    ) -> Result<(), String> {
-        let namespace = pod.metadata.namespace.clone().unwrap_or_default();
-        let found: Option<Arc<Secret>> = self.objects.secret(&namespace, name, age_max).await.map_err(|error| error.to_string())?;
-        match found {
-            Some(secret) => pick(secret_files(&secret), items, optional, bits, out).map_err(|error| error.replace("config key", "secret key")),
-            None if optional => Ok(()),
-            None => Err(format!("secret \"{name}\" not found")),
+            None => Err(source.of.missing(name)),
         }
     }
 
@@ -123,10 +135,12 @@ impl Volumes {
         out: &mut Payload,
     ) -> Result<(), String> {
         if let Some(source) = &projection.config_map {
-            self.config_map(pod, &source.name, source.items.as_ref(), source.optional.unwrap_or(false), bits, age_max, out).await?;
+            let keys = Keys { of: Of::ConfigMap, name: &source.name, items: source.items.as_deref(), optional: source.optional };
+            self.keys(pod, keys, bits, age_max, out).await?;
         }
         if let Some(source) = &projection.secret {
-            self.secret(pod, &source.name, source.items.as_ref(), source.optional.unwrap_or(false), bits, age_max, out).await?;
+            let keys = Keys { of: Of::Secret, name: &source.name, items: source.items.as_deref(), optional: source.optional };
+            self.keys(pod, keys, bits, age_max, out).await?;
         }
         if let Some(source) = &projection.downward_api {
             downward(pod, source.items.as_ref(), facts, bits, out)?;
@@ -184,7 +198,8 @@ mod tests {
         assert_eq!(out.keys().collect::<Vec<_>>(), ["x/y"]);
         assert_eq!(out["x/y"].mode, 0o400);
         let missing = vec![KeyToPath { key: "c".into(), path: "c".into(), mode: None }];
-        assert!(pick(config_map_files(&map), Some(&missing), false, MODE, &mut out).is_err());
+        assert_eq!(pick(config_map_files(&map), Some(&missing), false, MODE, &mut out), Err(Missing("c".into())));
+        assert_eq!(Of::Secret.without_key("c"), "references non-existent secret key: c");
         assert!(pick(config_map_files(&map), Some(&missing), true, MODE, &mut out).is_ok());
     }
 

@@ -104,7 +104,7 @@ pub async fn run_node(
         membership: flags.membership.clone(),
     };
     let mut parts: JoinSet<Result<()>> = JoinSet::new();
-    parts.spawn(proxy::route(informers.clone(), informers.acting_as(proxy::USER), routing, shutdown.clone()));
+    parts.spawn(proxy::route(informers.clone(), informers.acting_as(proxy::USER)?, routing, shutdown.clone()));
     let (address, domain) = (flags.cluster_dns, flags.cluster_domain.clone());
     let (names, token, view) = (informers.clone(), shutdown.clone(), flags.membership.view(&shutdown));
     parts.spawn(async move { dns::resolve(names, address, &domain, Vec::new(), view, token).await });

@@ -1,9 +1,9 @@
 //! NodeUnschedulable: a cordoned node takes no pod, except one that tolerates the cordon's taint.
 
+use client::taints::tolerates;
 use k8s_openapi::api::core::v1::Taint;
 
 use crate::framework::{Causes, Filter, Filtering, Happening, Plugin, Verdict};
-use crate::node_selector::tolerates;
 use crate::pod::PodInfo;
 use crate::snapshot::{NodeInfo, Snapshot};
 

@@ -4,8 +4,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use client::taints::untolerated;
+
 use crate::framework::{Causes, Filter, Filtering, Happening, Plugin, SCORE_MAX, Score, Verdict};
-use crate::node_selector::untolerated;
 use crate::pod::{Labels, PodInfo, PodSelector, SpreadConstraint};
 use crate::snapshot::{NodeInfo, Snapshot};
 

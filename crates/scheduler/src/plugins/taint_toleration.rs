@@ -1,10 +1,10 @@
 //! TaintToleration: no pod on a node with a NoSchedule or NoExecute taint that it does not tolerate; nodes with fewer
 //! untolerated PreferNoSchedule taints are better.
 
+use client::taints::{tolerates, untolerated};
 use k8s_openapi::api::core::v1::Toleration;
 
 use crate::framework::{Causes, Filter, Filtering, Happening, Plugin, Score, Verdict, normalize_to_max};
-use crate::node_selector::{tolerates, untolerated};
 use crate::pod::PodInfo;
 use crate::snapshot::{NodeInfo, Snapshot};
 

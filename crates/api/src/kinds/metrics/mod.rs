@@ -20,6 +20,11 @@ fn measured(kind: Kind) -> Kind {
     Kind { columns, ..kind.singular("").verbs(&["get", "list"]) }
 }
 
+/// What errors call one of these: not the resource, which is that of what is measured, but the kind, in small letters.
+pub fn measured_name(kind: &Kind) -> String {
+    kind.kind.to_lowercase()
+}
+
 /// The cells of a row: what all the usages together are.
 fn cells(object: &Value, usages: &[&Value]) -> Vec<Value> {
     let sum = |name: &str| {
@@ -30,4 +35,14 @@ fn cells(object: &Value, usages: &[&Value]) -> Vec<Value> {
     cells.extend(RESOURCES.map(sum));
     cells.push(json!(object.str_at("window").unwrap_or_default()));
     cells
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_name_what_was_measured_not_what_it_was_measured_of() {
+        assert_eq!([nodes::kind(), pods::kind()].map(|kind| measured_name(&kind)), ["nodemetrics", "podmetrics"]);
+    }
 }
