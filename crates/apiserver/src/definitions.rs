@@ -86,7 +86,11 @@ fn is_established(definition: &Value) -> bool {
 
 /// Brings the catalogue into line with the definitions.
 pub fn join(server: &Arc<Server>) {
-    let definitions = all(server);
+    join_as(server, &all(server));
+}
+
+/// The same, as if the definitions were these.
+fn join_as(server: &Arc<Server>, definitions: &[Value]) {
     let mut made = server.definitions.made.lock();
     let mut now: BTreeMap<String, (Value, Arc<Kind>)> = BTreeMap::new();
     for definition in definitions.iter().filter(|definition| is_established(definition)) {
@@ -133,7 +137,13 @@ async fn look(server: &Arc<Server>) {
             continue;
         }
         let now = write::now();
-        if accept(&mut definition.clone(), &all(server), &now) {
+        let (mut accepted, others) = (definition.clone(), all(server));
+        if accept(&mut accepted, &others, &now) {
+            if is_established(&accepted) && !is_established(&definition) {
+                // Who reads that it is established may use it at once: so it is served before that is written.
+                let replaced = others.into_iter().map(|other| if other.name() == name { accepted.clone() } else { other });
+                join_as(server, &replaced.collect::<Vec<_>>());
+            }
             let change = |current: &mut Value| Ok(accept(current, &all(server), &now));
             if let Err(status) = server.change_internal(GROUP, RESOURCE, "", &name, Part::Status, change).await
                 && !status.is_not_found()

@@ -4,7 +4,7 @@
 //! if nothing holds it; else it is marked, and goes when what holds it is gone (see [`crate::write::may_go`]).
 
 use crate::{
-    admission::Operation,
+    admission::{Operation, Options},
     connect::{Answer, Call},
     conversion, namespaces, read,
     write::{self, Writer, Written, timestamp},
@@ -105,7 +105,8 @@ pub async fn delete_object(writer: &Writer<'_>, options: &DeleteOptions) -> Resu
         let entry = standing.ok_or_else(|| Status::not_found(writer.kind.resource_pair(), writer.name))?;
         let old = entry.value();
         check_preconditions(writer.kind, &old, options)?;
-        writer.admit(Operation::Delete, &mut Value::Null, Some(&old)).await?;
+        let asked = Writer { options: Options::Delete(options), ..*writer };
+        asked.admit(Operation::Delete, &mut Value::Null, Some(&old)).await?;
         let mut old = old;
         if old.deletion_timestamp().is_none() {
             writer.kind.hooks.prepare_delete(&mut old, &write::now());

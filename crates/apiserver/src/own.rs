@@ -2,6 +2,7 @@
 
 use crate::{
     Server, User,
+    admission::Options,
     connect::Warnings,
     write::{Books, Changed, Part, Writer},
 };
@@ -40,7 +41,19 @@ impl Own {
     fn writer<'a>(&'a self, server: &'a Arc<Server>, kind: &'a Kind, name: &'a str) -> Writer<'a> {
         let Own { info, user, warnings } = self;
         let namespace = info.namespace.as_str();
-        Writer { server, user, info, kind, namespace, name, dry_run: false, manager: manager(&kind.group), books: Books::Closed, warnings }
+        Writer {
+            server,
+            user,
+            info,
+            kind,
+            namespace,
+            name,
+            dry_run: false,
+            manager: manager(&kind.group),
+            books: Books::Closed,
+            options: Options::None,
+            warnings,
+        }
     }
 }
 

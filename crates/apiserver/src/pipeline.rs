@@ -4,7 +4,9 @@
 //! is decided here and nowhere else. Whatever goes wrong becomes a Status.
 
 use crate::{
-    Body, Identity, SERVER_BUNDLE_PATH, Server, User, aggregation, audit, authentication,
+    Body, Identity, SERVER_BUNDLE_PATH, Server, User,
+    admission::connections,
+    aggregation, audit, authentication,
     authorization::{self, Decision},
     body::{self, full},
     connect::{self, Answer, Call, Warnings},
@@ -269,6 +271,7 @@ async fn resource(server: &Arc<Server>, user: User, info: RequestInfo, query: Qu
     let output = Output::negotiate(request.headers(), &query, shapes, kind.custom.is_some())?;
     let call = Call { server: server.clone(), user, info, kind, query, output, warnings, request };
     if let Some(handler) = connect::handler(&call.kind.group, &call.kind.resource, &call.info.subresource) {
+        connections::admit(&call).await?;
         return handler(call).await;
     }
     let subresource = call.kind.subresource(&call.info.subresource).cloned();

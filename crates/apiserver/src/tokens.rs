@@ -1,7 +1,7 @@
 //! Service account tokens over the API: TokenRequest (`serviceaccounts/NAME/token`) makes one, TokenReview asks whose one is.
 
 use crate::Server;
-use crate::admission::{AdmissionContext, Operation};
+use crate::admission::{AdmissionContext, Operation, Options, Rounds};
 use crate::authentication::{authenticate_token, prepare_token};
 use crate::connect::{Answer, Call};
 use crate::reviews::{now, time_text, user_info};
@@ -44,6 +44,8 @@ pub async fn request(mut call: Call) -> Answer {
         subresource: "token",
         old: None,
         dry_run: call.write_options()?.dry_run,
+        options: Options::Query(&call.query),
+        rounds: Rounds::default(),
         warnings: &call.warnings,
     };
     server.admission.admit(&cx, &mut request).await?;

@@ -9,7 +9,7 @@
 
 use crate::{
     Body, Server, User,
-    admission::{AdmissionContext, Operation, admin_access},
+    admission::{AdmissionContext, Operation, Options, Rounds, admin_access},
     allocation,
     cache::{Entry, encode_stored},
     connect::{Answer, Call, Warnings},
@@ -39,6 +39,8 @@ pub struct Writer<'a> {
     /// The field manager's name.
     pub manager: &'a str,
     pub books: Books,
+    /// What the client has said beside the object.
+    pub options: Options<'a>,
     pub warnings: &'a Warnings,
 }
 
@@ -250,6 +252,7 @@ impl<'a> Writer<'a> {
             dry_run,
             manager,
             books: Books::Changes,
+            options: Options::Query(&call.query),
             warnings: &call.warnings,
         }
     }
@@ -266,6 +269,8 @@ impl<'a> Writer<'a> {
             subresource: &self.info.subresource,
             old,
             dry_run: self.dry_run,
+            options: self.options,
+            rounds: Rounds::default(),
             warnings: self.warnings,
         }
     }

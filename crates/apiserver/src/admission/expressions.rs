@@ -32,7 +32,7 @@ impl Input {
         Input {
             object: cx.shown(object, version),
             old: cx.old.map(|old| cx.shown(old, version)).unwrap_or_default(),
-            request: with_defaults(review::request(cx, "", version)),
+            request: with_defaults(review::request(cx, "", version, object)),
             namespace: namespace.map(|entry| entry.value()).unwrap_or_default(),
             params,
         }

@@ -6,6 +6,7 @@
 
 pub(crate) mod admin_access;
 mod certificates;
+pub(crate) mod connections;
 mod default_ingress_class;
 mod default_storage_class;
 mod default_toleration_seconds;
@@ -21,6 +22,7 @@ mod priority;
 mod resource_quota;
 mod review;
 mod role_escalation;
+mod rounds;
 mod runtime_class;
 mod service_account;
 mod storage_protection;
@@ -29,7 +31,12 @@ pub mod webhooks;
 
 use crate::connect::Warnings;
 use crate::{Error, Server, User};
-use api::{Kind, Status, Value, object::ObjectExt, request::RequestInfo};
+use api::{
+    Kind, Status, Value,
+    object::ObjectExt,
+    request::{DeleteOptions, Query, RequestInfo},
+};
+pub use rounds::Rounds;
 use std::sync::Arc;
 
 /// Which plugins run, and their settings.
@@ -58,6 +65,16 @@ pub enum Operation {
     Connect,
 }
 
+/// What the client has said beside the object.
+#[derive(Clone, Copy)]
+pub enum Options<'a> {
+    /// Nothing: the server writes of its own accord.
+    None,
+    /// The options of a create, update or patch are in the query.
+    Query(&'a Query),
+    Delete(&'a DeleteOptions),
+}
+
 /// What a plugin is told of the write.
 pub struct AdmissionContext<'a> {
     pub server: &'a Arc<Server>,
@@ -71,6 +88,8 @@ pub struct AdmissionContext<'a> {
     pub subresource: &'a str,
     pub old: Option<&'a Value>,
     pub dry_run: bool,
+    pub options: Options<'a>,
+    pub rounds: Rounds,
     /// What the client is told beside the answer.
     pub warnings: &'a Warnings,
 }
@@ -105,6 +124,10 @@ impl AdmissionContext<'_> {
 pub trait Plugin: Send + Sync {
     /// Kubernetes' own name of it.
     fn name(&self) -> &'static str;
+    /// Whether it changes objects as somebody outside says: then the others look once more.
+    fn asks_outside(&self) -> bool {
+        false
+    }
     /// May change the object.
     async fn admit(&self, _cx: &AdmissionContext<'_>, _object: &mut Value) -> Result<(), Status> {
         Ok(())
@@ -160,6 +183,16 @@ impl Chain {
     }
     pub async fn admit(&self, cx: &AdmissionContext<'_>, object: &mut Value) -> Result<(), Status> {
         for plugin in &self.plugins {
+            plugin.admit(cx, object).await?;
+        }
+        if !cx.rounds.begin_second() {
+            return Ok(());
+        }
+        let left = object.clone();
+        for plugin in &self.plugins {
+            if plugin.asks_outside() && *object != left {
+                cx.rounds.changed();
+            }
             plugin.admit(cx, object).await?;
         }
         Ok(())

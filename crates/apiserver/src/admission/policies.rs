@@ -5,7 +5,7 @@
 //! a write pays one look at two empty caches.
 
 use super::{
-    AdmissionContext, Plugin,
+    AdmissionContext, Operation, Plugin,
     expressions::{self, Asker, Input},
     matching,
 };
@@ -364,12 +364,19 @@ impl Plugin for MutatingPolicies {
     fn name(&self) -> &'static str {
         "MutatingAdmissionPolicy"
     }
+    fn asks_outside(&self) -> bool {
+        true
+    }
     async fn admit(&self, cx: &AdmissionContext<'_>, object: &mut Value) -> Result<(), Status> {
-        if object.is_null() {
+        if matches!(cx.operation, Operation::Delete | Operation::Connect) {
             return Ok(());
         }
         for (policy, bindings) in self.0.bound(cx) {
             for binding in bindings {
+                let who = format!("policy {} {}", policy.name, binding.name());
+                if !cx.rounds.concern(&who) {
+                    continue;
+                }
                 let Some(version) = concerns(&policy, &binding, cx, object) else { continue };
                 let all = match params(cx, &policy, &binding) {
                     Ok(all) => all,
@@ -380,11 +387,20 @@ impl Plugin for MutatingPolicies {
                 };
                 for params in all {
                     match mutated(&policy, cx, object, &version, params) {
-                        Ok(Some(changed)) => *object = changed,
+                        Ok(Some(mut changed)) => {
+                            cx.kind.hooks.default(&mut changed);
+                            if changed != *object {
+                                *object = changed;
+                                cx.rounds.changed();
+                            }
+                        }
                         Ok(None) => {}
                         Err(why) if policy.fails => return Err(failed_policy(cx, object, &policy, &binding, &why)),
                         Err(_) => {}
                     }
+                }
+                if policy.spec.str_at("reinvocationPolicy") == Some("IfNeeded") {
+                    cx.rounds.asked(who);
                 }
             }
         }

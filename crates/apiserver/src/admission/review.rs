@@ -1,8 +1,8 @@
 //! A request as webhooks and policies see it: the AdmissionRequest, and the objects in the version that they ask for.
 
-use super::{AdmissionContext, Operation, matching::operation_name};
+use super::{AdmissionContext, Operation, Options, connections, matching::operation_name};
 use crate::{conversion, encode::View};
-use api::{Status, Value};
+use api::{Status, Value, object::ObjectExt, request::Propagation};
 use serde_json::json;
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ impl AdmissionContext<'_> {
     pub fn shown(&self, object: &Value, version: &str) -> Value {
         let mut object = object.clone();
         // What a webhook converts is seen as the request has it; see [`AdmissionContext::converted`].
-        if !object.is_null() && !conversion::is_by_webhook(self.kind) {
+        if !object.is_null() && self.operation != Operation::Connect && !conversion::is_by_webhook(self.kind) {
             self.view(version).show(&mut object);
         }
         object
@@ -40,16 +40,60 @@ impl AdmissionContext<'_> {
     }
 }
 
-/// The request, without its objects. `version` is the one in which the objects are shown.
-pub fn request(cx: &AdmissionContext<'_>, uid: &str, version: &str) -> Value {
-    let kind = |version: &str| json!({"group": cx.kind.group, "version": version, "kind": cx.kind.kind});
-    let resource = |version: &str| json!({"group": cx.kind.group, "version": version, "resource": cx.kind.resource});
-    let options = match cx.operation {
-        Operation::Create => json!({"apiVersion": "meta.k8s.io/v1", "kind": "CreateOptions"}),
-        Operation::Update => json!({"apiVersion": "meta.k8s.io/v1", "kind": "UpdateOptions"}),
-        Operation::Delete => json!({"apiVersion": "meta.k8s.io/v1", "kind": "DeleteOptions"}),
-        Operation::Connect => Value::Null,
+/// What the client has said beside the object, as an object of its own.
+fn options(cx: &AdmissionContext<'_>) -> Value {
+    let kind = match cx.operation {
+        Operation::Create => "CreateOptions",
+        Operation::Update => "UpdateOptions",
+        Operation::Delete => "DeleteOptions",
+        Operation::Connect => return Value::Null,
     };
+    let mut options = json!({"apiVersion": "meta.k8s.io/v1", "kind": kind});
+    if cx.dry_run {
+        options["dryRun"] = json!(["All"]);
+    }
+    match cx.options {
+        Options::None => {}
+        Options::Query(query) => {
+            for key in ["fieldManager", "fieldValidation"] {
+                if let Some(value) = query.get(key).filter(|value| !value.is_empty()) {
+                    options[key] = json!(value);
+                }
+            }
+        }
+        Options::Delete(given) => {
+            if let Some(seconds) = given.grace_period_s {
+                options["gracePeriodSeconds"] = json!(seconds);
+            }
+            for (key, value) in [("uid", &given.uid), ("resourceVersion", &given.resource_version)] {
+                if let Some(value) = value {
+                    options["preconditions"][key] = json!(value);
+                }
+            }
+            if let Some(orphan) = given.orphan_dependents {
+                options["orphanDependents"] = json!(orphan);
+            }
+            if let Some(propagation) = given.propagation {
+                options["propagationPolicy"] = json!(match propagation {
+                    Propagation::Orphan => "Orphan",
+                    Propagation::Background => "Background",
+                    Propagation::Foreground => "Foreground",
+                });
+            }
+        }
+    }
+    options
+}
+
+/// The request, without its objects. `version` is the one in which the objects are shown.
+pub fn request(cx: &AdmissionContext<'_>, uid: &str, version: &str, object: &Value) -> Value {
+    // A connection is about its options, which have one version.
+    let connection = connections::options_kind(cx.kind, cx.subresource).filter(|_| cx.operation == Operation::Connect);
+    let kind = |version: &str| json!({"group": cx.kind.group, "version": version, "kind": connection.unwrap_or(&cx.kind.kind)});
+    // A name that the server has made is nobody's word yet.
+    let is_generated = cx.operation == Operation::Create && cx.subresource.is_empty() && cx.name != object.name();
+    let name = if is_generated { "" } else { cx.name };
+    let resource = |version: &str| json!({"group": cx.kind.group, "version": version, "resource": cx.kind.resource});
     let mut user = json!({"username": cx.user.name, "groups": cx.user.groups});
     if !cx.user.uid.is_empty() {
         user["uid"] = json!(cx.user.uid);
@@ -66,9 +110,9 @@ pub fn request(cx: &AdmissionContext<'_>, uid: &str, version: &str) -> Value {
         "operation": operation_name(cx.operation),
         "userInfo": user,
         "dryRun": cx.dry_run,
-        "options": options,
+        "options": options(cx),
     });
-    for (key, value) in [("subResource", cx.subresource), ("requestSubResource", cx.subresource), ("name", cx.name), ("namespace", cx.namespace)] {
+    for (key, value) in [("subResource", cx.subresource), ("requestSubResource", cx.subresource), ("name", name), ("namespace", cx.namespace)] {
         if !value.is_empty() {
             request[key] = json!(value);
         }

@@ -107,21 +107,25 @@ impl Plugin for Webhooks {
         if self.mutating { "MutatingAdmissionWebhook" } else { "ValidatingAdmissionWebhook" }
     }
 
+    fn asks_outside(&self) -> bool {
+        self.mutating
+    }
+
     async fn admit(&self, cx: &AdmissionContext<'_>, object: &mut Value) -> Result<(), Status> {
         if !self.mutating {
             return Ok(());
         }
-        let webhooks = self.all(cx);
-        // Those that want to see what later ones have made are asked once more.
-        let mut changed_after: Vec<bool> = vec![false; webhooks.len()];
-        for (i, webhook) in webhooks.iter().enumerate() {
-            if self.ask_to_change(webhook, cx, object).await? {
-                changed_after[..i].fill(true);
+        for (index, webhook) in self.all(cx).iter().enumerate() {
+            let who = format!("webhook {index} {}", webhook.str_at("name").unwrap_or_default());
+            if !cx.rounds.concern(&who) {
+                continue;
             }
-        }
-        for (webhook, _) in webhooks.iter().zip(&changed_after).filter(|(_, changed)| **changed) {
+            let Some(changed) = self.ask_to_change(webhook, cx, object).await? else { continue };
+            if changed {
+                cx.rounds.changed();
+            }
             if webhook.str_at("reinvocationPolicy") == Some("IfNeeded") {
-                self.ask_to_change(webhook, cx, object).await?;
+                cx.rounds.asked(who);
             }
         }
         Ok(())
@@ -141,23 +145,23 @@ impl Plugin for Webhooks {
 }
 
 impl Webhooks {
-    /// Asks one webhook, and does what it says. Answers whether the object has changed.
-    async fn ask_to_change(&self, webhook: &Value, cx: &AdmissionContext<'_>, object: &mut Value) -> Result<bool, Status> {
-        let Some(version) = self.concerns(webhook, cx, object)? else { return Ok(false) };
-        let Some(patch) = ask(webhook, cx, object, &version).await? else { return Ok(false) };
-        if object.is_null() {
-            return Ok(false);
+    /// Asks one webhook, and does what it says. Answers whether the object has changed; `None` if it was not asked.
+    async fn ask_to_change(&self, webhook: &Value, cx: &AdmissionContext<'_>, object: &mut Value) -> Result<Option<bool>, Status> {
+        let Some(version) = self.concerns(webhook, cx, object)? else { return Ok(None) };
+        let Some(patch) = ask(webhook, cx, object, &version).await? else { return Ok(Some(false)) };
+        if matches!(cx.operation, Operation::Delete | Operation::Connect) {
+            return Ok(Some(false));
         }
         let shown = cx.converted(object, &version).await?;
         let patched = merge::json_patch(&shown, &patch).map_err(|status| Status::internal(status.message))?;
         let fitted = structure::conform(patched, cx.kind, &version).map_err(Status::internal)?;
         let mut changed = conversion::object(cx.server, cx.kind, cx.stored(fitted, &version), cx.request_version()).await?;
         if changed == *object {
-            return Ok(false);
+            return Ok(Some(false));
         }
         cx.kind.hooks.default(&mut changed);
         *object = changed;
-        Ok(true)
+        Ok(Some(true))
     }
 }
 
@@ -213,7 +217,7 @@ fn judge(name: &str, cx: &AdmissionContext<'_>, response: &Value) -> Result<Opti
 /// Sends the review and reads the answer. The error is text for the client.
 async fn call(webhook: &Value, cx: &AdmissionContext<'_>, object: &Value, version: &str) -> Result<Value, String> {
     let uid = uuid::Uuid::new_v4().to_string();
-    let mut request = review::request(cx, &uid, version);
+    let mut request = review::request(cx, &uid, version, object);
     let converted = async |object: &Value| cx.converted(object, version).await.map_err(|status| status.message);
     request["object"] = if cx.operation == Operation::Delete { Value::Null } else { converted(object).await? };
     request["oldObject"] = match cx.old {
@@ -267,10 +271,10 @@ fn place(server: &Server, client: &Value, query: &str) -> Result<Place, String> 
     let port = service.i64_at("port").and_then(|port| u16::try_from(port).ok()).unwrap_or(443);
     let path = format!("/{}", service.str_at("path").unwrap_or_default().trim_start_matches('/'));
     let host = format!("{name}.{namespace}.svc");
-    let found = server.lookup("", "services", namespace, name).ok().flatten();
-    let object = found.ok_or_else(|| format!("service {name:?} not found"))?.value();
     let url = format!("https://{host}:{port}{path}{query}");
-    let address = endpoint(server, &object, port).ok_or_else(|| format!("no endpoints available for service {name:?}"))?;
+    let found = server.lookup("", "services", namespace, name).ok().flatten();
+    let object = found.ok_or_else(|| format!("Post {url:?}: service {name:?} not found"))?.value();
+    let address = endpoint(server, &object, port).ok_or_else(|| format!("Post {url:?}: no endpoints available for service {name:?}"))?;
     Ok(Place { url, host, address, path: format!("{path}{query}") })
 }
 

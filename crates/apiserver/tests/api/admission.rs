@@ -89,6 +89,8 @@ struct Hooks {
     authority: String,
     /// The paths on which it was asked, in order.
     asked: Arc<Mutex<Vec<String>>>,
+    /// What it was asked last.
+    last: Arc<Mutex<Value>>,
     stop: CancellationToken,
 }
 
@@ -98,15 +100,26 @@ impl Drop for Hooks {
     }
 }
 
-/// `/mutate` puts a label on, `/validate` refuses what has the key `bad`.
+/// `/mutate` puts a label on, `/sidecar` adds a container, `/count` counts up, `/once` sets a key if it is not there, `/look` looks on;
+/// `/validate` refuses what has the key `bad`.
 fn judged(path: &str, review: &Value) -> Value {
     let request = &review["request"];
     let mut response = json!({"uid": request["uid"], "allowed": true});
-    if path == "/mutate" {
-        let patch = json!([{"op": "add", "path": "/metadata/labels/mutated", "value": request["operation"]}]);
+    let data = &request["object"]["data"];
+    let patch = match path {
+        "/mutate" => json!([{"op": "add", "path": "/metadata/labels/mutated", "value": request["operation"]}]),
+        "/sidecar" => json!([{"op": "add", "path": "/spec/containers/-", "value": {"name": "sidecar", "image": "s"}}]),
+        "/count" => {
+            let before: u32 = data["count"].as_str().and_then(|count| count.parse().ok()).unwrap_or(0);
+            json!([{"op": "add", "path": "/data/count", "value": (before + 1).to_string()}])
+        }
+        "/once" if data.get("once").is_none() => json!([{"op": "add", "path": "/data/once", "value": "yes"}]),
+        _ => Value::Null,
+    };
+    if !patch.is_null() {
         response["patchType"] = json!("JSONPatch");
         response["patch"] = json!(STANDARD.encode(patch.to_string()));
-    } else {
+    } else if path == "/validate" {
         response["warnings"] = json!(["looked at closely"]);
         if request["object"]["data"].get("bad").is_some() || request["object"]["metadata"]["labels"].get("mutated").is_none() {
             response["allowed"] = json!(false);
@@ -122,7 +135,8 @@ async fn hooks() -> Hooks {
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(pki::tls::server(&issued).expect("a configuration")));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let (address, stop, asked) = (listener.local_addr().expect("an address"), CancellationToken::new(), Arc::new(Mutex::new(vec![])));
-    let hooks = Hooks { address, authority: authority.certificate_pem().into(), asked: asked.clone(), stop: stop.clone() };
+    let last = Arc::new(Mutex::new(Value::Null));
+    let hooks = Hooks { address, authority: authority.certificate_pem().into(), asked: asked.clone(), last: last.clone(), stop: stop.clone() };
     tokio::spawn(async move {
         loop {
             let accepted = tokio::select! {
@@ -130,16 +144,18 @@ async fn hooks() -> Hooks {
                 accepted = listener.accept() => accepted,
             };
             let Ok((tcp, _)) = accepted else { continue };
-            let (acceptor, asked) = (acceptor.clone(), asked.clone());
+            let (acceptor, asked, last) = (acceptor.clone(), asked.clone(), last.clone());
             tokio::spawn(async move {
                 let Ok(tls) = acceptor.accept(tcp).await else { return };
                 let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-                    let asked = asked.clone();
+                    let (asked, last) = (asked.clone(), last.clone());
                     async move {
                         let path = request.uri().path().to_string();
                         let bytes = request.into_body().collect().await?.to_bytes();
-                        let answer = judged(&path, &serde_json::from_slice(&bytes).unwrap_or_default());
+                        let review: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+                        let answer = judged(&path, &review);
                         asked.lock().push(path);
+                        *last.lock() = review["request"].clone();
                         Ok::<_, hyper::Error>(http::Response::new(http_body_util::Full::new(bytes::Bytes::from(answer.to_string()))))
                     }
                 });
@@ -199,4 +215,90 @@ async fn a_webhook_that_is_not_there_stops_what_its_failure_policy_stops() {
     assert_eq!(raw(&server, "DELETE", &format!("{path}/validate"), &[], "").await.0, 200);
     make(&server, &path, configuration(&nowhere, "/validate", "Ignore")).await;
     assert_eq!(raw(&server, "POST", MAPS, &[], checked("a", json!({}))).await.0, 201);
+}
+
+/// A configuration whose webhooks are asked about one resource without further conditions.
+fn plain(hooks: &Hooks, name: &str, resource: &str, operations: &[&str], webhooks: &[(&str, &str)]) -> Value {
+    let rules = json!([{"apiGroups": [""], "apiVersions": ["v1"], "operations": operations, "resources": [resource]}]);
+    let webhook = |(path, reinvocation): &(&str, &str)| {
+        let client = json!({"url": format!("https://{}{path}", hooks.address), "caBundle": STANDARD.encode(&hooks.authority)});
+        let mut webhook = json!({"name": format!("{}.example.dev", path.trim_start_matches('/')), "clientConfig": client, "rules": rules,
+            "admissionReviewVersions": ["v1"], "sideEffects": "None", "failurePolicy": "Fail"});
+        if !reinvocation.is_empty() {
+            webhook["reinvocationPolicy"] = json!(reinvocation);
+        }
+        webhook
+    };
+    json!({"metadata": {"name": name}, "webhooks": webhooks.iter().map(webhook).collect::<Vec<_>>()})
+}
+
+#[tokio::test]
+async fn a_container_that_a_webhook_adds_gets_what_the_server_gives_to_containers() {
+    let (server, client) = server().await;
+    with_service_account(&client).await;
+    let hooks = hooks().await;
+    let configuration = plain(&hooks, "sidecars", "pods", &["CREATE"], &[("/sidecar", "")]);
+    make(&server, &format!("{ADMISSION}/mutatingwebhookconfigurations"), configuration).await;
+    let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    let (code, made) = raw_json(&server, "POST", "/api/v1/namespaces/test/pods", &[], pod.to_string()).await;
+    assert_eq!(code, 201, "{made}");
+    let containers = made["spec"]["containers"].as_array().unwrap();
+    assert_eq!(containers.len(), 2, "the webhook is asked once: {made}");
+    assert_eq!(containers[0]["volumeMounts"], containers[1]["volumeMounts"], "both have the account's token");
+    assert_eq!(containers[1]["volumeMounts"][0]["mountPath"], "/var/run/secrets/kubernetes.io/serviceaccount");
+    assert_eq!(made["spec"]["volumes"].as_array().unwrap().len(), 1, "{made}");
+}
+
+#[tokio::test]
+async fn webhooks_that_ask_for_it_see_what_later_ones_have_made() {
+    let (server, _client) = server().await;
+    let hooks = hooks().await;
+    let all = [("/count", "IfNeeded"), ("/once", "Never"), ("/look", "IfNeeded")];
+    make(&server, &format!("{ADMISSION}/mutatingwebhookconfigurations"), plain(&hooks, "a", "configmaps", &["CREATE"], &all)).await;
+    let (code, made) = raw_json(&server, "POST", MAPS, &[], json!({"metadata": {"name": "m"}, "data": {"k": "v"}}).to_string()).await;
+    assert_eq!((code, &made["data"]), (StatusCode::CREATED, &json!({"k": "v", "count": "2", "once": "yes"})), "{made}");
+    assert_eq!(*hooks.asked.lock(), ["/count", "/once", "/look", "/count", "/look"], "the last one sees the second count");
+}
+
+#[tokio::test]
+async fn connections_pass_admission() {
+    let (server, _client) = server().await;
+    let hooks = hooks().await;
+    let configuration = plain(&hooks, "closed", "pods/attach", &["CONNECT"], &[("/validate", "")]);
+    make(&server, &format!("{ADMISSION}/validatingwebhookconfigurations"), configuration).await;
+    let pods = "/api/v1/namespaces/test/pods";
+    let (code, refused) = raw_json(&server, "POST", &format!("{pods}/p/attach?container=c&stdout=true"), &[], "").await;
+    assert_eq!((code.as_u16(), &refused["reason"]), (418, &json!("Teapot")), "{refused}");
+    let request = hooks.last.lock().clone();
+    assert_eq!(request["object"], json!({"kind": "PodAttachOptions", "apiVersion": "v1", "container": "c", "stdout": true}));
+    assert_eq!(request["kind"], json!({"group": "", "version": "v1", "kind": "PodAttachOptions"}));
+    let what = ["operation", "subResource", "name", "namespace"].map(|key| request[key].as_str().unwrap_or_default().to_string());
+    assert_eq!(what, ["CONNECT", "attach", "p", "test"]);
+    let (code, refused) = raw_json(&server, "POST", &format!("{pods}/p/exec?command=ls&stdout=true"), &[], "").await;
+    assert_eq!(code, 404, "nobody refuses other connections: {refused}");
+}
+
+#[tokio::test]
+async fn reviews_say_with_which_options_a_request_came() {
+    let (server, _client) = server().await;
+    let hooks = hooks().await;
+    let configuration = plain(&hooks, "all", "configmaps", &["*"], &[("/look", "")]);
+    make(&server, &format!("{ADMISSION}/validatingwebhookconfigurations"), configuration).await;
+    let asked = || hooks.last.lock().clone();
+    let map = json!({"metadata": {"generateName": "m-"}}).to_string();
+    let (code, made) = raw_json(&server, "POST", &format!("{MAPS}?fieldManager=me&fieldValidation=Strict"), &[], map).await;
+    assert_eq!(code, 201, "{made}");
+    let request = asked();
+    let expected = json!({"kind": "CreateOptions", "apiVersion": "meta.k8s.io/v1", "fieldManager": "me", "fieldValidation": "Strict"});
+    assert_eq!(request["options"], expected);
+    assert!(request.get("name").is_none(), "the client has named nothing: {request}");
+    assert_eq!(request["object"]["metadata"]["name"], made["metadata"]["name"]);
+    let path = format!("{MAPS}/{}", made["metadata"]["name"].as_str().unwrap());
+    let options =
+        json!({"propagationPolicy": "Orphan", "gracePeriodSeconds": 0, "preconditions": {"uid": made["metadata"]["uid"]}, "dryRun": ["All"]});
+    assert_eq!(raw(&server, "DELETE", &path, &[], options.to_string()).await.0, 200);
+    let mut expected = options;
+    expected["kind"] = json!("DeleteOptions");
+    expected["apiVersion"] = json!("meta.k8s.io/v1");
+    assert_eq!(asked()["options"], expected);
 }

@@ -53,7 +53,7 @@ async fn with_gadgets() -> Arc<Server> {
         conditions.iter().any(|condition| condition["type"] == "Established" && condition["status"] == "True")
     };
     until(&server, DEFINITION, |_, definition| is_established(definition)).await;
-    until(&server, "/apis/example.dev/v1", |code, _| code == 200).await;
+    assert_eq!(raw(&server, "GET", "/apis/example.dev/v1", &[], "").await.0, 200, "what is established is served");
     server
 }
 

@@ -1,0 +1,102 @@
+//! Connections to pods, services and nodes (`exec`, `attach`, `portforward`, `proxy`) pass admission like writes do: webhooks and policies
+//! see the options of the connection as the object, whether or not what is connected to is there.
+
+use super::{AdmissionContext, Operation, Options, Rounds};
+use crate::connect::Call;
+use api::{Status, Value, kind::Subresource, request::Query};
+use serde_json::json;
+
+/// Options that are yes or no.
+const FLAGS: [&str; 4] = ["stdin", "stdout", "stderr", "tty"];
+
+/// The kind of a connection's options; `None` if the request is no connection.
+pub(super) fn options_kind<'a>(kind: &'a api::Kind, subresource: &str) -> Option<&'a str> {
+    match kind.subresource(subresource)? {
+        Subresource::Connect { group_version_kind: (_, _, kind), .. } if kind.ends_with("Options") => Some(kind),
+        _ => None,
+    }
+}
+
+/// Admits the request if it is a connection.
+pub async fn admit(call: &Call) -> Result<(), Status> {
+    let Some(kind) = options_kind(&call.kind, &call.info.subresource) else { return Ok(()) };
+    let mut object = options(kind, &call.query, call.info.parts.get(3..).unwrap_or_default());
+    let cx = AdmissionContext {
+        server: &call.server,
+        request: &call.info,
+        user: &call.user,
+        operation: Operation::Connect,
+        kind: &call.kind,
+        namespace: call.namespace(),
+        name: &call.info.name,
+        subresource: &call.info.subresource,
+        old: None,
+        dry_run: false,
+        options: Options::None,
+        rounds: Rounds::default(),
+        warnings: &call.warnings,
+    };
+    call.server.admission.admit(&cx, &mut object).await?;
+    call.server.admission.validate(&cx, &object).await
+}
+
+/// What the query says, as an object.
+fn options(kind: &str, query: &Query, path: &[String]) -> Value {
+    let mut options = json!({"kind": kind, "apiVersion": "v1"});
+    match kind {
+        "PodExecOptions" | "PodAttachOptions" => {
+            for flag in FLAGS.iter().filter(|flag| query.flag(flag) == Some(true)) {
+                options[*flag] = json!(true);
+            }
+            if let Some(container) = query.get("container").filter(|name| !name.is_empty()) {
+                options["container"] = json!(container);
+            }
+            let command: Vec<&str> = query.all("command").collect();
+            if kind == "PodExecOptions" && !command.is_empty() {
+                options["command"] = json!(command);
+            }
+        }
+        "PodPortForwardOptions" => {
+            let ports: Vec<i64> = query.all("ports").flat_map(|ports| ports.split(',')).filter_map(|port| port.parse().ok()).collect();
+            if !ports.is_empty() {
+                options["ports"] = json!(ports);
+            }
+        }
+        _ => options["path"] = json!(format!("/{}", path.join("/"))),
+    }
+    options
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(kind: &str, query: &str, path: &[&str], expected: Value) {
+        let path: Vec<String> = path.iter().map(ToString::to_string).collect();
+        let mut expected = expected;
+        expected["kind"] = json!(kind);
+        expected["apiVersion"] = json!("v1");
+        assert_eq!(options(kind, &Query::parse(query), &path), expected);
+    }
+
+    #[test]
+    fn what_is_asked_for_is_an_object() {
+        let expected = json!({"stdin": true, "container": "c", "command": ["sh", "-c"]});
+        check("PodExecOptions", "stdin=true&tty=false&container=c&command=sh&command=-c", &[], expected);
+        check("PodAttachOptions", "stdout=1&command=sh", &[], json!({"stdout": true}));
+        check("PodPortForwardOptions", "ports=80,81&ports=x", &[], json!({"ports": [80, 81]}));
+        check("ServiceProxyOptions", "", &["a", "b"], json!({"path": "/a/b"}));
+        check("NodeProxyOptions", "", &[], json!({"path": "/"}));
+    }
+
+    #[test]
+    fn only_connections_have_options() {
+        let kind = api::Kind::namespaced("", "v1", "Pod", "pods").connect("exec", ("", "", "PodExecOptions"), &["create", "get"]).connect(
+            "log",
+            ("", "", "Pod"),
+            &["get"],
+        );
+        assert_eq!(options_kind(&kind, "exec"), Some("PodExecOptions"));
+        assert_eq!((options_kind(&kind, "log"), options_kind(&kind, "")), (None, None));
+    }
+}
