@@ -14,7 +14,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("store", &[]),
     ("fuzz", &[]),
     ("backup", &["api", "pki", "store"]),
-    ("client", &["api"]),
+    ("client", &["api", "membership"]),
     ("sandbox", &["pki"]),
     ("apiserver", &["api", "store", "pki"]),
     ("scheduler", &["api", "client"]),

@@ -23,6 +23,7 @@ pub mod checkpoint;
 pub mod clock;
 pub mod controller;
 pub mod election;
+pub mod endpoints;
 pub mod error;
 pub mod events;
 pub mod informer;

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use client::controller::{Controller, Error, Inputs, Next};
+use client::endpoints::{CONTROLLER as MANAGER, MANAGED_BY};
 use client::{Informer, Key};
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointHints, EndpointSlice, ForNode, ForZone};
@@ -21,12 +22,11 @@ use crate::Context;
 use crate::common::backends;
 use crate::common::owner::{Owner, labels_of, name_of};
 use crate::common::pod_state::{is_deleting, is_finished, is_ready, node_name};
-use crate::common::slices::{self, Actions, Desired, Frame, MANAGED_BY, SERVICE_NAME};
+use crate::common::slices::{self, Actions, Desired, Frame, SERVICE_NAME};
 
 /// Kubernetes' default of `--max-endpoints-per-slice`.
 pub const ENDPOINTS_PER_SLICE_MAX: usize = 100;
 
-const MANAGER: &str = "endpointslice-controller.k8s.io";
 const HEADLESS: &str = "service.kubernetes.io/headless";
 const ZONE: &str = "topology.kubernetes.io/zone";
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use client::controller::{Controller, Error, Inputs, Next};
+use client::endpoints::MANAGED_BY;
 use client::{Informer, Key};
 use k8s_openapi::api::core::v1::{EndpointAddress, Endpoints, Service};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointSlice};
@@ -17,7 +18,7 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointSlic
 use crate::Context;
 use crate::common::backends::{self, BackendPort};
 use crate::common::owner::{Owner, annotation, labels_of, name_of};
-use crate::common::slices::{self, Actions, Desired, Frame, MANAGED_BY, SERVICE_NAME};
+use crate::common::slices::{self, Actions, Desired, Frame, SERVICE_NAME};
 
 /// Kubernetes' default of `--mirroring-max-endpoints-per-subset`: more of a subset's addresses are left out.
 pub const ENDPOINTS_PER_SUBSET_MAX: usize = 1000;

@@ -16,13 +16,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use client::endpoints::{pod, said};
 use client::{Change, Key};
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::rdata::{A, CNAME, NS, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
-use membership::{Said, View};
+use membership::View;
 
 use crate::limits;
 
@@ -345,7 +346,7 @@ impl Zone {
                 })
                 .collect();
             for endpoint in slice.endpoints.iter().flatten() {
-                let Some((ready, address, is_lost)) = self.refined(endpoint) else { continue };
+                let Some((ready, address, is_lost)) = self.refined(slice, endpoint) else { continue };
                 if ready || all {
                     let hostname = endpoint.hostname.clone().filter(|h| !h.is_empty()).map(|h| h.to_ascii_lowercase());
                     let to = if is_lost { &mut lost } else { &mut targets };
@@ -358,18 +359,10 @@ impl Zone {
     }
 
     /// Whether the endpoint is ready, where it is, and whether its node is lost.
-    fn refined(&self, endpoint: &Endpoint) -> Option<(bool, Ipv4Addr, bool)> {
-        let conditions = endpoint.conditions.as_ref();
-        let ready = conditions.and_then(|c| c.ready).unwrap_or(true);
-        let said = Said {
-            ready,
-            serving: conditions.and_then(|c| c.serving).unwrap_or(ready),
-            terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
-            address: address(endpoint)?,
-        };
-        let pod = endpoint.target_ref.as_ref().and_then(|target| target.uid.as_deref());
+    fn refined(&self, slice: &EndpointSlice, endpoint: &Endpoint) -> Option<(bool, Ipv4Addr, bool)> {
+        let said = said(slice, endpoint)?;
         let Some(view) = &self.view else { return Some((said.ready, said.address, false)) };
-        let refined = view.refine(endpoint.node_name.as_deref(), pod, said);
+        let refined = view.refine(endpoint.node_name.as_deref(), pod(endpoint), said);
         Some((refined.ready, refined.address, refined.lost))
     }
 

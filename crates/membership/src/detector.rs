@@ -72,6 +72,8 @@ struct Contact {
     tokens: [u32; 8],
     /// Since when SWIM says anything but alive.
     doubtful: Option<u64>,
+    /// See [`Contact::is_cut`], as it was at the last look.
+    cut: bool,
     /// Who would like to know whether it answers, and since when.
     waiters: BTreeMap<NodeId, u64>,
 }
@@ -90,6 +92,7 @@ impl Contact {
             asked: None,
             tokens: [0; 8],
             doubtful: Some(now),
+            cut: false,
             waiters: BTreeMap::new(),
         }
     }
@@ -133,13 +136,15 @@ impl Contact {
         }
     }
 
-    /// Whether others reach it while packets between it and this node, which used to pass, are lost.
+    /// Whether others reach it while packets between it and this node, which used to pass, are lost. Once it is so, a vouch that is
+    /// lost on its way changes nothing.
     fn is_cut(&self, now: u64, patience: u64) -> bool {
+        let holds_ms = if self.cut { limits::CUT_VOUCH_HOLDS_MS } else { limits::EVIDENCE_HOLDS_MS };
         self.standing == Standing::Alive
             && self.heard.is_some()
             && self.unanswered >= limits::WATCH_PINGS_MIN
             && self.probing.is_some_and(|since| now - since >= limits::WATCH_SUSPECT_AFTER_MS * patience)
-            && self.is_vouched(now)
+            && self.vouched.is_some_and(|at| now - at < holds_ms)
     }
 
     fn is_asked_in_vain(&self, now: u64) -> bool {
@@ -374,6 +379,7 @@ impl Detector {
                 contact.doubtful.get_or_insert(now);
             }
             contact.standing = contact.judge(belief, now, patience);
+            contact.cut = contact.is_cut(now, patience);
             let place = ring.iter().position(|watched| watched == id);
             match (contact.standing, known) {
                 // Others are told that it is down.

@@ -28,6 +28,8 @@ pub const DIRECT_EVERY_MS: u64 = 500;
 pub const CUT_LONG_MS: u64 = 2_000;
 /// See [`CUT_LONG_MS`].
 pub const CUT_PING_EVERY_MS: u64 = 500;
+/// Who is cut off stays so until it answers, or nobody has vouched for it for this long: several asks may be lost.
+pub const CUT_VOUCH_HOLDS_MS: u64 = 4_000;
 
 /// How often a suspect is pinged, by everyone who has heard of the suspicion.
 pub const SUSPECT_PING_EVERY_MS: u64 = 150;

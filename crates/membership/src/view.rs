@@ -1,9 +1,10 @@
 //! What a node believes: how every member stands, and every owner's word about its endpoints. And what follows for an
 //! endpoint of which the API has said something ([`View::refine`]). Plain values and pure functions.
 //!
-//! What must stay true: a view never calls anybody dead on a minority's word; readiness is only ever taken from the owner;
-//! while the API is reachable its word stands, and is only sharpened (an endpoint can leave earlier, not come back); while it is
-//! not, an endpoint that its owner no longer names is no more, whatever is remembered of what the API said.
+//! What must stay true: a view never calls anybody dead on a minority's word; readiness is only ever taken from the owner; its
+//! word counts more than the API's copy of it, which is older, so that nothing changes when the API comes back with what it knew
+//! before; where the owner is not heard, the API's word stands and is only sharpened (an endpoint can leave earlier, not come
+//! back); an endpoint that its owner does not name is no more, whatever is remembered of what the API said.
 
 use crate::records::Endpoints;
 use serde::{Deserialize, Serialize};
@@ -88,6 +89,8 @@ pub struct Said {
     pub terminating: bool,
     /// Where it is.
     pub address: Ipv4Addr,
+    /// Whether the API only repeats what the owner has told it.
+    pub copied: bool,
 }
 
 /// What is so, as far as this node can tell.
@@ -99,7 +102,8 @@ pub struct Refined {
     pub serving: bool,
     /// As in [`Said`].
     pub address: Ipv4Addr,
-    /// Its node is dead or out of reach. Whoever would be left with no endpoint at all MUST keep such ones.
+    /// Its node is dead or out of reach, or does not know of it (yet, or any more). Whoever would be left with no endpoint at all
+    /// MUST keep such ones.
     pub lost: bool,
 }
 
@@ -134,6 +138,12 @@ impl View {
         !self.stale && self.nodes.get(node).is_some_and(|member| member.health == Health::Dead)
     }
 
+    /// Whether what a node says of its endpoints comes here as soon as it is said.
+    fn hears(&self, node: &str) -> bool {
+        let heard = |member: &Member| member.health == Health::Alive && member.reachable && !member.cut;
+        !self.stale && self.nodes.get(node).is_some_and(heard)
+    }
+
     /// What is so of an endpoint of this pod on this node.
     pub fn refine(&self, node: Option<&str>, pod: Option<&str>, said: Said) -> Refined {
         let mut refined = Refined { ready: said.ready, serving: said.serving, address: said.address, lost: false };
@@ -141,19 +151,21 @@ impl View {
         refined.lost = self.lost(node);
         let (Some(pod), Some(words)) = (pod, self.endpoints.get(node)) else { return refined };
         let Some(record) = words.get(pod) else {
-            // What the API once said of a pod that its node no longer names is not so any more.
-            if self.complete.contains(node) && !self.api_reachable() {
-                (refined.ready, refined.serving) = (false, false);
+            // What the API once said of a pod that its node no longer names is not so any more. Of a new pod the API may know first.
+            match (self.complete.contains(node), self.api_reachable()) {
+                (true, false) => (refined.ready, refined.serving) = (false, false),
+                (true, true) => refined.lost |= self.hears(node),
+                (false, _) => {}
             }
             return refined;
         };
-        if self.api_reachable() {
-            refined.ready &= record.ready;
-            refined.serving &= record.serving;
-        } else {
+        if !self.api_reachable() || (said.copied && self.hears(node)) {
             refined.ready = record.ready && !said.terminating;
             refined.serving = record.serving;
             refined.address = record.address;
+        } else {
+            refined.ready &= record.ready;
+            refined.serving &= record.serving;
         }
         refined
     }
@@ -171,7 +183,8 @@ impl View {
             };
             let has_words = || self.endpoints.get(node).is_some_and(|all| !all.is_empty()) || self.complete.contains(node);
             let same_words = || self.complete.contains(node) == before.complete.contains(node) && same_words();
-            if self.lost(node) != before.lost(node) || !same_words() || (api_changed && has_words()) {
+            let is_heard_as_before = || self.hears(node) == before.hears(node);
+            if self.lost(node) != before.lost(node) || !same_words() || ((api_changed || !is_heard_as_before()) && has_words()) {
                 changed.insert(node.clone());
             }
         }
@@ -207,7 +220,7 @@ mod tests {
     }
 
     fn said(ready: bool, terminating: bool) -> Said {
-        Said { ready, serving: true, terminating, address: IP }
+        Said { ready, serving: true, terminating, address: IP, copied: true }
     }
 
     #[test]
@@ -230,16 +243,28 @@ mod tests {
     }
 
     #[test]
-    fn the_owners_word_sharpens_the_apis_and_replaces_it_when_that_is_silent() {
+    fn the_owners_word_replaces_the_apis_copy_of_it() {
         let refine = |api: bool, record: Option<(Ipv4Addr, bool)>, said: Said| {
             let refined = view(api, record).refine(Some("me"), Some("pod"), said);
+            (refined.ready, refined.address)
+        };
+        let own = |said: Said| Said { copied: false, ..said };
+        let unheard = |record: (Ipv4Addr, bool), said: Said| {
+            let mut view = view(true, Some(record));
+            view.nodes.insert("me".into(), member(Health::Suspect, true, true));
+            let refined = view.refine(Some("me"), Some("pod"), said);
             (refined.ready, refined.address)
         };
         // (the API is reachable, the owner's word, the API's word) -> (ready, address)
         assert_eq!(refine(true, None, said(true, false)), (true, IP));
         assert_eq!(refine(true, Some((IP, false)), said(true, false)), (false, IP));
-        assert_eq!(refine(true, Some((IP, true)), said(false, false)), (false, IP));
-        assert_eq!(refine(true, Some((NEW_IP, true)), said(true, false)), (true, IP));
+        assert_eq!(refine(true, Some((IP, true)), said(false, false)), (true, IP));
+        assert_eq!(refine(true, Some((IP, true)), said(false, true)), (false, IP));
+        assert_eq!(refine(true, Some((NEW_IP, true)), said(true, false)), (true, NEW_IP));
+        assert_eq!(refine(true, Some((IP, true)), own(said(false, false))), (false, IP), "somebody else has a reason of his own");
+        assert_eq!(refine(true, Some((IP, false)), own(said(true, false))), (false, IP));
+        assert_eq!(unheard((IP, true), said(false, false)), (false, IP));
+        assert_eq!(unheard((IP, false), said(true, false)), (false, IP));
         assert_eq!(refine(false, None, said(true, false)), (true, IP));
         assert_eq!(refine(false, Some((IP, false)), said(true, false)), (false, IP));
         assert_eq!(refine(false, Some((IP, true)), said(false, false)), (true, IP));
@@ -249,15 +274,21 @@ mod tests {
 
     #[test]
     fn a_pod_that_its_node_no_longer_names_is_no_more() {
-        let ready = |api: bool, is_complete: bool| {
+        let refine = |api: bool, is_complete: bool, health: Health| {
             let mut view = view(api, Some((IP, true)));
+            view.nodes.insert("me".into(), member(health, true, api));
             view.complete.extend(is_complete.then(|| "me".to_owned()));
-            let refine = |pod: Option<&str>| view.refine(Some("me"), pod, said(true, false)).ready;
+            let refine = |pod: Option<&str>| view.refine(Some("me"), pod, said(true, false));
             [refine(Some("pod")), refine(Some("another")), refine(None)]
         };
+        let ready = |api, is_complete| refine(api, is_complete, Health::Alive).map(|refined| refined.ready);
+        let lost = |api, is_complete, health| refine(api, is_complete, health).map(|refined| refined.lost);
         assert_eq!(ready(false, true), [true, false, true]);
         assert_eq!(ready(false, false), [true, true, true], "it may not have been named yet");
         assert_eq!(ready(true, true), [true, true, true], "the API knows of new ones first");
+        assert_eq!(lost(true, true, Health::Alive), [false, true, false], "kept only where nothing else is left");
+        assert_eq!(lost(true, true, Health::Suspect), [false; 3], "what it says now is not heard");
+        assert_eq!(lost(true, false, Health::Alive), [false; 3]);
         let (mut before, mut after) = (view(false, None), view(false, None));
         before.endpoints.insert("me".into(), Arc::default());
         after.endpoints.clone_from(&before.endpoints);

@@ -91,26 +91,43 @@ impl Config {
 /// An endpoint: address, ready, serving.
 type Word = (Ipv4Addr, bool, bool);
 
+/// What a worker says of its pod.
+struct Said {
+    worker: PodId,
+    word: Word,
+    over: Option<Instant>,
+}
+
+impl Said {
+    fn end(&mut self) {
+        (self.word.1, self.word.2) = (false, false);
+        self.over.get_or_insert_with(Instant::now);
+    }
+}
+
 /// What the pods' workers say of this node's endpoints, and how exchanges with the API go. Shared.
 #[derive(Default)]
 pub struct Board {
-    words: Mutex<BTreeMap<String, (Word, Option<Instant>)>>,
+    /// By the UID that the API knows, which for a static pod is its mirror's.
+    words: Mutex<BTreeMap<String, Said>>,
     changed: Notify,
     link: Link,
 }
 
 impl Board {
-    /// The newest status of a pod.
-    pub fn report(&self, pod: &Pod, status: &PodStatus) {
+    /// The newest status of a worker's pod, as the API knows it.
+    pub fn report(&self, worker: &PodId, pod: &Pod, status: &PodStatus) {
         let Some(uid) = pod.metadata.uid.clone() else { return };
         let mut words = self.words.lock();
-        let before = words.get(&uid).map(|(word, _)| *word);
+        // What was its mirror before is none any more.
+        words.iter_mut().filter(|(other, said)| said.worker == *worker && **other != uid).for_each(|(_, said)| said.end());
+        let before = words.get(&uid).map(|said| said.word);
         // Of a pod that has none yet since the node was switched on, the peers know its last one.
         let last = before.map(|(address, ..)| address).or_else(|| address_of(pod.status.as_ref()?));
         if let Some(word) = word(pod, status, last)
             && before != Some(word)
         {
-            words.insert(uid, (word, None));
+            words.insert(uid, Said { worker: worker.clone(), word, over: None });
             self.changed.notify_one();
         }
     }
@@ -131,12 +148,9 @@ impl Board {
     }
 
     /// The pod is over on this node.
-    pub fn forget(&self, id: &PodId) {
-        if let Some((word, over)) = self.words.lock().get_mut(&id.uid) {
-            (word.1, word.2) = (false, false);
-            over.get_or_insert_with(Instant::now);
-            self.changed.notify_one();
-        }
+    pub fn forget(&self, worker: &PodId) {
+        self.words.lock().values_mut().filter(|said| said.worker == *worker).for_each(Said::end);
+        self.changed.notify_one();
     }
 
     /// Waits for an exchange with the API, such as the renewal of the lease. From how it goes, also from how long it takes, this
@@ -152,8 +166,8 @@ impl Board {
 
     fn words(&self, api_reachable: bool) -> BTreeMap<String, Word> {
         let mut words = self.words.lock();
-        words.retain(|_, (_, over)| !(api_reachable && over.is_some_and(|since| since.elapsed() >= OVER_FOR)));
-        words.iter().map(|(uid, (word, _))| (uid.clone(), *word)).collect()
+        words.retain(|_, said| !(api_reachable && said.over.is_some_and(|since| since.elapsed() >= OVER_FOR)));
+        words.iter().map(|(uid, said)| (uid.clone(), said.word)).collect()
     }
 }
 
@@ -406,13 +420,30 @@ mod tests {
         let board = Board::default();
         let one = pod(json!({"metadata": {"uid": "u", "name": "p", "namespace": "n"}, "status":
             {"phase": "Running", "podIP": "10.244.1.2", "conditions": [{"type": "Ready", "status": "True"}]}}));
-        board.report(&one, one.status.as_ref().unwrap());
+        let worker = PodId::of(&one);
+        board.report(&worker, &one, one.status.as_ref().unwrap());
         assert!(board.words(false)["u"].1);
-        board.forget(&PodId::of(&one));
+        board.forget(&worker);
         assert!(!board.words(false)["u"].1);
         tokio::time::advance(OVER_FOR).await;
         assert_eq!(board.words(false).len(), 1);
         assert_eq!(board.words(true).len(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_static_pod_is_known_by_its_newest_mirror() {
+        let board = Board::default();
+        let known_as = |uid: &str| pod(json!({"metadata": {"uid": uid, "name": "p", "namespace": "n"}, "status":
+            {"phase": "Running", "podIP": "10.244.1.2", "conditions": [{"type": "Ready", "status": "True"}]}}));
+        let worker = PodId::of(&known_as("of its file"));
+        for (uid, others) in [("of its file", [].as_slice()), ("mirror", &["of its file"]), ("next mirror", &["of its file", "mirror"])] {
+            let shown = known_as(uid);
+            board.report(&worker, &shown, shown.status.as_ref().unwrap());
+            let words = board.words(false);
+            assert!(words[uid].1 && others.iter().all(|other| !words[*other].1), "{words:?}");
+        }
+        board.forget(&worker);
+        assert!(board.words(false).values().all(|word| !word.1 && !word.2));
     }
 
     #[test]

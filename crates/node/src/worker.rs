@@ -358,7 +358,7 @@ impl Worker {
             self.reported = Some(status.clone());
             // What the API knows of a static pod is its mirror, if it is there.
             let shown = if is_static(&wanted) { static_pods::mirror_of(&self.cx.api_pods, &wanted) } else { Some(wanted.clone()) };
-            self.cx.board.report(shown.as_ref().unwrap_or(&wanted), &status);
+            self.cx.board.report(&self.id, shown.as_ref().unwrap_or(&wanted), &status);
             self.cx.reporter.report(&self.id.uid, shown.as_ref(), status);
         }
         if stopped && !self.torn_down && !self.tearing_down {

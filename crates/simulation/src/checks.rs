@@ -14,12 +14,13 @@
 //! | end | after the last fault all converge: routes, names, members, records, nodes, one leader |
 //!
 //! *Well* is a node that runs and reaches more than half of all, both ways, and that no fault has touched for a while. Where two
-//! nodes and the link between them are well, what happens to their other links is no reason either.
+//! nodes and the link between them are well, what happens to their other links is no reason either. A slow disk is one for coming
+//! late to what the API says, not to what the peers say.
 
 use crate::{
     api::Api,
     sabotage::Sabotage,
-    world::{SERVICES, State, World, host_of, node_name, service_address},
+    world::{DISK_MS, SERVICES, State, World, host_of, node_name, service_address},
 };
 use hickory_proto::rr::{Name, RData, RecordType};
 use membership::{Health, View, view::Member};
@@ -204,7 +205,7 @@ impl Checker {
         let is_whole = |a: usize, b: usize| state.linked(a, b) && state.turned[a][b].max(state.turned[b][a]) + SETTLE <= now;
         let is_calm = |host: usize| central(host) && state.hosts[host].jolted + SETTLE <= now;
         let pairs: Vec<Vec<bool>> =
-            (0..count).map(|a| (0..count).map(|b| (well[a] && well[b]) || (is_calm(a) && is_calm(b) && is_whole(a, b))).collect()).collect();
+            (0..count).map(|a| (0..count).map(|b| (well[a] && well[b] && state.linked(a, b)) || (is_calm(a) && is_calm(b) && is_whole(a, b))).collect()).collect();
         let mut found = Vec::new();
         found.extend(self.endpoints(world, &state, &well, &pairs, now));
         found.extend(self.members(world, &state, &well, now));
@@ -251,7 +252,11 @@ impl Checker {
                 if !state.hosts[host].is_on {
                     continue;
                 }
-                let live = addresses_of(self.facts.values().filter(|fact| fact.service == service && fact.truth == Truth::Live));
+                // There is another, and everybody can know.
+                let is_other = |fact: &&Fact| {
+                    fact.service == service && fact.truth == Truth::Live && well[fact.host] && now - fact.since > CHANGE_KNOWN + APPLY
+                };
+                let others = addresses_of(self.facts.values().filter(is_other));
                 // Never emptied, whoever looks, and whatever is cut. (A word that says of a pod that it is not ready, and was true when
                 // it was said, may still be on its way; and the pods of a node that the API takes for lost are not ready there, as
                 // Kubernetes has it.)
@@ -273,7 +278,8 @@ impl Checker {
                         if is_used && self.dropped.get(&key).is_some_and(|(known, by_word)| !by_word || *known == start) {
                             return Some(format!("{address} of {uid}, which was deleted, comes back on {}", node_name(host)));
                         }
-                        if was_used && !is_used {
+                        // Whoever was cut off may have dropped it for that alone, and know nothing of the deletion.
+                        if !is_used && pairs[host][fact.host] {
                             self.dropped.insert(key.clone(), (start, named_in(&state.api, address)));
                         }
                     }
@@ -285,7 +291,8 @@ impl Checker {
                             _ => {}
                         }
                     }
-                    if is_used || fact.truth != Truth::Live || !pairs[host][fact.host] {
+                    let is_slow = state.hosts[host].disk_ms > DISK_MS;
+                    if is_used || fact.truth != Truth::Live || !pairs[host][fact.host] || is_slow {
                         self.missing.remove(&key);
                     } else if was_used || self.missing.contains_key(&key) {
                         let since = *self.missing.entry(key).or_insert(now);
@@ -304,7 +311,7 @@ impl Checker {
                         Truth::Unready if well[fact.host] => (CHANGE_KNOWN + APPLY, touched.max(state.hosts[fact.host].touched)),
                         _ => continue,
                     };
-                    if is_used && well[host] && now - from > bound && used.intersection(&live).next().is_some() {
+                    if is_used && well[host] && now - from > bound && used.intersection(&others).next().is_some() {
                         let kept = (now - fact.since).as_millis();
                         return Some(format!(
                             "{address} on node-{}, which is {:?}, is kept by {} for {kept} ms",

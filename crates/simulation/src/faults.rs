@@ -18,6 +18,8 @@ const FIRST_MS: u64 = 14_000;
 const CALM_MS: u64 = 34_000;
 /// How often the checkers look.
 const LOOK_MS: u64 = 100;
+/// A pause up to this may be suspected and must not be believed: nothing is lost by it.
+const BRIEF_MS: u64 = 1_000;
 
 /// Something that happens to the world.
 #[derive(Clone, Debug)]
@@ -61,8 +63,8 @@ pub enum Fault {
     Readiness,
     /// Some pod's container ends.
     Crash,
-    /// Somebody deletes a pod, or makes one.
-    Delete,
+    /// Somebody deletes a pod, on that host or anywhere, or makes one.
+    Delete(Option<usize>),
     /// See above.
     Create(usize),
     /// The store forgets what was before.
@@ -101,12 +103,11 @@ impl Fault {
             }
             Fault::Pause(host, for_ms) => {
                 let until = Instant::now() + Duration::from_millis(for_ms);
-                {
-                    let mut state = world.lock();
-                    state.hosts[host].paused_until = until;
-                    state.hosts[host].jolt(until);
+                world.lock().hosts[host].paused_until = until;
+                if for_ms > BRIEF_MS {
+                    world.lock().hosts[host].jolt(until);
+                    world.touch([host]);
                 }
-                world.touch([host]);
             }
             Fault::Partition(side) => {
                 for a in all() {
@@ -146,10 +147,12 @@ impl Fault {
                     world.ran[host].notify_one();
                 }
             }
-            Fault::Delete | Fault::Create(_) if !is_served(world) => {}
-            Fault::Delete => {
+            Fault::Delete(_) | Fault::Create(_) if !is_served(world) => {}
+            Fault::Delete(host) => {
                 let mut state = world.lock();
-                let names: Vec<String> = state.api.all("pods").filter_map(|pod| pod["metadata"]["name"].as_str().map(str::to_owned)).collect();
+                let is_there = |pod: &&serde_json::Value| host.is_none_or(|host| pod["spec"]["nodeName"] == node_name(host));
+                let pods = state.api.all("pods").filter(is_there);
+                let names: Vec<String> = pods.filter_map(|pod| pod["metadata"]["name"].as_str().map(str::to_owned)).collect();
                 // One of each Service stays, so that there is something to keep.
                 let names: Vec<String> = names.into_iter().filter(|name| !name.ends_with("-0")).collect();
                 if !names.is_empty() {
@@ -216,7 +219,7 @@ pub fn plan(world: &World) -> (Vec<(u64, Fault)>, u64) {
         let other = (host + rng.random_range(1..count)) % count;
         at += rng.random_range(500..6_000);
         let lasts = rng.random_range(1_000..9_000);
-        match rng.random_range(0..20) {
+        match rng.random_range(0..21) {
             0..=2 => {
                 plan.push((at, Fault::PowerOff(host)));
                 plan.push((at + lasts, Fault::PowerOn { host, wiped: rng.random_bool(0.1) }));
@@ -247,7 +250,10 @@ pub fn plan(world: &World) -> (Vec<(u64, Fault)>, u64) {
                 plan.push((at, Fault::CutFromServers(host)));
                 plan.push((at + lasts, Fault::Heal));
             }
-            10 => plan.push((at, Fault::Pause(host, rng.random_range(100..8_000)))),
+            10 => {
+                let for_ms = if rng.random_bool(0.5) { BRIEF_MS / 2..=BRIEF_MS } else { BRIEF_MS..=8_000 };
+                plan.push((at, Fault::Pause(host, rng.random_range(for_ms))));
+            }
             11 => {
                 plan.push((at, Fault::Clock(host, rng.random_range(-100_000_000..100_000_000))));
                 plan.push((at, Fault::StopAgent(host)));
@@ -283,6 +289,15 @@ pub fn plan(world: &World) -> (Vec<(u64, Fault)>, u64) {
                 plan.push((at + lasts + 2_000, Fault::Disk(host, DISK_MS)));
             }
             18 => plan.push((at, Fault::Compact)),
+            19 => {
+                // What was deleted before the servers went must stay so when its node comes back.
+                plan.push((at, Fault::Delete(Some(host))));
+                plan.extend((0..servers).map(|server| (at + 3_000, Fault::StopServer(server))));
+                plan.push((at + 3_500, Fault::PowerOff(host)));
+                plan.push((at + 3_500 + lasts, Fault::PowerOn { host, wiped: false }));
+                plan.extend((0..servers).map(|server| (at + 8_500 + lasts, Fault::StartServer(server))));
+                at += 8_500;
+            }
             // Stays off to the end, unless that is where the servers are.
             _ if strike == strikes - 1 && host >= servers => plan.push((at, Fault::PowerOff(host))),
             _ => {}
@@ -294,7 +309,7 @@ pub fn plan(world: &World) -> (Vec<(u64, Fault)>, u64) {
                 match rng.random_range(0..6) {
                     0..=2 => Fault::Readiness,
                     3 => Fault::Crash,
-                    4 => Fault::Delete,
+                    4 => Fault::Delete(None),
                     _ => Fault::Create(strike * 10 + number),
                 },
             ));

@@ -223,7 +223,7 @@ fn sync(world: &World, host: usize, uid: &str, worker: &mut Worker, reporter: &R
     });
     if !worker.gone {
         worker.reported = Some(status.clone());
-        board.report(&worker.pod, &status);
+        board.report(&PodId::of(&worker.pod), &worker.pod, &status);
         reporter.report(uid, Some(&worker.pod), status);
     }
     if plan.stopped && ends && worker.under_way.is_empty() {

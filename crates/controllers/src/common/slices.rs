@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use client::controller::{Error, Next};
+use client::endpoints::MANAGED_BY;
 use client::{Change, Deletion, ErrorExt, Informer, Key};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -17,8 +18,6 @@ use super::owner::labels_of;
 
 /// The label by which a Service's slices are found.
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
-/// The label that says who writes a slice.
-pub const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 
 /// Endpoints by the set of ports that they serve.
 pub type Desired = BTreeMap<Vec<BackendPort>, Vec<Endpoint>>;

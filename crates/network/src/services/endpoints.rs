@@ -8,9 +8,9 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
+use client::endpoints::{pod, said};
 use k8s_openapi::api::core::v1::{Service, ServicePort};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use membership::Said;
 
 use super::NodeFacts;
 
@@ -116,23 +116,11 @@ fn candidates<'a>(
             continue;
         };
         for endpoint in slice.endpoints.iter().flatten() {
-            // The addresses of one endpoint are interchangeable: the first is used.
-            let Some(address) = endpoint.addresses.first().and_then(|a| a.parse::<Ipv4Addr>().ok()) else {
-                continue;
-            };
-            let conditions = endpoint.conditions.as_ref();
-            let ready = conditions.and_then(|c| c.ready).unwrap_or(true);
+            let Some(said) = said(slice, endpoint) else { continue };
             let hints = endpoint.hints.as_ref();
-            let said = Said {
-                ready,
-                serving: conditions.and_then(|c| c.serving).unwrap_or(ready),
-                terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
-                address,
-            };
-            let pod = endpoint.target_ref.as_ref().and_then(|target| target.uid.as_deref());
-            let refined = node.view.as_ref().map(|view| view.refine(endpoint.node_name.as_deref(), pod, said));
+            let refined = node.view.as_ref().map(|view| view.refine(endpoint.node_name.as_deref(), pod(endpoint), said));
             let lost = refined.is_some_and(|refined| refined.lost);
-            let address = refined.map_or(address, |refined| refined.address);
+            let address = refined.map_or(said.address, |refined| refined.address);
             let (ready, serving) = match refined {
                 Some(refined) if !as_published => (refined.ready, refined.serving),
                 _ => (said.ready, said.serving),
