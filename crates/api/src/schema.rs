@@ -10,6 +10,9 @@
 //!
 //! One form serves built-in kinds and CustomResourceDefinitions alike; nothing outside this file reads the facts.
 
+mod fields;
+
+pub use fields::Fields;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::{
@@ -98,7 +101,7 @@ pub struct Schema {
     pub name: Cow<'static, str>,
     pub type_: Type,
     /// Fields of an object, in order of names.
-    pub fields: Vec<Field>,
+    pub fields: Fields,
     /// Type of a list's items or a map's values.
     pub items: Option<Link>,
     pub list: ListType,
@@ -168,7 +171,7 @@ impl std::fmt::Debug for Link {
 
 impl Schema {
     pub fn field(&self, name: &str) -> Option<&Field> {
-        self.fields.binary_search_by(|field| field.name.as_ref().cmp(name)).ok().map(|i| &self.fields[i])
+        self.fields.get(name)
     }
     /// The last part of the name: `PodSpec`.
     pub fn short_name(&self) -> &str {
@@ -221,7 +224,7 @@ impl Schema {
             if let Some(index) = DEFINITIONS.index("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta") {
                 fields.push(field("metadata", Link::Definition(index)));
             }
-            Arc::new(Schema { type_: Type::Object, fields, preserve_unknown: true, ..Schema::default() })
+            Arc::new(Schema { type_: Type::Object, fields: fields.into(), preserve_unknown: true, ..Schema::default() })
         });
         CUSTOM.clone()
     }
@@ -347,7 +350,7 @@ impl Definitions {
         };
         let omitted: Vec<&str> = self.go.omitted.get(short).map(|names| names.split(' ').collect()).unwrap_or_default();
         let (always, types) = (self.go.always.get(short), self.go.types.get(short));
-        let mut fields: Vec<Field> = (raw.properties.into_iter())
+        let fields: Vec<Field> = (raw.properties.into_iter())
             .map(|(field, property)| Field {
                 name: field.into(),
                 required: raw.required.contains(&field),
@@ -361,11 +364,10 @@ impl Definitions {
                 },
             })
             .collect();
-        fields.sort_by(|a, b| a.name.cmp(&b.name));
         Schema {
             name: name.into(),
             type_,
-            fields,
+            fields: fields.into(),
             items: match name.rsplit('.').next() {
                 // The facts do not say that these are schemas unless they are lists or flags.
                 Some("JSONSchemaPropsOrArray" | "JSONSchemaPropsOrBool") => {

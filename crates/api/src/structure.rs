@@ -569,9 +569,9 @@ impl Decoder {
     fn object(&mut self, reader: &mut Reader<'_>, schema: &Schema, place: &Place<'_>) -> Result<Value, String> {
         let mut map = Map::new();
         // Fields that were null are not in the map, but are double all the same when they come again.
-        let mut nulls: Vec<&str> = vec![];
+        let mut seen = 0u128;
         reader.object(|reader, key| {
-            let Some(known) = schema.field(&key) else {
+            let Some(index) = schema.fields.place(&key) else {
                 let place = place.then(Step::Key(&key));
                 if schema.preserve_unknown {
                     let value = self.any(reader, &place)?;
@@ -585,15 +585,16 @@ impl Decoder {
                 }
                 return Ok(());
             };
+            let known = &schema.fields[index];
             let place = place.then(Step::Field(&known.name, schema.short_name()));
-            if map.contains_key(known.name.as_ref()) || nulls.contains(&known.name.as_ref()) {
+            // No built-in type has more fields than there are bits.
+            let bit = u32::try_from(index).ok().and_then(|index| 1u128.checked_shl(index));
+            if bit.map_or_else(|| map.contains_key(key.as_ref()), |bit| seen & bit != 0) {
                 self.problem("duplicate", &place);
             }
-            match self.value(reader, &known.schema, &place)? {
-                Some(value) => {
-                    map.insert(key.into_owned(), value);
-                }
-                None => nulls.push(&known.name),
+            seen |= bit.unwrap_or_default();
+            if let Some(value) = self.value(reader, &known.schema, &place)? {
+                map.insert(key.into_owned(), value);
             }
             Ok(())
         })?;
@@ -637,23 +638,19 @@ fn counts_when_empty(schema: &Schema, field: &str) -> bool {
 /// Leaves out of one object what Go would not show, and adds what it always shows. An empty list that is always shown is not
 /// yet null when it has just been read (`is_stored` false): whoever sends it has set it.
 fn finish(map: &mut Map<String, Value>, schema: &Schema, is_stored: bool) {
-    if schema
-        .fields
-        .iter()
-        .all(|field| field.schema.type_ != Type::Map && field.schema.type_ != Type::Array && !field.omit_zero && field.always.is_none())
-    {
-        return;
+    // Few objects have a zero value in them.
+    if map.values().any(is_zero) {
+        map.retain(|key, value| {
+            !is_zero(value)
+                || (value.is_array() && counts_when_empty(schema, key))
+                || schema.field(key).is_none_or(|field| {
+                    !field.omit_zero
+                        && (field.required || field.always.is_some() || !matches!(field.schema.type_, Type::Map | Type::Array | Type::Bytes))
+                        && (field.always != Some(schema::Zero::Null) || (!is_stored && matches!(value, Value::Array(_))))
+                })
+        });
     }
-    map.retain(|key, value| {
-        !is_zero(value)
-            || (value.is_array() && counts_when_empty(schema, key))
-            || schema.field(key).is_none_or(|field| {
-                !field.omit_zero
-                    && (field.required || field.always.is_some() || !matches!(field.schema.type_, Type::Map | Type::Array | Type::Bytes))
-                    && (field.always != Some(schema::Zero::Null) || (!is_stored && matches!(value, Value::Array(_))))
-            })
-    });
-    for field in &schema.fields {
+    for field in schema.fields.always_shown() {
         if let Some(always) = field.always
             && !map.contains_key(field.name.as_ref())
         {
@@ -668,8 +665,10 @@ fn finish(map: &mut Map<String, Value>, schema: &Schema, is_stored: bool) {
 pub fn complete(value: &mut Value, schema: &Schema) {
     match (schema.type_, value) {
         (Type::Object, Value::Object(map)) if !schema.fields.is_empty() => {
-            map.retain(|key, value| !value.is_null() || schema.field(key).is_none_or(|field| field.schema.nullable));
-            for (key, value) in map.iter_mut() {
+            if map.values().any(Value::is_null) {
+                map.retain(|key, value| !value.is_null() || schema.field(key).is_none_or(|field| field.schema.nullable));
+            }
+            for (key, value) in map.iter_mut().filter(|(_, value)| value.is_object() || value.is_array()) {
                 if let Some(field) = schema.field(key) {
                     complete(value, &field.schema);
                 }

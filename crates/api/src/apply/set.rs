@@ -35,11 +35,40 @@ impl Node {
     pub(super) fn is_empty(&self) -> bool {
         !self.member && self.children.nodes.is_empty()
     }
+    /// What [`whole`] has written.
+    pub(super) fn of_whole(written: Value) -> Node {
+        let mut nodes = if let Value::Object(nodes) = written { nodes } else { Nodes::new() };
+        nodes.remove(ITSELF);
+        Node { member: true, children: Set { nodes } }
+    }
     fn into_value(self) -> Value {
         let mut nodes = self.children.nodes;
         settle(&mut nodes, self.member);
         Value::Object(nodes)
     }
+}
+
+/// An element that is in a set itself and with all that is below it, as it is written. No element of `below` comes twice.
+pub(super) fn whole(below: impl Iterator<Item = (String, Value)>) -> Value {
+    let mut below = below.peekable();
+    if below.peek().is_none() {
+        return Value::Object(Nodes::new());
+    }
+    let itself = (ITSELF.to_string(), Value::Object(Nodes::new()));
+    // A map that is made of all its members at once searches for none of them.
+    Value::Object(std::iter::once(itself).chain(below).collect())
+}
+
+/// The same for items of a list. Of an item that comes again, only itself is in the set.
+pub(super) fn whole_of_items(below: impl Iterator<Item = (String, Value)>) -> Value {
+    let mut nodes = Nodes::new();
+    for (element, written) in below {
+        match nodes.entry(element) {
+            Entry::Vacant(place) => drop(place.insert(written)),
+            Entry::Occupied(mut again) => drop(again.insert(Value::Object(Nodes::new()))),
+        }
+    }
+    whole(nodes.into_iter())
 }
 
 /// The elements below an element.
@@ -266,18 +295,6 @@ impl Set {
     /// Puts a whole element in the place of what was there. It MUST NOT be empty.
     pub(super) fn put(&mut self, element: String, node: Node) {
         self.nodes.insert(element, node.into_value());
-    }
-
-    /// Of whole elements, none of which is empty. Of one that comes again, only itself is in the set.
-    pub(super) fn of_nodes(nodes: impl Iterator<Item = (String, Node)>) -> Set {
-        let mut set = Set::default();
-        for (element, node) in nodes {
-            match set.nodes.entry(element) {
-                Entry::Vacant(place) => drop(place.insert(node.into_value())),
-                Entry::Occupied(mut again) => drop(again.insert(Value::Object(Nodes::new()))),
-            }
-        }
-        set
     }
 
     /// All of it.

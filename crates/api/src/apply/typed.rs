@@ -3,7 +3,7 @@
 //! What is atomic is a leaf. Lists of maps and of values are walked by their items' keys and values. What has no schema is
 //! walked as maps, with lists as leaves, as Kubernetes deduces it.
 
-use super::set::{Node, Part, Set, element_text, field_element, item_element};
+use super::set::{self, Node, Part, Set, element_text, field_element, item_element};
 use crate::{
     Value,
     schema::{Field, ListType, Schema, Type},
@@ -187,7 +187,7 @@ impl<'a> View<'a> {
         match (old, new) {
             (None, None) => return differs,
             (None, Some(new)) if depth == Depth::Below => {
-                differs.added = self.whole(new);
+                differs.added = Node::of_whole(self.whole(new));
                 return differs;
             }
             (None, Some(_)) => differs.added.member = true,
@@ -236,17 +236,18 @@ impl<'a> View<'a> {
         differs
     }
 
-    /// A value where there was none: all of it is new.
-    fn whole(&self, value: &Value) -> Node {
-        let children = match self.shape(Some(value)) {
-            _ if is_empty(Some(value)) => Set::default(),
+    /// A value where there was none: all of it is new. In written form.
+    fn whole(&self, value: &Value) -> Value {
+        match self.shape(Some(value)) {
+            _ if is_empty(Some(value)) => set::whole(std::iter::empty()),
             Shape::Map => {
-                Set::of_nodes(map_of(Some(value)).into_iter().flatten().map(|(key, below)| (field_element(key), self.member(key).whole(below))))
+                set::whole(map_of(Some(value)).into_iter().flatten().map(|(key, below)| (field_element(key), self.member(key).whole(below))))
             }
-            Shape::List(list) => Set::of_nodes(elements(list, Some(value)).into_iter().map(|(element, item)| (element, self.item().whole(item)))),
-            Shape::Leaf => Set::default(),
-        };
-        Node { member: true, children }
+            Shape::List(list) => {
+                set::whole_of_items(elements(list, Some(value)).into_iter().map(|(element, item)| (element, self.item().whole(item))))
+            }
+            Shape::Leaf => set::whole(std::iter::empty()),
+        }
     }
 
     /// The live object with what the applied one says.

@@ -197,8 +197,7 @@ impl Props {
                     let metadata = crate::schema::definition_link("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta");
                     fields.extend(metadata.map(|link| field("metadata", link, None)));
                 }
-                fields.sort_by(|a, b| a.name.cmp(&b.name));
-                schema.fields = fields;
+                schema.fields = fields.into();
                 // Beside named properties the values of a map may be told too, which merging does not know.
                 schema.preserve_unknown |= !matches!(self.additional, Additional::Unsaid | Additional::Allowed(false));
             }
