@@ -21,7 +21,7 @@ use k8s_openapi::api::{
     policy::v1::PodDisruptionBudget,
     rbac::v1::ClusterRole,
     scheduling::v1::PriorityClass,
-    storage::v1::StorageClass,
+    storage::v1::{StorageClass, VolumeAttributesClass},
 };
 use kube::core::{DynamicObject, PartialObjectMeta};
 use serde_json::Value;
@@ -100,4 +100,5 @@ json!(
     StatefulSet,
     StorageClass,
     ValidatingWebhookConfiguration,
+    VolumeAttributesClass,
 );

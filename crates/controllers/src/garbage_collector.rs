@@ -14,7 +14,7 @@
 
 mod graph;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +27,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{DeleteParams, Preconditions, PropagationPolicy};
 use parking_lot::{Mutex, RwLock};
 use serde_json::json;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
@@ -37,8 +38,12 @@ use crate::common::discovery::{self, Discovered, Metadata, Resource};
 
 const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";
-/// How often new kinds are looked for.
+/// How often new kinds are looked for, where no definition tells of them.
 const DISCOVERY_PERIOD: Duration = Duration::from_secs(30);
+/// How long after such news: others come with them.
+const NEWS_PAUSE: Duration = Duration::from_secs(1);
+/// Whose objects tell of new kinds.
+const DEFINING: [&str; 2] = ["customresourcedefinitions.apiextensions.k8s.io", "apiservices.apiregistration.k8s.io"];
 /// How long the first lists of all kinds may take before looking begins without the rest.
 const FIRST_LISTS_MAX: Duration = Duration::from_secs(30);
 /// How long until an object is looked at again whose owner's kind is not served.
@@ -54,6 +59,10 @@ pub fn new(context: &Context) -> Arc<dyn Controller> {
 struct Known {
     graph: Mutex<Graph>,
     discovered: RwLock<Arc<Discovered>>,
+    /// Objects that name an owner of a kind that is not known, or was not.
+    unsettled: Mutex<HashSet<String>>,
+    /// Kinds may have come or gone.
+    news: Notify,
 }
 
 struct GarbageCollector {
@@ -109,7 +118,10 @@ impl GarbageCollector {
         for reference in &references {
             match self.state_of(reference, place).await? {
                 Some(state) => owners.push((reference.uid.clone(), state)),
-                None => return Ok(Next::After(UNKNOWN_KIND_PAUSE)),
+                None => {
+                    self.known.unsettled.lock().insert(uid.to_owned());
+                    return Ok(Next::After(UNKNOWN_KIND_PAUSE));
+                }
             }
         }
         let has_dependents = self.known.graph.lock().has_dependents(uid);
@@ -283,6 +295,9 @@ async fn feed(client: kube::Client, informers: Informers, known: Arc<Known>, que
                         graph.set(Object::of(resource, &object.metadata));
                     }
                 }
+                if !fresh.is_empty() {
+                    known.unsettled.lock().drain().for_each(|uid| queue.add(Key::new("", uid)));
+                }
                 for (resource, informer) in fresh.into_iter().zip(opened) {
                     let follower = tasks.spawn(follow(resource.clone(), informer.subscribe(), known.clone(), queue.clone()));
                     followers.insert(resource.group_resource(), (resource, follower));
@@ -291,13 +306,19 @@ async fn feed(client: kube::Client, informers: Informers, known: Arc<Known>, que
             }
             Err(error) => debug!(error = %error.short(), "discovery failed"),
         }
-        sleep(DISCOVERY_PERIOD).await;
+        if timeout(DISCOVERY_PERIOD, known.news.notified()).await.is_ok() {
+            sleep(NEWS_PAUSE).await;
+        }
     }
 }
 
 /// Follows one kind.
 async fn follow(resource: Arc<Resource>, mut changes: client::Changes<Metadata>, known: Arc<Known>, queue: Queue) {
+    let is_news = DEFINING.contains(&resource.group_resource().as_str());
     while let Some(change) = changes.next().await {
+        if is_news {
+            known.news.notify_one();
+        }
         let dirty = {
             let mut graph = known.graph.lock();
             match &change {

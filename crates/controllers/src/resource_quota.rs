@@ -2,8 +2,11 @@
 //!
 //! Admission charges a quota before an object is stored; this controller gives back what was charged in vain and what has
 //! gone since. Both count by [`api::quota`].
+//!
+//! What must stay true: a charge whose object is not seen yet is not taken back, or the quota would be exceeded by it. So
+//! nothing is lowered until [`SETTLE`] after the last charge ([`Charges`]).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +19,8 @@ use client::{Change, Informer, Json, Key};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, ResourceQuotaStatus, Service};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 use kube::Resource;
+use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use crate::Context;
 use crate::common::discovery;
@@ -27,6 +32,11 @@ const FULL_PERIOD: Duration = Duration::from_secs(300);
 /// How often those kinds are counted whose changes are not watched for this.
 const COUNTED_PERIOD: Duration = Duration::from_secs(10);
 
+/// How long the object of a charge may take to be seen here.
+const SETTLE: Duration = Duration::from_secs(2);
+/// How long what is free is kept back at most, while others go on charging.
+const SETTLE_MAX: Duration = Duration::from_secs(15);
+
 /// Makes the controller.
 pub fn new(context: &Context) -> Arc<dyn Controller> {
     Arc::new(Quotas {
@@ -35,6 +45,7 @@ pub fn new(context: &Context) -> Arc<dyn Controller> {
         pods: context.informers.all(),
         services: context.informers.all(),
         claims: context.informers.all(),
+        charges: Arc::default(),
     })
 }
 
@@ -44,6 +55,72 @@ struct Quotas {
     pods: Informer<Pod>,
     services: Informer<Service>,
     claims: Informer<PersistentVolumeClaim>,
+    charges: Arc<Charges>,
+}
+
+/// When each quota was last charged.
+#[derive(Default)]
+struct Charges(Mutex<HashMap<Key, Charge>>);
+
+struct Charge {
+    last: Instant,
+    /// Since when something is kept back that could be given back.
+    kept_since: Option<Instant>,
+}
+
+impl Charges {
+    /// A quota has changed. Answers whether that is a reason to count.
+    fn see(&self, change: &Change<ResourceQuota>, now: Instant) -> bool {
+        let Change::Applied { old: Some(old), new } = change else {
+            self.0.lock().remove(&Key::of(&**change.object()));
+            return true;
+        };
+        if raised(old, new) {
+            let mut charges = self.0.lock();
+            let charge = charges.entry(Key::of(&**new)).or_insert(Charge { last: now, kept_since: None });
+            charge.last = now;
+        }
+        let hard = |quota: &ResourceQuota| quota.status.as_ref().and_then(|status| status.hard.clone());
+        old.spec != new.spec || hard(old) != hard(new) || new.spec.as_ref().and_then(|spec| spec.hard.clone()) != hard(new)
+    }
+
+    /// For how long nothing may be given back yet; `None` if it may.
+    fn keeps(&self, key: &Key, now: Instant) -> Option<Duration> {
+        let mut charges = self.0.lock();
+        let charge = charges.get_mut(key)?;
+        let since = *charge.kept_since.get_or_insert(now);
+        let until = (charge.last + SETTLE).min(since + SETTLE_MAX);
+        if until > now {
+            return Some(until - now);
+        }
+        charges.remove(key);
+        None
+    }
+}
+
+/// Whether more of anything is used than before.
+fn raised(old: &ResourceQuota, new: &ResourceQuota) -> bool {
+    let used = |quota: &ResourceQuota| amounts(quota.status.as_ref().and_then(|status| status.used.as_ref()));
+    let before = used(old);
+    used(new).iter().any(|(name, amount)| before.get(name).is_none_or(|before| amount > before))
+}
+
+fn amounts(texts: Option<&BTreeMap<String, Text>>) -> Amounts {
+    texts.into_iter().flatten().filter_map(|(name, text)| Some((name.clone(), Quantity::parse(&text.0).ok()?))).collect()
+}
+
+/// What is said to be used: what was counted, and, as long as nothing may be given back, what is charged where that is more.
+/// Answers also whether something was kept back.
+fn said(counted: Amounts, charged: &Amounts, gives_back: bool) -> (Amounts, bool) {
+    let is_less = |(name, amount): (&String, &Quantity)| charged.get(name).is_some_and(|charged| amount < charged);
+    if gives_back || !counted.iter().any(is_less) {
+        return (counted, false);
+    }
+    let most = |(name, amount): (String, Quantity)| {
+        let charged = charged.get(&name).copied().unwrap_or(amount);
+        (name, amount.max(charged))
+    };
+    (counted.into_iter().map(most).collect(), true)
 }
 
 impl Quotas {
@@ -66,9 +143,10 @@ impl Controller for Quotas {
     }
 
     fn inputs(&self, inputs: &mut Inputs) {
-        inputs.primary(&self.quotas);
+        let charges = self.charges.clone();
+        inputs.mapped(&self.quotas, move |change| if charges.see(change, Instant::now()) { vec![Key::of(&**change.object())] } else { Vec::new() });
         self.recount_on(inputs, &self.pods, |change| match change {
-            Change::Applied { old, new } => old.as_ref().is_none_or(|old| is_finished(old) != is_finished(new)),
+            Change::Applied { old, new } => old.as_ref().is_some_and(|old| is_finished(old) != is_finished(new)),
             Change::Deleted(_) => true,
         });
         self.recount_on(inputs, &self.services, |_| true);
@@ -94,11 +172,18 @@ impl Controller for Quotas {
             let number = self.number_of(group, resource, &key.namespace).await?;
             used.insert(name.clone(), Quantity::from_units(number, api::quantity::Format::DecimalSi));
         }
-        let shown = |name: &String| Text(used.get(name).map_or_else(|| "0".to_owned(), ToString::to_string));
-        let used = hard.keys().map(|name| (name.clone(), shown(name))).collect();
+        used.retain(|name, _| hard.contains_key(name));
+        for name in hard.keys() {
+            used.entry(name.clone()).or_insert(Quantity::ZERO);
+        }
+        let charged = amounts(quota.status.as_ref().and_then(|status| status.used.as_ref()));
+        let (_, frees) = said(used.clone(), &charged, false);
+        let pause = if frees { self.charges.keeps(key, Instant::now()) } else { None };
+        let (used, _) = said(used, &charged, pause.is_none());
+        let used = used.into_iter().map(|(name, amount)| (name, Text(amount.to_string()))).collect();
         let status = ResourceQuotaStatus { hard: Some(hard), used: Some(used) };
         patch::write_status(&self.quotas, &quota, quota.status.as_ref(), &status).await?;
-        Ok(Next::After(if others.is_empty() { FULL_PERIOD } else { COUNTED_PERIOD }))
+        Ok(Next::After(pause.unwrap_or(if others.is_empty() { FULL_PERIOD } else { COUNTED_PERIOD })))
     }
 }
 
@@ -160,6 +245,42 @@ mod tests {
         };
         check(json!({}), &[("pods", "3"), ("requests.cpu", "1200m")]);
         check(json!({"spec": {"scopes": ["BestEffort"]}}), &[("pods", "1")]);
+    }
+
+    fn quota(used: Value) -> Arc<ResourceQuota> {
+        let hard = json!({"pods": "3"});
+        let quota = json!({"metadata": {"namespace": "n", "name": "q"}, "spec": {"hard": hard}, "status": {"hard": hard, "used": used}});
+        Arc::new(serde_json::from_value(quota).expect("a quota"))
+    }
+
+    #[test]
+    fn what_was_just_charged_is_not_given_back() {
+        let (charges, key, start) = (Charges::default(), Key::new("n", "q"), Instant::now());
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let seen = |before: &str, now: &str, seconds: u64| {
+            let change = Change::Applied { old: Some(quota(json!({"pods": before}))), new: quota(json!({"pods": now})) };
+            charges.see(&change, at(seconds))
+        };
+        assert_eq!(charges.keeps(&key, at(0)), None, "nobody has charged it");
+        assert!(!seen("0", "1", 0), "a charge is no reason to count");
+        assert_eq!(charges.keeps(&key, at(1)), Some(Duration::from_secs(1)));
+        for second in 1..20 {
+            assert!(!seen("1", "2", second));
+        }
+        assert_eq!(charges.keeps(&key, at(20)), None, "charges that never end keep nothing back for ever");
+        assert!(!seen("2", "1", 21) && charges.keeps(&key, at(21)).is_none(), "what is given back is no charge");
+    }
+
+    #[test]
+    fn more_is_said_at_once_and_less_later() {
+        let of = |pods: i64, cpu: &str| -> Amounts {
+            [("pods".to_owned(), Quantity::from_units(pods, api::quantity::Format::DecimalSi)), ("cpu".to_owned(), Quantity::parse(cpu).unwrap())]
+                .into()
+        };
+        assert_eq!(said(of(1, "2"), &of(2, "1"), false), (of(2, "2"), true));
+        assert_eq!(said(of(1, "2"), &of(2, "1"), true), (of(1, "2"), false));
+        assert_eq!(said(of(2, "2"), &of(2, "1"), false), (of(2, "2"), false));
+        assert_eq!(said(of(2, "2"), &Amounts::new(), false), (of(2, "2"), false));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A volume in use does not go: the finalizers `kubernetes.io/pvc-protection` and `kubernetes.io/pv-protection` come off a
-//! claim when no pod uses it any more, and off a volume when it is bound to no claim.
+//! claim when no pod uses it any more, and off a volume when it is bound to no claim; `kubernetes.io/vac-protection` off a
+//! VolumeAttributesClass when no volume and no claim has it or wants it.
 
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use client::controller::{Controller, Error, Inputs, Next};
 use client::volumes::claim_of_pod;
 use client::{Change, Informer, Key};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::VolumeAttributesClass;
 use serde_json::json;
 
 use crate::Context;
@@ -16,6 +18,7 @@ use crate::common::pod_state::is_finished;
 
 const CLAIM: &str = "kubernetes.io/pvc-protection";
 const VOLUME: &str = "kubernetes.io/pv-protection";
+const CLASS: &str = "kubernetes.io/vac-protection";
 
 /// Makes the controller of claims.
 pub fn new_of_claims(context: &Context) -> Arc<dyn Controller> {
@@ -25,6 +28,11 @@ pub fn new_of_claims(context: &Context) -> Arc<dyn Controller> {
 /// Makes the controller of volumes.
 pub fn new_of_volumes(context: &Context) -> Arc<dyn Controller> {
     Arc::new(Volumes { volumes: context.informers.all() })
+}
+
+/// Makes the controller of VolumeAttributesClasses.
+pub fn new_of_classes(context: &Context) -> Arc<dyn Controller> {
+    Arc::new(Classes { classes: context.informers.all(), volumes: context.informers.all(), claims: context.informers.all() })
 }
 
 /// The finalizers that the object should have, if not what it has.
@@ -104,6 +112,63 @@ impl Controller for Volumes {
     }
 }
 
+struct Classes {
+    classes: Informer<VolumeAttributesClass>,
+    volumes: Informer<PersistentVolume>,
+    claims: Informer<PersistentVolumeClaim>,
+}
+
+/// The class that a volume has.
+fn class_of_volume(volume: &PersistentVolume) -> Option<&str> {
+    volume.spec.as_ref()?.volume_attributes_class_name.as_deref()
+}
+
+/// The classes that a claim wants, has and is on its way to.
+fn classes_of_claim(claim: &PersistentVolumeClaim) -> impl Iterator<Item = &str> {
+    let wanted = claim.spec.as_ref().and_then(|spec| spec.volume_attributes_class_name.as_deref());
+    let status = claim.status.as_ref();
+    let has = status.and_then(|status| status.current_volume_attributes_class_name.as_deref());
+    let target = status.and_then(|status| status.modify_volume_status.as_ref()?.target_volume_attributes_class_name.as_deref());
+    [wanted, has, target].into_iter().flatten()
+}
+
+fn class_key(name: &str) -> Key {
+    Key::new("", name)
+}
+
+#[async_trait]
+impl Controller for Classes {
+    fn name(&self) -> &'static str {
+        "volumeattributesclass-protection-controller"
+    }
+
+    fn inputs(&self, inputs: &mut Inputs) {
+        inputs.primary(&self.classes);
+        // Whatever let go of a class may have been the last.
+        inputs.mapped(&self.volumes, |change| {
+            let before = change.old().or(Some(change.object()));
+            before.and_then(|volume| class_of_volume(volume)).map(class_key).into_iter().collect()
+        });
+        inputs.mapped(&self.claims, |change| {
+            let before = change.old().or(Some(change.object()));
+            before.into_iter().flat_map(|claim| classes_of_claim(claim)).map(class_key).collect()
+        });
+    }
+
+    async fn reconcile(&self, key: &Key) -> Result<Next, Error> {
+        let Some(class) = self.classes.get(key) else { return Ok(Next::Done) };
+        let deleting = class.metadata.deletion_timestamp.is_some();
+        let in_use = deleting
+            && (self.volumes.list().iter().any(|volume| class_of_volume(volume) == Some(&key.name))
+                || self.claims.list().iter().any(|claim| classes_of_claim(claim).any(|name| name == key.name)));
+        let have = class.metadata.finalizers.as_deref().unwrap_or_default();
+        if let Some(wanted) = finalizers(have, CLASS, deleting, in_use) {
+            patch::write(&self.classes, &*class, json!({"metadata": {"finalizers": wanted}})).await?;
+        }
+        Ok(Next::Done)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -115,5 +180,18 @@ mod tests {
         assert_eq!(finalizers(&have(&["a", CLAIM]), CLAIM, true, true), None);
         assert_eq!(finalizers(&have(&["a", CLAIM]), CLAIM, true, false), Some(have(&["a"])));
         assert_eq!(finalizers(&have(&["a"]), CLAIM, true, false), None);
+    }
+
+    #[test]
+    fn a_claim_holds_on_to_all_classes_that_it_has_to_do_with() {
+        let claim: PersistentVolumeClaim = serde_json::from_value(json!({
+            "spec": {"volumeAttributesClassName": "wanted"},
+            "status": {"currentVolumeAttributesClassName": "had", "modifyVolumeStatus": {"status": "Pending", "targetVolumeAttributesClassName": "next"}},
+        }))
+        .expect("a claim");
+        assert_eq!(classes_of_claim(&claim).collect::<Vec<_>>(), ["wanted", "had", "next"]);
+        assert_eq!(classes_of_claim(&PersistentVolumeClaim::default()).count(), 0);
+        let volume: PersistentVolume = serde_json::from_value(json!({"spec": {"volumeAttributesClassName": "gold"}})).expect("a volume");
+        assert_eq!(class_of_volume(&volume), Some("gold"));
     }
 }

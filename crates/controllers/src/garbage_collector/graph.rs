@@ -53,6 +53,12 @@ impl Object {
         }
     }
 
+    /// Whether the other one is where this one's dependents are: a namespaced owner of another namespace is none.
+    fn may_own(&self, dependent: &Object) -> bool {
+        let elsewhere = self.place.resource.namespaced && !dependent.place.namespace.is_empty();
+        !elsewhere || self.place.namespace == dependent.place.namespace
+    }
+
     fn blocks(&self, owner: &str) -> bool {
         self.owners.iter().any(|reference| reference.uid == owner && reference.block_owner_deletion == Some(true))
     }
@@ -84,7 +90,7 @@ impl Graph {
         // Whoever waited for this object may have to wait no longer.
         let freed = old_owners.iter().filter(|owner| before.as_ref().is_some_and(|before| before.blocks(owner)) && !object.blocks(owner));
         dirty.extend(freed.filter(|owner| self.waits(owner)).cloned());
-        let owner_trouble = object.owners.iter().any(|owner| self.objects.get(&owner.uid).is_none_or(|owner| owner.waits));
+        let owner_trouble = object.owners.iter().any(|owner| self.objects.get(&owner.uid).is_none_or(|owner| owner.waits || !owner.may_own(&object)));
         if owner_trouble || object.waits || object.orphans {
             dirty.push(uid.clone());
         }
@@ -196,6 +202,22 @@ mod tests {
         assert_eq!(graph.blocking_dependents("owner").len(), 1);
         assert_eq!(graph.remove("a"), ["owner"]);
         assert!(graph.blocking_dependents("owner").is_empty());
+    }
+
+    #[test]
+    fn an_owner_of_another_namespace_is_a_reason_to_look() {
+        let mut graph = Graph::default();
+        let elsewhere = |mut object: Object| {
+            object.place.namespace = "elsewhere".into();
+            object
+        };
+        graph.set(elsewhere(object("owner", &[], None)));
+        let near = |mut object: Object| {
+            object.place.namespace = "here".into();
+            object
+        };
+        assert_eq!(graph.set(near(object("a", &["owner"], None))), ["a"]);
+        assert!(graph.set(elsewhere(object("b", &["owner"], None))).is_empty());
     }
 
     #[test]
