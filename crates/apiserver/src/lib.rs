@@ -50,6 +50,7 @@ pub mod tokens;
 pub mod tunnel;
 mod turns;
 pub mod watch;
+mod websocket;
 pub mod write;
 mod yaml;
 

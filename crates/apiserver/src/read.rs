@@ -42,8 +42,21 @@ pub async fn list(call: Call) -> Answer {
 pub async fn select(call: &Call, options: &ListOptions) -> Result<(Vec<Arc<Entry>>, ListMetadata), Status> {
     check_versions(options)?;
     let selection = selection(call, options)?;
+    let (entries, metadata) = stored(call, options, &selection).await?;
+    if !selection.fields_later {
+        return Ok((entries, metadata));
+    }
+    // A page may get shorter by this, as Kubernetes' pages may.
+    let selection = Selection { fields_later: false, ..selection };
+    let mut shown = conversion::entries(&call.server, &call.view(), entries).await?;
+    shown.retain(|entry| selection.matches(entry));
+    Ok((shown, metadata))
+}
+
+/// The same, by what can be seen of objects as they are stored.
+async fn stored(call: &Call, options: &ListOptions, selection: &Selection) -> Result<(Vec<Arc<Entry>>, ListMetadata), Status> {
     let cache = call.server.cache.of(&call.kind);
-    if let Some(found) = labelled(call, options, &cache, &selection).await? {
+    if let Some(found) = labelled(call, options, &cache, selection).await? {
         return Ok(found);
     }
     let (snapshot, start) = version(call, options, &cache).await?;
@@ -131,7 +144,10 @@ pub fn selection(call: &Call, options: &ListOptions) -> Result<Selection, Status
     check_fields(&call.kind, options)?;
     let namespace = Some(call.namespace()).filter(|namespace| !namespace.is_empty()).map(String::from);
     let name = Some(call.info.name.as_str()).filter(|name| !name.is_empty()).map(String::from);
-    Ok(Selection { namespace, name, labels: options.label_selector.clone(), fields: options.field_selector.clone(), kind: Some(call.kind.clone()) })
+    let fields = options.field_selector.clone();
+    let fields_later =
+        conversion::is_by_webhook(&call.kind) && fields.fields().any(|field| call.kind.selectable_fields.iter().any(|own| own == field));
+    Ok(Selection { namespace, name, labels: options.label_selector.clone(), fields, kind: Some(call.kind.clone()), fields_later })
 }
 
 fn check_fields(kind: &Kind, options: &ListOptions) -> Result<(), Status> {

@@ -4,12 +4,13 @@
 
 use crate::{
     body::{self, BoxError},
-    cache::{ChangeKind, Entry, From, Message, TooOld, Watch, frame},
+    cache::{ChangeKind, Entry, From, Message, Selection, TooOld, Watch, frame},
     connect::{Answer, Call},
     conversion,
     encode::{Format, Output, Shape, View, metadata_bytes, metadata_value, respond},
     read::{invalid_options, number, selection},
     turns::Turns,
+    websocket,
 };
 use api::{
     Status, Value, field, limits,
@@ -18,11 +19,12 @@ use api::{
     request::{ListOptions, VersionMatch},
 };
 use bytes::{Bytes, BytesMut};
-use futures::stream;
+use futures::{Stream, stream};
 use http::StatusCode;
+use parking_lot::Mutex;
 use rand::Rng;
 use serde_json::json;
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{future::poll_fn, pin::Pin, sync::Arc, task::Poll, time::Duration};
 use store::Revision;
 use tokio::time::{Instant, Interval, Sleep};
 
@@ -31,7 +33,16 @@ const BATCH_BYTES: usize = 64 * 1024;
 /// The annotation of the bookmark that ends the initial events.
 const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
-pub async fn watch(call: Call) -> Answer {
+pub async fn watch(mut call: Call) -> Answer {
+    let socket = websocket::asked(&mut call.request, &[])?;
+    if socket.is_some() {
+        // It does not take turns with other answers of its connection any more.
+        call.request.extensions_mut().remove::<Arc<Turns>>();
+    }
+    Ok(websocket::answer(&call.server.clone(), socket, events(call).await?))
+}
+
+async fn events(call: Call) -> Answer {
     let options = ListOptions::parse(&call.query)?;
     check(&options)?;
     let selection = selection(&call, &options)?;
@@ -62,6 +73,7 @@ pub async fn watch(call: Call) -> Answer {
         .filter(|&seconds| seconds > 0)
         .unwrap_or_else(|| limits::WATCH_TIMEOUT_DEFAULT_S + rand::rng().random_range(0..limits::WATCH_TIMEOUT_DEFAULT_S));
     let deadline = Instant::now() + Duration::from_secs(timeout_s.min(limits::WATCH_TIMEOUT_DEFAULT_S * 100));
+    let later = selection.fields_later.then(|| Selection { fields_later: false, ..selection.clone() });
     let mut watch = match resource.watch(selection, from, cache.reached()) {
         Ok(watch) => watch,
         Err(TooOld { oldest }) => {
@@ -82,9 +94,8 @@ pub async fn watch(call: Call) -> Answer {
     // Looked at after the watch has begun: whoever begins later than this is not ended with the others.
     let ended = call.server.config.shutdown.is_cancelled();
     let over = Box::pin(tokio::time::sleep_until(deadline));
-    let running = Running { call: Arc::new(call), watch, framer, first, bookmarks, over, ended };
-    let lines = stream::unfold(running, |mut running| async move { running.next().await.map(|bytes| (Ok::<_, BoxError>(bytes), running)) });
-    Ok(respond(StatusCode::OK, media_type, body::stream(lines)))
+    let running = Running { call: Arc::new(call), watch, framer, first, bookmarks, over, ended, later };
+    Ok(respond(StatusCode::OK, media_type, body::stream(lines(running))))
 }
 
 fn check(options: &ListOptions) -> Result<(), Status> {
@@ -103,6 +114,30 @@ fn check(options: &ListOptions) -> Result<(), Status> {
     invalid_options(&errors)
 }
 
+/// What a watch says, line by line. One future makes all of it and stays where it is: it is large, and `unfold` would move it for
+/// every event and watcher.
+fn lines(mut running: Running) -> impl Stream<Item = Result<Bytes, BoxError>> {
+    let made = Arc::new(Mutex::new(None));
+    let making = made.clone();
+    let mut all = Box::pin(async move {
+        while let Some(lines) = running.next().await {
+            *making.lock() = Some(lines);
+            // Goes on when more is asked for, which wakes nobody.
+            let mut asked = false;
+            poll_fn(|_| if std::mem::replace(&mut asked, true) { Poll::Ready(()) } else { Poll::Pending }).await;
+        }
+    });
+    let mut over = false;
+    stream::poll_fn(move |cx| {
+        over = over || all.as_mut().poll(cx).is_ready();
+        match made.lock().take() {
+            Some(lines) => Poll::Ready(Some(Ok(lines))),
+            None if over => Poll::Ready(None),
+            None => Poll::Pending,
+        }
+    })
+}
+
 /// A watch on its way to the client.
 struct Running {
     call: Arc<Call>,
@@ -114,11 +149,23 @@ struct Running {
     /// Done when its time is up. Kept over events, for it is dear to begin anew.
     over: Pin<Box<Sleep>>,
     ended: bool,
+    /// What is selected by fields that are only there once an object has been converted.
+    later: Option<Selection>,
 }
 
 impl Running {
     /// The next lines, or `None` at the end.
     async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            let lines = self.lines().await?;
+            if !lines.is_empty() {
+                return Some(lines);
+            }
+        }
+    }
+
+    /// The same, or nothing for events that are not for this watcher.
+    async fn lines(&mut self) -> Option<Bytes> {
         if self.ended {
             return None;
         }
@@ -177,14 +224,40 @@ impl Running {
         if !conversion::is_by_webhook(&self.call.kind) {
             return self.framer.event(message);
         }
-        match conversion::entry(&self.call.server, &self.framer.view, message.entry()).await {
-            Ok(entry) => self.framer.shown(message.kind(), &entry),
+        let event = match &self.later {
+            Some(selection) => selected(&self.call, &self.framer.view, selection, message).await,
+            None => conversion::entry(&self.call.server, &self.framer.view, message.entry()).await.map(|entry| Some((message.kind(), entry))),
+        };
+        match event {
+            Ok(Some((kind, entry))) => self.framer.shown(kind, &entry),
+            Ok(None) => Bytes::new(),
             Err(status) => {
                 self.ended = true;
                 self.framer.frame("ERROR", &status.to_value())
             }
         }
     }
+}
+
+/// An event as it is to somebody who selects by fields of the converted object; `None` if it is nothing to them.
+async fn selected(call: &Call, view: &View, selection: &Selection, message: &Message) -> Result<Option<(ChangeKind, Arc<Entry>)>, Status> {
+    let converted = |entry: Arc<Entry>| conversion::entry(&call.server, view, entry);
+    let after = converted(message.entry()).await?;
+    let matches = selection.matches(&after);
+    let before = match message {
+        Message::Change(ChangeKind::Modified, change) => match &change.previous {
+            Some(previous) => Some(converted(Arc::new(previous.at(change.entry.revision))).await?),
+            None => None,
+        },
+        _ => return Ok(matches.then(|| (message.kind(), after))),
+    };
+    let before = before.filter(|before| selection.matches(before));
+    Ok(match (before, matches) {
+        (None, false) => None,
+        (None, true) => Some((ChangeKind::Added, after)),
+        (Some(_), true) => Some((ChangeKind::Modified, after)),
+        (Some(before), false) => Some((ChangeKind::Deleted, before)),
+    })
 }
 
 /// Makes lines or frames of events.

@@ -102,8 +102,11 @@ pub struct Selection {
     pub name: Option<String>,
     pub labels: LabelSelector,
     pub fields: FieldSelector,
-    /// The kind as the reader sees it; where that is stored as another kind, its own fields are read from the object.
+    /// The kind as the reader sees it; where that is stored as another kind, or has versions with fields of their own, its fields are read
+    /// from the object.
     pub kind: Option<Arc<Kind>>,
+    /// Whether the kind's own fields are only known once the object has been converted: then they select nothing here.
+    pub fields_later: bool,
 }
 
 impl Selection {
@@ -115,9 +118,17 @@ impl Selection {
     }
     fn matches_fields(&self, entry: &Entry) -> bool {
         let Some(kind) = &self.kind else { return self.fields.matches(|path| own_field(entry, path)) };
-        if kind.stored_as.is_none() {
+        if self.fields_later {
+            let own = |field: &str| matches!(field, "metadata.name" | "metadata.namespace");
+            let known = FieldSelector { terms: self.fields.terms.iter().filter(|(field, ..)| own(field)).cloned().collect() };
+            return known.matches(|path| own_field(entry, path));
+        }
+        if kind.stored_as.is_none() && kind.custom.is_none() {
             let position = |path: &str| kind.selectable_fields.iter().position(|field| field == path);
             return self.fields.matches(|path| own_field(entry, path).or_else(|| entry.fields.get(position(path)?).map(|text| &**text)));
+        }
+        if !self.fields.terms.iter().all(|(field, equal, value)| !equal || own_field(entry, field).is_some() || may_hold(&entry.bytes, value)) {
+            return false;
         }
         let object = entry.value();
         let values: Vec<(&str, String)> =
@@ -145,6 +156,12 @@ impl Selection {
             (true, false) => Some(ChangeKind::Deleted),
         }
     }
+}
+
+/// Whether an object's bytes can have a field with this value: to look for the text is cheaper than to read the object.
+fn may_hold(bytes: &[u8], value: &str) -> bool {
+    let is_written_as_it_is = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\\'));
+    !is_written_as_it_is || bytes.windows(value.len()).any(|window| window == value.as_bytes())
 }
 
 /// The fields that every object can be selected by.

@@ -23,6 +23,7 @@ use crate::body;
 use crate::connect::{Answer, Call};
 use crate::context::Server;
 use crate::encode::respond;
+use crate::websocket;
 use api::Status;
 use http::{Method, Request, StatusCode};
 use hyper::upgrade::OnUpgrade;
@@ -67,7 +68,12 @@ pub(crate) async fn ask(server: &Server, node: &str, path: &str, limit_bytes: us
 }
 
 /// A container's log.
-pub async fn log(call: Call) -> Answer {
+pub async fn log(mut call: Call) -> Answer {
+    let socket = websocket::asked(&mut call.request, websocket::READER_PROTOCOLS)?;
+    Ok(websocket::answer(&call.server.clone(), socket, read_log(call).await?))
+}
+
+async fn read_log(call: Call) -> Answer {
     check_log_options(&call)?;
     let target = Target::of_container(&call)?;
     let Some(node) = target.node else {

@@ -18,7 +18,7 @@ fn definition(address: std::net::SocketAddr, authority: &str) -> Value {
             "conversion": {"strategy": "Webhook", "webhook": {"conversionReviewVersions": ["v1"], "clientConfig": client}},
             "versions": [
                 {"name": "v1", "served": true, "storage": true, "schema": schema("string")},
-                {"name": "v2", "served": true, "storage": false, "schema": schema("integer")}]}})
+                {"name": "v2", "served": true, "storage": false, "schema": schema("integer"), "selectableFields": [{"jsonPath": ".spec.length"}]}]}})
 }
 
 /// What the webhook answers. A rope of the length 13 m cannot be converted.
@@ -88,6 +88,20 @@ async fn every_version_shows_every_object() {
         raw_json(&server, "PATCH", &format!("{}/new?fieldManager=m&force=true", path("v2")), &apply, rope("v2", "new", json!(6))).await;
     assert_eq!((code, &applied["spec"]["length"]), (StatusCode::OK, &json!(6)), "{applied}");
     assert_eq!(read("v1", "new").await["spec"]["length"], "6m");
+
+    // Fields select in the form of the version that is asked for.
+    let names = async |length: &str| {
+        let (_, list) = raw_json(&server, "GET", &format!("{}?fieldSelector=spec.length%3D{length}", path("v2")), &[], "").await;
+        list["items"].as_array().unwrap().iter().map(|item| item["metadata"]["name"].as_str().unwrap().to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!((names("6").await, names("6m").await), (vec!["new".into()], vec![]));
+    let since = made["metadata"]["resourceVersion"].as_str().unwrap();
+    let selected = format!("{}?watch=true&timeoutSeconds=1&resourceVersion={since}&fieldSelector=spec.length%3D3", path("v2"));
+    let (_, _, lines) = raw(&server, "GET", &selected, &[], "").await;
+    let events: Vec<Value> = String::from_utf8(lines).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told: Vec<_> =
+        events.iter().map(|event| (&event["type"], &event["object"]["metadata"]["name"], &event["object"]["spec"]["length"])).collect();
+    assert_eq!(told, [(&json!("DELETED"), &json!("old"), &json!(3))], "it has left the selection, and the other was never in it");
 
     // A watch sees them in its version.
     let (_, _, lines) = raw(&server, "GET", &format!("{}?watch=true&timeoutSeconds=1", path("v2")), &[], "").await;

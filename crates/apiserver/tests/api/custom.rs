@@ -123,6 +123,28 @@ async fn a_defined_kind_has_status_scale_appliers_and_versions() {
 }
 
 #[tokio::test]
+async fn each_version_has_fields_of_its_own_to_select_by() {
+    let (server, _client) = server().await;
+    let mut definition = definition();
+    definition["spec"]["versions"][1]["selectableFields"] = json!([{"jsonPath": ".spec.replicas"}, {"jsonPath": ".spec.color"}]);
+    assert_eq!(raw(&server, "POST", DEFINITIONS, &[], definition.to_string()).await.0, 201);
+    until(&server, GADGETS, |code, _| code == 200).await;
+    for (name, spec) in [("a", json!({"color": "red"})), ("b", json!({"color": "blue", "replicas": 2})), ("c", json!({"color": "blue"}))] {
+        assert_eq!(raw(&server, "POST", GADGETS, &[], gadget(name, spec).to_string()).await.0, 201);
+    }
+    let old = GADGETS.replace("/v1/", "/v1beta1/");
+    for (selector, expected) in
+        [("spec.color%3Dblue", vec!["b", "c"]), ("spec.color!%3Dblue", vec!["a"]), ("spec.color%3Dblue,spec.replicas%3D1", vec!["c"])]
+    {
+        let (_, list) = raw_json(&server, "GET", &format!("{old}?fieldSelector={selector}"), &[], "").await;
+        let names: Vec<&str> = list["items"].as_array().unwrap().iter().filter_map(|item| item["metadata"]["name"].as_str()).collect();
+        assert_eq!(names, expected, "{selector}");
+    }
+    let (code, refused) = raw_json(&server, "GET", &format!("{GADGETS}?fieldSelector=spec.color%3Dblue"), &[], "").await;
+    assert_eq!((code.as_u16(), &refused["message"]), (400, &json!("field label not supported: spec.color")), "{refused}");
+}
+
+#[tokio::test]
 async fn a_definition_goes_after_its_objects() {
     let server = with_gadgets().await;
     let (code, _) = raw_json(&server, "POST", GADGETS, &[], gadget("a", json!({})).to_string()).await;
