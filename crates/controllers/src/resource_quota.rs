@@ -15,21 +15,26 @@ use api::quantity::Quantity;
 use api::quota::{self, Amounts};
 use async_trait::async_trait;
 use client::controller::{Controller, Error, Inputs, Next};
-use client::{Change, Informer, Json, Key};
+use client::queue::Queue;
+use client::{Change, Informer, Informers, Json, Key};
+use futures::FutureExt;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, ResourceQuotaStatus, Service};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 use kube::Resource;
+use kube::core::ApiResource;
 use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::Context;
-use crate::common::discovery;
+use crate::common::discovery::{self, Metadata};
 use crate::common::patch;
 use crate::common::pod_state::is_finished;
 
 /// How often all is counted again.
 const FULL_PERIOD: Duration = Duration::from_secs(300);
-/// How often those kinds are counted whose changes are not watched for this.
+/// How often those kinds are counted whose deletions are not watched for this: kinds of definitions, which may go at any time.
 const COUNTED_PERIOD: Duration = Duration::from_secs(10);
 
 /// How long the object of a charge may take to be seen here.
@@ -46,6 +51,10 @@ pub fn new(context: &Context) -> Arc<dyn Controller> {
         services: context.informers.all(),
         claims: context.informers.all(),
         charges: Arc::default(),
+        informers: context.informers.clone(),
+        built_in: api::Catalogue::built_in().iter().map(|kind| (kind.group.clone(), kind.resource.clone())).collect(),
+        followed: Mutex::default(),
+        news: Mutex::default(),
     })
 }
 
@@ -56,6 +65,13 @@ struct Quotas {
     services: Informer<Service>,
     claims: Informer<PersistentVolumeClaim>,
     charges: Arc<Charges>,
+    informers: Informers,
+    /// Group and resource of the kinds that never go.
+    built_in: BTreeSet<(String, String)>,
+    /// Those among them that quotas count and whose deletions are followed.
+    followed: Mutex<BTreeSet<(String, String)>>,
+    /// Where it is told whose deletions are to be followed.
+    news: Mutex<Option<mpsc::UnboundedSender<ApiResource>>>,
 }
 
 /// When each quota was last charged.
@@ -151,6 +167,20 @@ impl Controller for Quotas {
         });
         self.recount_on(inputs, &self.services, |_| true);
         self.recount_on(inputs, &self.claims, |_| true);
+        // As many as there are built-in kinds at most, so it needs no other bound.
+        let (sender, mut wanted) = mpsc::unbounded_channel();
+        *self.news.lock() = Some(sender);
+        let (informers, quotas) = (self.informers.clone(), self.quotas.clone());
+        inputs.fed(move |queue| {
+            async move {
+                let mut followers = JoinSet::new();
+                while let Some(resource) = wanted.recv().await {
+                    followers.spawn(follow(informers.metadata(&resource), quotas.clone(), queue.clone()));
+                }
+                std::future::pending().await
+            }
+            .boxed()
+        });
     }
 
     async fn reconcile(&self, key: &Key) -> Result<Next, Error> {
@@ -192,10 +222,28 @@ impl Quotas {
     async fn number_of(&self, group: &str, resource: &str, namespace: &str) -> Result<i64, Error> {
         let discovered = discovery::discover(&self.client).await?;
         let found = discovered.resources.iter().find(|each| each.api.group == group && each.api.plural == resource && each.namespaced);
+        let place = (group.to_owned(), resource.to_owned());
+        if let Some(found) = found.filter(|found| found.can(&["watch"]) && self.built_in.contains(&place))
+            && self.followed.lock().insert(place)
+            && let Some(news) = &*self.news.lock()
+        {
+            let _ = news.send(found.api.clone());
+        }
         match found {
             Some(found) => Ok(i64::try_from(discovery::list(&self.client, found, namespace).await?.len()).unwrap_or(i64::MAX)),
             None if discovered.failed.is_empty() => Ok(0),
             None => Err(Error::NotYet(format!("{resource} could not be found out about: {}", discovered.failed.join(", ")))),
+        }
+    }
+}
+
+/// What has gone is a reason to count again.
+async fn follow(informer: Informer<Metadata>, quotas: Informer<ResourceQuota>, queue: Queue) {
+    let mut changes = informer.subscribe();
+    while let Some(change) = changes.next().await {
+        if let Change::Deleted(object) = &change {
+            let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
+            quotas.in_namespace(namespace).iter().for_each(|quota| queue.add(Key::of(&**quota)));
         }
     }
 }
