@@ -18,8 +18,10 @@ use std::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// So much is gathered before it goes out: four full TLS records.
+/// So much is gathered before it goes out: four full TLS records. Twice and four times as much was not found to cost less.
 const GATHERED_BYTES_MAX: usize = 64 * 1024;
+/// So much room there is at first, which is all that most answers need.
+const GATHERED_BYTES_FIRST: usize = 8 * 1024;
 /// What stands unused before the first byte. TLS copies each record to a place five bytes behind the beginning of a page; from
 /// the beginning of another page the C library's copy is ten times slower on some processors than from the middle of one.
 const OFFSET_BYTES: usize = 2048;
@@ -87,9 +89,11 @@ impl<S: AsyncWrite + Unpin> Gathered<S> {
 
     fn take(&mut self, bytes: &[u8]) {
         if self.bytes.is_empty() {
-            let small = bytes.len() <= GATHERED_BYTES_MAX / 8;
-            self.bytes.reserve_exact(OFFSET_BYTES + if small { GATHERED_BYTES_MAX / 8 } else { GATHERED_BYTES_MAX });
+            self.bytes.reserve_exact(OFFSET_BYTES + GATHERED_BYTES_FIRST.max(bytes.len()));
             self.bytes.resize(OFFSET_BYTES, 0);
+        } else if self.bytes.capacity() - self.bytes.len() < bytes.len() {
+            // What does not fit into little room is the beginning of much.
+            self.bytes.reserve_exact(OFFSET_BYTES + GATHERED_BYTES_MAX - self.bytes.len());
         }
         append(&mut self.bytes, bytes);
     }

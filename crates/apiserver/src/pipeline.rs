@@ -275,22 +275,23 @@ async fn resource(server: &Arc<Server>, user: User, info: RequestInfo, query: Qu
         return handler(call).await;
     }
     let subresource = call.kind.subresource(&call.info.subresource).cloned();
+    // Each in a box of its own: a GET would else carry the room that a write needs.
     match (subresource, call.info.verb.as_str()) {
-        (None, "get") => read::get(call).await,
-        (None, "list") => read::list(call).await,
-        (None, "watch") => watch::watch(call).await,
-        (None, "create") => write::create(call).await,
-        (None, "update") => write::update(call).await,
-        (None, "patch") => patch::patch(call).await,
-        (None, "delete") => delete::delete(call).await,
-        (None, "deletecollection") => delete::delete_collection(call).await,
-        (Some(Subresource::Status), "get") => read::get(call).await,
-        (Some(Subresource::Status), "update") => write::update(call).await,
-        (Some(Subresource::Status), "patch") => patch::patch(call).await,
+        (None, "get") => Box::pin(read::get(call)).await,
+        (None, "list") => Box::pin(read::list(call)).await,
+        (None, "watch") => Box::pin(watch::watch(call)).await,
+        (None, "create") => Box::pin(write::create(call)).await,
+        (None, "update") => Box::pin(write::update(call)).await,
+        (None, "patch") => Box::pin(patch::patch(call)).await,
+        (None, "delete") => Box::pin(delete::delete(call)).await,
+        (None, "deletecollection") => Box::pin(delete::delete_collection(call)).await,
+        (Some(Subresource::Status), "get") => Box::pin(read::get(call)).await,
+        (Some(Subresource::Status), "update") => Box::pin(write::update(call)).await,
+        (Some(Subresource::Status), "patch") => Box::pin(patch::patch(call)).await,
         (Some(Subresource::Scale { replicas, status_replicas, selector }), _) => {
-            scale::answer(call, scale::Paths { replicas, status_replicas, selector }).await
+            Box::pin(scale::answer(call, scale::Paths { replicas, status_replicas, selector })).await
         }
-        (Some(Subresource::Connect { .. }), _) => subresource::part(call).await,
+        (Some(Subresource::Connect { .. }), _) => Box::pin(subresource::part(call)).await,
         _ => Err(Status::method_not_allowed()),
     }
 }

@@ -11,7 +11,7 @@ use crate::{
     Body, Server, User,
     admission::{AdmissionContext, Operation, Options, Rounds, admin_access},
     allocation,
-    cache::{Entry, encode_stored},
+    cache::{Encoded, Entry, encode, encode_stored},
     connect::{Answer, Call, Warnings},
     conversion,
     encode::View,
@@ -356,10 +356,10 @@ impl<'a> Writer<'a> {
         let key = self.key(&name);
         let _draft = self.server.cache.draft(self.kind, &key, &stored, &object);
         let seen = self.seen(object);
-        match self.commit(Write::Create { key, value: stored.clone() }).await? {
+        match self.commit(Write::Create { key, value: stored.bytes.clone() }).await? {
             Outcome::Committed(revision) => {
                 reservation.keep().await;
-                self.stored(&name, &stored, seen, revision).await
+                self.stored(&name, &stored.bytes, seen, revision).await
             }
             Outcome::Conflict(standing) => {
                 let deleting = standing
@@ -516,10 +516,10 @@ impl<'a> Writer<'a> {
         let _draft = self.server.cache.draft(self.kind, &key, &stored, &new);
         drop(standing);
         let seen = self.seen(new);
-        match self.commit(Write::Update { key, value: stored.clone(), expected: entry.revision }).await? {
+        match self.commit(Write::Update { key, value: stored.bytes.clone(), expected: entry.revision }).await? {
             Outcome::Committed(revision) => {
                 reservation.keep().await;
-                self.stored(self.name, &stored, seen, revision).await.map(Some)
+                self.stored(self.name, &stored.bytes, seen, revision).await.map(Some)
             }
             Outcome::Conflict(_) => Ok(None),
         }
@@ -643,12 +643,12 @@ impl<'a> Writer<'a> {
         if self.dry_run {
             return Ok(Some(Written::Unstored(new)));
         }
-        let stored = Bytes::from(encode_stored(&new));
+        let stored = encode(&new);
         let key = self.key(self.name);
         let _draft = self.server.cache.draft(self.kind, &key, &stored, &new);
         let seen = self.seen(new);
-        match self.commit(Write::Update { key, value: stored.clone(), expected: entry.revision }).await? {
-            Outcome::Committed(revision) => self.stored(self.name, &stored, seen, revision).await.map(Some),
+        match self.commit(Write::Update { key, value: stored.bytes.clone(), expected: entry.revision }).await? {
+            Outcome::Committed(revision) => self.stored(self.name, &stored.bytes, seen, revision).await.map(Some),
             Outcome::Conflict(_) => Ok(None),
         }
     }
@@ -666,12 +666,12 @@ impl<'a> Writer<'a> {
     }
 
     /// What is stored of an object.
-    async fn encoded(&self, object: &Value) -> Result<Bytes, Status> {
+    async fn encoded(&self, object: &Value) -> Result<Encoded, Status> {
         if !conversion::is_by_webhook(self.kind) {
-            return Ok(encode_stored(object).into());
+            return Ok(encode(object));
         }
         let stored = conversion::object(self.server, self.kind, object.clone(), self.kind.version()).await?;
-        Ok(encode_stored(&stored).into())
+        Ok(encode(&stored))
     }
 
     /// What is kept of an object while it is committed: nothing, unless the client is to see it in another version than is

@@ -5,6 +5,7 @@
 //! of the first three keys is fixed, the bytes can be cut without parsing: list items leave out `apiVersion` and `kind`,
 //! and `PartialObjectMetadata` is the span of `metadata`.
 
+use crate::gathered::append;
 use api::{Kind, Value, object::ObjectExt, protobuf, structure};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::{
@@ -151,24 +152,30 @@ pub(super) struct Unversioned {
 
 impl Unversioned {
     /// `None` if what is stored is not the value itself but another form of it.
-    pub(super) fn new(place: &str, stored: &Bytes, value: &Value, kind: Option<&Kind>) -> Option<Unversioned> {
+    pub(super) fn new(place: &str, stored: &Encoded, value: &Value, kind: Option<&Kind>) -> Option<Unversioned> {
         let prefix = head(value);
-        if stored.starts_with(prefix.as_bytes()) { Unversioned::of(place, stored, value, &prefix, kind) } else { None }
+        let same = stored.bytes.starts_with(prefix.as_bytes());
+        same.then(|| Unversioned::with(place, &stored.bytes, value, prefix.len(), stored.metadata_end, kind))
     }
 
     fn of(place: &str, stored: &Bytes, value: &Value, prefix: &str, kind: Option<&Kind>) -> Option<Unversioned> {
+        let metadata_end = object_end(stored, prefix.len() - 1)?;
+        Some(Unversioned::with(place, stored, value, prefix.len(), metadata_end, kind))
+    }
+
+    fn with(place: &str, stored: &Bytes, value: &Value, head_bytes: usize, metadata_end: usize, kind: Option<&Kind>) -> Unversioned {
         let labels = value.labels().into_iter().flatten().filter_map(|(k, v)| Some((k.as_str().into(), v.as_str()?.into()))).collect();
         let fields = |kind: &Kind| kind.selectable_fields.iter().map(|field| kind.hooks.selectable_value(value, field).into()).collect();
-        Some(Unversioned {
+        Unversioned {
             stored: stored.clone(),
-            head_bytes: prefix.len(),
-            metadata_end: object_end(stored, prefix.len() - 1)?,
+            head_bytes,
+            metadata_end,
             place: place.into(),
             uid: value.uid().into(),
             labels,
             fields: kind.map(fields).unwrap_or_default(),
             deleting: value.deletion_timestamp().is_some(),
-        })
+        }
     }
 
     /// The state at its version.
@@ -185,7 +192,7 @@ impl Unversioned {
             bytes.put_u8(b',');
         }
         let put_in = bytes.len() - prefix.len();
-        bytes.put_slice(rest);
+        append(&mut bytes, rest);
         Entry {
             bytes: bytes.freeze(),
             item_start: self.head_bytes - METADATA.len(),
@@ -203,6 +210,9 @@ impl Unversioned {
     }
 }
 
+/// So long stored objects usually are at most; longer ones are copied while they are written.
+const STORED_BYTES_USUAL: usize = 4096;
+
 const METADATA: &str = r#""metadata":{"#;
 
 /// How a stored value begins, up to and with the opening brace of `metadata`.
@@ -211,9 +221,28 @@ fn head(value: &Value) -> String {
     format!(r#"{{"apiVersion":{},"kind":{},{METADATA}"#, text("apiVersion"), text("kind"))
 }
 
+/// An object in its stored form, by its writer.
+pub struct Encoded {
+    pub bytes: Bytes,
+    /// Where the value of `metadata` ends.
+    metadata_end: usize,
+}
+
 /// The stored form of an object: fixed head, no resourceVersion.
 pub fn encode_stored(value: &Value) -> Vec<u8> {
-    let mut out = head(value).into_bytes();
+    write_stored(value).0
+}
+
+/// The same, for one who goes on with it.
+pub fn encode(value: &Value) -> Encoded {
+    let (bytes, metadata_end) = write_stored(value);
+    Encoded { bytes: bytes.into(), metadata_end }
+}
+
+/// The stored form, and where its `metadata` ends.
+fn write_stored(value: &Value) -> (Vec<u8>, usize) {
+    let mut out = Vec::with_capacity(STORED_BYTES_USUAL);
+    out.extend_from_slice(head(value).as_bytes());
     let mut first = true;
     let mut member = |out: &mut Vec<u8>, key: &str, value: &Value| {
         if !std::mem::take(&mut first) {
@@ -228,6 +257,7 @@ pub fn encode_stored(value: &Value) -> Vec<u8> {
         member(&mut out, key, value);
     }
     out.push(b'}');
+    let metadata_end = out.len();
     for (key, value) in value.as_object().into_iter().flatten().filter(|(key, _)| !matches!(key.as_str(), "apiVersion" | "kind" | "metadata")) {
         out.push(b',');
         let _ = serde_json::to_writer(&mut out, key);
@@ -235,7 +265,7 @@ pub fn encode_stored(value: &Value) -> Vec<u8> {
         let _ = serde_json::to_writer(&mut out, value);
     }
     out.push(b'}');
-    out
+    (out, metadata_end)
 }
 
 /// Where the JSON object that begins at `start` ends.

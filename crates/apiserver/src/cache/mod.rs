@@ -15,7 +15,7 @@ mod labels;
 mod queue;
 mod resource;
 
-pub use entry::{Entry, encode_stored};
+pub use entry::{Encoded, Entry, encode, encode_stored};
 pub use queue::{Receiver, Wakes};
 pub use resource::{Change, ChangeKind, Draft, From, Message, ResourceCache, Selection, Snapshot, TooOld, Watch, frame};
 
@@ -251,11 +251,11 @@ impl Cache {
     }
 
     /// Keeps an object that is about to be written until the guard is dropped, so that it need not be read when it comes back.
-    pub fn draft(self: &Arc<Self>, kind: &Kind, key: &str, stored: &Bytes, object: &Value) -> Option<DraftGuard> {
+    pub fn draft(self: &Arc<Self>, kind: &Kind, key: &str, stored: &Encoded, object: &Value) -> Option<DraftGuard> {
         let (_, _, place) = keys::parse(key)?;
         let draft = self.of(kind).draft(place, stored, object)?;
-        self.drafts.lock().insert(key.to_string(), (stored.clone(), draft));
-        Some(DraftGuard { cache: self.clone(), key: key.to_string(), stored: stored.clone() })
+        self.drafts.lock().insert(key.to_string(), (stored.bytes.clone(), draft));
+        Some(DraftGuard { cache: self.clone(), key: key.to_string(), stored: stored.bytes.clone() })
     }
 
     /// The draft of what has come back, if it is the one.

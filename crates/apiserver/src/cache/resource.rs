@@ -4,7 +4,7 @@
 //! that a watch that starts from a snapshot or from a version sees every later change exactly once.
 
 use super::{
-    entry::{Entry, Unversioned},
+    entry::{Encoded, Entry, Unversioned},
     labels::Labels,
     queue::{self, Wakes},
 };
@@ -377,7 +377,7 @@ impl ResourceCache {
     }
 
     /// What will be stored, read by its writer. `None` for what is shown in another form than it is stored in.
-    pub(super) fn draft(&self, place: &str, stored: &Bytes, object: &Value) -> Option<Draft> {
+    pub(super) fn draft(&self, place: &str, stored: &Encoded, object: &Value) -> Option<Draft> {
         let kind = self.kind();
         if kind.as_ref().is_some_and(|kind| kind.hooks.revives()) {
             return None;

@@ -6,6 +6,7 @@
 mod checks;
 
 use super::{AdmissionContext, Operation, Plugin};
+use crate::cache::Entry;
 use api::{Status, Value, field, object::ObjectExt};
 use checks::{Finding, Level};
 use std::collections::BTreeMap;
@@ -72,10 +73,27 @@ impl Plugin for PodSecurity {
     }
 }
 
+/// A namespace, parsed or as the cache has it.
+trait Namespace {
+    fn says(&self, key: &str) -> Option<&str>;
+}
+
+impl Namespace for Value {
+    fn says(&self, key: &str) -> Option<&str> {
+        self.label(key)
+    }
+}
+
+impl Namespace for Entry {
+    fn says(&self, key: &str) -> Option<&str> {
+        self.label(key)
+    }
+}
+
 /// What a namespace's labels say of a mode. What cannot be read is taken as the strictest.
-fn policy(namespace: &Value, mode: &str) -> Option<Policy> {
-    let level = namespace.label(&format!("{PREFIX}{mode}"))?;
-    let minor = namespace.label(&format!("{PREFIX}{mode}-version")).and_then(|text| version(text).ok().flatten());
+fn policy(namespace: &impl Namespace, mode: &str) -> Option<Policy> {
+    let level = namespace.says(&format!("{PREFIX}{mode}"))?;
+    let minor = namespace.says(&format!("{PREFIX}{mode}-version")).and_then(|text| version(text).ok().flatten());
     Some(Policy { level: Level::parse(level).unwrap_or(Level::Restricted), minor })
 }
 
@@ -94,30 +112,30 @@ fn pod(cx: &AdmissionContext<'_>, pod: &Value) -> Result<(), Status> {
     if unchanged {
         return Ok(());
     }
-    let Some(namespace) = cx.find("", "namespaces", "", cx.namespace)? else { return Ok(()) };
+    let Some(namespace) = cx.server.lookup("", "namespaces", "", cx.namespace)? else { return Ok(()) };
     let (metadata, spec) = parts(pod);
     if cx.warnings.are_audited() {
-        let enforced = policy(&namespace, "enforce").map_or_else(|| "privileged:latest".to_string(), |policy| policy.to_string());
+        let enforced = policy(&*namespace, "enforce").map_or_else(|| "privileged:latest".to_string(), |policy| policy.to_string());
         cx.warnings.annotate(&format!("{PREFIX}enforce-policy"), &enforced);
     }
-    if let Some(policy) = policy(&namespace, "enforce") {
+    if let Some(policy) = policy(&*namespace, "enforce") {
         let findings = policy.findings(metadata, spec);
         if !findings.is_empty() {
             return Err(cx.forbidden(pod, format!("violates PodSecurity \"{policy}\": {}", details(&findings))));
         }
     }
-    warn(cx, policy(&namespace, "warn"), metadata, spec);
-    note(cx, &namespace, metadata, spec);
+    warn(cx, policy(&*namespace, "warn"), metadata, spec);
+    note(cx, &*namespace, metadata, spec);
     Ok(())
 }
 
 fn template(cx: &AdmissionContext<'_>, template: &Value) -> Result<(), Status> {
-    let Some(namespace) = cx.find("", "namespaces", "", cx.namespace)? else { return Ok(()) };
+    let Some(namespace) = cx.server.lookup("", "namespaces", "", cx.namespace)? else { return Ok(()) };
     let (metadata, spec) = parts(template);
     if spec.is_object() {
         // The workload itself is not refused, but its pods would be.
-        warn(cx, policy(&namespace, "warn").or_else(|| policy(&namespace, "enforce")), metadata, spec);
-        note(cx, &namespace, metadata, spec);
+        warn(cx, policy(&*namespace, "warn").or_else(|| policy(&*namespace, "enforce")), metadata, spec);
+        note(cx, &*namespace, metadata, spec);
     }
     Ok(())
 }
@@ -135,7 +153,7 @@ fn warn(cx: &AdmissionContext<'_>, policy: Option<Policy>, metadata: &Value, spe
 }
 
 /// Tells the audit log, if there is one, what the mode `audit` finds.
-fn note(cx: &AdmissionContext<'_>, namespace: &Value, metadata: &Value, spec: &Value) {
+fn note(cx: &AdmissionContext<'_>, namespace: &Entry, metadata: &Value, spec: &Value) {
     let Some(policy) = policy(namespace, "audit").filter(|_| cx.warnings.are_audited()) else { return };
     let findings = policy.findings(metadata, spec);
     if !findings.is_empty() {
