@@ -4,6 +4,7 @@
 //! allowance. The disruption controller corrects a charge whose delete did not happen.
 
 use crate::{
+    admission::connections,
     cache::Entry,
     connect::{Answer, Call},
     delete,
@@ -21,10 +22,11 @@ const RETRY_AFTER_S: u32 = 10;
 
 /// POST of an Eviction.
 pub async fn evict(mut call: Call) -> Answer {
-    let eviction = call.object_of("policy", "v1", "Eviction", &["policy/v1beta1"]).await?;
+    let mut eviction = call.object_of("policy", "v1", "Eviction", &["policy/v1beta1"]).await?;
     if eviction.name() != call.info.name {
         return Err(Status::bad_request("name in URL does not match name in Eviction object"));
     }
+    connections::admit_posted(&call, &mut eviction, call.write_options()?.dry_run).await?;
     let mut options = match eviction.get("deleteOptions") {
         Some(given) if !given.is_null() => DeleteOptions::from_value(given)?,
         _ => DeleteOptions::default(),

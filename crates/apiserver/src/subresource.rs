@@ -1,6 +1,7 @@
 //! Subresources that change a part of an object: `binding`, and those that are views of the object itself.
 
 use crate::{
+    admission::connections,
     connect::{Answer, Call},
     patch::{self, PatchKind},
     read,
@@ -18,10 +19,13 @@ use serde_json::json;
 /// POST of a Binding: puts a pod on a node. Answered when it is on disk; a pod that has a node already is a conflict.
 pub async fn binding(mut call: Call) -> Answer {
     let options = call.write_options()?;
-    let binding = call.object("", "v1", "Binding").await?;
+    let mut binding = call.object("", "v1", "Binding").await?;
     let name = if call.info.name.is_empty() { binding.name().to_string() } else { call.info.name.clone() };
     if binding.name() != name {
         return Err(Status::bad_request("name in URL does not match name in Binding object"));
+    }
+    if !call.info.subresource.is_empty() {
+        connections::admit_posted(&call, &mut binding, options.dry_run).await?;
     }
     let target = binding.str_at("target.name").unwrap_or_default().to_string();
     let mut errors = api::field::Errors::default();

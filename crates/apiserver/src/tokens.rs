@@ -1,7 +1,7 @@
 //! Service account tokens over the API: TokenRequest (`serviceaccounts/NAME/token`) makes one, TokenReview asks whose one is.
 
 use crate::Server;
-use crate::admission::{AdmissionContext, Operation, Options, Rounds};
+use crate::admission::connections;
 use crate::authentication::{authenticate_token, prepare_token};
 use crate::connect::{Answer, Call};
 use crate::reviews::{now, time_text, user_info};
@@ -33,23 +33,7 @@ pub async fn request(mut call: Call) -> Answer {
     }
     let server = &call.server;
     // It passes admission as any create: the namespace must be there, and a node may only ask for its pods.
-    let cx = AdmissionContext {
-        server,
-        request: &call.info,
-        user: &call.user,
-        operation: Operation::Create,
-        kind: &call.kind,
-        namespace: &call.info.namespace,
-        name: &call.info.name,
-        subresource: "token",
-        old: None,
-        dry_run: call.write_options()?.dry_run,
-        options: Options::Query(&call.query),
-        rounds: Rounds::default(),
-        warnings: &call.warnings,
-    };
-    server.admission.admit(&cx, &mut request).await?;
-    server.admission.validate(&cx, &request).await?;
+    connections::admit_posted(&call, &mut request, call.write_options()?.dry_run).await?;
     // It may have been made a moment ago, by another server.
     server.cache.fresh().await?;
     let account = server.lookup("", "serviceaccounts", &namespace, &name)?.ok_or_else(|| Status::not_found(("", "serviceaccounts"), &name))?;

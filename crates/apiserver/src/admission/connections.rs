@@ -1,5 +1,6 @@
-//! Connections to pods, services and nodes (`exec`, `attach`, `portforward`, `proxy`) pass admission like writes do: webhooks and policies
-//! see the options of the connection as the object, whether or not what is connected to is there.
+//! What passes admission beside writes of objects. Of connections to pods, services and nodes (`exec`, `attach`, `portforward`, `proxy`)
+//! webhooks and policies see the options as the object, whether or not what is connected to is there; of what is posted to an object
+//! (Binding, Eviction, TokenRequest) just that, and not what comes of it.
 
 use super::{AdmissionContext, Operation, Options, Rounds};
 use crate::connect::Call;
@@ -15,6 +16,49 @@ pub(super) fn options_kind<'a>(kind: &'a api::Kind, subresource: &str) -> Option
         Subresource::Connect { group_version_kind: (_, _, kind), .. } if kind.ends_with("Options") => Some(kind),
         _ => None,
     }
+}
+
+/// Whether the object of the request is not of its resource's own kind, but was posted to one of these.
+pub(super) fn is_posted(cx: &AdmissionContext<'_>) -> bool {
+    cx.operation == Operation::Create && !cx.subresource.is_empty()
+}
+
+/// Whether a change only follows from something posted, which has been admitted as such.
+pub(super) fn follows(cx: &AdmissionContext<'_>) -> bool {
+    cx.operation != Operation::Create && cx.concerns("", "pods") && matches!(cx.subresource, "binding" | "eviction")
+}
+
+/// Group, version and kind of the object that webhooks and policies see.
+pub(super) fn shown_kind<'a>(cx: &'a AdmissionContext<'_>, version: &'a str) -> (&'a str, &'a str, &'a str) {
+    let own = (cx.kind.group.as_str(), version, cx.kind.kind.as_str());
+    match cx.kind.subresource(cx.subresource) {
+        Some(Subresource::Connect { group_version_kind: (group, version, kind), .. }) if is_posted(cx) || cx.operation == Operation::Connect => {
+            // One of the same group and version does not name them.
+            if group.is_empty() { (own.0, own.1, kind) } else { (group, version, kind) }
+        }
+        _ => own,
+    }
+}
+
+/// Admits what is posted to a subresource; it may be changed by that.
+pub async fn admit_posted(call: &Call, object: &mut Value, dry_run: bool) -> Result<(), Status> {
+    let cx = AdmissionContext {
+        server: &call.server,
+        request: &call.info,
+        user: &call.user,
+        operation: Operation::Create,
+        kind: &call.kind,
+        namespace: call.namespace(),
+        name: &call.info.name,
+        subresource: &call.info.subresource,
+        old: None,
+        dry_run,
+        options: Options::Query(&call.query),
+        rounds: Rounds::default(),
+        warnings: &call.warnings,
+    };
+    call.server.admission.admit(&cx, object).await?;
+    call.server.admission.validate(&cx, object).await
 }
 
 /// Admits the request if it is a connection.

@@ -3,7 +3,7 @@
 //! Under `matchPolicy: Equivalent` a rule for one version of a kind is about requests in its other versions too; the object is
 //! then shown in the version that the rule names.
 
-use super::{AdmissionContext, Operation};
+use super::{AdmissionContext, Operation, connections};
 use api::{Value, object::ObjectExt, selector::LabelSelector};
 
 /// How requests name an operation.
@@ -92,7 +92,7 @@ pub fn matches(matcher: &Value, rules: &str, cx: &AdmissionContext<'_>, object: 
     (selector.is_none() || new || old).then_some(version)
 }
 
-/// Configurations of admission are beyond its reach, lest one locks everybody out.
+/// Configurations of admission are beyond its reach, lest one locks everybody out; and nobody is asked twice about one request.
 pub fn is_exempt(cx: &AdmissionContext<'_>) -> bool {
-    cx.kind.group == "admissionregistration.k8s.io" || cx.kind.is_virtual()
+    cx.kind.group == "admissionregistration.k8s.io" || cx.kind.is_virtual() || connections::follows(cx)
 }

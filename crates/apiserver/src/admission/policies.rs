@@ -5,7 +5,7 @@
 //! a write pays one look at two empty caches.
 
 use super::{
-    AdmissionContext, Operation, Plugin,
+    AdmissionContext, Operation, Plugin, connections,
     expressions::{self, Asker, Input},
     matching,
 };
@@ -368,7 +368,7 @@ impl Plugin for MutatingPolicies {
         true
     }
     async fn admit(&self, cx: &AdmissionContext<'_>, object: &mut Value) -> Result<(), Status> {
-        if matches!(cx.operation, Operation::Delete | Operation::Connect) {
+        if matches!(cx.operation, Operation::Delete | Operation::Connect) || connections::is_posted(cx) {
             return Ok(());
         }
         for (policy, bindings) in self.0.bound(cx) {

@@ -18,7 +18,8 @@ impl AdmissionContext<'_> {
     pub fn shown(&self, object: &Value, version: &str) -> Value {
         let mut object = object.clone();
         // What a webhook converts is seen as the request has it; see [`AdmissionContext::converted`].
-        if !object.is_null() && self.operation != Operation::Connect && !conversion::is_by_webhook(self.kind) {
+        let is_own = self.operation != Operation::Connect && !connections::is_posted(self);
+        if !object.is_null() && is_own && !conversion::is_by_webhook(self.kind) {
             self.view(version).show(&mut object);
         }
         object
@@ -87,9 +88,10 @@ fn options(cx: &AdmissionContext<'_>) -> Value {
 
 /// The request, without its objects. `version` is the one in which the objects are shown.
 pub fn request(cx: &AdmissionContext<'_>, uid: &str, version: &str, object: &Value) -> Value {
-    // A connection is about its options, which have one version.
-    let connection = connections::options_kind(cx.kind, cx.subresource).filter(|_| cx.operation == Operation::Connect);
-    let kind = |version: &str| json!({"group": cx.kind.group, "version": version, "kind": connection.unwrap_or(&cx.kind.kind)});
+    let kind = |version: &str| {
+        let (group, version, kind) = connections::shown_kind(cx, version);
+        json!({"group": group, "version": version, "kind": kind})
+    };
     // A name that the server has made is nobody's word yet.
     let is_generated = cx.operation == Operation::Create && cx.subresource.is_empty() && cx.name != object.name();
     let name = if is_generated { "" } else { cx.name };

@@ -302,3 +302,32 @@ async fn reviews_say_with_which_options_a_request_came() {
     expected["apiVersion"] = json!("meta.k8s.io/v1");
     assert_eq!(asked()["options"], expected);
 }
+
+#[tokio::test]
+async fn what_is_posted_to_a_pod_is_admitted_as_what_it_is() {
+    let (server, client) = server().await;
+    with_service_account(&client).await;
+    let hooks = hooks().await;
+    for (name, resource) in [("evictions", "pods/eviction"), ("bindings", "pods/binding"), ("tokens", "serviceaccounts/token")] {
+        let configuration = plain(&hooks, name, resource, &["*"], &[("/look", "")]);
+        make(&server, &format!("{ADMISSION}/validatingwebhookconfigurations"), configuration).await;
+    }
+    let pods: Api<Pod> = Api::namespaced(client, "test");
+    pods.create(&PostParams::default(), &pod("p", None)).await.unwrap();
+    let seen = || {
+        let request = hooks.last.lock().clone();
+        [&request["operation"], &request["kind"]["group"], &request["kind"]["kind"], &request["object"]["kind"]]
+            .map(|value| value.as_str().unwrap().to_string())
+    };
+    let path = "/api/v1/namespaces/test/pods/p";
+    let bind = json!({"metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n"}});
+    assert_eq!(raw(&server, "POST", &format!("{path}/binding"), &[], bind.to_string()).await.0, 201);
+    assert_eq!(seen(), ["CREATE", "", "Binding", "Binding"]);
+    let token = json!({"spec": {"audiences": []}});
+    assert_eq!(raw(&server, "POST", "/api/v1/namespaces/test/serviceaccounts/default/token", &[], token.to_string()).await.0, 201);
+    assert_eq!(seen(), ["CREATE", "authentication.k8s.io", "TokenRequest", "TokenRequest"]);
+    let evict = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "p"}});
+    assert_eq!(raw(&server, "POST", &format!("{path}/eviction"), &[], evict.to_string()).await.0, 201);
+    assert_eq!(seen(), ["CREATE", "policy", "Eviction", "Eviction"]);
+    assert_eq!(hooks.asked.lock().len(), 3, "once each");
+}
