@@ -23,7 +23,7 @@ use hickory_proto::rr::rdata::{A, CNAME, NS, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
-use membership::View;
+use membership::{Doubt, View};
 
 use crate::limits;
 
@@ -331,7 +331,6 @@ impl Zone {
     fn endpoints(&self, key: &Key, service: &Service) -> Vec<Target> {
         let all = service.spec.as_ref().and_then(|s| s.publish_not_ready_addresses).unwrap_or(false);
         let mut targets = Vec::new();
-        let mut lost = Vec::new();
         for slice in self.slices.get(key).into_iter().flat_map(BTreeMap::values).filter(|s| s.address_type == "IPv4") {
             let ports: Vec<TargetPort> = slice
                 .ports
@@ -346,24 +345,24 @@ impl Zone {
                 })
                 .collect();
             for endpoint in slice.endpoints.iter().flatten() {
-                let Some((ready, address, is_lost)) = self.refined(slice, endpoint) else { continue };
+                let Some((ready, address, doubt)) = self.refined(slice, endpoint) else { continue };
                 if ready || all {
                     let hostname = endpoint.hostname.clone().filter(|h| !h.is_empty()).map(|h| h.to_ascii_lowercase());
-                    let to = if is_lost { &mut lost } else { &mut targets };
-                    to.push(Target { address, hostname, ports: ports.clone() });
+                    targets.push((doubt, Target { address, hostname, ports: ports.clone() }));
                 }
             }
         }
-        // Suspicion never empties a Service.
-        if targets.is_empty() { lost } else { targets }
+        // Doubt alone never empties a Service.
+        let least = targets.iter().map(|(doubt, _)| *doubt).min();
+        targets.into_iter().filter(|(doubt, _)| Some(*doubt) == least).map(|(_, target)| target).collect()
     }
 
-    /// Whether the endpoint is ready, where it is, and whether its node is lost.
-    fn refined(&self, slice: &EndpointSlice, endpoint: &Endpoint) -> Option<(bool, Ipv4Addr, bool)> {
+    /// Whether the endpoint is ready, where it is, and why it may be of no use.
+    fn refined(&self, slice: &EndpointSlice, endpoint: &Endpoint) -> Option<(bool, Ipv4Addr, Doubt)> {
         let said = said(slice, endpoint)?;
-        let Some(view) = &self.view else { return Some((said.ready, said.address, false)) };
+        let Some(view) = &self.view else { return Some((said.ready, said.address, Doubt::None)) };
         let refined = view.refine(endpoint.node_name.as_deref(), pod(endpoint), said);
-        Some((refined.ready, refined.address, refined.lost))
+        Some((refined.ready, refined.address, refined.doubt))
     }
 
     fn addresses(&self, name: &Name, kind: RecordType, addresses: &[Ipv4Addr], ttl: u32) -> Records {

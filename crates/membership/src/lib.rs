@@ -46,4 +46,4 @@ pub use member::{Member, Peer};
 pub use records::Endpoint;
 pub use seal::Keys;
 pub use transport::{Config, Handle, Requests, start};
-pub use view::{Health, Refined, Said, Standing, View};
+pub use view::{Doubt, Health, Refined, Said, Standing, View};

@@ -81,6 +81,8 @@ pub const ROLL_CALL_MIN_MS: u64 = 200;
 pub const CUT_OFF_AFTER_MS: u64 = 2_000;
 /// For how long a node that is back from such a cut condemns nobody: long enough for every living one to be called up and heard.
 pub const BACK_FOR_MS: u64 = 1_500;
+/// For how long after its return the API may not know yet who was lost meanwhile: Kubernetes' grace period of 40 s, and its look.
+pub const API_CATCHES_UP_MS: u64 = 60_000;
 /// A death that stood this long is agreed: the dead no longer count when a majority is counted.
 pub const AGREED_AFTER_MS: u64 = 5_000;
 

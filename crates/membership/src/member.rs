@@ -63,6 +63,8 @@ pub struct Member {
     digests: usize,
     view: View,
     changed: bool,
+    /// Since when this node reaches the API again.
+    api_since_ms: u64,
     refusals: Refusals,
 }
 
@@ -87,9 +89,10 @@ impl Member {
             digests: 0,
             view: View::default(),
             changed: true,
+            api_since_ms: 0,
             refusals: Refusals::default(),
         };
-        member.look(0);
+        member.look(0, 0);
         member
     }
 
@@ -100,7 +103,7 @@ impl Member {
 
     /// The nodes of the cluster; this one may be among them.
     pub fn set_peers(&mut self, now_ms: u64, unix_ms: u64, peers: Vec<Peer>) {
-        self.detector.advance(now_ms);
+        let heard_ms = self.detector.advance(now_ms);
         let own = self.peers.remove(&self.me);
         let before: BTreeSet<NodeId> = self.peers.keys().copied().collect();
         let mut all: BTreeMap<NodeId, Peer> =
@@ -113,7 +116,7 @@ impl Member {
         all.extend(own.map(|own| (self.me, own)));
         self.peers = all;
         self.changed = true;
-        self.look(unix_ms);
+        self.look(heard_ms, unix_ms);
     }
 
     /// An own endpoint is like this, or (`None`) is no more: address, ready, serving.
@@ -200,7 +203,7 @@ impl Member {
         self.outputs.extend(self.detector.take_outputs());
         self.electorate.step(now, &self.detector.sights());
         self.tell(now);
-        self.look(unix_ms);
+        self.look(now, unix_ms);
     }
 
     /// Spreads own news, and asks for others'.
@@ -252,7 +255,12 @@ impl Member {
     }
 
     /// Makes the view anew, if anything in it has changed.
-    fn look(&mut self, unix_ms: u64) {
+    fn look(&mut self, now: u64, unix_ms: u64) {
+        let has_api = self.records.api_reachable(self.me);
+        if !has_api {
+            self.api_since_ms = now;
+        }
+        let api_is_new = now < self.api_since_ms + limits::API_CATCHES_UP_MS;
         let mut fresh = Vec::new();
         for (id, sight) in self.detector.sights() {
             let dead = self.electorate.is_dead(id);
@@ -265,7 +273,10 @@ impl Member {
             let reachable = sight.standing != Standing::Down;
             let before = self.seen.get(&id).copied();
             let since_unix_ms = before.filter(|before| before.health == health).map_or(unix_ms, |before| before.since_unix_ms);
-            let seen = Seen { health, reachable, cut: sight.cut, since_unix_ms };
+            // Who was out of reach when the API came back stays of no use here until the API has had time to find it out.
+            let was_missed = before.is_some_and(|before| before.cut && !before.reachable);
+            let is_missed = !reachable && (!has_api || (was_missed && api_is_new));
+            let seen = Seen { health, reachable, cut: sight.cut || is_missed, since_unix_ms };
             if before != Some(seen) {
                 let comes_back = reachable && before.is_some_and(|before| !before.reachable);
                 self.seen.insert(id, seen);

@@ -48,7 +48,8 @@ pub struct Member {
     pub health: Health,
     /// Whether it, or its host, can be reached from this node, by whatever way.
     pub reachable: bool,
-    /// Whether others reach it while packets between it and this node, which used to pass, are lost.
+    /// Whether nothing passes between it and this node, although others reach it, or the API says nothing of it: that of a node that
+    /// went out of reach while there was no API is not worth anything before the API has had time to find it out.
     #[serde(default)]
     pub cut: bool,
     /// Where it is.
@@ -102,9 +103,22 @@ pub struct Refined {
     pub serving: bool,
     /// As in [`Said`].
     pub address: Ipv4Addr,
-    /// Its node is dead or out of reach, or does not know of it (yet, or any more). Whoever would be left with no endpoint at all
-    /// MUST keep such ones.
-    pub lost: bool,
+    /// Why it may be of no use. Of those that could be used, the ones with the least doubt MUST be: doubt alone empties no Service.
+    pub doubt: Doubt,
+}
+
+/// Why an endpoint may be of no use, the slightest first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Doubt {
+    /// None.
+    #[default]
+    None,
+    /// Its node is dead or out of reach.
+    Lost,
+    /// Its owner, who is silent now, said last that it is ready, and the API says that it is not.
+    Disputed,
+    /// Its node does not name it: not yet, or not any more.
+    Unnamed,
 }
 
 impl View {
@@ -114,6 +128,17 @@ impl View {
     pub fn lost(&self, node: &str) -> bool {
         let lost = |member: &Member| member.cut || !member.reachable && (member.health == Health::Dead || !self.api_reachable());
         self.nodes.get(node).is_some_and(lost)
+    }
+
+    /// Whether everybody else has been heard: nobody is unknown or suspected, and who is alive has named all its endpoints.
+    pub fn is_settled(&self) -> bool {
+        let others = || self.nodes.iter().filter(|(node, _)| **node != self.me);
+        let is_heard = |(node, member): (&String, &Member)| match member.health {
+            Health::Alive => self.complete.contains(node),
+            Health::Suspect => false,
+            Health::AgentDown | Health::Dead => true,
+        };
+        others().count() > 0 && others().all(is_heard)
     }
 
     /// Whether this node reaches the API. True while nothing is known.
@@ -138,23 +163,26 @@ impl View {
         !self.stale && self.nodes.get(node).is_some_and(|member| member.health == Health::Dead)
     }
 
-    /// Whether what a node says of its endpoints comes here as soon as it is said.
+    /// Whether what a node says of its endpoints comes here as soon as it is said, by whatever way. A suspicion changes nothing.
     fn hears(&self, node: &str) -> bool {
-        let heard = |member: &Member| member.health == Health::Alive && member.reachable && !member.cut;
+        let heard = |member: &Member| member.health == Health::Alive || (member.health == Health::Suspect && member.reachable);
         !self.stale && self.nodes.get(node).is_some_and(heard)
     }
 
     /// What is so of an endpoint of this pod on this node.
     pub fn refine(&self, node: Option<&str>, pod: Option<&str>, said: Said) -> Refined {
-        let mut refined = Refined { ready: said.ready, serving: said.serving, address: said.address, lost: false };
+        let mut refined = Refined { ready: said.ready, serving: said.serving, address: said.address, doubt: Doubt::None };
         let Some(node) = node else { return refined };
-        refined.lost = self.lost(node);
+        if self.lost(node) {
+            refined.doubt = Doubt::Lost;
+        }
         let (Some(pod), Some(words)) = (pod, self.endpoints.get(node)) else { return refined };
         let Some(record) = words.get(pod) else {
             // What the API once said of a pod that its node no longer names is not so any more. Of a new pod the API may know first.
             match (self.complete.contains(node), self.api_reachable()) {
                 (true, false) => (refined.ready, refined.serving) = (false, false),
-                (true, true) => refined.lost |= self.hears(node),
+                (true, true) if refined.doubt == Doubt::Lost || self.hears(node) => refined.doubt = Doubt::Unnamed,
+                (true, true) => {}
                 (false, _) => {}
             }
             return refined;
@@ -164,8 +192,12 @@ impl View {
             refined.serving = record.serving;
             refined.address = record.address;
         } else {
-            refined.ready &= record.ready;
-            refined.serving &= record.serving;
+            let is_disputed = record.ready && !said.ready && !said.terminating && said.copied && !self.dead(node);
+            refined.ready = record.ready && (said.ready || is_disputed);
+            refined.serving = record.serving && (said.serving || is_disputed);
+            if is_disputed {
+                refined.doubt = Doubt::Disputed;
+            }
         }
         refined
     }
@@ -235,8 +267,8 @@ mod tests {
     fn only_who_is_dead_or_out_of_reach_is_lost() {
         let lost = |api_reachable: bool| {
             let view = view(api_reachable, None);
-            assert!(!view.refine(None, None, said(true, false)).lost);
-            ["me", "dead", "cut", "maybe", "stopped", "unheard-of"].map(|node| view.refine(Some(node), Some("pod"), said(true, false)).lost)
+            assert_eq!(view.refine(None, None, said(true, false)).doubt, Doubt::None);
+            ["me", "dead", "cut", "maybe", "stopped", "unheard-of"].map(|node| view.refine(Some(node), Some("pod"), said(true, false)).doubt == Doubt::Lost)
         };
         assert_eq!(lost(false), [false, true, true, false, false, false]);
         assert_eq!(lost(true), [false, true, false, false, false, false]);
@@ -251,8 +283,9 @@ mod tests {
         let own = |said: Said| Said { copied: false, ..said };
         let unheard = |record: (Ipv4Addr, bool), said: Said| {
             let mut view = view(true, Some(record));
-            view.nodes.insert("me".into(), member(Health::Suspect, true, true));
+            view.nodes.insert("me".into(), member(Health::AgentDown, true, true));
             let refined = view.refine(Some("me"), Some("pod"), said);
+            assert_eq!(refined.doubt == Doubt::Disputed, refined.ready && !said.ready);
             (refined.ready, refined.address)
         };
         // (the API is reachable, the owner's word, the API's word) -> (ready, address)
@@ -263,7 +296,9 @@ mod tests {
         assert_eq!(refine(true, Some((NEW_IP, true)), said(true, false)), (true, NEW_IP));
         assert_eq!(refine(true, Some((IP, true)), own(said(false, false))), (false, IP), "somebody else has a reason of his own");
         assert_eq!(refine(true, Some((IP, false)), own(said(true, false))), (false, IP));
-        assert_eq!(unheard((IP, true), said(false, false)), (false, IP));
+        assert_eq!(unheard((IP, true), own(said(false, false))), (false, IP));
+        assert_eq!(unheard((IP, true), said(false, true)), (false, IP));
+        assert_eq!(unheard((IP, true), said(false, false)), (true, IP), "disputed: used where nothing else is left");
         assert_eq!(unheard((IP, false), said(true, false)), (false, IP));
         assert_eq!(refine(false, None, said(true, false)), (true, IP));
         assert_eq!(refine(false, Some((IP, false)), said(true, false)), (false, IP));
@@ -276,19 +311,20 @@ mod tests {
     fn a_pod_that_its_node_no_longer_names_is_no_more() {
         let refine = |api: bool, is_complete: bool, health: Health| {
             let mut view = view(api, Some((IP, true)));
-            view.nodes.insert("me".into(), member(health, true, api));
+            view.nodes.insert("me".into(), member(health, health != Health::Dead, api));
             view.complete.extend(is_complete.then(|| "me".to_owned()));
             let refine = |pod: Option<&str>| view.refine(Some("me"), pod, said(true, false));
             [refine(Some("pod")), refine(Some("another")), refine(None)]
         };
         let ready = |api, is_complete| refine(api, is_complete, Health::Alive).map(|refined| refined.ready);
-        let lost = |api, is_complete, health| refine(api, is_complete, health).map(|refined| refined.lost);
+        let unnamed = |api, is_complete, health| refine(api, is_complete, health).map(|refined| refined.doubt == Doubt::Unnamed);
         assert_eq!(ready(false, true), [true, false, true]);
         assert_eq!(ready(false, false), [true, true, true], "it may not have been named yet");
         assert_eq!(ready(true, true), [true, true, true], "the API knows of new ones first");
-        assert_eq!(lost(true, true, Health::Alive), [false, true, false], "kept only where nothing else is left");
-        assert_eq!(lost(true, true, Health::Suspect), [false; 3], "what it says now is not heard");
-        assert_eq!(lost(true, false, Health::Alive), [false; 3]);
+        assert_eq!(unnamed(true, true, Health::Alive), [false, true, false], "kept only where nothing else is left");
+        assert_eq!(unnamed(true, true, Health::AgentDown), [false; 3], "what would be so now is not heard");
+        assert_eq!(unnamed(true, false, Health::Alive), [false; 3]);
+        assert_eq!(unnamed(true, true, Health::Dead), [false, true, false], "the last choice of those that are lost");
         let (mut before, mut after) = (view(false, None), view(false, None));
         before.endpoints.insert("me".into(), Arc::default());
         after.endpoints.clone_from(&before.endpoints);
@@ -311,6 +347,20 @@ mod tests {
             .endpoints
             .insert("me".into(), Arc::new(BTreeMap::from([("pod".to_owned(), Endpoint { address: IP, ready: true, serving: true, version: 9 })])));
         assert!(nodes(&version).is_empty());
+    }
+
+    #[test]
+    fn it_is_settled_when_all_who_are_alive_have_named_their_endpoints() {
+        let mut view = View { me: "a".into(), ..View::default() };
+        view.nodes.insert("a".into(), member(Health::Alive, true, true));
+        assert!(!view.is_settled(), "nobody else is known yet");
+        view.nodes.insert("b".into(), member(Health::Alive, true, true));
+        view.nodes.insert("c".into(), member(Health::Dead, false, true));
+        assert!(!view.is_settled());
+        view.complete.insert("b".into());
+        assert!(view.is_settled());
+        view.nodes.insert("d".into(), member(Health::Suspect, true, true));
+        assert!(!view.is_settled());
     }
 
     #[test]

@@ -8,6 +8,9 @@ pub const SYNC_GATHER_MS: u64 = 3;
 /// Two transactions are at least this far apart; changes that come in between are joined in one.
 pub const SYNC_PERIOD_MIN_MS: u64 = 20;
 
+/// A proxy that finds the table of its predecessor leaves it as it is until the peers have been heard, but for no longer than this.
+pub const VIEW_WAIT: Duration = Duration::from_secs(2);
+
 /// How often it is checked that the table is still in the kernel. Somebody may have flushed the ruleset.
 pub const TABLE_CHECK_PERIOD: Duration = Duration::from_secs(15);
 

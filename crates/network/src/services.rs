@@ -107,7 +107,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     route(config, Nft::default(), Flusher::start(shutdown.clone()), health, shutdown).await
 }
 
-/// Keeps the tables as the informers and the membership say, until `shutdown`. The rules stay after that.
+/// Keeps the tables as the informers and the membership say, until `shutdown`. The rules stay after that. What a predecessor knew of
+/// the peers stays in its rules until they have been heard again, so that a restart takes nothing back.
 pub async fn route(config: Config, tables: impl Tables, flusher: Flusher, health: Health, shutdown: CancellationToken) -> Result<(), Error> {
     let services = config.informers.all::<Service>();
     let slices = config.informers.all::<EndpointSlice>();
@@ -126,6 +127,15 @@ pub async fn route(config: Config, tables: impl Tables, flusher: Flusher, health
     };
     let mut plan = Plan::new(facts);
     let mut views = config.view.clone();
+    if let Some(views) = &mut views {
+        if tables.has_chain(TABLE, HOOK).await.unwrap_or(false) {
+            tokio::select! {
+                _ = shutdown.cancelled() => return Ok(()),
+                _ = tokio::time::timeout(limits::VIEW_WAIT, views.wait_for(|view| view.as_ref().is_some_and(|view| view.is_settled()))) => {}
+            }
+        }
+        plan.view(views.borrow_and_update().clone());
+    }
     let own = config.node_ip.map(Ipv4Net::from);
     let reached = config.service_cidr.into_iter().chain(own).collect();
     let mut applier = Applier::new(tables, health, flusher, reached);

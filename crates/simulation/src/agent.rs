@@ -20,7 +20,7 @@ use kube::{
     Api,
     api::{ObjectMeta, Patch, PatchParams, PostParams},
 };
-use membership::{Health, View};
+use membership::{Health, View, view::Member};
 use network::{conntrack::Flusher, health, services};
 use node::{
     peers::{self, Board},
@@ -94,9 +94,16 @@ pub fn start(world: &World, host: usize) {
 
 /// The way of the membership's word to the other parts of the node.
 async fn show(process: Process, mut view: watch::Receiver<Arc<View>>, stop: CancellationToken) {
+    let mut before = Arc::new(View::default());
     loop {
         let now = tampered(process.world.sabotage, view.borrow_and_update().clone());
         process.gate().await;
+        for (name, seen) in now.nodes.iter().filter(|(name, seen)| before.nodes.get(*name) != Some(seen)) {
+            let Member { health, reachable, cut, api_reachable, .. } = seen;
+            let told = format!("node-{} sees {name} {health:?}, reachable {reachable}, cut {cut}, API {api_reachable}", process.host);
+            process.world.tell(|| format!("{told}; majority {}", now.majority));
+        }
+        before = now.clone();
         process.world.lock().hosts[process.host].views.send_replace(Some(now));
         tokio::select! {
             biased;

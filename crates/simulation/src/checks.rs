@@ -5,7 +5,7 @@
 //! | live | an endpoint that is ready and whose node is well is not dropped by a node that is well, for longer than the bound |
 //! | dead | an endpoint that is not ready, or whose node is off, is not kept by a node that is well beyond the bound, while there is another |
 //! | emptied | a Service of which an endpoint was in use that has been ready for a while is never left with none, unless the API takes its node for lost |
-//! | deleted | what was deleted and dropped does not come back, unless only its owner had said so and this agent was not there; what a node has seen go never starts there again ([`crate::pods`]) |
+//! | deleted | what was deleted and dropped does not come back, unless only its owner had said so and is not heard any more, or nothing else is left; what a node has seen go never starts there again ([`crate::pods`]) |
 //! | leader | at most one leads ([`crate::server`]) |
 //! | kernel | no transaction is refused ([`crate::kernel`]) |
 //! | members | nobody well is taken for dead; who is off is lost to all within a bound; a minority calls nobody dead |
@@ -239,6 +239,8 @@ impl Checker {
             if truth != fact.truth {
                 (fact.truth, fact.since) = (truth, now);
             }
+            // It may be ready again between two looks.
+            fact.since = fact.since.max(host.runtime.turned.get(uid).copied().unwrap_or(fact.since));
         }
     }
 
@@ -252,9 +254,9 @@ impl Checker {
                 if !state.hosts[host].is_on {
                     continue;
                 }
-                // There is another, and everybody can know.
+                // There is another, and this node can know and reach it.
                 let is_other = |fact: &&Fact| {
-                    fact.service == service && fact.truth == Truth::Live && well[fact.host] && now - fact.since > CHANGE_KNOWN + APPLY
+                    fact.service == service && fact.truth == Truth::Live && pairs[host][fact.host] && now - fact.since > CHANGE_KNOWN + APPLY
                 };
                 let others = addresses_of(self.facts.values().filter(is_other));
                 // Never emptied, whoever looks, and whatever is cut. (A word that says of a pod that it is not ready, and was true when
@@ -273,13 +275,16 @@ impl Checker {
                     let Some(address) = fact.address else { continue };
                     let (is_used, was_used) = (used.contains(&address), before.contains(&address));
                     let key = (host, uid.clone());
+                    let is_slow = state.hosts[host].disk_ms > DISK_MS;
                     if state.api.deleted.contains(uid) {
                         let start = state.hosts[host].agent.number;
-                        if is_used && self.dropped.get(&key).is_some_and(|(known, by_word)| !by_word || *known == start) {
+                        // Where the API still names it, the word of its owner counts as long as that is heard and something else is left.
+                        let is_heard = |known: u64| known == start && pairs[host][fact.host] && !others.is_empty();
+                        if is_used && self.dropped.get(&key).is_some_and(|(known, by_word)| !by_word || is_heard(*known)) {
                             return Some(format!("{address} of {uid}, which was deleted, comes back on {}", node_name(host)));
                         }
-                        // Whoever was cut off may have dropped it for that alone, and know nothing of the deletion.
-                        if !is_used && pairs[host][fact.host] {
+                        // Whoever was cut off may have dropped it for that alone, and know nothing of the deletion; a slow disk may not have it.
+                        if !is_used && !is_slow && pairs[host][fact.host] {
                             self.dropped.insert(key.clone(), (start, named_in(&state.api, address)));
                         }
                     }
@@ -291,7 +296,6 @@ impl Checker {
                             _ => {}
                         }
                     }
-                    let is_slow = state.hosts[host].disk_ms > DISK_MS;
                     if is_used || fact.truth != Truth::Live || !pairs[host][fact.host] || is_slow {
                         self.missing.remove(&key);
                     } else if was_used || self.missing.contains_key(&key) {

@@ -41,8 +41,8 @@ pub struct Runtime {
     next_address: u8,
     /// Pods whose readiness probe fails.
     pub unready: BTreeSet<String>,
-    /// Since when each pod has been ready, or not, in truth.
-    pub since: BTreeMap<String, (bool, Option<Instant>)>,
+    /// When each pod was last made to be ready no more, or again.
+    pub turned: BTreeMap<String, Instant>,
     made: u64,
 }
 
@@ -77,6 +77,7 @@ impl Runtime {
     pub fn crash(&mut self, uid: &str, at: Timestamp) {
         if let Some(seen) = self.pods.get_mut(uid) {
             exit(seen, 1, at);
+            self.turned.insert(uid.to_owned(), Instant::now());
         }
     }
 }

@@ -11,6 +11,7 @@ use std::net::Ipv4Addr;
 use client::endpoints::{pod, said};
 use k8s_openapi::api::core::v1::{Service, ServicePort};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use membership::Doubt;
 
 use super::NodeFacts;
 
@@ -42,8 +43,7 @@ struct Candidate {
     ready: bool,
     serving: bool,
     terminating: bool,
-    /// Its node is dead or out of reach.
-    lost: bool,
+    doubt: Doubt,
     zones: Vec<String>,
     nodes: Vec<String>,
 }
@@ -51,7 +51,7 @@ struct Candidate {
 /// Selects the endpoints of `port` from the Service's slices.
 pub fn select<'a>(service: &Service, port: &ServicePort, slices: impl IntoIterator<Item = &'a EndpointSlice>, node: &NodeFacts) -> Backends {
     let as_published = service.spec.as_ref().and_then(|s| s.publish_not_ready_addresses).unwrap_or(false);
-    let candidates = without_lost(candidates(port, slices, node, as_published));
+    let candidates = least_doubtful(candidates(port, slices, node, as_published));
     let mut result = Backends { known: candidates.keys().copied().collect(), ..Backends::default() };
 
     let ready: Vec<(&Backend, &Candidate)> = candidates.iter().filter(|(_, c)| c.ready).collect();
@@ -86,10 +86,11 @@ fn uses_local(service: &Service) -> bool {
     internal_local(service) || external_local(service)
 }
 
-/// Drops the endpoints on lost nodes, unless nothing would be left that can be used.
-fn without_lost(mut candidates: BTreeMap<Backend, Candidate>) -> BTreeMap<Backend, Candidate> {
-    if candidates.values().any(|c| !c.lost && (c.ready || (c.serving && c.terminating))) {
-        candidates.retain(|_, c| !c.lost);
+/// Of the endpoints that can be used, keeps those with the least doubt.
+fn least_doubtful(mut candidates: BTreeMap<Backend, Candidate>) -> BTreeMap<Backend, Candidate> {
+    let usable = candidates.values().filter(|c| c.ready || (c.serving && c.terminating));
+    if let Some(least) = usable.map(|c| c.doubt).min() {
+        candidates.retain(|_, c| c.doubt <= least);
     }
     candidates
 }
@@ -119,7 +120,6 @@ fn candidates<'a>(
             let Some(said) = said(slice, endpoint) else { continue };
             let hints = endpoint.hints.as_ref();
             let refined = node.view.as_ref().map(|view| view.refine(endpoint.node_name.as_deref(), pod(endpoint), said));
-            let lost = refined.is_some_and(|refined| refined.lost);
             let address = refined.map_or(said.address, |refined| refined.address);
             let (ready, serving) = match refined {
                 Some(refined) if !as_published => (refined.ready, refined.serving),
@@ -130,7 +130,7 @@ fn candidates<'a>(
                 ready,
                 serving,
                 terminating: said.terminating,
-                lost,
+                doubt: refined.map_or(Doubt::None, |refined| refined.doubt),
                 zones: hints.and_then(|h| h.for_zones.as_ref()).into_iter().flatten().map(|z| z.name.clone()).collect(),
                 nodes: hints.and_then(|h| h.for_nodes.as_ref()).into_iter().flatten().map(|n| n.name.clone()).collect(),
             };
