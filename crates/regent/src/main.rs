@@ -15,6 +15,7 @@ mod etcd;
 mod fencing;
 mod join;
 mod moving;
+mod pages;
 mod peers;
 mod progress;
 mod recovery;

@@ -1,9 +1,13 @@
 //! What every component's process does: logging, signals, a runtime, TLS' crypto provider.
 
 use anyhow::{Context, Result};
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
+
+/// When a component has surely started.
+const STARTED: Duration = Duration::from_secs(10);
 
 /// Runs a component until it ends, or until SIGTERM or SIGINT and then the end that it finds by itself.
 pub fn run<F>(component: impl FnOnce(CancellationToken) -> F) -> Result<()>
@@ -38,6 +42,10 @@ where
             // A second signal does not wait for anything.
             tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
             std::process::exit(1);
+        });
+        tokio::spawn(async {
+            tokio::time::sleep(STARTED).await;
+            crate::pages::give_back();
         });
         component(shutdown).await
     })
