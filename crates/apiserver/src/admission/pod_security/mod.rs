@@ -125,7 +125,7 @@ fn pod(cx: &AdmissionContext<'_>, pod: &Value) -> Result<(), Status> {
         }
     }
     warn(cx, policy(&*namespace, "warn"), metadata, spec);
-    note(cx, &*namespace, metadata, spec);
+    note(cx, &namespace, metadata, spec);
     Ok(())
 }
 
@@ -135,7 +135,7 @@ fn template(cx: &AdmissionContext<'_>, template: &Value) -> Result<(), Status> {
     if spec.is_object() {
         // The workload itself is not refused, but its pods would be.
         warn(cx, policy(&*namespace, "warn").or_else(|| policy(&*namespace, "enforce")), metadata, spec);
-        note(cx, &*namespace, metadata, spec);
+        note(cx, &namespace, metadata, spec);
     }
     Ok(())
 }
