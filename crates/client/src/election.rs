@@ -4,7 +4,7 @@
 //! own clock* since it last saw the record change: clocks of different machines are never compared. A leader renews every
 //! retry period; when it has not managed to for the renew deadline (counted from the start of its last good renewal), it
 //! cuts its work off there and then, so that what is already on its way to the API server still arrives before the lease
-//! runs out. On a clean stop the work ends first, then the lease is released; candidates watch it, so that the next leader
+//! runs out. Of a candidate that is known to have ended only its last requests are waited for. On a clean stop the work ends first, then the lease is released; candidates watch it, so that the next leader
 //! need not wait.
 //!
 //! What must stay true: the work of a loser has ended before a winner may start (duration > deadline > retry period).
@@ -31,6 +31,8 @@ pub struct ElectionConfig {
     pub namespace: String,
     /// Who this candidate is; MUST be unique, also between two runs on one machine.
     pub identity: String,
+    /// A candidate that MUST have ended: the last one here, if there can only be one at a time.
+    pub predecessor: Option<String>,
     /// How long a lease lasts without renewal.
     pub lease_duration: Duration,
     /// How long a leader tries to renew before it gives up.
@@ -48,6 +50,7 @@ impl ElectionConfig {
             lease_name: lease_name.into(),
             namespace: "kube-system".into(),
             identity: identity.into(),
+            predecessor: None,
             lease_duration: Duration::from_secs(15),
             renew_deadline: Duration::from_secs(10),
             retry_period: Duration::from_secs(2),
@@ -66,6 +69,9 @@ pub enum Error {
     #[error("leader election lost")]
     Lost,
 }
+
+/// A predecessor's last requests are through by then.
+const PREDECESSOR_SILENT: Duration = Duration::from_secs(1);
 
 /// The record as a candidate knows it, and when it last saw it change.
 #[derive(Clone, Debug, Default)]
@@ -100,7 +106,9 @@ fn decide(observed: &Observed, config: &ElectionConfig, now: Instant) -> Step {
     let old = lease.spec.clone().unwrap_or_default();
     let holder = old.holder_identity.clone().unwrap_or_default();
     let ours = holder == config.identity;
+    let has_ended = config.predecessor.as_ref() == Some(&holder);
     let lasts = Duration::from_secs(u64::try_from(old.lease_duration_seconds.unwrap_or(0)).unwrap_or(0));
+    let lasts = if has_ended { lasts.min(PREDECESSOR_SILENT) } else { lasts };
     if !ours && !holder.is_empty() && observed.at.is_some_and(|at| now < at + lasts) {
         return Step::Wait;
     }
@@ -366,7 +374,7 @@ mod tests {
 
     /// What "me" does, having seen this holder's record change so long ago.
     fn check(holder: Option<&str>, seen_s_ago: u64, expected: &str) {
-        let config = ElectionConfig::new("l", "me");
+        let config = ElectionConfig { predecessor: Some("me before".into()), ..ElectionConfig::new("l", "me") };
         let start = Instant::now();
         let mut observed = Observed::default();
         if let Some(holder) = holder {
@@ -386,6 +394,8 @@ mod tests {
         check(Some("me"), 3, "take 4");
         check(Some("other"), 14, "wait");
         check(Some("other"), 15, "take 5");
+        check(Some("me before"), 0, "wait");
+        check(Some("me before"), 1, "take 5");
         check(Some(""), 0, "take 5");
     }
 

@@ -43,7 +43,8 @@ mod tests {
         };
         let known = of(json!({}), json!({"addresses": ["10.0.0.1", "10.0.0.2"]})).unwrap();
         assert_eq!(known, Said { ready: true, serving: true, terminating: false, address: "10.0.0.1".parse().unwrap(), copied: false });
-        let known = of(json!({MANAGED_BY: CONTROLLER}), json!({"addresses": ["10.0.0.1"], "conditions": {"ready": false, "terminating": true}})).unwrap();
+        let known =
+            of(json!({MANAGED_BY: CONTROLLER}), json!({"addresses": ["10.0.0.1"], "conditions": {"ready": false, "terminating": true}})).unwrap();
         assert_eq!((known.ready, known.serving, known.terminating, known.copied), (false, false, true, true));
         assert_eq!(of(json!({}), json!({"addresses": ["fd00::1"]})), None);
     }

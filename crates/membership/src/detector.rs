@@ -142,7 +142,7 @@ impl Contact {
         let holds_ms = if self.cut { limits::CUT_VOUCH_HOLDS_MS } else { limits::EVIDENCE_HOLDS_MS };
         self.standing == Standing::Alive
             && self.heard.is_some()
-            && self.unanswered >= limits::WATCH_PINGS_MIN
+            && self.unanswered >= limits::CUT_PINGS_MIN
             && self.probing.is_some_and(|since| now - since >= limits::WATCH_SUSPECT_AFTER_MS * patience)
             && self.vouched.is_some_and(|at| now - at < holds_ms)
     }

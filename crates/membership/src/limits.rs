@@ -28,6 +28,8 @@ pub const DIRECT_EVERY_MS: u64 = 500;
 pub const CUT_LONG_MS: u64 = 2_000;
 /// See [`CUT_LONG_MS`].
 pub const CUT_PING_EVERY_MS: u64 = 500;
+/// Of who is cut off so many pings have been lost: of twenty packets one may be, either way, and nobody is to be cut off by that.
+pub const CUT_PINGS_MIN: u32 = 6;
 /// Who is cut off stays so until it answers, or nobody has vouched for it for this long: several asks may be lost.
 pub const CUT_VOUCH_HOLDS_MS: u64 = 4_000;
 

@@ -111,7 +111,7 @@ impl Member {
         let now: BTreeSet<NodeId> = all.keys().copied().collect();
         self.detector.roster(&now);
         self.electorate.roster(&before, &now);
-        self.records.retain(|owner| now.contains(&owner));
+        self.records.roster(&now);
         self.seen.retain(|id, _| now.contains(id));
         all.extend(own.map(|own| (self.me, own)));
         self.peers = all;

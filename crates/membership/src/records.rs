@@ -13,7 +13,11 @@
 
 use crate::{identity::NodeId, limits};
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    sync::Arc,
+};
 
 /// What an owner says of itself beside its endpoints: the API, and that all are named.
 const FLAGS: usize = 2;
@@ -138,12 +142,14 @@ struct Staging {
 pub struct Records {
     me: NodeId,
     owners: BTreeMap<NodeId, Owner>,
+    /// All who can be owners, also those that have said nothing here yet.
+    members: BTreeSet<NodeId>,
 }
 
 impl Records {
     /// Empty records, of this start of this node.
     pub fn new(me: NodeId, epoch: u64) -> Records {
-        Records { me, owners: BTreeMap::from([(me, Owner { epoch, ..Owner::default() })]) }
+        Records { me, owners: BTreeMap::from([(me, Owner { epoch, ..Owner::default() })]), members: BTreeSet::new() }
     }
 
     fn own(&mut self) -> &mut Owner {
@@ -209,10 +215,11 @@ impl Records {
         own.epoch = own.epoch.max(above.saturating_add(1));
     }
 
-    /// Forgets owners that are no more.
-    pub fn retain(&mut self, keep: impl Fn(NodeId) -> bool) {
+    /// Only these are members: forgets owners that are no more, and asks for those that are not known yet.
+    pub fn roster(&mut self, members: &BTreeSet<NodeId>) {
         let me = self.me;
-        self.owners.retain(|owner, _| *owner == me || keep(*owner));
+        self.owners.retain(|owner, _| *owner == me || members.contains(owner));
+        self.members.clone_from(members);
     }
 
     /// Start and version of an owner, as far as known.
@@ -237,12 +244,16 @@ impl Records {
 
     /// What is known, owner by owner; of more than fit those from `start` on, and whether these are all.
     pub fn digest(&self, start: usize) -> (Vec<(NodeId, u64, u64)>, bool) {
-        let all = self.owners.iter().map(|(id, o)| (*id, o.epoch, o.version));
-        if self.owners.len() <= limits::DIGEST_OWNERS_MAX {
-            return (all.collect(), true);
+        let all: BTreeSet<NodeId> = self.owners.keys().chain(&self.members).copied().collect();
+        let known = |id: NodeId| {
+            let (epoch, version) = self.known(id).unwrap_or((0, 0));
+            (id, epoch, version)
+        };
+        if all.len() <= limits::DIGEST_OWNERS_MAX {
+            return (all.into_iter().map(known).collect(), true);
         }
-        let count = self.owners.len();
-        (all.cycle().skip(start % count).take(limits::DIGEST_OWNERS_MAX).collect(), false)
+        let start = start % all.len();
+        (all.iter().copied().cycle().skip(start).take(limits::DIGEST_OWNERS_MAX).map(known).collect(), false)
     }
 
     /// What whoever sent this digest lacks, and whether it knows something that is not known here.

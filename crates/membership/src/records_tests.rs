@@ -131,3 +131,21 @@ fn what_makes_no_sense_is_refused_as_a_whole() {
     assert_eq!(b.apply(delta(vec![good.clone(), good])), Err(Error::Order));
     assert_eq!(b.endpoints(A).map(|e| e.len()).unwrap_or(0), 0);
 }
+
+#[test]
+fn of_more_owners_than_a_digest_names_each_is_heard_of() {
+    let members: BTreeSet<NodeId> = (1..=3 * limits::DIGEST_OWNERS_MAX as u64).map(NodeId).collect();
+    let (mut a, mut b) = (Records::new(A, 1), Records::new(B, 1));
+    for id in members.iter().filter(|id| **id != A) {
+        let mut owner = Records::new(*id, 1);
+        owner.publish("x", at(2)).unwrap();
+        owner.own_since(0).into_iter().for_each(|delta| drop(a.apply(delta)));
+    }
+    b.roster(&members);
+    for start in (0..members.len()).step_by(limits::DIGEST_OWNERS_MAX) {
+        let (digest, whole) = b.digest(start);
+        assert!(!whole && digest.len() == limits::DIGEST_OWNERS_MAX);
+        a.compare(&digest, whole).0.into_iter().for_each(|delta| drop(b.apply(delta)));
+    }
+    assert!(members.iter().all(|id| [A, B].contains(id) || b.endpoints(*id).is_some_and(|all| all.len() == 1)));
+}

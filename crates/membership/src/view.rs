@@ -178,8 +178,9 @@ impl View {
         }
         let (Some(pod), Some(words)) = (pod, self.endpoints.get(node)) else { return refined };
         let Some(record) = words.get(pod) else {
-            // What the API once said of a pod that its node no longer names is not so any more. Of a new pod the API may know first.
-            match (self.complete.contains(node), self.api_reachable()) {
+            // What the API once said of a pod that its node no longer names is not so any more. Of a new pod of somebody else the API
+            // may know first.
+            match (self.complete.contains(node), self.api_reachable() && node != self.me) {
                 (true, false) => (refined.ready, refined.serving) = (false, false),
                 (true, true) if refined.doubt == Doubt::Lost || self.hears(node) => refined.doubt = Doubt::Unnamed,
                 (true, true) => {}
@@ -268,7 +269,8 @@ mod tests {
         let lost = |api_reachable: bool| {
             let view = view(api_reachable, None);
             assert_eq!(view.refine(None, None, said(true, false)).doubt, Doubt::None);
-            ["me", "dead", "cut", "maybe", "stopped", "unheard-of"].map(|node| view.refine(Some(node), Some("pod"), said(true, false)).doubt == Doubt::Lost)
+            ["me", "dead", "cut", "maybe", "stopped", "unheard-of"]
+                .map(|node| view.refine(Some(node), Some("pod"), said(true, false)).doubt == Doubt::Lost)
         };
         assert_eq!(lost(false), [false, true, true, false, false, false]);
         assert_eq!(lost(true), [false, true, false, false, false, false]);
@@ -311,9 +313,10 @@ mod tests {
     fn a_pod_that_its_node_no_longer_names_is_no_more() {
         let refine = |api: bool, is_complete: bool, health: Health| {
             let mut view = view(api, Some((IP, true)));
-            view.nodes.insert("me".into(), member(health, health != Health::Dead, api));
-            view.complete.extend(is_complete.then(|| "me".to_owned()));
-            let refine = |pod: Option<&str>| view.refine(Some("me"), pod, said(true, false));
+            view.nodes.insert("other".into(), member(health, health != Health::Dead, true));
+            view.endpoints.insert("other".into(), view.endpoints["me"].clone());
+            view.complete.extend(is_complete.then(|| "other".to_owned()));
+            let refine = |pod: Option<&str>| view.refine(Some("other"), pod, said(true, false));
             [refine(Some("pod")), refine(Some("another")), refine(None)]
         };
         let ready = |api, is_complete| refine(api, is_complete, Health::Alive).map(|refined| refined.ready);
@@ -325,6 +328,9 @@ mod tests {
         assert_eq!(unnamed(true, true, Health::AgentDown), [false; 3], "what would be so now is not heard");
         assert_eq!(unnamed(true, false, Health::Alive), [false; 3]);
         assert_eq!(unnamed(true, true, Health::Dead), [false, true, false], "the last choice of those that are lost");
+        let mut own = view(true, Some((IP, true)));
+        own.complete.insert("me".into());
+        assert!(!own.refine(Some("me"), Some("another"), said(true, false)).ready, "nobody knows better");
         let (mut before, mut after) = (view(false, None), view(false, None));
         before.endpoints.insert("me".into(), Arc::default());
         after.endpoints.clone_from(&before.endpoints);

@@ -433,8 +433,10 @@ mod tests {
     #[tokio::test]
     async fn a_static_pod_is_known_by_its_newest_mirror() {
         let board = Board::default();
-        let known_as = |uid: &str| pod(json!({"metadata": {"uid": uid, "name": "p", "namespace": "n"}, "status":
-            {"phase": "Running", "podIP": "10.244.1.2", "conditions": [{"type": "Ready", "status": "True"}]}}));
+        let known_as = |uid: &str| {
+            pod(json!({"metadata": {"uid": uid, "name": "p", "namespace": "n"}, "status":
+            {"phase": "Running", "podIP": "10.244.1.2", "conditions": [{"type": "Ready", "status": "True"}]}}))
+        };
         let worker = PodId::of(&known_as("of its file"));
         for (uid, others) in [("of its file", [].as_slice()), ("mirror", &["of its file"]), ("next mirror", &["of its file", "mirror"])] {
             let shown = known_as(uid);

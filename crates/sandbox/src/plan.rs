@@ -272,7 +272,8 @@ fn components(node: &Node, regent: &Path, members: &[(String, String)]) -> Vec<C
             ]
             .concat(),
         ));
-        components.push(make("scheduler", vec![format!("--kubeconfig={}", file("scheduler.kubeconfig"))]));
+        let record = format!("--leader-elect-record-dir={}", node.directory.join("leader-election").display());
+        components.push(make("scheduler", vec![format!("--kubeconfig={}", file("scheduler.kubeconfig")), record.clone()]));
         components.push(make(
             "controller-manager",
             vec![
@@ -281,6 +282,7 @@ fn components(node: &Node, regent: &Path, members: &[(String, String)]) -> Vec<C
                 format!("--cluster-signing-cert-file={}", file("ca.crt")),
                 format!("--cluster-signing-key-file={}", file("ca.key")),
                 format!("--root-ca-file={}", file("ca.crt")),
+                record,
             ],
         ));
     }

@@ -204,8 +204,9 @@ impl Checker {
         }
         let is_whole = |a: usize, b: usize| state.linked(a, b) && state.turned[a][b].max(state.turned[b][a]) + SETTLE <= now;
         let is_calm = |host: usize| central(host) && state.hosts[host].jolted + SETTLE <= now;
-        let pairs: Vec<Vec<bool>> =
-            (0..count).map(|a| (0..count).map(|b| (well[a] && well[b] && state.linked(a, b)) || (is_calm(a) && is_calm(b) && is_whole(a, b))).collect()).collect();
+        let pairs: Vec<Vec<bool>> = (0..count)
+            .map(|a| (0..count).map(|b| (well[a] && well[b] && state.linked(a, b)) || (is_calm(a) && is_calm(b) && is_whole(a, b))).collect())
+            .collect();
         let mut found = Vec::new();
         found.extend(self.endpoints(world, &state, &well, &pairs, now));
         found.extend(self.members(world, &state, &well, now));

@@ -65,8 +65,12 @@ pub fn start(world: &World, host: usize) {
 async fn control(process: Process) {
     let (world, host, number) = (process.world.clone(), process.host, process.number);
     let client = Way::start(&process).client();
-    let config =
-        ElectionConfig { clock: world.clock(host), ..ElectionConfig::new("kube-controller-manager", format!("{}_{number}", node_name(host))) };
+    let identity = |number: u64| format!("{}_{number}", node_name(host));
+    let config = ElectionConfig {
+        clock: world.clock(host),
+        predecessor: number.checked_sub(1).map(identity),
+        ..ElectionConfig::new("kube-controller-manager", identity(number))
+    };
     let views = world.lock().hosts[host].views.subscribe();
     let options = Options { membership: (world.sabotage != Some(Sabotage::Membership)).then_some(views), ..Options::default() };
     let work = |stop: CancellationToken| {

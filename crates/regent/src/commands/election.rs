@@ -1,8 +1,18 @@
-//! The flags of leader election, the same for scheduler and controller manager.
+//! The flags of leader election, the same for scheduler and controller manager, and who was the last candidate on this machine.
 
 use clap::Args;
 use client::election::ElectionConfig;
-use std::time::Duration;
+use std::{
+    fs::{File, OpenOptions},
+    io::{Read, Seek, Write},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// Where a component that runs alone keeps its records.
+const DATA_DIR: &str = "/var/lib/regent";
+/// Bytes of an identity at most: a host's name and a number.
+const IDENTITY_BYTES_MAX: u64 = 1_024;
 
 #[derive(Args, Clone)]
 pub struct Election {
@@ -27,12 +37,31 @@ pub struct Election {
     /// The Lease's namespace.
     #[arg(long, default_value = "kube-system")]
     leader_elect_resource_namespace: String,
+    /// Where this machine remembers who was candidate on it last: a process that was killed and is started again need not wait
+    /// until its own lease runs out [default: leader-election below the data directory].
+    #[arg(long)]
+    leader_elect_record_dir: Option<PathBuf>,
 }
 
 impl Election {
+    /// Keeps its records in this data directory, unless it was told another place.
+    pub fn within(mut self, data_dir: &Path) -> Election {
+        self.leader_elect_record_dir.get_or_insert_with(|| data_dir.join("leader-election"));
+        self
+    }
+
     pub fn config(&self, lease_name: &str) -> Option<ElectionConfig> {
+        if !self.leader_elect {
+            return None;
+        }
         let identity = format!("{}_{}", crate::runtime::host_name(), pki::hex(&rand::random::<[u8; 8]>()));
-        self.leader_elect.then(|| ElectionConfig {
+        let directory = self.leader_elect_record_dir.clone().unwrap_or_else(|| Path::new(DATA_DIR).join("leader-election"));
+        let predecessor = succeed(&directory, lease_name, &identity).unwrap_or_else(|error| {
+            tracing::debug!(path = %directory.display(), %error, "no predecessor is known");
+            None
+        });
+        Some(ElectionConfig {
+            predecessor,
             lease_duration: self.leader_elect_lease_duration,
             renew_deadline: self.leader_elect_renew_deadline,
             retry_period: self.leader_elect_retry_period,
@@ -40,6 +69,23 @@ impl Election {
             ..ElectionConfig::new(self.leader_elect_resource_name.as_deref().unwrap_or(lease_name), identity)
         })
     }
+}
+
+/// Notes that this process is the candidate of a component on this machine, for as long as it lives, and answers who was before:
+/// that one has ended, for the kernel has taken its lock away. An error: another one still runs, or nothing can be kept there.
+fn succeed(directory: &Path, component: &str, identity: &str) -> std::io::Result<Option<String>> {
+    std::fs::create_dir_all(directory)?;
+    let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(directory.join(component))?;
+    file.try_lock()?;
+    let mut before = String::new();
+    Read::by_ref(&mut file).take(IDENTITY_BYTES_MAX).read_to_string(&mut before)?;
+    file.set_len(0)?;
+    file.rewind()?;
+    file.write_all(identity.as_bytes())?;
+    file.sync_all()?;
+    // The lock lasts as long as the process.
+    Box::leak::<'static>(Box::<File>::new(file));
+    Ok(Some(before).filter(|before| !before.is_empty()))
 }
 
 /// A duration as Go writes it: `15s`, `1m30s`, `500ms`, `5m0s`.
@@ -66,6 +112,17 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_predecessor_is_known_when_it_has_ended() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(succeed(directory.path(), "kube-scheduler", "host_1").unwrap(), None);
+        assert!(succeed(directory.path(), "kube-scheduler", "host_2").is_err(), "the first one still runs");
+        assert_eq!(succeed(directory.path(), "kube-controller-manager", "host_3").unwrap(), None);
+        std::fs::write(directory.path().join("ended"), "host_4").unwrap();
+        assert_eq!(succeed(directory.path(), "ended", "host_5").unwrap().as_deref(), Some("host_4"));
+        assert_eq!(std::fs::read_to_string(directory.path().join("ended")).unwrap(), "host_5");
+    }
 
     #[test]
     fn durations_read_as_go_writes_them() {

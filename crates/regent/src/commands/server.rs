@@ -140,7 +140,8 @@ async fn start(arguments: Server, shutdown: CancellationToken) -> Result<()> {
         parts.spawn(async move { ("apiserver", apiserver::serve(server, &flags, &credentials, stop).await) });
     }
     if runs("scheduler") {
-        let (client, election, shutdown) = (in_process("system:kube-scheduler", &[]), arguments.election.clone(), shutdown.clone());
+        let (client, shutdown) = (in_process("system:kube-scheduler", &[]), shutdown.clone());
+        let election = arguments.election.clone().within(&arguments.data_dir);
         let (port, serving, stop) = (component::SCHEDULER_PORT, client.clone(), shutdown.clone());
         tokio::spawn(component::serve("kube-scheduler", LOOPBACK, port, serving, stop));
         parts.spawn(async move { ("scheduler", scheduler::schedule(client, &election, shutdown).await) });
@@ -148,7 +149,8 @@ async fn start(arguments: Server, shutdown: CancellationToken) -> Result<()> {
     if runs("controller-manager") {
         let client = in_process("system:kube-controller-manager", &[]);
         let ca = ClusterCa { certificate_pem: authority.certificate_pem().into(), key_pem: Some(authority.key_pem().into()) };
-        let (flags, election, shutdown) = (arguments.controllers.clone(), arguments.election.clone(), shutdown.clone());
+        let (flags, shutdown) = (arguments.controllers.clone(), shutdown.clone());
+        let election = arguments.election.clone().within(&arguments.data_dir);
         let membership = arguments.kubelet.membership.clone();
         let (port, serving, stop) = (component::CONTROLLER_MANAGER_PORT, client.clone(), shutdown.clone());
         tokio::spawn(component::serve("kube-controller-manager", LOOPBACK, port, serving, stop));
