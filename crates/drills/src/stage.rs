@@ -268,19 +268,6 @@ impl Stage {
         self.shell(&format!("nft '{verb} bridge regent-sandbox cut {{ \"{from}\" . \"{to}\" }}'")).map(|_| ())
     }
 
-    /// Sabotage: drops the gossip of a node, in and out.
-    pub fn block_membership(&self, node: &str) -> Result<()> {
-        self.broke(Broken::Blocked { node: node.into() });
-        let chains = [("in", "input", "dport"), ("out", "output", "dport")];
-        let rules = chains.map(|(name, hook, port)| {
-            format!(
-                "nft 'add chain ip {BLOCK} {name} {{ type filter hook {hook} priority -350; }}' && \
-                 nft add rule ip {BLOCK} {name} udp {port} {MEMBERSHIP_PORT} drop"
-            )
-        });
-        self.on_node(node, &format!("nft add table ip {BLOCK} && {}", rules.join(" && "))).map(|_| ())
-    }
-
     /// Starts a shell command inside a node that goes on beside the drill; `{regent}` in it is this program. Its process group, for
     /// [`Stage::end_on`]; what it says is in the node's log of this name.
     pub fn spawn_on(&self, node: &str, command: &str, name: &str) -> Result<String> {
@@ -498,8 +485,6 @@ impl Stage {
 
 /// The nft table with which a sabotage blocks traffic.
 const BLOCK: &str = "drill-sabotage";
-/// Where nodes gossip (UDP).
-const MEMBERSHIP_PORT: u16 = 7946;
 
 /// Whether exactly so many pods are ready and no other is there.
 pub fn exactly(view: &View, count: usize) -> std::result::Result<(), String> {

@@ -14,7 +14,7 @@ pub const SCENARIO: Scenario = Scenario {
     shows: "The only master, which also ran pods of the application, loses power: every node stops routing to them within 3 s.",
     kubernetes: "\"kube-proxy will keep routing `Service` traffic to that node\" (seed 000); a request \"fails half of the time\" (seed 001), for as long as no master is back.",
     topology: SINGLE,
-    sabotage: "the nodes cannot gossip",
+    sabotage: "the proxies stand still",
     expects: &[RoutedAroundWithin(3_000), RecoveredWithin(90_000)],
     steps: |stage| Box::pin(steps(stage)),
 };
@@ -56,7 +56,7 @@ async fn steps(stage: &Stage) -> Result<()> {
     stage.hold(3).await;
     if stage.sabotaged() {
         for worker in stage.workers() {
-            stage.block_membership(&worker)?;
+            stage.pause(&worker, "proxy")?;
         }
     }
     master_off(stage).await?;
