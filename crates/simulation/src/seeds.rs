@@ -32,7 +32,8 @@ pub fn run<T: Send>(what: &str, by_default: u64, simulate: impl Fn(u64) -> Resul
     };
     let (next, begun) = (AtomicU64::new(first), Instant::now());
     let results = Mutex::new((Vec::new(), Vec::new()));
-    let shows_progress = std::io::stderr().is_terminal() || std::env::var("REGENT_PROGRESS").is_ok();
+    let is_terminal = std::io::stderr().is_terminal();
+    let shows_progress = is_terminal || std::env::var("REGENT_PROGRESS").is_ok();
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
             scope.spawn(|| {
@@ -48,20 +49,18 @@ pub fn run<T: Send>(what: &str, by_default: u64, simulate: impl Fn(u64) -> Resul
                         Err(failure) => results.1.push((seed, failure)),
                     }
                     let done = results.0.len() + results.1.len();
-                    if shows_progress && done.is_multiple_of(25) {
-                        let _ = write!(
-                            std::io::stderr(),
-                            "\r{what}: {done} of {count} seeds in {} s, {} failed ",
-                            begun.elapsed().as_secs(),
-                            results.1.len()
-                        );
+                    // A line that moves on a terminal, elsewhere a line now and then.
+                    let (every, begin, end) = if is_terminal { (25, "\r", "") } else { (250, "", "\n") };
+                    if shows_progress && done.is_multiple_of(every) {
+                        let (seconds, failed) = (begun.elapsed().as_secs(), results.1.len());
+                        let _ = write!(std::io::stderr(), "{begin}{what}: {done} of {count} seeds in {seconds} s, {failed} failed {end}");
                     }
                 }
             });
         }
     });
     let (mut good, mut failures) = results.into_inner().unwrap_or_else(PoisonError::into_inner);
-    if shows_progress {
+    if is_terminal {
         let _ = writeln!(std::io::stderr());
     }
     good.sort_by_key(|(seed, _)| *seed);
