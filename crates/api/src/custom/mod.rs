@@ -8,6 +8,7 @@
 pub mod check;
 pub mod formats;
 pub mod json_path;
+pub mod pattern;
 pub mod props;
 pub mod shape;
 pub mod structural;

@@ -1,11 +1,7 @@
 //! Whether the schema of a definition may be one: it must be structural (every field has one type, in one place), its lists
 //! and maps must say how they merge in a way that can be followed, its defaults must fit, its rules must compile.
 
-use super::{
-    check, formats,
-    props::{Props, compile},
-    shape,
-};
+use super::{check, formats, pattern, props::Props, shape};
 use crate::{
     Value, cel,
     field::{Errors, Path},
@@ -122,7 +118,7 @@ fn standard(map: &Map<String, Value>, path: &Path, root: bool, errors: &mut Erro
     if map.get("items").is_some_and(Value::is_array) {
         errors.forbidden(path.child("items"), "items must be a schema object and not an array");
     }
-    if let Err(why) = compile(text(map, "pattern")) {
+    if let Err(why) = pattern::compile(text(map, "pattern")) {
         errors.invalid(path.child("pattern"), text(map, "pattern"), &format!("must be a valid regular expression, but isn't: {why}"));
     }
     if text(map, "type") == "null" {

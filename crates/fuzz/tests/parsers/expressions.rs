@@ -3,7 +3,7 @@
 use crate::run;
 use api::{
     cel::{Program, Type, Val, eval::Variables},
-    custom::{formats, json_path::JsonPath, props},
+    custom::{formats, json_path::JsonPath, pattern},
 };
 use serde_json::json;
 
@@ -38,7 +38,7 @@ fn patterns() {
     let right: &[&[u8]] = &[b"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", b"^(a+)+$", b"(x{1,50}){1,50}", b"\\p{L}+|\\d{3,}", b"(?i)^a|b$", b"[[:alpha:]]*"];
     run(|choices| {
         let (pattern, length) = (&choices.near_text(right), choices.below(10_000));
-        if let Ok(pattern) = props::compile(pattern) {
+        if let Ok(pattern) = pattern::compile(pattern) {
             let _ = pattern.is_match(&"a".repeat(length));
         }
     });

@@ -1,6 +1,7 @@
 //! Functions of strings, `format` among them.
 
-use super::{Error, Outcome, Val, compile, double_text, failed, limits, text, wrong};
+use super::{Error, Outcome, Val, double_text, failed, limits, text, wrong};
+use crate::custom::pattern;
 use std::borrow::Cow;
 
 pub(super) fn string_function(name: &str) -> bool {
@@ -29,7 +30,7 @@ pub(super) fn string_function(name: &str) -> bool {
 pub(super) fn strings<'a>(name: &str, receiver: &Cow<'a, str>, args: &[Val<'a>], values: &[Val<'a>]) -> Outcome<'a> {
     let whole = |value: &Val<'_>| if let Val::Int(number) = value { Some(*number) } else { None };
     let chars = || receiver.chars().collect::<Vec<char>>();
-    let regex = |pattern: &str| compile(pattern).map_err(Error::Failed);
+    let regex = |pattern: &str| pattern::compiled(pattern).map_err(Error::Failed);
     Ok(match (name, args) {
         ("contains", [Val::String(part)]) => Val::Bool(receiver.contains(part.as_ref())),
         ("startsWith", [Val::String(part)]) => Val::Bool(receiver.starts_with(part.as_ref())),
