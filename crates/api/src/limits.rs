@@ -10,6 +10,8 @@ pub const JSON_PATCH_COPY_BYTES_MAX: usize = REQUEST_BODY_BYTES_MAX;
 pub const NESTING_DEPTH_MAX: usize = 200;
 /// Nodes that the aliases of one YAML document may expand to. Beyond it the document is refused with 400.
 pub const YAML_NODES_MAX: usize = 500_000;
+/// Bytes of JSON that one YAML document may become, with what its aliases repeat. Beyond it the document is refused with 400.
+pub const YAML_AS_JSON_BYTES_MAX: usize = 16 << 20;
 /// Unknown and duplicate fields that one request is told about. Later ones are counted but not named.
 pub const STRICT_PROBLEMS_MAX: usize = 100;
 /// Bytes of all `Warning` headers of one answer. Later warnings are cut to fit.

@@ -111,16 +111,20 @@ fn is_plain(element: &str) -> bool {
     }
 }
 
+/// Read as bodies are: exactly, also where a number has many digits.
+fn exact(text: &str) -> Option<Value> {
+    structure::parse(text.as_bytes(), structure::Encoding::Json).ok()
+}
+
 /// An element in the form that [`item_element`] gives, whatever order its keys came in. Of an unknown sort: the inner `None`.
 fn canonical(element: &str) -> Option<Option<String>> {
     Some(Some(match element.split_at_checked(2)? {
         ("f:", _) => element.to_string(),
         ("k:", keys) => {
-            let keys = serde_json::from_str::<BTreeMap<String, Value>>(keys).ok()?;
+            let keys: BTreeMap<_, _> = exact(keys)?.as_object()?.clone().into_iter().collect();
             key_element(keys.iter().map(|(key, value)| (key.as_str(), value)))
         }
-        // Read as bodies are: exactly, also where a number has many digits.
-        ("v:", value) => format!("v:{}", structure::parse(value.as_bytes(), structure::Encoding::Json).ok()?),
+        ("v:", value) => format!("v:{}", exact(value)?),
         ("i:", index) => {
             index.parse::<i64>().ok()?;
             element.to_string()

@@ -3,91 +3,118 @@
 //! Double keys stay in the text, so that the JSON decoder behind this finds them.
 
 use crate::limits;
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{DuplicateKeyPolicy, MergeKeyPolicy};
-use std::fmt;
+use std::fmt::{self, Display};
 
-/// A YAML node as JSON text.
-struct Text(String);
+/// Appends a YAML node as JSON text.
+struct Node<'a> {
+    text: &'a mut String,
+    /// It is the key of an entry: a string whatever it is, and no collection.
+    key: bool,
+}
 
-impl<'de> Deserialize<'de> for Text {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Text, D::Error> {
-        deserializer.deserialize_any(ToText)
+impl<'a> Node<'a> {
+    /// Of a key, a value, or an item; what aliases repeat counts each time.
+    fn append<E: Error>(self, token: impl Display) -> Result<(), E> {
+        use fmt::Write;
+        // Cannot fail: the text is in memory.
+        let _ = if self.key { write!(self.text, "\"{token}\"") } else { write!(self.text, "{token}") };
+        within_limits(self.text)
+    }
+
+    fn append_string<E: Error>(self, string: &str) -> Result<(), E> {
+        self.text.push_str(&serde_json::Value::from(string).to_string());
+        within_limits(self.text)
+    }
+
+    /// Begins a collection; the text to go on with.
+    fn collection<E: Error>(self, open: char) -> Result<&'a mut String, E> {
+        if self.key {
+            return Err(E::custom("invalid map key: it is a collection"));
+        }
+        self.text.push(open);
+        Ok(self.text)
     }
 }
 
-struct ToText;
-
-fn quoted(text: &str) -> Text {
-    Text(serde_json::Value::from(text).to_string())
+fn within_limits<E: Error>(text: &str) -> Result<(), E> {
+    let most = limits::YAML_AS_JSON_BYTES_MAX;
+    if text.len() > most { Err(E::custom(format_args!("document contains excessive aliasing: more than {most} bytes"))) } else { Ok(()) }
 }
 
-impl<'de> Visitor<'de> for ToText {
-    type Value = Text;
+impl<'de> DeserializeSeed<'de> for Node<'_> {
+    type Value = ();
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Node<'_> {
+    type Value = ();
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a YAML value")
     }
-    fn visit_unit<E>(self) -> Result<Text, E> {
-        Ok(Text("null".into()))
+    fn visit_unit<E: Error>(self) -> Result<(), E> {
+        self.append("null")
     }
-    fn visit_none<E>(self) -> Result<Text, E> {
-        Ok(Text("null".into()))
+    fn visit_none<E: Error>(self) -> Result<(), E> {
+        self.append("null")
     }
-    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Text, D::Error> {
-        Text::deserialize(deserializer)
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        self.deserialize(deserializer)
     }
-    fn visit_bool<E>(self, value: bool) -> Result<Text, E> {
-        Ok(Text(value.to_string()))
+    fn visit_bool<E: Error>(self, value: bool) -> Result<(), E> {
+        self.append(value)
     }
-    fn visit_i64<E>(self, value: i64) -> Result<Text, E> {
-        Ok(Text(value.to_string()))
+    fn visit_i64<E: Error>(self, value: i64) -> Result<(), E> {
+        self.append(value)
     }
-    fn visit_u64<E>(self, value: u64) -> Result<Text, E> {
-        Ok(Text(value.to_string()))
+    fn visit_u64<E: Error>(self, value: u64) -> Result<(), E> {
+        self.append(value)
     }
-    fn visit_i128<E>(self, value: i128) -> Result<Text, E> {
-        Ok(Text(value.to_string()))
+    fn visit_i128<E: Error>(self, value: i128) -> Result<(), E> {
+        self.append(value)
     }
-    fn visit_u128<E>(self, value: u128) -> Result<Text, E> {
-        Ok(Text(value.to_string()))
+    fn visit_u128<E: Error>(self, value: u128) -> Result<(), E> {
+        self.append(value)
     }
-    fn visit_f64<E>(self, value: f64) -> Result<Text, E> {
+    fn visit_f64<E: Error>(self, value: f64) -> Result<(), E> {
         // What JSON has no number for becomes a string, and then the wrong type.
-        Ok(if !value.is_finite() {
-            quoted(&value.to_string())
+        if !value.is_finite() {
+            self.append_string(&value.to_string())
         } else if value.fract() == 0.0 && value.abs() < 1e15 {
-            Text(format!("{value:.0}"))
+            self.append(format_args!("{value:.0}"))
         } else {
-            Text(serde_json::Value::from(value).to_string())
-        })
-    }
-    fn visit_str<E>(self, value: &str) -> Result<Text, E> {
-        Ok(quoted(value))
-    }
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Text, A::Error> {
-        let mut text = String::from("[");
-        while let Some(Text(item)) = items.next_element()? {
-            if text.len() > 1 {
-                text.push(',');
-            }
-            text.push_str(&item);
+            self.append(serde_json::Value::from(value))
         }
+    }
+    fn visit_str<E: Error>(self, value: &str) -> Result<(), E> {
+        self.append_string(value)
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        let text = self.collection('[')?;
+        let mut end = text.len();
+        while items.next_element_seed(Node { text, key: false })?.is_some() {
+            end = text.len();
+            text.push(',');
+        }
+        text.truncate(end);
         text.push(']');
-        Ok(Text(text))
+        within_limits(text)
     }
-    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Text, A::Error> {
-        let mut text = String::from("{");
-        while let Some((Text(key), Text(value))) = entries.next_entry()? {
-            if text.len() > 1 {
-                text.push(',');
-            }
-            let key = if key.starts_with('"') { key } else { quoted(&key).0 };
-            text.push_str(&key);
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
+        let text = self.collection('{')?;
+        let mut end = text.len();
+        while entries.next_key_seed(Node { text, key: true })?.is_some() {
             text.push(':');
-            text.push_str(&value);
+            entries.next_value_seed(Node { text, key: false })?;
+            end = text.len();
+            text.push(',');
         }
+        text.truncate(end);
         text.push('}');
-        Ok(Text(text))
+        within_limits(text)
     }
 }
 
@@ -131,10 +158,16 @@ fn read(document: &str) -> Result<String, String> {
             max_depth: limits::NESTING_DEPTH_MAX,
         },
     };
-    serde_saphyr::from_str_with_options::<Text>(document, options).map(|text| text.0).map_err(|error| {
+    let mut text = String::new();
+    let read = serde_saphyr::with_deserializer_from_str_with_options(document, options, |deserializer| {
+        Node { text: &mut text, key: false }.deserialize(deserializer)
+    });
+    read.map(|()| text).map_err(|error| {
         let line = error.location().map(|location| location.line());
         let message = error.to_string();
-        let message = in_go_words(message.lines().next().unwrap_or_default());
+        let message = message.lines().next().unwrap_or_default();
+        // Go says where before it says what.
+        let message = in_go_words(message.rsplit_once(" at line ").map_or(message, |(what, _)| what));
         match line {
             Some(line) => format!("yaml: line {line}: {message}"),
             None => format!("yaml: {message}"),
@@ -214,5 +247,16 @@ mod tests {
         }
         assert!(to_json(b"metadata: {name: f\n").unwrap_err().starts_with("yaml: line"));
         assert!(to_json(b"a: [1\nb").is_err());
+    }
+
+    #[test]
+    fn little_text_does_not_become_much() {
+        // Each level of a key would double the backslashes of the one within.
+        let keys = format!("{}a: b", "? ".repeat(60));
+        assert_eq!(to_json(keys.as_bytes()).unwrap_err(), "yaml: line 1: invalid map key: it is a collection");
+        let aliases = format!("a: &a {}\nb: [{}]\n", "x".repeat(1 << 20), "*a,".repeat(100_000));
+        assert!(to_json(aliases.as_bytes()).unwrap_err().contains("excessive aliasing"));
+        let few = format!("a: &a {}\nb: [{}]\n", "x".repeat(1_000), "*a,".repeat(100));
+        assert!(to_json(few.as_bytes()).is_ok_and(|text| text.len() > 100_000));
     }
 }
