@@ -5,7 +5,7 @@
 //! that this program reads has its line here: functions that are not generic, from one form, into one.
 
 use k8s_openapi::api::{
-    admissionregistration::v1::ValidatingWebhookConfiguration,
+    admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingWebhookConfiguration},
     apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet},
     autoscaling::v2::HorizontalPodAutoscaler,
     batch::v1::{CronJob, Job},
@@ -99,6 +99,7 @@ json!(
     ServiceAccount,
     StatefulSet,
     StorageClass,
+    ValidatingAdmissionPolicy,
     ValidatingWebhookConfiguration,
     VolumeAttributesClass,
 );

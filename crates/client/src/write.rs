@@ -89,6 +89,12 @@ impl<K: Object> Informer<K> {
         Ok(self.note(self.api(&key.namespace).patch(&key.name, &params, &Patch::Apply(object)).await?))
     }
 
+    /// The same for its status.
+    pub async fn apply_status(&self, key: &Key, manager: &str, object: &serde_json::Value) -> Result<Arc<K>, kube::Error> {
+        let params = PatchParams::apply(manager).force();
+        Ok(self.note(self.api(&key.namespace).patch_status(&key.name, &params, &Patch::Apply(object)).await?))
+    }
+
     /// Deletes the object. Where it goes on existing for its grace period or its finalizers, that state is noted.
     pub async fn delete(&self, key: &Key, deletion: &Deletion) -> Result<(), kube::Error> {
         let params = DeleteParams {

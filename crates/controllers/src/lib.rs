@@ -38,6 +38,7 @@ pub mod stateful_set;
 pub mod taint_eviction;
 pub mod token_cleaner;
 pub mod ttl_after_finished;
+pub mod validatingadmissionpolicy_status;
 pub mod volume_binder;
 pub mod volume_protection;
 

@@ -56,6 +56,7 @@ pub const CONTROLLERS: &[Entry] = &[
     on("taint-eviction-controller", crate::taint_eviction::new),
     on("token-cleaner-controller", crate::token_cleaner::new),
     on("ttl-after-finished-controller", crate::ttl_after_finished::new),
+    on("validatingadmissionpolicy-status-controller", crate::validatingadmissionpolicy_status::new),
     on("volumeattributesclass-protection-controller", crate::volume_protection::new_of_classes),
 ];
 

@@ -14,6 +14,7 @@ pub mod estimate;
 pub mod eval;
 pub mod functions;
 pub mod library;
+pub mod openapi;
 pub mod policy;
 pub mod rule;
 pub mod syntax;

@@ -6,7 +6,11 @@ use std::{collections::BTreeMap, sync::Arc};
 /// What is there to speak of, beside `object`, `oldObject` and `request`.
 #[derive(Clone, Debug, Default)]
 pub struct Scope {
+    /// The type of `object` and `oldObject`, where it is known.
+    pub object: Option<Type>,
     pub params: bool,
+    /// The type of `params`, where it is known.
+    pub params_type: Option<Type>,
     pub authorizer: bool,
     pub namespace_object: bool,
     /// The policy's own variables, in order.
@@ -50,9 +54,10 @@ fn request() -> Type {
 impl Scope {
     /// Compiles an expression. The error is without the words that say whose expression it is.
     pub fn compile(&self, source: &str) -> Result<Program, String> {
-        let mut names = vec![("object", Type::Dyn), ("oldObject", Type::Dyn), ("request", request())];
+        let or_any = |type_: &Option<Type>| type_.clone().unwrap_or(Type::Dyn);
+        let mut names = vec![("object", or_any(&self.object)), ("oldObject", or_any(&self.object)), ("request", request())];
         if self.params {
-            names.push(("params", Type::Dyn));
+            names.push(("params", or_any(&self.params_type)));
         }
         if self.namespace_object {
             names.push(("namespaceObject", Type::Dyn));

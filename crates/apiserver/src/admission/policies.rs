@@ -60,7 +60,7 @@ impl Policy {
     fn of(policy: &Value) -> Policy {
         let spec = policy.get("spec").cloned().unwrap_or_default();
         let text = |value: &Value, key: &str| value.str_at(key).unwrap_or_default().to_string();
-        let mut scope = Scope { params: spec.at("paramKind").is_some(), authorizer: true, namespace_object: true, variables: vec![] };
+        let mut scope = Scope { params: spec.at("paramKind").is_some(), authorizer: true, namespace_object: true, ..Scope::default() };
         let compile = |scope: &Scope, source: &str, wanted: &[Type]| scope.check(source, wanted).ok();
         let conditions =
             spec.list_at("matchConditions").iter().map(|c| (text(c, "name"), compile(&scope, &text(c, "expression"), &[Type::Bool]))).collect();

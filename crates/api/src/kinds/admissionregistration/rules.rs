@@ -244,7 +244,7 @@ pub fn expression(source: &str, scope: &Scope, wanted: &[Type], path: Path, erro
 
 /// What the expressions of a policy may speak of, its variables included; names what is wrong with those.
 pub fn policy_scope(spec: &Value, path: &Path, errors: &mut Errors) -> Scope {
-    let mut scope = Scope { params: member(spec, "paramKind").is_some(), authorizer: true, namespace_object: true, variables: vec![] };
+    let mut scope = Scope { params: member(spec, "paramKind").is_some(), authorizer: true, namespace_object: true, ..Scope::default() };
     for (i, variable) in list(spec, "variables").iter().enumerate() {
         let path = path.child("variables").index(i);
         let (name, source) = (text(variable, "name"), text(variable, "expression"));
@@ -350,7 +350,7 @@ pub fn validate_policy(spec: &Value, path: &Path, errors: &mut Errors) {
             }
         }
     }
-    let scope = Scope { params: member(spec, "paramKind").is_some(), authorizer: true, namespace_object: true, variables: vec![] };
+    let scope = Scope { params: member(spec, "paramKind").is_some(), authorizer: true, namespace_object: true, ..Scope::default() };
     match_conditions(spec, &scope, path, errors);
 }
 /// Checks of a binding.
