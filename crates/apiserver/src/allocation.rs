@@ -8,10 +8,14 @@
 //! decides. A write whose fields make no sense takes nothing: validation, which comes next, says what is wrong.
 //!
 //! A server that dies between the two writes leaves a claim without a Service; [`look_after`] removes it, and makes what
-//! claims are missing (of Services from a snapshot or an older version).
+//! claims are missing (of Services from a snapshot or an older version). What there is to give out is in [`ranges`].
+
+mod ranges;
+
+use ranges::Ranges;
 
 use crate::{
-    Error, Server,
+    Server,
     cache::encode_stored,
     keys,
     write::{now, store_failure},
@@ -23,11 +27,9 @@ use api::{
 };
 use rand::Rng;
 use serde_json::{Map, json};
-use std::{collections::HashSet, net::IpAddr, ops::RangeInclusive, sync::Arc, time::Duration};
+use std::{collections::HashSet, net::IpAddr, sync::Arc, time::Duration};
 use store::{Outcome, Revision, Write};
 
-/// Addresses of a Service network that can be given out at most; of a larger network the first so many.
-const ADDRESSES_MAX: u64 = 1 << 20;
 /// How often claims are held against Services. One that is without twice in a row is given back.
 const REPAIR_EVERY: Duration = Duration::from_secs(60);
 /// As Kubernetes marks the IPAddresses that belong to Services.
@@ -63,52 +65,6 @@ impl Item {
     }
 }
 
-/// What there is to give out.
-struct Ranges {
-    cidr: ipnet::IpNet,
-    ports: RangeInclusive<u16>,
-    /// Usable addresses: all but that of the network itself and, for IPv4, the broadcast address.
-    addresses: usize,
-}
-
-impl Ranges {
-    fn new(cidr: ipnet::IpNet, ports: RangeInclusive<u16>) -> Ranges {
-        let bits = u32::from(cidr.max_prefix_len() - cidr.prefix_len());
-        let all = 1u64.checked_shl(bits).unwrap_or(u64::MAX);
-        let usable = if cidr.addr().is_ipv4() { all.saturating_sub(2) } else { all.saturating_sub(1) }.min(ADDRESSES_MAX) as usize;
-        Ranges { cidr, addresses: usable, ports }
-    }
-
-    /// Whether an item is in its range. The network's own address is before the first.
-    fn contains(&self, item: Item) -> bool {
-        match item {
-            Item::Address(address) if self.cidr.contains(&address) => {
-                let distance = match (address, self.cidr.network()) {
-                    (IpAddr::V4(address), IpAddr::V4(network)) => u128::from(u32::from(address) - u32::from(network)),
-                    (IpAddr::V6(address), IpAddr::V6(network)) => u128::from(address) - u128::from(network),
-                    _ => return false,
-                };
-                (1..=self.addresses as u128).contains(&distance)
-            }
-            Item::Port(port) => self.ports.contains(&port),
-            Item::Address(_) => false,
-        }
-    }
-    fn address(&self, i: usize) -> Item {
-        Item::Address(match self.cidr.network() {
-            IpAddr::V4(network) => IpAddr::from((u32::from(network) + i as u32 + 1).to_be_bytes()),
-            IpAddr::V6(network) => IpAddr::from((u128::from(network) + i as u128 + 1).to_be_bytes()),
-        })
-    }
-    fn port(&self, i: usize) -> Item {
-        // The range is as long as `i` may be.
-        Item::Port(self.ports.start() + i as u16)
-    }
-    fn family(&self) -> &'static str {
-        if self.cidr.addr().is_ipv4() { "IPv4" } else { "IPv6" }
-    }
-}
-
 /// Where it stands what is taken.
 #[async_trait::async_trait]
 trait Ledger: Send {
@@ -138,20 +94,6 @@ async fn claim_any<L: Ledger>(ledger: &mut L, size: usize, lower_band: usize, it
         }
     }
     Ok(None)
-}
-
-/// The ranges of this server.
-pub struct Allocators {
-    ranges: Ranges,
-}
-
-impl Allocators {
-    pub fn new(config: &crate::Config) -> Result<Allocators, Error> {
-        if config.node_ports.is_empty() {
-            return Err(Error::Configuration("the range of node ports is empty".into()));
-        }
-        Ok(Allocators { ranges: Ranges::new(config.service_cidr, config.node_ports.clone()) })
-    }
 }
 
 /// The ledger of all servers: the store.
@@ -278,7 +220,7 @@ pub async fn reserve(server: &Arc<Server>, kind: &Kind, object: &mut Value, old:
     // From here on whatever is taken is given back unless it is kept.
     let mut reservation = Reservation { claims: None, given_up: vec![] };
     let claims = reservation.claims.insert(Claims { server: server.clone(), holder, dry_run, taken: vec![] });
-    let errors = reserve_in(&server.allocators.ranges, claims, object, old).await?;
+    let errors = reserve_in(&Ranges::now(server)?, claims, object, old).await?;
     if !errors.is_empty() {
         return Err(Status::invalid("", "Service", object.name(), &errors));
     }
@@ -330,10 +272,11 @@ async fn compare(server: &Arc<Server>) -> Result<HashSet<(Item, Revision)>, Stat
         }
     }
     let services = server.entries("", "services", None)?;
+    let ranges = Ranges::now(server)?;
     let mut wanted: HashSet<(Item, (String, String))> = HashSet::new();
     for service in services {
         let holder = (service.namespace().to_string(), service.name().to_string());
-        for item in held(&service.value()).into_iter().filter(|item| server.allocators.ranges.contains(*item)) {
+        for item in held(&service.value()).into_iter().filter(|item| ranges.contains(*item)) {
             wanted.insert((item, holder.clone()));
         }
     }
@@ -420,7 +363,7 @@ fn families(ranges: &Ranges, service: &mut Value, errors: &mut Errors) -> bool {
     if listed.len() > 2 || listed.first().is_some_and(|address| address != first) || listed.iter().skip(1).any(|_| first == "None") {
         return false;
     }
-    let (own, other) = match ranges.family() {
+    let (own, other) = match ranges.family {
         "IPv4" => ("IPv4", "IPv6"),
         _ => ("IPv6", "IPv4"),
     };
@@ -471,7 +414,13 @@ async fn addresses<L: Ledger>(ranges: &Ranges, ledger: &mut L, service: &mut Val
     let listed: Vec<Value> = service.list_at("spec.clusterIPs").to_vec();
     let first = service.str_at("spec.clusterIP").unwrap_or_default().to_string();
     if listed.is_empty() && first.is_empty() {
-        let found = claim_any(ledger, ranges.addresses, lower_band(ranges.addresses, 16, 256), |i| ranges.address(i)).await?;
+        let mut found = None;
+        for network in ranges.giving() {
+            found = claim_any(ledger, network.addresses, lower_band(network.addresses, 16, 256), |i| network.address(i)).await?;
+            if found.is_some() {
+                break;
+            }
+        }
         let Some(Item::Address(address)) = found else { return Err(Status::internal("failed to allocate a serviceIP: range is full")) };
         service.set("spec.clusterIP", address.to_string());
         service.set("spec.clusterIPs", vec![address.to_string()]);
@@ -485,7 +434,7 @@ async fn addresses<L: Ledger>(ranges: &Ranges, ledger: &mut L, service: &mut Val
     if before.contains(&item) {
         return Ok(());
     }
-    let problem = match ranges.contains(item) {
+    let problem = match ranges.gives(address) {
         false => "the provided network does not match the current range",
         true if ledger.claim(item).await? => return Ok(()),
         true => "provided IP is already allocated",
@@ -589,7 +538,8 @@ async fn any_port<L: Ledger>(ranges: &Ranges, ledger: &mut L) -> Result<i64, Sta
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{ranges::Network, *};
+    use std::ops::RangeInclusive;
 
     /// Ranges, and what is taken of them.
     struct Pools {
@@ -611,7 +561,8 @@ mod tests {
 
     impl Pools {
         fn new(cidr: ipnet::IpNet, ports: RangeInclusive<u16>) -> Pools {
-            Pools { ranges: Ranges::new(cidr, ports), taken: HashSet::new() }
+            let family = if cidr.addr().is_ipv4() { "IPv4" } else { "IPv6" };
+            Pools { ranges: Ranges::of(family, vec![Network::new(cidr)], ports), taken: HashSet::new() }
         }
         fn free(&mut self, item: Item) {
             self.taken.remove(&item);
@@ -662,6 +613,20 @@ mod tests {
         pools.free(Item::Address("10.96.0.10".parse().unwrap()));
         assert!(reserve(&mut pools, explicit("10.96.0.10")).is_ok(), "free again");
         assert_eq!(reserve(&mut pools, explicit("abc")).unwrap()["clusterIP"], "abc", "left to validation");
+    }
+
+    #[test]
+    fn further_networks_serve_when_the_first_is_full() {
+        let mut pools = Pools::new("10.96.0.0/30".parse().unwrap(), 30000..=32767);
+        pools.ranges.networks.push(Network::new("10.97.0.0/30".parse().unwrap()));
+        let mut given: Vec<String> =
+            (0..4).map(|_| reserve(&mut pools, json!({"type": "ClusterIP"})).unwrap()["clusterIP"].as_str().unwrap().to_string()).collect();
+        given.sort();
+        assert_eq!(given, ["10.96.0.1", "10.96.0.2", "10.97.0.1", "10.97.0.2"]);
+        assert!(reserve(&mut pools, json!({"type": "ClusterIP"})).unwrap_err().ends_with("failed to allocate a serviceIP: range is full"));
+        pools.free(Item::Address("10.97.0.2".parse().unwrap()));
+        pools.ranges.networks[1].ready = false;
+        assert!(reserve(&mut pools, json!({"type": "ClusterIP"})).is_err(), "not ready");
     }
 
     #[test]

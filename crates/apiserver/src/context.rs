@@ -147,7 +147,6 @@ pub struct Server {
     pub authenticators: authentication::Authenticators,
     pub authorizer: authorization::Authorizer,
     pub admission: admission::Chain,
-    pub allocators: allocation::Allocators,
     pub nodes: tunnel::Nodes,
     pub aggregation: aggregation::Services,
     pub flow: flow::Flow,
@@ -163,6 +162,9 @@ impl Server {
     /// Loads the cache, starts its feed, and makes the objects that every cluster has. The server answers from then on;
     /// `/readyz` says ok when the first objects are there.
     pub async fn new(config: Config) -> Result<Arc<Server>, Error> {
+        if config.node_ports.is_empty() {
+            return Err(Error::Configuration("the range of node ports is empty".into()));
+        }
         let catalogue = Arc::new(Catalogue::built_in());
         let cache = cache::Cache::start(config.store.clone(), catalogue.clone(), config.shutdown.clone()).await?;
         let server = Arc::new(Server {
@@ -174,7 +176,6 @@ impl Server {
             authenticators: authentication::Authenticators::new(&config)?,
             authorizer: authorization::Authorizer::new(&config)?,
             admission: admission::Chain::new(&config)?,
-            allocators: allocation::Allocators::new(&config)?,
             nodes: tunnel::Nodes::new(&config)?,
             aggregation: Default::default(),
             flow: flow::Flow::new(config.flow.clone())?,

@@ -33,6 +33,7 @@ pub mod replica_set;
 pub mod replication_controller;
 pub mod resource_quota;
 pub mod root_ca;
+pub mod service_cidr;
 pub mod serviceaccount;
 pub mod stateful_set;
 pub mod taint_eviction;

@@ -51,6 +51,7 @@ pub const CONTROLLERS: &[Entry] = &[
     on("replicationcontroller-controller", crate::replication_controller::new),
     on("resourcequota-controller", crate::resource_quota::new),
     on("root-ca-certificate-publisher-controller", crate::root_ca::new),
+    on("service-cidr-controller", crate::service_cidr::new),
     on("serviceaccount-controller", crate::serviceaccount::new),
     on("statefulset-controller", crate::stateful_set::new),
     on("taint-eviction-controller", crate::taint_eviction::new),

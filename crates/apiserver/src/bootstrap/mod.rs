@@ -62,8 +62,6 @@ pub async fn run(server: &Arc<Server>) -> Result<(), Error> {
         }
     }
     let config = &server.config;
-    let service_cidr = json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": [config.service_cidr.trunc().to_string()]}});
-    ensure(server, "networking.k8s.io", "servicecidrs", service_cidr).await.map_err(failed)?;
     ensure(server, "", "secrets", own::membership_key()).await.map_err(failed)?;
     for (resource, object) in own::config_maps(config) {
         if object.namespace() == "kube-system" {
@@ -105,10 +103,38 @@ async fn keep(server: &Arc<Server>) -> Result<(), Status> {
         ensure(server, "", "namespaces", namespace.clone()).await?;
     }
     let config = &server.config;
+    // Before the first Service: its address is out of it.
+    service_network(server, &config.service_cidr.trunc().to_string()).await?;
     match own::kubernetes_service(&config.service_cidr, config.secure_port) {
         Some(service) => ensure(server, "", "services", service).await,
         None => Ok(()),
     }
+}
+
+/// The ServiceCIDR of the flags. Nobody but the server may be there to say that it is ready.
+async fn service_network(server: &Arc<Server>, cidr: &str) -> Result<(), Status> {
+    const PLACE: (&str, &str, &str) = ("networking.k8s.io", "servicecidrs", "kubernetes");
+    let (group, resource, name) = PLACE;
+    ensure(server, group, resource, json!({"metadata": {"name": name}, "spec": {"cidrs": [cidr]}})).await?;
+    let Some(range) = server.lookup(group, resource, "", name)?.map(|entry| entry.value()) else { return Ok(()) };
+    let is_new =
+        |range: &Value| range.deletion_timestamp().is_none() && !range.list_at("status.conditions").iter().any(|c| c.str_at("type") == Some("Ready"));
+    if range.list_at("spec.cidrs").first().and_then(Value::as_str) != Some(cidr) {
+        tracing::warn!(flag = cidr, object = %range["spec"]["cidrs"], "the ServiceCIDR kubernetes is not what --service-cluster-ip-range says; the object counts");
+    } else if is_new(&range) {
+        let ready = json!({
+            "type": "Ready", "status": "True", "reason": "", "message": "Kubernetes default Service CIDR is ready", "lastTransitionTime": crate::write::now(),
+        });
+        let change = |range: &mut Value| {
+            let missing = is_new(range);
+            if missing {
+                range.set("status.conditions", json!([ready]));
+            }
+            Ok(missing)
+        };
+        server.update_internal(group, resource, "", name, "status", change).await?;
+    }
+    Ok(())
 }
 
 /// Creates an object if none of its name is there.
