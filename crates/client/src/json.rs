@@ -20,6 +20,7 @@ use k8s_openapi::api::{
     node::v1::RuntimeClass,
     policy::v1::PodDisruptionBudget,
     rbac::v1::ClusterRole,
+    resource::v1::{ResourceClaim, ResourceClaimTemplate},
     scheduling::v1::PriorityClass,
     storage::v1::{StorageClass, VolumeAttributesClass},
 };
@@ -93,6 +94,8 @@ json!(
     PriorityClass,
     ReplicaSet,
     ReplicationController,
+    ResourceClaim,
+    ResourceClaimTemplate,
     ResourceQuota,
     RuntimeClass,
     Secret,

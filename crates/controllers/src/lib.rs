@@ -31,6 +31,7 @@ pub mod pod_disruption_budget;
 pub mod pod_gc;
 pub mod replica_set;
 pub mod replication_controller;
+pub mod resource_claim;
 pub mod resource_quota;
 pub mod root_ca;
 pub mod service_cidr;

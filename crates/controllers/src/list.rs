@@ -49,6 +49,7 @@ pub const CONTROLLERS: &[Entry] = &[
     on("pod-garbage-collector-controller", crate::pod_gc::new),
     on("replicaset-controller", crate::replica_set::new),
     on("replicationcontroller-controller", crate::replication_controller::new),
+    on("resourceclaim-controller", crate::resource_claim::new),
     on("resourcequota-controller", crate::resource_quota::new),
     on("root-ca-certificate-publisher-controller", crate::root_ca::new),
     on("service-cidr-controller", crate::service_cidr::new),
