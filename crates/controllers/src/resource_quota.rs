@@ -24,7 +24,7 @@ use kube::Resource;
 use kube::core::ApiResource;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
 use crate::Context;
@@ -34,7 +34,7 @@ use crate::common::pod_state::is_finished;
 
 /// How often all is counted again.
 const FULL_PERIOD: Duration = Duration::from_secs(300);
-/// How often those kinds are counted whose deletions are not watched for this: kinds of definitions, which may go at any time.
+/// How often those kinds are counted whose deletions are not followed: what is not served, or cannot be watched.
 const COUNTED_PERIOD: Duration = Duration::from_secs(10);
 
 /// How long the object of a charge may take to be seen here.
@@ -52,8 +52,7 @@ pub fn new(context: &Context) -> Arc<dyn Controller> {
         claims: context.informers.all(),
         charges: Arc::default(),
         informers: context.informers.clone(),
-        built_in: api::Catalogue::built_in().iter().map(|kind| (kind.group.clone(), kind.resource.clone())).collect(),
-        followed: Mutex::default(),
+        followed: Arc::default(),
         news: Mutex::default(),
     })
 }
@@ -66,12 +65,25 @@ struct Quotas {
     claims: Informer<PersistentVolumeClaim>,
     charges: Arc<Charges>,
     informers: Informers,
-    /// Group and resource of the kinds that never go.
-    built_in: BTreeSet<(String, String)>,
-    /// Those among them that quotas count and whose deletions are followed.
-    followed: Mutex<BTreeSet<(String, String)>>,
+    followed: Arc<Followed>,
     /// Where it is told whose deletions are to be followed.
     news: Mutex<Option<mpsc::UnboundedSender<ApiResource>>>,
+}
+
+/// Group and resource of a kind.
+type Counted = (String, String);
+/// The kinds that quotas count by number and whose deletions are followed, in the version in which they are.
+type Followed = Mutex<BTreeMap<Counted, ApiResource>>;
+
+/// Definitions bring kinds and take them away.
+fn definitions() -> ApiResource {
+    ApiResource {
+        group: "apiextensions.k8s.io".into(),
+        version: "v1".into(),
+        api_version: "apiextensions.k8s.io/v1".into(),
+        kind: "CustomResourceDefinition".into(),
+        plural: "customresourcedefinitions".into(),
+    }
 }
 
 /// When each quota was last charged.
@@ -167,20 +179,11 @@ impl Controller for Quotas {
         });
         self.recount_on(inputs, &self.services, |_| true);
         self.recount_on(inputs, &self.claims, |_| true);
-        // As many as there are built-in kinds at most, so it needs no other bound.
-        let (sender, mut wanted) = mpsc::unbounded_channel();
+        // A kind is told of once, so there are as many as kinds, and it needs no other bound.
+        let (sender, wanted) = mpsc::unbounded_channel();
         *self.news.lock() = Some(sender);
-        let (informers, quotas) = (self.informers.clone(), self.quotas.clone());
-        inputs.fed(move |queue| {
-            async move {
-                let mut followers = JoinSet::new();
-                while let Some(resource) = wanted.recv().await {
-                    followers.spawn(follow(informers.metadata(&resource), quotas.clone(), queue.clone()));
-                }
-                std::future::pending().await
-            }
-            .boxed()
-        });
+        let (informers, quotas, followed) = (self.informers.clone(), self.quotas.clone(), self.followed.clone());
+        inputs.fed(move |queue| feed(informers, quotas, followed, wanted, queue).boxed());
     }
 
     async fn reconcile(&self, key: &Key) -> Result<Next, Error> {
@@ -198,8 +201,10 @@ impl Controller for Quotas {
             count(&mut used, &value, "persistentvolumeclaims", &to_value(&*claim)?);
         }
         let others = counted_only(hard.keys());
-        for (name, (group, resource)) in &others {
-            let number = self.number_of(group, resource, &key.namespace).await?;
+        let mut all_followed = true;
+        for (name, counted) in &others {
+            let number = self.number_of(counted, &key.namespace).await?;
+            all_followed &= self.followed.lock().contains_key(counted);
             used.insert(name.clone(), Quantity::from_units(number, api::quantity::Format::DecimalSi));
         }
         used.retain(|name, _| hard.contains_key(name));
@@ -213,18 +218,18 @@ impl Controller for Quotas {
         let used = used.into_iter().map(|(name, amount)| (name, Text(amount.to_string()))).collect();
         let status = ResourceQuotaStatus { hard: Some(hard), used: Some(used) };
         patch::write_status(&self.quotas, &quota, quota.status.as_ref(), &status).await?;
-        Ok(Next::After(pause.unwrap_or(if others.is_empty() { FULL_PERIOD } else { COUNTED_PERIOD })))
+        Ok(Next::After(pause.unwrap_or(if all_followed { FULL_PERIOD } else { COUNTED_PERIOD })))
     }
 }
 
 impl Quotas {
     /// How many objects of a kind there are; a kind that is not served has none.
-    async fn number_of(&self, group: &str, resource: &str, namespace: &str) -> Result<i64, Error> {
+    async fn number_of(&self, counted: &Counted, namespace: &str) -> Result<i64, Error> {
+        let (group, resource) = counted;
         let discovered = discovery::discover(&self.client).await?;
-        let found = discovered.resources.iter().find(|each| each.api.group == group && each.api.plural == resource && each.namespaced);
-        let place = (group.to_owned(), resource.to_owned());
-        if let Some(found) = found.filter(|found| found.can(&["watch"]) && self.built_in.contains(&place))
-            && self.followed.lock().insert(place)
+        let found = discovered.resources.iter().find(|each| each.api.group == *group && each.api.plural == *resource && each.namespaced);
+        if let Some(found) = found.filter(|found| found.can(&["list", "watch"]))
+            && self.followed.lock().insert(counted.clone(), found.api.clone()).as_ref() != Some(&found.api)
             && let Some(news) = &*self.news.lock()
         {
             let _ = news.send(found.api.clone());
@@ -233,6 +238,49 @@ impl Quotas {
             Some(found) => Ok(i64::try_from(discovery::list(&self.client, found, namespace).await?.len()).unwrap_or(i64::MAX)),
             None if discovered.failed.is_empty() => Ok(0),
             None => Err(Error::NotYet(format!("{resource} could not be found out about: {}", discovered.failed.join(", ")))),
+        }
+    }
+}
+
+/// Follows every kind that it is told of until its definition goes, which is a reason to count again as well. Never ends.
+async fn feed(
+    informers: Informers,
+    quotas: Informer<ResourceQuota>,
+    followed: Arc<Followed>,
+    mut wanted: mpsc::UnboundedReceiver<ApiResource>,
+    queue: Queue,
+) {
+    let mut tasks = JoinSet::new();
+    let mut followers: HashMap<Counted, (ApiResource, AbortHandle)> = HashMap::new();
+    let mut changes = informers.metadata(&definitions()).subscribe();
+    let end = |follower: Option<(ApiResource, AbortHandle)>| {
+        if let Some((resource, follower)) = follower {
+            follower.abort();
+            informers.forget_metadata(&resource);
+        }
+    };
+    loop {
+        tokio::select! {
+            Some(resource) = wanted.recv() => {
+                let task = tasks.spawn(follow(informers.metadata(&resource), quotas.clone(), queue.clone()));
+                end(followers.insert((resource.group.clone(), resource.plural.clone()), (resource, task)));
+            }
+            Some(change) = changes.next() => {
+                let name = change.object().metadata.name.clone().unwrap_or_default();
+                let Some((resource, group)) = name.split_once('.') else { continue };
+                let counted = (group.to_owned(), resource.to_owned());
+                if matches!(change, Change::Deleted(_)) {
+                    followed.lock().remove(&counted);
+                    end(followers.remove(&counted));
+                }
+                let bounds = |quota: &ResourceQuota| {
+                    let hard = quota.spec.as_ref().and_then(|spec| spec.hard.as_ref());
+                    hard.is_some_and(|hard| counted_only(hard.keys()).values().any(|each| *each == counted))
+                };
+                quotas.list().iter().filter(|quota| bounds(quota)).for_each(|quota| queue.add(Key::of(&**quota)));
+            }
+            Some(_) = tasks.join_next(), if !tasks.is_empty() => {}
+            else => std::future::pending().await,
         }
     }
 }
