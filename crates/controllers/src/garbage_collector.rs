@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use client::controller::{Controller, Error, Inputs, Next};
+use client::events::{EventType, Recorder};
 use client::queue::Queue;
 use client::{Change, ErrorExt, Informers, Key};
 use futures::FutureExt;
@@ -51,7 +52,12 @@ const UNKNOWN_KIND_PAUSE: Duration = Duration::from_secs(60);
 
 /// Makes the controller.
 pub fn new(context: &Context) -> Arc<dyn Controller> {
-    Arc::new(GarbageCollector { client: context.client.clone(), informers: context.informers.clone(), known: Arc::default() })
+    Arc::new(GarbageCollector {
+        client: context.client.clone(),
+        informers: context.informers.clone(),
+        recorder: context.recorder_for("garbage-collector-controller"),
+        known: Arc::default(),
+    })
 }
 
 /// What all parts share.
@@ -68,6 +74,7 @@ struct Known {
 struct GarbageCollector {
     client: kube::Client,
     informers: Informers,
+    recorder: Recorder,
     known: Arc<Known>,
 }
 
@@ -116,7 +123,16 @@ impl GarbageCollector {
         }
         let mut owners = Vec::new();
         for reference in &references {
-            match self.state_of(reference, place).await? {
+            let state = self.state_of(reference, place).await?;
+            if state.is_none_or(|state| state == OwnerState::Gone) && self.is_elsewhere(reference, place) {
+                let owner = format!(
+                    "[{}/{}, namespace: {}, name: {}, uid: {}]",
+                    reference.api_version, reference.kind, place.namespace, reference.name, reference.uid
+                );
+                let message = format!("ownerRef {owner} does not exist in namespace \"{}\"", place.namespace);
+                self.recorder.event(&place.reference(uid), EventType::Warning, "OwnerRefInvalidNamespace", "", message);
+            }
+            match state {
                 Some(state) => owners.push((reference.uid.clone(), state)),
                 None => {
                     self.known.unsettled.lock().insert(uid.to_owned());
@@ -148,6 +164,19 @@ impl GarbageCollector {
                     Err(error) if !error.is_not_found() => Err(error.into()),
                     _ => Ok(Next::Done),
                 }
+            }
+        }
+    }
+
+    /// Whether an owner is in another namespace than what names it, so that it is none.
+    fn is_elsewhere(&self, reference: &OwnerReference, dependent: &Place) -> bool {
+        let known = self.known.graph.lock().place_of(&reference.uid);
+        match known {
+            Some(owner) => owner.resource.namespaced && owner.namespace != dependent.namespace,
+            None => {
+                let discovered = self.known.discovered.read().clone();
+                dependent.namespace.is_empty()
+                    && discovered.of_kind(&reference.api_version, &reference.kind).is_some_and(|resource| resource.namespaced)
             }
         }
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
+use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
 use super::{FOREGROUND, ORPHAN};
@@ -15,6 +16,20 @@ pub(super) struct Place {
     pub(super) resource: Arc<Resource>,
     pub(super) namespace: String,
     pub(super) name: String,
+}
+
+impl Place {
+    /// As events name the object of this UID.
+    pub(super) fn reference(&self, uid: &str) -> ObjectReference {
+        ObjectReference {
+            api_version: Some(self.resource.api.api_version.clone()),
+            kind: Some(self.resource.api.kind.clone()),
+            namespace: Some(self.namespace.clone()).filter(|namespace| !namespace.is_empty()),
+            name: Some(self.name.clone()),
+            uid: Some(uid.to_owned()),
+            ..ObjectReference::default()
+        }
+    }
 }
 
 impl fmt::Display for Place {
