@@ -80,6 +80,9 @@ pub struct Kind {
     pub stored_as: Option<(String, String)>,
     /// What a CustomResourceDefinition says of it; `None` for a built-in kind.
     pub custom: Option<Arc<Custom>>,
+    /// Definitions in the form of OpenAPI v2, by name: of a kind that is no part of Kubernetes' own API, and so not among its facts. The
+    /// first is the kind's own, the second that of its list.
+    pub definitions: &'static [(&'static str, &'static str)],
     /// The kind as each version shows it, where versions differ in columns, subresources and rules; empty for built-in kinds.
     pub views: BTreeMap<String, Arc<Kind>>,
     pub hooks: Arc<dyn Hooks>,
@@ -214,6 +217,7 @@ impl Kind {
             metadata_again: MetadataAgain::AsUpdate,
             stored_as: None,
             custom: None,
+            definitions: &[],
             views: BTreeMap::new(),
             hooks: Arc::new(Plain),
         }

@@ -489,6 +489,13 @@ pub fn openapi_v3(name: &str) -> Option<serde_json::Value> {
     Some(value)
 }
 
+/// A definition that is not among the facts in the form of OpenAPI v3.
+pub fn relinked(text: &str) -> serde_json::Value {
+    let mut value = serde_json::from_str(text).unwrap_or_else(|_| serde_json::json!({}));
+    relink(&mut value);
+    value
+}
+
 /// Definitions of v2 to components of v3. A reference with siblings goes into `allOf`, since v3 ignores siblings of `$ref`.
 fn relink(value: &mut serde_json::Value) {
     match value {

@@ -4,7 +4,7 @@
 //! scale, pods, metrics --replicas (pure)--> wanted --behavior (pure)--> how fast --> scale, status, events
 //! ```
 //!
-//! Looked at every 15 seconds. What pods use is asked of `metrics.k8s.io`, and of their nodes where nobody serves that. Where
+//! Looked at every 15 seconds. What pods use is asked of `metrics.k8s.io`. Where
 //! metrics cannot be had nothing is scaled, and the condition `ScalingActive` says why.
 //!
 //! What must stay true: an autoscaler never scales on part of its metrics downwards; what is remembered of the past is kept
@@ -12,7 +12,6 @@
 
 mod behavior;
 mod metrics;
-mod nodes;
 mod replicas;
 
 use std::collections::HashMap;
@@ -58,7 +57,6 @@ pub fn new(context: &Context) -> Arc<dyn Controller> {
         recorder: context.recorder_for("horizontal-pod-autoscaler"),
         clock: context.clock.clone(),
         memory: Mutex::default(),
-        nodes: nodes::Nodes::default(),
         discovered: Mutex::default(),
     })
 }
@@ -70,7 +68,6 @@ struct Autoscalers {
     recorder: Recorder,
     clock: Clock,
     memory: Mutex<HashMap<Key, Memory>>,
-    nodes: nodes::Nodes,
     discovered: Mutex<Arc<Discovered>>,
 }
 
@@ -363,12 +360,7 @@ impl Autoscalers {
                 return Err((reason, format!("invalid resource metric source: neither an average utilization target nor an average value ({name})")));
             }
         };
-        let readings = match metrics::of_resource(&self.client, scaled.namespace, scaled.selector, name, container, scaled.now).await {
-            Ok(Some(readings)) => Ok(readings),
-            Ok(None) => self.nodes.ask(&self.client, scaled.pods, name, container).await,
-            Err(message) => Err(message),
-        };
-        let readings = readings.map_err(failed)?;
+        let readings = metrics::of_resource(&self.client, scaled.namespace, scaled.selector, name, container, scaled.now).await.map_err(failed)?;
         if readings.is_empty() {
             return Err(failed("no metrics returned from resource metrics API".to_owned()));
         }

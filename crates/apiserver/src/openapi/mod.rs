@@ -230,6 +230,10 @@ fn v3(catalogue: &Catalogue, name: &str) -> Option<Value> {
                 wanted.extend(custom::REFERRED_TO);
                 continue;
             }
+            for (name, text) in kind.definitions {
+                wanted.extend(schema::definitions().map(|(known, _)| known).filter(|known| text.contains(&format!("/{known}\""))));
+                defined.insert(name.to_string(), schema::relinked(text));
+            }
             let kinds = [kind.kind.as_str(), kind.list_kind.as_str()];
             wanted.extend(kinds.iter().filter_map(|shown| schema::definition_name(&kind.group, version, shown)));
         }
@@ -289,6 +293,7 @@ fn v2(catalogue: &Catalogue) -> Value {
             if kind.custom.is_some() {
                 definitions.extend(custom::definitions(kind, version, custom::Form::V2));
             }
+            definitions.extend(kind.definitions.iter().map(|(name, text)| (name.to_string(), serde_json::from_str(text).unwrap_or_else(|_| json!({})))));
         }
     }
     json!({"swagger": "2.0", "info": info(), "paths": paths, "definitions": definitions})
@@ -407,6 +412,8 @@ fn operation(kind: &Kind, version: &str, method: &str, action: &str, (group, sho
     }
     let name_of = |group: &str, version: &str, shown: &str| match kind.custom {
         Some(_) if group == kind.group => Some(custom::definition_name(group, version, shown)),
+        None if !kind.definitions.is_empty() && shown == kind.kind => kind.definitions.first().map(|(name, _)| name.to_string()),
+        None if !kind.definitions.is_empty() && shown == kind.list_kind => kind.definitions.get(1).map(|(name, _)| name.to_string()),
         _ => schema::definition_name(group, version, shown).map(String::from),
     };
     let answer = match action {

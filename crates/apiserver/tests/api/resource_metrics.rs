@@ -68,6 +68,21 @@ async fn nodes_say_what_is_used_unless_somebody_else_does() {
     let (code, role) = raw_json(&server, "GET", "/apis/rbac.authorization.k8s.io/v1/clusterroles/system:aggregated-metrics-reader", &[], "").await;
     assert_eq!((code, &role["metadata"]["labels"]["rbac.authorization.k8s.io/aggregate-to-view"]), (StatusCode::OK, &json!("true")));
 
+    // What clients explain and check by.
+    let (_, document) = raw_json(&server, "GET", "/openapi/v3/apis/metrics.k8s.io/v1beta1", &[], "").await;
+    let schemas = &document["components"]["schemas"];
+    const PREFIX: &str = "io.k8s.metrics.pkg.apis.metrics.v1beta1";
+    assert_eq!(schemas[format!("{PREFIX}.PodMetrics")]["x-kubernetes-group-version-kind"][0]["kind"], "PodMetrics", "{document}");
+    for name in
+        [&format!("{PREFIX}.ContainerMetrics"), "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta", "io.k8s.apimachinery.pkg.api.resource.Quantity"]
+    {
+        assert!(schemas.get(name).is_some(), "{name}");
+    }
+    let (_, document) = raw_json(&server, "GET", "/openapi/v2", &[], "").await;
+    let answer = &document["paths"]["/apis/metrics.k8s.io/v1beta1/nodes"]["get"]["responses"]["200"]["schema"]["$ref"];
+    assert_eq!(answer, &format!("#/definitions/{PREFIX}.NodeMetricsList"));
+    assert!(document["definitions"].get(format!("{PREFIX}.NodeMetrics")).is_some());
+
     // Nodes: the one that answers, measured over the time between two answers.
     let (_, list) = raw_json(&server, "GET", &format!("{METRICS}/nodes"), &[], "").await;
     assert_eq!((&list["kind"], &list["items"].as_array().unwrap().len()), (&json!("NodeMetricsList"), &1));

@@ -15,24 +15,15 @@ use super::replicas::{Reading, Readings};
 /// Over which time a custom metric is taken to be measured that does not say.
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// Why there is no answer.
-pub struct Failed {
-    /// Nobody serves this API.
-    pub is_absent: bool,
-    /// In words.
-    pub message: String,
-}
-
-/// Asks the API for a document.
-pub async fn get(client: &Client, path: &str, query: &[(&str, &str)]) -> Result<Value, Failed> {
-    let other = |message: String| Failed { is_absent: false, message };
+/// Asks the API for a document; the error says in words why there is none.
+async fn get(client: &Client, path: &str, query: &[(&str, &str)]) -> Result<Value, String> {
     let query: Vec<String> = query.iter().filter(|(_, value)| !value.is_empty()).map(|(name, value)| format!("{name}={}", escape(value))).collect();
     let uri = format!("{path}?{}", query.join("&"));
-    let request = http::Request::get(uri).body(Vec::new()).map_err(|error| other(error.to_string()))?;
+    let request = http::Request::get(uri).body(Vec::new()).map_err(|error| error.to_string())?;
     match timeout(limits::REQUEST_TIMEOUT, client.request(request)).await {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(Failed { is_absent: error.is_not_found(), message: error.short() }),
-        Err(_) => Err(other("no answer in time".to_owned())),
+        Ok(Err(error)) => Err(error.short()),
+        Err(_) => Err("no answer in time".to_owned()),
     }
 }
 
@@ -86,7 +77,7 @@ fn readings(list: &Value, resource: &str, container: Option<&str>, now: Timestam
     readings
 }
 
-/// What the selected pods use of a resource; `Ok(None)` if nobody serves `metrics.k8s.io`.
+/// What the selected pods use of a resource.
 pub async fn of_resource(
     client: &Client,
     namespace: &str,
@@ -94,21 +85,18 @@ pub async fn of_resource(
     resource: &str,
     container: Option<&str>,
     now: Timestamp,
-) -> Result<Option<Readings>, String> {
+) -> Result<Readings, String> {
     let path = format!("/apis/metrics.k8s.io/v1beta1/namespaces/{namespace}/pods");
-    let list = match get(client, &path, &[("labelSelector", selector)]).await {
-        Ok(list) => list,
-        Err(failed) if failed.is_absent => return Ok(None),
-        Err(failed) => return Err(format!("unable to fetch metrics from resource metrics API: {}", failed.message)),
-    };
-    Ok(Some(readings(&list, resource, container, now)))
+    let list = get(client, &path, &[("labelSelector", selector)]).await;
+    let list = list.map_err(|message| format!("unable to fetch metrics from resource metrics API: {message}"))?;
+    Ok(readings(&list, resource, container, now))
 }
 
 /// A metric that the selected pods tell of themselves.
 pub async fn of_pods(client: &Client, namespace: &str, selector: &str, metric: &str, labels: &str, now: Timestamp) -> Result<Readings, String> {
     let path = format!("/apis/custom.metrics.k8s.io/v1beta2/namespaces/{namespace}/pods/*/{}", escape(metric));
     let list = get(client, &path, &[("labelSelector", selector), ("metricLabelSelector", labels)]).await;
-    let list = list.map_err(|failed| format!("unable to fetch metrics from custom metrics API: {}", failed.message))?;
+    let list = list.map_err(|message| format!("unable to fetch metrics from custom metrics API: {message}"))?;
     let items = list["items"].as_array().into_iter().flatten();
     let readings: Readings = items
         .filter_map(|item| {
@@ -124,7 +112,7 @@ pub async fn of_pods(client: &Client, namespace: &str, selector: &str, metric: &
 pub async fn of_object(client: &Client, namespace: &str, resource: &str, name: &str, metric: &str, labels: &str) -> Result<i64, String> {
     let path = format!("/apis/custom.metrics.k8s.io/v1beta2/namespaces/{namespace}/{resource}/{}/{}", escape(name), escape(metric));
     let list = get(client, &path, &[("metricLabelSelector", labels)]).await;
-    let list = list.map_err(|failed| format!("unable to fetch metrics from custom metrics API: {}", failed.message))?;
+    let list = list.map_err(|message| format!("unable to fetch metrics from custom metrics API: {message}"))?;
     milli(list["items"][0].get("value")).ok_or_else(|| "no metrics returned from custom metrics API".to_owned())
 }
 
@@ -132,7 +120,7 @@ pub async fn of_object(client: &Client, namespace: &str, resource: &str, name: &
 pub async fn external(client: &Client, namespace: &str, metric: &str, labels: &str) -> Result<i64, String> {
     let path = format!("/apis/external.metrics.k8s.io/v1beta1/namespaces/{namespace}/{}", escape(metric));
     let list = get(client, &path, &[("labelSelector", labels)]).await;
-    let list = list.map_err(|failed| format!("unable to fetch metrics from external metrics API: {}", failed.message))?;
+    let list = list.map_err(|message| format!("unable to fetch metrics from external metrics API: {message}"))?;
     let items =
         list["items"].as_array().filter(|items| !items.is_empty()).ok_or_else(|| "no metrics returned from external metrics API".to_owned())?;
     Ok(items.iter().filter_map(|item| milli(item.get("value"))).sum())
