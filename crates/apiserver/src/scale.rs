@@ -2,6 +2,7 @@
 
 use crate::{
     Body,
+    admission::AdmissionContext,
     connect::{Answer, Call},
     conversion,
     encode::{Shape, View},
@@ -10,7 +11,7 @@ use crate::{
 };
 use api::{
     Kind, Status, Value, apply, field,
-    kind::Hooks,
+    kind::{Hooks, Subresource},
     object::ObjectExt,
     request::PatchOptions,
     selector::LabelSelector,
@@ -29,8 +30,32 @@ pub struct Paths {
     pub selector: Cow<'static, str>,
 }
 
+impl Paths {
+    /// Of a kind, if the subresource is its Scale.
+    pub fn of(kind: &Kind, subresource: &str) -> Option<Paths> {
+        match kind.subresource(subresource)? {
+            Subresource::Scale { replicas, status_replicas, selector } => {
+                Some(Paths { replicas: replicas.clone(), status_replicas: status_replicas.clone(), selector: selector.clone() })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Who admits a change by a Scale sees the Scale, and may change what it says.
+pub async fn admit(cx: &AdmissionContext<'_>, paths: &Paths, new: &mut Value) -> Result<(), Status> {
+    let mut scale = of(new, paths);
+    let before = scale.i64_at("spec.replicas");
+    cx.server.admission.admit(cx, &mut scale).await?;
+    let wanted = scale.i64_at("spec.replicas");
+    if wanted != before {
+        new.set(&paths.replicas, wanted.unwrap_or(0));
+    }
+    Ok(())
+}
+
 /// The Scale of an object.
-fn of(object: &Value, paths: &Paths) -> Value {
+pub fn of(object: &Value, paths: &Paths) -> Value {
     let mut metadata = json!({"name": object.name()});
     for key in ["namespace", "uid", "resourceVersion", "creationTimestamp"] {
         if let Some(value) = object.metadata().and_then(|metadata| metadata.get(key)) {

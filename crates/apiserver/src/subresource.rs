@@ -24,9 +24,7 @@ pub async fn binding(mut call: Call) -> Answer {
     if binding.name() != name {
         return Err(Status::bad_request("name in URL does not match name in Binding object"));
     }
-    if !call.info.subresource.is_empty() {
-        connections::admit_posted(&call, &mut binding, options.dry_run).await?;
-    }
+    connections::admit_posted(&call, &mut binding, options.dry_run).await?;
     let target = binding.str_at("target.name").unwrap_or_default().to_string();
     let mut errors = api::field::Errors::default();
     let path = api::field::Path::new("target");

@@ -1,8 +1,8 @@
 //! create and update: from an object to a commit, the same way for every kind.
 //!
 //! [`Writer`] is that way. [`Writer::create`] and [`Writer::modify`] serve clients' requests, patches, subresources and the
-//! server's own writes alike. Order: default, prepare, mutating admission, allocation, validation, validating admission,
-//! commit. A write that changes nothing makes no new version. What is being deleted goes when its last finalizer goes.
+//! server's own writes alike. Order: default, mutating admission, prepare (of updates before it), allocation, validation,
+//! validating admission, commit. A write that changes nothing makes no new version. What is being deleted goes when its last finalizer goes.
 //!
 //! What must stay true: nothing is taken from an allocator without being kept or given back; an answer means that the
 //! commit is on disk, and that the cache shows it.
@@ -15,7 +15,7 @@ use crate::{
     connect::{Answer, Call, Warnings},
     conversion,
     encode::View,
-    keys, namespaces,
+    keys, namespaces, scale,
 };
 use api::{Kind, Status, Value, apply, field, limits, metadata, object::ObjectExt, request::RequestInfo, schema, structure};
 use bytes::Bytes;
@@ -318,22 +318,24 @@ impl<'a> Writer<'a> {
         Err(Status::generate_name_exhausted(self.kind.resource_pair(), &name))
     }
 
-    /// `known_as` is the name by which admission speaks of the object: a generated one is nobody's word yet.
+    /// `known_as` is the name by which admission speaks of the object: a generated one is nobody's word yet. Who may change the
+    /// object sees what the writer has said; what the server says of a new object comes after that, and before it is judged.
     async fn create_named(&self, mut object: Value, known_as: &str) -> Result<Written, Status> {
         let insists = object.resource_version().parse::<u64>().is_ok_and(|version| version > 0);
         self.begin(&mut object);
         let hooks = &self.kind.hooks;
         let name = object.name().to_string();
         if known_as != name {
-            // Defaults that follow from a name that the server has made are not the writer's.
             object.remove("metadata.name");
         }
         hooks.default(&mut object);
         self.keep_books(None, &mut object);
-        object.set("metadata.name", name.as_str());
-        hooks.prepare_create(&mut object);
         let cx = self.admission(Operation::Create, known_as, None);
         self.server.admission.admit(&cx, &mut object).await?;
+        object.set_default("metadata.name", name.as_str());
+        let name = object.name().to_string();
+        self.make_new(&mut object);
+        hooks.prepare_create(&mut object);
         let reservation = allocation::reserve(self.server, self.kind, &mut object, None, self.dry_run).await?;
         let mut errors = field::Errors::default();
         metadata::validate_create(&object, self.kind, &mut errors);
@@ -375,10 +377,10 @@ impl<'a> Writer<'a> {
         if deleting { Status::already_exists_deleting(resource, name) } else { Status::already_exists(resource, name) }
     }
 
-    /// The metadata that only the server sets.
+    /// Takes out what only the server says.
     fn begin(&self, object: &mut Value) {
         let metadata = object.metadata_mut();
-        for key in ["resourceVersion", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds"] {
+        for key in ["uid", "creationTimestamp", "resourceVersion", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds"] {
             metadata.remove(key);
         }
         if self.books == Books::Closed {
@@ -389,12 +391,17 @@ impl<'a> Writer<'a> {
             "" => drop(metadata.remove("namespace")),
             namespace => drop(metadata.insert("namespace".into(), json!(namespace))),
         }
+        without_double_owners(object, self.warnings);
+    }
+
+    /// The metadata that the server gives to every new object.
+    fn make_new(&self, object: &mut Value) {
+        let metadata = object.metadata_mut();
         metadata.insert("uid".into(), json!(uuid::Uuid::new_v4().to_string()));
         metadata.insert("creationTimestamp".into(), json!(now()));
         if self.kind.has_generation {
             metadata.insert("generation".into(), json!(1));
         }
-        without_double_owners(object, self.warnings);
     }
 
     /// What stands under a name now.
@@ -473,8 +480,13 @@ impl<'a> Writer<'a> {
             Part::Trusted => {}
         }
         put_books(&mut new, books);
-        let cx = self.admission(Operation::Update, self.name, Some(old));
-        self.server.admission.admit(&cx, &mut new).await?;
+        let scale = scale::Paths::of(self.kind, &self.info.subresource);
+        let scale_before = scale.as_ref().map(|paths| scale::of(old, paths));
+        let cx = self.admission(Operation::Update, self.name, Some(scale_before.as_ref().unwrap_or(old)));
+        match &scale {
+            Some(paths) => scale::admit(&cx, paths, &mut new).await?,
+            None => self.server.admission.admit(&cx, &mut new).await?,
+        }
         let reservation = allocation::reserve(self.server, self.kind, &mut new, Some(old), self.dry_run).await?;
         let mut errors = field::Errors::default();
         metadata::validate_update(&new, old, self.kind, &mut errors);
@@ -492,7 +504,10 @@ impl<'a> Writer<'a> {
         if part == Part::Object && !self.same_template(&new, old) {
             self.warnings.extend(hooks.warnings(&new, Some(old)));
         }
-        self.server.admission.validate(&cx, &new).await?;
+        match &scale {
+            Some(paths) => self.server.admission.validate(&cx, &scale::of(&new, paths)).await?,
+            None => self.server.admission.validate(&cx, &new).await?,
+        }
         if let Some(schema) = schema_of(&new) {
             structure::complete_changed(&mut new, old, &schema);
         }

@@ -1,10 +1,10 @@
 //! What passes admission beside writes of objects. Of connections to pods, services and nodes (`exec`, `attach`, `portforward`, `proxy`)
 //! webhooks and policies see the options as the object, whether or not what is connected to is there; of what is posted to an object
-//! (Binding, Eviction, TokenRequest) just that, and not what comes of it.
+//! (Binding, Eviction, TokenRequest) just that, and not what comes of it; of a change by `scale` the Scale.
 
 use super::{AdmissionContext, Operation, Options, Rounds};
 use crate::connect::Call;
-use api::{Status, Value, kind::Subresource, request::Query};
+use api::{Status, Value, kind::Subresource, object::ObjectExt, request::Query};
 use serde_json::json;
 
 /// Options that are yes or no.
@@ -23,9 +23,15 @@ pub(super) fn is_posted(cx: &AdmissionContext<'_>) -> bool {
     cx.operation == Operation::Create && !cx.subresource.is_empty()
 }
 
+/// Whether webhooks and policies see the object of the request as it is, and not in a version of its resource's kind.
+pub(super) fn is_of_another_kind(cx: &AdmissionContext<'_>) -> bool {
+    cx.operation == Operation::Connect || is_posted(cx) || matches!(cx.kind.subresource(cx.subresource), Some(Subresource::Scale { .. }))
+}
+
 /// Whether a change only follows from something posted, which has been admitted as such.
 pub(super) fn follows(cx: &AdmissionContext<'_>) -> bool {
-    cx.operation != Operation::Create && cx.concerns("", "pods") && matches!(cx.subresource, "binding" | "eviction")
+    let posted = matches!(cx.subresource, "binding" | "eviction") || cx.request.resource == "bindings";
+    cx.operation != Operation::Create && cx.concerns("", "pods") && posted
 }
 
 /// Group, version and kind of the object that webhooks and policies see.
@@ -36,40 +42,18 @@ pub(super) fn shown_kind<'a>(cx: &'a AdmissionContext<'_>, version: &'a str) -> 
             // One of the same group and version does not name them.
             if group.is_empty() { (own.0, own.1, kind) } else { (group, version, kind) }
         }
+        Some(Subresource::Scale { .. }) => ("autoscaling", "v1", "Scale"),
         _ => own,
     }
 }
 
-/// Admits what is posted to a subresource; it may be changed by that.
-pub async fn admit_posted(call: &Call, object: &mut Value, dry_run: bool) -> Result<(), Status> {
-    let cx = AdmissionContext {
+/// A request, as far as it says nothing else.
+fn context(call: &Call, operation: Operation) -> AdmissionContext<'_> {
+    AdmissionContext {
         server: &call.server,
         request: &call.info,
         user: &call.user,
-        operation: Operation::Create,
-        kind: &call.kind,
-        namespace: call.namespace(),
-        name: &call.info.name,
-        subresource: &call.info.subresource,
-        old: None,
-        dry_run,
-        options: Options::Query(&call.query),
-        rounds: Rounds::default(),
-        warnings: &call.warnings,
-    };
-    call.server.admission.admit(&cx, object).await?;
-    call.server.admission.validate(&cx, object).await
-}
-
-/// Admits the request if it is a connection.
-pub async fn admit(call: &Call) -> Result<(), Status> {
-    let Some(kind) = options_kind(&call.kind, &call.info.subresource) else { return Ok(()) };
-    let mut object = options(kind, &call.query, call.info.parts.get(3..).unwrap_or_default());
-    let cx = AdmissionContext {
-        server: &call.server,
-        request: &call.info,
-        user: &call.user,
-        operation: Operation::Connect,
+        operation,
         kind: &call.kind,
         namespace: call.namespace(),
         name: &call.info.name,
@@ -79,7 +63,24 @@ pub async fn admit(call: &Call) -> Result<(), Status> {
         options: Options::None,
         rounds: Rounds::default(),
         warnings: &call.warnings,
-    };
+    }
+}
+
+/// Admits what is posted to a subresource, or a Binding; it may be changed by that.
+pub async fn admit_posted(call: &Call, object: &mut Value, dry_run: bool) -> Result<(), Status> {
+    // A Binding of the collection has its name in itself.
+    let name = object.name().to_string();
+    let name = if call.info.name.is_empty() { &name } else { &call.info.name };
+    let cx = AdmissionContext { name, dry_run, options: Options::Query(&call.query), ..context(call, Operation::Create) };
+    call.server.admission.admit(&cx, object).await?;
+    call.server.admission.validate(&cx, object).await
+}
+
+/// Admits the request if it is a connection.
+pub async fn admit(call: &Call) -> Result<(), Status> {
+    let Some(kind) = options_kind(&call.kind, &call.info.subresource) else { return Ok(()) };
+    let mut object = options(kind, &call.query, call.info.parts.get(3..).unwrap_or_default());
+    let cx = context(call, Operation::Connect);
     call.server.admission.admit(&cx, &mut object).await?;
     call.server.admission.validate(&cx, &object).await
 }

@@ -18,15 +18,14 @@ impl AdmissionContext<'_> {
     pub fn shown(&self, object: &Value, version: &str) -> Value {
         let mut object = object.clone();
         // What a webhook converts is seen as the request has it; see [`AdmissionContext::converted`].
-        let is_own = self.operation != Operation::Connect && !connections::is_posted(self);
-        if !object.is_null() && is_own && !conversion::is_by_webhook(self.kind) {
+        if !object.is_null() && !connections::is_of_another_kind(self) && !conversion::is_by_webhook(self.kind) {
             self.view(version).show(&mut object);
         }
         object
     }
     /// The same where a webhook converts the kind.
     pub async fn converted(&self, object: &Value, version: &str) -> Result<Value, Status> {
-        if conversion::is_by_webhook(self.kind) {
+        if conversion::is_by_webhook(self.kind) && !connections::is_of_another_kind(self) {
             return conversion::object(self.server, self.kind, object.clone(), version).await;
         }
         Ok(self.shown(object, version))
@@ -34,7 +33,7 @@ impl AdmissionContext<'_> {
     /// The reverse.
     pub fn stored(&self, mut object: Value, version: &str) -> Value {
         let view = self.view(version);
-        if !view.is_stored_form() {
+        if !view.is_stored_form() && !connections::is_of_another_kind(self) {
             self.kind.hooks.to_stored(version, &mut object);
         }
         object

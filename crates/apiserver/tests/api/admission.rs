@@ -100,7 +100,7 @@ impl Drop for Hooks {
     }
 }
 
-/// `/mutate` puts a label on, `/sidecar` adds a container, `/count` counts up, `/once` sets a key if it is not there, `/look` looks on;
+/// `/mutate` puts a label on, `/sidecar` adds a container, `/count` counts up, `/two` makes two replicas, `/once` sets a key if it is not there, `/look` looks on;
 /// `/validate` refuses what has the key `bad`.
 fn judged(path: &str, review: &Value) -> Value {
     let request = &review["request"];
@@ -113,6 +113,7 @@ fn judged(path: &str, review: &Value) -> Value {
             let before: u32 = data["count"].as_str().and_then(|count| count.parse().ok()).unwrap_or(0);
             json!([{"op": "add", "path": "/data/count", "value": (before + 1).to_string()}])
         }
+        "/two" => json!([{"op": "replace", "path": "/spec/replicas", "value": 2}]),
         "/once" if data.get("once").is_none() => json!([{"op": "add", "path": "/data/once", "value": "yes"}]),
         _ => Value::Null,
     };
@@ -219,7 +220,7 @@ async fn a_webhook_that_is_not_there_stops_what_its_failure_policy_stops() {
 
 /// A configuration whose webhooks are asked about one resource without further conditions.
 fn plain(hooks: &Hooks, name: &str, resource: &str, operations: &[&str], webhooks: &[(&str, &str)]) -> Value {
-    let rules = json!([{"apiGroups": [""], "apiVersions": ["v1"], "operations": operations, "resources": [resource]}]);
+    let rules = json!([{"apiGroups": ["*"], "apiVersions": ["v1"], "operations": operations, "resources": [resource]}]);
     let webhook = |(path, reinvocation): &(&str, &str)| {
         let client = json!({"url": format!("https://{}{path}", hooks.address), "caBundle": STANDARD.encode(&hooks.authority)});
         let mut webhook = json!({"name": format!("{}.example.dev", path.trim_start_matches('/')), "clientConfig": client, "rules": rules,
@@ -330,4 +331,68 @@ async fn what_is_posted_to_a_pod_is_admitted_as_what_it_is() {
     assert_eq!(raw(&server, "POST", &format!("{path}/eviction"), &[], evict.to_string()).await.0, 201);
     assert_eq!(seen(), ["CREATE", "policy", "Eviction", "Eviction"]);
     assert_eq!(hooks.asked.lock().len(), 3, "once each");
+}
+
+#[tokio::test]
+async fn who_may_change_a_new_object_sees_nothing_that_the_server_says_of_it() {
+    let (server, _client) = server().await;
+    let hooks = hooks().await;
+    let configuration = plain(&hooks, "look", "configmaps", &["CREATE"], &[("/look", "")]);
+    make(&server, &format!("{ADMISSION}/mutatingwebhookconfigurations"), configuration).await;
+    let map = json!({"metadata": {"generateName": "m-", "uid": "mine", "labels": {"a": "b"}}}).to_string();
+    let (code, made) = raw_json(&server, "POST", MAPS, &[], map).await;
+    assert_eq!(code, 201, "{made}");
+    assert!(made["metadata"]["name"].as_str().unwrap().starts_with("m-") && made["metadata"]["uid"] != "mine", "{made}");
+    let mut seen = hooks.last.lock()["object"]["metadata"].clone();
+    seen.as_object_mut().unwrap().remove("managedFields");
+    assert_eq!(seen, json!({"generateName": "m-", "namespace": "test", "labels": {"a": "b"}}));
+}
+
+#[tokio::test]
+async fn a_change_by_scale_is_admitted_as_a_scale() {
+    let (server, client) = server().await;
+    let hooks = hooks().await;
+    let deployments: Api<Deployment> = Api::namespaced(client, "test");
+    deployments.create(&PostParams::default(), &deployment("d")).await.unwrap();
+    make(&server, &format!("{ADMISSION}/mutatingwebhookconfigurations"), plain(&hooks, "two", "deployments/scale", &["*"], &[("/two", "")])).await;
+    let path = "/apis/apps/v1/namespaces/test/deployments/d";
+    let merge = [("content-type", "application/merge-patch+json")];
+    let (code, scale) = raw_json(&server, "PATCH", &format!("{path}/scale"), &merge, json!({"spec": {"replicas": 5}}).to_string()).await;
+    assert_eq!((code, &scale["spec"]["replicas"]), (StatusCode::OK, &json!(2)), "{scale}");
+    let request = hooks.last.lock().clone();
+    assert_eq!(request["kind"], json!({"group": "autoscaling", "version": "v1", "kind": "Scale"}));
+    assert_eq!((&request["resource"]["resource"], &request["subResource"]), (&json!("deployments"), &json!("scale")));
+    assert_eq!((&request["object"]["kind"], &request["object"]["spec"]["replicas"]), (&json!("Scale"), &json!(5)), "{request}");
+    assert_eq!((&request["oldObject"]["kind"], &request["oldObject"]["spec"]["replicas"]), (&json!("Scale"), &json!(1)), "{request}");
+    let (_, made) = raw_json(&server, "GET", path, &[], "").await;
+    assert_eq!((&made["spec"]["replicas"], &made["kind"]), (&json!(2), &json!("Deployment")));
+
+    let policy = json!({"metadata": {"name": "even"}, "spec": {
+        "matchConstraints": {"resourceRules": [{"apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["deployments/scale"]}]},
+        "validations": [{"expression": "object.kind != 'Scale' || object.spec.replicas != 2", "message": "not two"}]}});
+    make(&server, &format!("{ADMISSION}/validatingadmissionpolicies"), policy).await;
+    let binding = json!({"metadata": {"name": "even"}, "spec": {"policyName": "even", "validationActions": ["Deny"]}});
+    make(&server, &format!("{ADMISSION}/validatingadmissionpolicybindings"), binding).await;
+    let (code, refused) = raw_json(&server, "PATCH", &format!("{path}/scale"), &merge, json!({"spec": {"replicas": 4}}).to_string()).await;
+    assert!(code == 422 && refused["message"].as_str().unwrap().contains("not two"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_binding_of_the_collection_is_admitted_once_as_a_binding() {
+    let (server, client) = server().await;
+    with_service_account(&client).await;
+    let hooks = hooks().await;
+    for (name, resource) in [("bindings", "bindings"), ("pods", "pods")] {
+        let configuration = plain(&hooks, name, resource, &["CREATE", "UPDATE"], &[("/look", "")]);
+        make(&server, &format!("{ADMISSION}/validatingwebhookconfigurations"), configuration).await;
+    }
+    let pods: Api<Pod> = Api::namespaced(client, "test");
+    pods.create(&PostParams::default(), &pod("p", None)).await.unwrap();
+    let bind = json!({"metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n"}});
+    assert_eq!(raw(&server, "POST", "/api/v1/namespaces/test/bindings", &[], bind.to_string()).await.0, 201);
+    let request = hooks.last.lock().clone();
+    let shown = ["operation", "name", "namespace"].map(|key| request[key].as_str().unwrap().to_string());
+    assert_eq!(shown, ["CREATE", "p", "test"]);
+    assert_eq!((&request["resource"]["resource"], &request["object"]["target"]["name"]), (&json!("bindings"), &json!("n")), "{request}");
+    assert_eq!(hooks.asked.lock().len(), 2, "of the pod's creation and of the Binding");
 }
