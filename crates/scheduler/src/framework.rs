@@ -40,6 +40,8 @@ impl Causes {
     pub const POD_ITSELF: Causes = Causes(1 << 7);
     /// A claim, a volume or a class of volumes came or changed.
     pub const VOLUMES: Causes = Causes(1 << 8);
+    /// A claim of devices, a class or a slice of them came or changed.
+    pub const DEVICES: Causes = Causes(1 << 9);
     /// Any of them.
     pub const ANY: Causes = Causes(u16::MAX);
 

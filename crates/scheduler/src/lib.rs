@@ -17,6 +17,7 @@
 //! What this crate does not know: storage, HTTP serving, and what any other component does.
 
 pub mod cycle;
+pub mod devices;
 pub mod framework;
 pub mod node_selector;
 pub mod plugins;

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{Pod, PodAffinityTerm, Toleration, WeightedPodAf
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::core::{Expression, Selector, SelectorExt};
 
+use crate::devices::DeviceUse;
 use crate::node_selector::NodeMatch;
 use crate::resources::{self, Resources};
 use crate::snapshot::Snapshot;
@@ -261,6 +262,8 @@ pub struct PodInfo {
     pub spread: Vec<SpreadConstraint>,
     /// The claims that its volumes stand for.
     pub claims: Vec<ClaimUse>,
+    /// The claims of devices that it names.
+    pub devices: Vec<DeviceUse>,
 }
 
 impl PodInfo {
@@ -278,6 +281,7 @@ impl PodInfo {
             affinity: PodAffinity::of(&pod),
             spread: SpreadConstraint::of_pod(&pod),
             claims: ClaimUse::of_pod(&pod),
+            devices: DeviceUse::of_pod(&pod),
             pod,
         })
     }

@@ -11,14 +11,16 @@ use std::sync::Arc;
 use client::election::{self, ElectionConfig};
 use client::events::{EventType, Recorder};
 use client::volumes::{SELECTED_NODE, annotation, is_bound, volume_change};
-use client::{Changes, ErrorExt, Informer, Informers, Key, Object};
+use client::{Changes, ErrorExt, Informer, Informers, Key, Object, Selection};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, PodCondition, ReplicationController, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::{ApiResource, DynamicObject};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use serde_json::{Value, json};
@@ -28,10 +30,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::cycle::{Cursor, Unschedulable};
+use crate::devices;
 use crate::pod::PodInfo;
 use crate::preemption::{self, Proposal};
-use crate::state::State;
-use crate::volumes::Plan;
+use crate::state::{Plan, State};
+use crate::volumes;
 
 /// How many bindings, evictions and condition updates may be under way at once; beyond, deciding waits for one to end.
 const TASKS_MAX: usize = 100;
@@ -98,6 +101,22 @@ struct Feeds {
     claims: Changes<PersistentVolumeClaim>,
     volumes: Changes<PersistentVolume>,
     classes: Changes<StorageClass>,
+    device_claims: Changes<ResourceClaim>,
+    device_classes: Changes<DynamicObject>,
+    device_slices: Changes<DynamicObject>,
+}
+
+/// A resource of the group of devices.
+fn of_devices(kind: &str, plural: &str) -> ApiResource {
+    let (group, version) = ("resource.k8s.io", "v1");
+    ApiResource { group: group.into(), version: version.into(), api_version: format!("{group}/{version}"), kind: kind.into(), plural: plural.into() }
+}
+
+/// The same for what is looked at as it is written.
+async fn subscribe_to(informers: &Informers, resource: ApiResource) -> Changes<DynamicObject> {
+    let informer = informers.dynamic(&resource, Selection::default());
+    informer.synced().await;
+    informer.subscribe()
 }
 
 async fn subscribe<K: Object>(informers: &Informers) -> Changes<K> {
@@ -121,7 +140,27 @@ impl Feeds {
             subscribe(informers),
             subscribe(informers),
         );
-        Feeds { pods, nodes, namespaces, budgets, services, controllers, replica_sets, stateful_sets, claims, volumes, classes }
+        let (device_claims, device_classes, device_slices) = tokio::join!(
+            subscribe(informers),
+            subscribe_to(informers, of_devices("DeviceClass", "deviceclasses")),
+            subscribe_to(informers, of_devices("ResourceSlice", "resourceslices")),
+        );
+        Feeds {
+            pods,
+            nodes,
+            namespaces,
+            budgets,
+            services,
+            controllers,
+            replica_sets,
+            stateful_sets,
+            claims,
+            volumes,
+            classes,
+            device_claims,
+            device_classes,
+            device_slices,
+        }
     }
 
     /// Brings the state up to date with whatever has arrived; pods last, as they lean on all else.
@@ -139,6 +178,9 @@ impl Feeds {
         each(&mut self.classes, |change| state.class_changed(&change, now));
         each(&mut self.volumes, |change| state.volume_changed(&change, now));
         each(&mut self.claims, |change| state.claim_changed(&change, now));
+        each(&mut self.device_classes, |change| state.device_class_changed(&change, now));
+        each(&mut self.device_slices, |change| state.device_slice_changed(&change, now));
+        each(&mut self.device_claims, |change| state.device_claim_changed(&change, now));
         each(&mut self.nodes, |change| state.node_changed(&change, now));
         each(&mut self.pods, |change| state.pod_changed(&change, now));
     }
@@ -151,6 +193,9 @@ impl Feeds {
             Some(change) = self.claims.next() => state.claim_changed(&change, Instant::now()),
             Some(change) = self.volumes.next() => state.volume_changed(&change, Instant::now()),
             Some(change) = self.classes.next() => state.class_changed(&change, Instant::now()),
+            Some(change) = self.device_claims.next() => state.device_claim_changed(&change, Instant::now()),
+            Some(change) = self.device_classes.next() => state.device_class_changed(&change, Instant::now()),
+            Some(change) = self.device_slices.next() => state.device_slice_changed(&change, Instant::now()),
             Some(change) = self.namespaces.next() => state.namespace_changed(&change),
             Some(change) = self.budgets.next() => state.budget_changed(&change),
         }
@@ -187,7 +232,7 @@ async fn schedule(client: kube::Client, scheduler_name: String, recorder: Record
     };
     info!(scheduler = scheduler_name, "scheduling");
     let mut state = State::new(scheduler_name.clone());
-    let hands = Hands { client, recorder, scheduler_name, claims: informers.all(), volumes: informers.all() };
+    let hands = Hands { client, recorder, scheduler_name, claims: informers.all(), volumes: informers.all(), device_claims: informers.all() };
     let mut tasks: JoinSet<Report> = JoinSet::new();
     let mut cursor = Cursor::default();
     let mut counted: Option<Instant> = None;
@@ -204,12 +249,13 @@ async fn schedule(client: kube::Client, scheduler_name: String, recorder: Record
         if tasks.len() < TASKS_MAX
             && let Some(pod) = state.queue.pop(now)
         {
+            state.snapshot.devices.prepare();
             let decided = state.profile.decide(&state.snapshot, &pod, &mut cursor, &mut rng);
             count(&hands.scheduler_name, if decided.is_ok() { "scheduled" } else { "unschedulable" }, now.elapsed());
             match decided {
                 Ok(node) => {
-                    let volumes = state.assume(&pod, &node);
-                    tasks.spawn(hands.clone().bind(pod, node, volumes));
+                    let plan = state.assume(&pod, &node);
+                    tasks.spawn(hands.clone().bind(pod, node, plan));
                 }
                 Err(unschedulable) => {
                     let proposal = preemption::propose(&state.profile, &state.snapshot, &pod, &unschedulable, &mut rng);
@@ -305,6 +351,7 @@ struct Hands {
     scheduler_name: String,
     claims: Informer<PersistentVolumeClaim>,
     volumes: Informer<PersistentVolume>,
+    device_claims: Informer<ResourceClaim>,
 }
 
 impl Hands {
@@ -313,7 +360,7 @@ impl Hands {
     }
 
     /// Gives the pod's claims their volumes, and waits until they are bound.
-    async fn bind_volumes(&self, node: &str, plan: &Plan) -> Result<(), String> {
+    async fn bind_volumes(&self, node: &str, plan: &volumes::Plan) -> Result<(), String> {
         for (claim, volume) in &plan.bind {
             if let Some(mut change) = volume_change(volume, claim) {
                 change["metadata"]["resourceVersion"] = json!(volume.metadata.resource_version);
@@ -339,11 +386,40 @@ impl Hands {
         timeout(VOLUMES_TIMEOUT, wait).await.map_err(|_| "binding volumes: timed out waiting for the condition".to_owned())
     }
 
-    async fn bind(self, pod: Arc<PodInfo>, node: String, volumes: Plan) -> Report {
-        if !volumes.is_empty()
-            && let Err(message) = self.bind_volumes(&node, &volumes).await
-        {
-            debug!(pod = %pod.full_name(), node, message, "volumes not bound");
+    /// Writes what each claim gets, and that the pod uses it.
+    async fn grant_devices(&self, pod: &PodInfo, plan: &devices::Plan) -> Result<(), String> {
+        for grant in plan {
+            let claim = self.device_claims.get(&grant.claim).ok_or_else(|| format!("resourceclaim \"{}\" not found", grant.claim.name))?;
+            let mut claim = claim;
+            let finalizers = claim.metadata.finalizers.clone().unwrap_or_default();
+            if grant.allocation.is_some() && !finalizers.iter().any(|each| each == devices::FINALIZER) {
+                let finalizers: Vec<_> = finalizers.into_iter().chain([devices::FINALIZER.to_owned()]).collect();
+                let meta = &claim.metadata;
+                let change = json!({"metadata": {"uid": meta.uid, "resourceVersion": meta.resource_version, "finalizers": finalizers}});
+                claim = self.device_claims.patch(&grant.claim, &Patch::Merge(change)).await.map_err(|error| error.short())?;
+            }
+            let meta = &claim.metadata;
+            let before = claim.status.as_ref().and_then(|status| status.reserved_for.as_ref());
+            let mut consumers = before.map(|consumers| json!(consumers)).unwrap_or_else(|| json!([]));
+            if let Some(list) = consumers.as_array_mut().filter(|list| !list.iter().any(|each| each["uid"] == pod.uid.as_str())) {
+                list.push(devices::consumer(pod));
+            }
+            let mut change = json!({"metadata": {"uid": meta.uid, "resourceVersion": meta.resource_version}, "status": {"reservedFor": consumers}});
+            if let Some(allocation) = &grant.allocation {
+                change["status"]["allocation"] = allocation.clone();
+            }
+            self.device_claims.patch_status(&grant.claim, &Patch::Merge(change)).await.map_err(|error| error.short())?;
+        }
+        Ok(())
+    }
+
+    async fn bind(self, pod: Arc<PodInfo>, node: String, plan: Plan) -> Report {
+        let mut prepared = self.grant_devices(&pod, &plan.devices).await;
+        if prepared.is_ok() && !plan.volumes.is_empty() {
+            prepared = self.bind_volumes(&node, &plan.volumes).await;
+        }
+        if let Err(message) = prepared {
+            debug!(pod = %pod.full_name(), node, message, "volumes or devices not bound");
             self.say_failed(&pod, &message);
             self.set_condition(&pod, "SchedulerError", &message, None).await;
             return Report::NotBound { uid: pod.uid.clone() };

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Taint};
 
+use crate::devices::Devices;
 use crate::pod::{HostPort, Labels, PodInfo, PodSelector, labels_or_none};
 use crate::resources::{Resources, amount};
 use crate::volumes::Volumes;
@@ -156,6 +157,8 @@ pub struct Snapshot {
     workloads: HashMap<String, Vec<Workload>>,
     /// Claims and volumes.
     pub volumes: Volumes,
+    /// Claims of devices and what there is to give them.
+    pub devices: Devices,
 }
 
 impl Snapshot {

@@ -6,20 +6,32 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use client::{Change, Key};
+use client::{Change, Json, Key};
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ReplicationController, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kube::core::DynamicObject;
 use kube::{Resource, ResourceExt};
 use tokio::time::Instant;
 
 use crate::cycle::Profile;
+use crate::devices;
 use crate::framework::{Causes, Happening};
 use crate::pod::{PodInfo, PodSelector};
 use crate::queue::Queue;
 use crate::snapshot::{Budget, Snapshot, Workload};
-use crate::volumes::Plan;
+use crate::volumes;
+
+/// What must be written before a pod is bound.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// About its volumes.
+    pub volumes: volumes::Plan,
+    /// About its devices.
+    pub devices: devices::Plan,
+}
 
 /// See the module.
 pub struct State {
@@ -48,10 +60,12 @@ impl State {
 
     /// Counts a pod on the node that was decided for it, before the API knows.
     ///
-    /// Gives what must be written about its volumes first; these are kept for it meanwhile.
+    /// Gives what must be written about its volumes and devices first; these are kept for it meanwhile.
     pub fn assume(&mut self, pod: &Arc<PodInfo>, node: &str) -> Plan {
-        let plan = self.snapshot.node(node).map(|node| self.snapshot.volumes.plan(pod, node)).unwrap_or_default();
-        self.snapshot.volumes.choose(&pod.uid, &plan);
+        let of = |node| Plan { volumes: self.snapshot.volumes.plan(pod, node), devices: self.snapshot.devices.plan(pod, node) };
+        let plan = self.snapshot.node(node).map(of).unwrap_or_default();
+        self.snapshot.volumes.choose(&pod.uid, &plan.volumes);
+        self.snapshot.devices.choose(&pod.uid, &plan.devices);
         self.snapshot.withdraw_nomination(&pod.uid);
         self.snapshot.place(pod, node);
         self.assumed.insert(pod.uid.clone(), Arc::clone(pod));
@@ -61,6 +75,7 @@ impl State {
     /// The API refused the placement: the pod is tried again after a back-off.
     pub fn placement_failed(&mut self, uid: &str, now: Instant) {
         self.snapshot.volumes.release(uid);
+        self.snapshot.devices.release(uid);
         if let Some(pod) = self.assumed.remove(uid) {
             self.snapshot.displace(uid);
             self.queue.failed(uid, now);
@@ -102,6 +117,7 @@ impl State {
     fn pod_bound(&mut self, pod: &Arc<PodInfo>, node: &str, now: Instant) {
         let was_assumed = self.assumed.remove(&pod.uid).is_some();
         self.snapshot.volumes.release(&pod.uid);
+        self.snapshot.devices.release(&pod.uid);
         self.queue.remove(&pod.uid);
         self.snapshot.withdraw_nomination(&pod.uid);
         let before = self.snapshot.displace(&pod.uid).filter(|_| !was_assumed);
@@ -145,6 +161,7 @@ impl State {
         };
         self.assumed.remove(&uid);
         self.snapshot.volumes.release(&uid);
+        self.snapshot.devices.release(&uid);
         self.queue.remove(&uid);
         let was_nominated = self.snapshot.nomination_of(&uid).is_some();
         if was_nominated {
@@ -229,6 +246,28 @@ impl State {
         let class = matches!(change, Change::Applied { .. }).then(|| Arc::clone(change.object()));
         self.snapshot.volumes.set_class(&change.object().name_any(), class);
         self.happened(Causes::VOLUMES, None, None, now);
+    }
+
+    /// Takes a change of a claim of devices.
+    pub fn device_claim_changed(&mut self, change: &Change<ResourceClaim>, now: Instant) {
+        // What cannot be written as JSON has not been read from it.
+        let claim = matches!(change, Change::Applied { .. }).then(|| change.object().to_tree().unwrap_or_default());
+        self.snapshot.devices.set_claim(Key::of(&**change.object()), claim);
+        self.happened(Causes::DEVICES, None, None, now);
+    }
+
+    /// Takes a change of a class of devices.
+    pub fn device_class_changed(&mut self, change: &Change<DynamicObject>, now: Instant) {
+        let class = matches!(change, Change::Applied { .. }).then(|| &change.object().data);
+        self.snapshot.devices.set_class(&change.object().name_any(), class);
+        self.happened(Causes::DEVICES, None, None, now);
+    }
+
+    /// Takes a change of a slice of devices.
+    pub fn device_slice_changed(&mut self, change: &Change<DynamicObject>, now: Instant) {
+        let slice = matches!(change, Change::Applied { .. }).then(|| &change.object().data);
+        self.snapshot.devices.set_slice(&change.object().name_any(), slice);
+        self.happened(Causes::DEVICES, None, None, now);
     }
 
     /// Takes a change of a Service.

@@ -12,7 +12,8 @@ mod strings;
 mod values;
 
 use strings::{string_function, strings};
-use values::{FORMATS, opaque, parse_cidr, parse_ip, parse_semver, parse_url};
+pub(crate) use values::parse_semver;
+use values::{FORMATS, opaque, parse_cidr, parse_ip, parse_url};
 
 const NANOS: i128 = 1_000_000_000;
 

@@ -3,6 +3,7 @@
 
 use crate::framework::Plugin;
 
+mod dynamic_resources;
 mod image_locality;
 mod inter_pod_affinity;
 mod node_affinity;
@@ -31,6 +32,7 @@ pub fn all() -> Vec<Box<dyn Plugin>> {
         Box::new(volume_restrictions::VolumeRestrictions),
         Box::new(volume_binding::VolumeBinding),
         Box::new(volume_zone::VolumeZone),
+        Box::new(dynamic_resources::DynamicResources),
         Box::new(pod_topology_spread::PodTopologySpread),
         Box::new(inter_pod_affinity::InterPodAffinity),
         Box::new(node_resources_balanced_allocation::NodeResourcesBalancedAllocation),

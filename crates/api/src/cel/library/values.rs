@@ -60,7 +60,7 @@ fn holds(network: (IpAddr, u8), address: IpAddr) -> bool {
 }
 
 /// `major.minor.patch` and what follows; lenient forms have a `v`, leading zeros or fewer numbers.
-pub(super) fn parse_semver(text: &str, lenient: bool) -> Option<(u64, u64, u64, String)> {
+pub(crate) fn parse_semver(text: &str, lenient: bool) -> Option<(u64, u64, u64, String)> {
     let text = if lenient { text.trim_start_matches('v') } else { text };
     let without_build = text.split('+').next()?;
     let (core, pre) = without_build.split_once('-').unwrap_or((without_build, ""));

@@ -2,17 +2,19 @@
 //! taints and tolerations.
 
 use crate::{
-    cel::{Fields, Program, Type},
+    cel::{Fields, Program, Type, Val, eval::Variables, library::parse_semver, limits, value::Opaque},
     field::{Errors, Path},
     kinds::{
         checks,
         values::{is_empty, member, text},
     },
     names,
+    quantity::Quantity,
 };
 use serde_json::{Map, Value};
 use std::{
     collections::BTreeMap,
+    rc::Rc,
     sync::{Arc, LazyLock},
 };
 
@@ -168,11 +170,65 @@ static DEVICE: LazyLock<Type> = LazyLock::new(|| {
     Type::Object(Arc::new(Fields { name: "kubernetes.DRADevice".into(), fields }))
 });
 
+/// A selector of devices, compiled.
+#[derive(Debug)]
+pub struct Selector(Program);
+
+impl Selector {
+    /// Of the expression; the error is in words.
+    pub fn compile(source: &str) -> Result<Selector, String> {
+        Program::compile(source, &[("device", DEVICE.clone())]).map(Selector)
+    }
+
+    /// Whether it selects a device of a driver. `device` is as a ResourceSlice has it. What the device does not tell of itself does not
+    /// select it.
+    pub fn selects(&self, driver: &str, device: &Value) -> Result<bool, String> {
+        let names = Variables::new().with("device", device_value(driver, device));
+        match self.0.run(&names, &mut limits::CALL_COST_MAX.clone()) {
+            Ok(value) => Ok(matches!(value, Val::Bool(true))),
+            Err(error) if error.to_string().starts_with("no such key") => Ok(false),
+            Err(error) => Err(format!("CEL runtime error: {error}")),
+        }
+    }
+}
+
+/// A device as expressions see it: attributes and capacities by domain, which is the driver's where none is said.
+fn device_value<'a>(driver: &'a str, device: &'a Value) -> Val<'a> {
+    let by_domain = |key: &str, read: fn(&'a Value) -> Option<Val<'a>>| {
+        let mut domains: BTreeMap<&'a str, Vec<(Val<'a>, Val<'a>)>> = BTreeMap::from([(driver, vec![])]);
+        for (name, value) in device.get(key).and_then(Value::as_object).into_iter().flatten() {
+            let (domain, name) = name.split_once('/').unwrap_or((driver, name));
+            if let Some(value) = read(value) {
+                domains.entry(domain).or_default().push((Val::string(name), value));
+            }
+        }
+        Val::Map(Rc::new(domains.into_iter().map(|(domain, names)| (Val::string(domain), Val::Map(Rc::new(names)))).collect()))
+    };
+    let shared = device.get("allowMultipleAllocations").and_then(Value::as_bool).unwrap_or_default();
+    Val::Map(Rc::new(vec![
+        (Val::string("driver"), Val::string(driver)),
+        (Val::string("attributes"), by_domain("attributes", attribute)),
+        (
+            Val::string("capacity"),
+            by_domain("capacity", |value| Some(Val::opaque(Opaque::Quantity(Quantity::from_value(value.get("value")?).ok()?)))),
+        ),
+        (Val::string("allowMultipleAllocations"), Val::Bool(shared)),
+    ]))
+}
+
+fn attribute(value: &Value) -> Option<Val<'_>> {
+    if let Some(version) = value.get("version").and_then(Value::as_str) {
+        let (major, minor, patch, pre) = parse_semver(version, false)?;
+        return Some(Val::opaque(Opaque::Semver(major, minor, patch, pre)));
+    }
+    ["string", "int", "bool", "strings", "ints", "bools"].iter().find_map(|key| value.get(key)).map(|value| Val::json(value, None))
+}
+
 fn expression(source: &str, path: &Path, errors: &mut Errors) {
     if source.len() > EXPRESSION_BYTES_MAX {
         return errors.too_long(path.clone(), "", EXPRESSION_BYTES_MAX);
     }
-    match Program::compile(source, &[("device", DEVICE.clone())]) {
+    match Selector::compile(source).map(|selector| selector.0) {
         Err(why) => errors.invalid(path.clone(), source, &format!("compilation failed: {why}")),
         Ok(program) if !matches!(program.type_, Type::Bool | Type::Dyn | Type::Param(_)) => {
             errors.invalid(path.clone(), source, &format!("must evaluate to bool or the unknown type, not {}", program.type_));
@@ -263,4 +319,29 @@ pub fn binding_conditions(parent: &Value, path: &Path, errors: &mut Errors) {
 pub fn same(a: Option<&Value>, b: Option<&Value>) -> bool {
     let said = |value: Option<&Value>| value.filter(|v| !is_empty(v)).cloned();
     said(a) == said(b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn devices_are_selected_by_what_they_tell_of_themselves() {
+        let device = json!({"name": "d", "attributes": {"model": {"string": "a100"}, "other.dev/firmware": {"version": "1.2.3"}, "cores": {"int": 8}},
+            "capacity": {"memory": {"value": "40Gi"}}});
+        let selects = |source: &str| Selector::compile(source).unwrap().selects("gpu.example.com", &device);
+        for source in [
+            "device.driver == 'gpu.example.com' && !device.allowMultipleAllocations",
+            "device.attributes['gpu.example.com'].model == 'a100' && device.attributes['gpu.example.com'].cores > 4",
+            "device.attributes['other.dev'].firmware.isGreaterThan(semver('1.2.0'))",
+            "device.capacity['gpu.example.com'].memory.compareTo(quantity('32Gi')) > 0",
+        ] {
+            assert_eq!(selects(source), Ok(true), "{source}");
+        }
+        assert_eq!(selects("device.attributes['gpu.example.com'].unknown == 'x'"), Ok(false));
+        assert_eq!(selects("device.attributes['nobody.dev'].model == 'x'"), Ok(false));
+        assert!(selects("device.attributes['gpu.example.com'].model > 4").is_err());
+        assert!(Selector::compile("device.nothing").is_err());
+    }
 }
