@@ -1,4 +1,5 @@
-//! Unchanged clients of other makers: kubectl of several versions, Helm, Python's and Node's own. `cargo xtask clients` fetches them.
+//! Unchanged clients of other makers: kubectl of several versions, Helm, Python's and Node's own (`cargo xtask clients` fetches
+//! them), and Rust's.
 
 use crate::{
     Outcome, Scenario,
@@ -9,6 +10,7 @@ use std::path::PathBuf;
 pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "kubectl_of_many_versions_drives_the_cluster", run: kubectls, alone: false },
     Scenario { name: "helm_installs_upgrades_rolls_back_and_uninstalls", run: helm, alone: false },
+    Scenario { name: "the_rust_client_drives_the_cluster", run: super::kube_client::drives, alone: false },
     Scenario { name: "the_python_client_drives_the_cluster", run: python, alone: false },
     Scenario { name: "the_node_client_drives_the_cluster", run: node, alone: false },
 ];

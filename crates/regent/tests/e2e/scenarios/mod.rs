@@ -5,6 +5,7 @@ mod client;
 mod clients;
 mod failures;
 mod healing;
+mod kube_client;
 mod manifests;
 mod many_masters;
 mod network;
