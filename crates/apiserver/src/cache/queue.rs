@@ -4,6 +4,11 @@
 //! lock, and then they are woken, so that nobody runs against the rest of the round. A reader that writes to a connection with
 //! others says so ([`Receiver::writes_to`]), and is expected there from its wake until it has come.
 //!
+//! Many are not woken one by one either. For each task that a running worker wakes, tokio wakes another worker if that one sleeps:
+//! a system call, and with fewer processors than there is to do also a change of threads. It comes, finds the one task, runs it and
+//! sleeps again before the next is woken: two hundred watchers were seventeen such rounds. What a worker wakes while it looks for
+//! events is taken in one piece, and then one other is woken: that is where the wakes of a round are put off to.
+//!
 //! What must stay true: a reader is expected only while it waits in [`Receiver::recv`]; it has arrived as soon as that is
 //! polled or given up.
 
@@ -12,11 +17,14 @@ use crate::turns::Turns;
 use parking_lot::Mutex;
 use std::{
     collections::VecDeque,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, Wake, Waker, ready},
 };
-use tokio::task::coop;
+use tokio::task::{coop, yield_now};
+
+/// Fewer are woken at once, one by one.
+const ROUND_WAKES_MIN: usize = 3;
 
 #[derive(Default)]
 struct State {
@@ -37,14 +45,30 @@ impl State {
     }
 }
 
-/// Readers to be woken when the round is over, at the latest when this is dropped.
+/// Readers to be woken when the round is over: from when this is dropped on, and before its worker next sleeps.
 #[derive(Default)]
 #[must_use]
 pub struct Wakes(Vec<Waker>);
 
 impl Drop for Wakes {
     fn drop(&mut self) {
-        self.0.drain(..).for_each(Waker::wake);
+        let wakers = std::mem::take(&mut self.0);
+        if wakers.len() < ROUND_WAKES_MIN {
+            return wakers.into_iter().for_each(Waker::wake);
+        }
+        // Whoever yields is woken where its worker next looks for events; outside of a runtime that is at once.
+        let round = Waker::from(Arc::new(Round(Mutex::new(wakers))));
+        let _ = pin!(yield_now()).poll(&mut Context::from_waker(&round));
+    }
+}
+
+/// Wakes all at once.
+struct Round(Mutex<Vec<Waker>>);
+
+impl Wake for Round {
+    fn wake(self: Arc<Round>) {
+        let wakers = std::mem::take(&mut *self.0.lock());
+        wakers.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -190,6 +214,38 @@ mod tests {
     use futures::task::noop_waker_ref;
     use serde_json::json;
     use store::Revision;
+
+    /// Everybody who waits gets what was put in before they were woken, whichever worker that happens on.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn all_of_a_round_are_woken() {
+        const READERS: usize = 100;
+        let (said, mut heard) = tokio::sync::mpsc::unbounded_channel();
+        let mut senders = Vec::new();
+        for _ in 0..READERS {
+            let (sender, mut receiver) = queue(10);
+            let said = said.clone();
+            senders.push(sender);
+            tokio::spawn(async move {
+                while receiver.recv().await.is_some() {
+                    let _ = said.send(());
+                }
+            });
+        }
+        for round in 1..=10 {
+            let mut wakes = Wakes::default();
+            assert!(senders.iter().all(|sender| sender.put(message(round), &mut wakes)));
+            drop(wakes);
+            for _ in 0..READERS {
+                heard.recv().await.unwrap();
+            }
+        }
+        let mut wakes = Wakes::default();
+        assert!(senders.iter().all(|sender| sender.put(message(11), &mut wakes)));
+        std::thread::spawn(move || drop(wakes)).join().unwrap();
+        for _ in 0..READERS {
+            heard.recv().await.unwrap();
+        }
+    }
 
     fn message(revision: u64) -> Message {
         let value = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}});
