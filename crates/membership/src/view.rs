@@ -180,11 +180,14 @@ impl View {
         let Some(record) = words.get(pod) else {
             // What the API once said of a pod that its node no longer names is not so any more. Of a new pod of somebody else the API
             // may know first.
-            match (self.complete.contains(node), self.api_reachable() && node != self.me) {
-                (true, false) => (refined.ready, refined.serving) = (false, false),
-                (true, true) if refined.doubt == Doubt::Lost || self.hears(node) => refined.doubt = Doubt::Unnamed,
-                (true, true) => {}
-                (false, _) => {}
+            let may_be_new = self.api_reachable() && node != self.me;
+            if !self.complete.contains(node) {
+                return refined;
+            }
+            if !may_be_new {
+                (refined.ready, refined.serving) = (false, false);
+            } else if refined.doubt == Doubt::Lost || self.hears(node) {
+                refined.doubt = Doubt::Unnamed;
             }
             return refined;
         };

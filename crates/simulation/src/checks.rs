@@ -516,8 +516,3 @@ fn names_in(zone: &dns::zone::Zone, service: usize) -> BTreeSet<Ipv4Addr> {
     });
     addresses.collect()
 }
-
-/// What a view says of a node, for a message.
-pub fn health_of(view: &View, host: usize) -> Option<Health> {
-    view.nodes.get(&node_name(host)).map(|member| member.health)
-}

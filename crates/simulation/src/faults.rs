@@ -385,8 +385,3 @@ pub fn run(seed: u64, place: &Path, sabotage: Option<Sabotage>) -> Result<Outcom
         Ok(Outcome { figures: checker.figures(&world), trace })
     })
 }
-
-/// The name of a node, for a message.
-pub fn name(host: usize) -> String {
-    node_name(host)
-}

@@ -2,7 +2,7 @@
 
 use crate::{
     way::Process,
-    world::{World, host_of, member_address},
+    world::{World, member_address},
 };
 use membership::{Handle, Member, NodeId, Requests, detector::Way, limits::TICK_MS};
 use parking_lot::Mutex;
@@ -23,7 +23,6 @@ pub fn start(process: &Process, config: &membership::Config, shutdown: Cancellat
     let (handle, requests) = Handle::of(&member);
     let member = Arc::new(Mutex::new(member));
     state.hosts[host].member = Some(member.clone());
-    state.hosts[host].handle = Some(handle.clone());
     // A node that knew nothing of the cluster becomes a member only when a server tells it.
     state.hosts[host].jolt(Instant::now());
     drop(state);
@@ -131,9 +130,4 @@ fn arrive(world: &World, from: usize, to: usize, bytes: Vec<u8>, way: Way) {
     }
     drop(state);
     receive(world, to, from, &bytes);
-}
-
-/// The hosts that a view takes for something.
-pub fn hosts_of<'a>(names: impl Iterator<Item = &'a String>) -> Vec<usize> {
-    names.filter_map(|name| host_of(name)).collect()
 }

@@ -8,7 +8,7 @@ use crate::{
     way::Process,
     world::{World, address},
 };
-use client::{Informer, Key};
+use client::Informer;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use node::{
@@ -322,9 +322,4 @@ fn finish(world: &World, host: usize, uid: &str, worker: &mut Worker, now: Times
         let sorted = std::mem::take(seen).sorted();
         *seen = sorted;
     }
-}
-
-/// The key of a pod here.
-pub fn key(name: &str) -> Key {
-    Key::new(crate::world::NAMESPACE, name)
 }

@@ -13,7 +13,7 @@ use crate::{
     way::Process,
 };
 use jiff::Timestamp;
-use membership::{Handle, Member, View};
+use membership::{Member, View};
 use parking_lot::{Mutex, MutexGuard};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::json;
@@ -108,8 +108,6 @@ pub struct Host {
     pub member: Option<Arc<Mutex<Member>>>,
     /// See `member`.
     pub inbox: Vec<(usize, Vec<u8>)>,
-    /// The member's handle.
-    pub handle: Option<Handle>,
     /// What the host's processes know of the membership.
     pub views: watch::Sender<Option<Arc<View>>>,
     /// The disk takes this long for a commit.
@@ -254,7 +252,6 @@ impl World {
             kernel: Kernel::default(),
             member: None,
             inbox: Vec::new(),
-            handle: None,
             views: watch::Sender::new(None),
             disk_ms: DISK_MS,
             names: None,
@@ -407,7 +404,7 @@ impl World {
         let own = &mut state.hosts[host];
         own.agent.runs = false;
         own.agent.stop.cancel();
-        (own.member, own.handle, own.names) = (None, None, None);
+        (own.member, own.names) = (None, None);
         own.inbox.clear();
         let number = own.agent.number;
         drop(state);
