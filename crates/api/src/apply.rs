@@ -258,6 +258,32 @@ pub fn update(old: Option<&Value>, new: &mut Value, writer: &Writer<'_>) {
     encode(new, capped(entries));
 }
 
+/// The `managedFields` of a new object as JSON: what [`update`] puts into it, where that is all the writer's own. `None` where it
+/// is not, or nothing: then [`update`] knows better.
+pub fn books_of_new(new: &Value, writer: &Writer<'_>) -> Option<String> {
+    let is_sent = new.at("metadata.managedFields").is_some();
+    if is_sent || !writer.subresource.is_empty() || writer.manager().len() > limits::FIELD_MANAGER_CHARS_MAX || !keeps_books(writer.kind) {
+        return None;
+    }
+    let schema = schema_of(writer);
+    let Difference { added: mut own, modified, .. } = View::of(&schema).compare_new(&blank(&schema), new).without(&writer.ignored());
+    own.join(modified);
+    own.give_up(&NOBODYS);
+    if own.is_empty() {
+        return None;
+    }
+    let mut text = String::from(r#"[{"apiVersion":"#);
+    set::push_text(&mut text, &writer.api_version());
+    text.push_str(r#","fieldsType":"FieldsV1","fieldsV1":"#);
+    text.push_str(&own.into_text());
+    for (key, value) in [(r#","manager":"#, writer.manager()), (r#","operation":"#, "Update"), (r#","time":"#, writer.now)] {
+        text.push_str(key);
+        set::push_text(&mut text, value);
+    }
+    text.push_str("}]");
+    Some(text)
+}
+
 /// What a write changes, as each version in which somebody owns something says it.
 struct Differences {
     /// In the version that is written.

@@ -11,7 +11,7 @@ use crate::{
     Body, Server, User,
     admission::{AdmissionContext, Operation, Options, Rounds, admin_access},
     allocation,
-    cache::{Encoded, Entry, encode, encode_stored},
+    cache::{Encoded, Entry, encode, encode_stored, encode_with_books},
     connect::{Answer, Call, Warnings},
     conversion,
     encode::View,
@@ -329,8 +329,8 @@ impl<'a> Writer<'a> {
             object.remove("metadata.name");
         }
         hooks.default(&mut object);
-        self.keep_books(None, &mut object);
         let cx = self.admission(Operation::Create, known_as, None);
+        let books = self.keep_new_books(&cx, &mut object);
         self.server.admission.admit(&cx, &mut object).await?;
         object.set_default("metadata.name", name.as_str());
         let name = object.name().to_string();
@@ -354,7 +354,10 @@ impl<'a> Writer<'a> {
                 None => Ok(Written::Unstored(object)),
             };
         }
-        let stored = self.encoded(&object).await?;
+        let stored = match books {
+            Some(books) => encode_with_books(&object, &books),
+            None => self.encoded(&object).await?,
+        };
         let key = self.key(&name);
         let _draft = self.server.cache.draft(self.kind, &key, &stored, &object);
         let seen = self.seen(object);
@@ -611,6 +614,21 @@ impl<'a> Writer<'a> {
         let (old, mut seen) = (old.map(shown), shown(new));
         apply::update(old.as_ref(), &mut seen, &writer);
         put_books(new, books_of(&seen));
+    }
+
+    /// The same for a new object. Where nobody sees it before it is stored, its books need never be a tree: they are given back
+    /// as JSON, to be written with it.
+    fn keep_new_books(&self, cx: &AdmissionContext<'_>, new: &mut Value) -> Option<String> {
+        let version = if self.info.version.is_empty() { self.kind.version() } else { self.info.version.as_str() };
+        let as_stored = self.kind.stored_as.is_none() && version == self.kind.version() && !conversion::is_by_webhook(self.kind);
+        if self.books == Books::Changes && as_stored && !self.dry_run && !self.server.admission.shows(cx) {
+            let writer = apply::Writer { kind: self.kind, version, manager: self.manager, subresource: &self.info.subresource, now: &now() };
+            if let Some(books) = apply::books_of_new(new, &writer) {
+                return Some(books);
+            }
+        }
+        self.keep_books(None, new);
+        None
     }
 
     /// Whether a write leaves all of a kind that makes pods from a template as it was: what is odd about the template has been

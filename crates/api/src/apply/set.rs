@@ -13,12 +13,15 @@ use std::{borrow::Cow, collections::BTreeMap, fmt::Write};
 
 /// What marks an element that is in a set itself beside what is below it.
 const ITSELF: &str = ".";
+/// So long the text of a set usually is at most.
+const TEXT_BYTES_USUAL: usize = 2048;
 
 /// Elements and what is below each, as `fieldsV1` has them: an element with nothing below is in the set itself.
 type Nodes = Map<String, Value>;
 
 /// A set of paths. It is kept as it is written, so that reading and writing it costs next to nothing; the outermost elements
-/// have no [`ITSELF`] beside them.
+/// have no [`ITSELF`] beside them. What is below an element may also be there as text ([`Node::of_text`]): such a set can give
+/// up and join others and be written as text, no more.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Set {
     nodes: Nodes,
@@ -29,6 +32,8 @@ pub struct Set {
 pub(super) struct Node {
     pub(super) member: bool,
     pub(super) children: Set,
+    /// All of it in written form, in the place of the children.
+    text: Option<String>,
 }
 
 impl Node {
@@ -39,13 +44,49 @@ impl Node {
     pub(super) fn of_whole(written: Value) -> Node {
         let mut nodes = if let Value::Object(nodes) = written { nodes } else { Nodes::new() };
         nodes.remove(ITSELF);
-        Node { member: true, children: Set { nodes } }
+        Node { member: true, children: Set { nodes }, text: None }
+    }
+    /// The same of what has been written as JSON: an element that is in the set itself, and what is below it.
+    pub(super) fn of_text(text: String) -> Node {
+        let text = (text != NOTHING).then_some(text);
+        Node { member: true, children: Set::default(), text }
     }
     fn into_value(self) -> Value {
+        if let Some(text) = self.text {
+            return Value::String(text);
+        }
         let mut nodes = self.children.nodes;
         settle(&mut nodes, self.member);
         Value::Object(nodes)
     }
+}
+
+/// An element with nothing below it, and the beginning of one with something, as JSON.
+pub(super) const NOTHING: &str = "{}";
+pub(super) const WHOLE: &str = r#"{".":{}"#;
+
+/// Writes an element and the colon behind it.
+pub(super) fn push_element(out: &mut String, sort: &str, name: &str) {
+    out.push('"');
+    out.push_str(sort);
+    push_escaped(out, name);
+    out.push_str("\":");
+}
+
+fn push_nodes(out: &mut String, nodes: &Nodes) {
+    out.push('{');
+    for (i, (element, below)) in nodes.iter().enumerate() {
+        if i > 0 {
+            out.push(',');
+        }
+        push_element(out, "", element);
+        match below {
+            Value::Object(below) => push_nodes(out, below),
+            Value::String(text) => out.push_str(text),
+            _ => out.push_str(NOTHING),
+        }
+    }
+    out.push('}');
 }
 
 /// An element that is in a set itself and with all that is below it, as it is written. No element of `below` comes twice.
@@ -278,6 +319,13 @@ impl Set {
         Value::Object(self.nodes)
     }
 
+    /// As the JSON of `fieldsV1`.
+    pub fn into_text(self) -> String {
+        let mut text = String::with_capacity(TEXT_BYTES_USUAL);
+        push_nodes(&mut text, &self.nodes);
+        text
+    }
+
     /// Of paths with dots, `metadata.name`.
     pub fn of(paths: &[&str]) -> Set {
         let mut set = Set::default();
@@ -379,14 +427,30 @@ pub fn element_text(element: &str) -> String {
 }
 
 /// A text as JSON.
-fn push_text(out: &mut String, text: &str) {
+pub(super) fn push_text(out: &mut String, text: &str) {
+    out.push('"');
+    push_escaped(out, text);
+    out.push('"');
+}
+
+/// The same without its quotation marks.
+fn push_escaped(out: &mut String, text: &str) {
     if text.bytes().all(|byte| byte >= 0x20 && !matches!(byte, b'"' | b'\\')) {
-        out.push('"');
-        out.push_str(text);
-        out.push('"');
-    } else {
-        let _ = write!(out, "{}", Value::from(text));
+        return out.push_str(text);
     }
+    if text.bytes().all(|byte| byte >= 0x20) {
+        for part in text.split_inclusive(['"', '\\']) {
+            let plain = part.trim_end_matches(['"', '\\']);
+            out.push_str(plain);
+            if plain.len() < part.len() {
+                out.push('\\');
+                out.push_str(&part[plain.len()..]);
+            }
+        }
+        return;
+    }
+    let written = Value::from(text).to_string();
+    out.push_str(&written[1..written.len() - 1]);
 }
 
 fn key_element<'a>(keys: impl Iterator<Item = (&'a str, &'a Value)>) -> String {

@@ -155,3 +155,46 @@ fn status_is_not_the_main_resources_to_change() {
     let other = apply(Some(&live), &status(8), &writer(&kind, "m1"), false).unwrap();
     assert_eq!((owned(&other, "m1"), owned(&other, "controller")), (Value::Null, json!({"f:status": {"f:replicas": {}}})));
 }
+
+#[test]
+fn books_of_a_new_object_are_the_same_as_text() {
+    let pod = crate::Catalogue::built_in().kind("", "Pod").cloned();
+    let pod = pod.as_deref().unwrap();
+    let full = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "namespace": "n", "uid": "u", "creationTimestamp": "t",
+            "labels": {"app": "x", "odd\"\\key\u{1}": "y", "\"": "", "\\\"a": ""}, "annotations": {}, "finalizers": ["f/b", "f/a", "f/a", "f/\"c"],
+            "ownerReferences": [{"uid": "1", "name": "o"}]},
+        "spec": {"containers": [
+                {"name": "web", "image": "i", "ports": [{"containerPort": 80, "protocol": "TCP"}, {"containerPort": 53, "protocol": "UDP", "name": "d"}, {"containerPort": 7}],
+                    "env": [{"name": "B", "value": "1"}, {"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "p"}}}, {"name": "B", "value": "2"}],
+                    "args": ["z", "a"], "resources": {"limits": {"cpu": "1"}, "requests": {}}, "securityContext": {}},
+                {"name": "again"}, {"name": "again", "image": "j"}],
+            "volumes": [{"name": "v", "emptyDir": {}}], "nodeSelector": {"k": "v"}, "tolerations": [{"key": "t"}], "hostNetwork": false,
+            "unknown": {"a": {"b": [1]}, "c": null}, "imagePullSecrets": [{"name": "s"}, {}], "initContainers": [], "terminationGracePeriodSeconds": null},
+        "status": {"phase": "Pending"}});
+    let bare = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}});
+    let odd = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": {"x": 1}, "labels": "none"}, "spec": {"containers": {"a": 1}}});
+    let (config_map, deployment) = (config_map(), deployment());
+    let cases = [
+        (pod, full),
+        (pod, bare),
+        (pod, odd),
+        (&config_map, data(json!({"a": "1"}))),
+        (&config_map, data(json!({}))),
+        (
+            &deployment,
+            json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "w"}, "spec": {"replicas": 3}, "status": {"replicas": 1}}),
+        ),
+    ];
+    for (kind, object) in cases {
+        for manager in ["", "kubectl \"create\""] {
+            let mut expected = object.clone();
+            update(None, &mut expected, &writer(kind, manager));
+            let text = books_of_new(&object, &writer(kind, manager));
+            let expected = expected.at("metadata.managedFields").map(Value::to_string);
+            assert_eq!(text, expected, "{object}");
+        }
+    }
+    let sent = json!({"metadata": {"name": "a", "managedFields": []}, "data": {"a": "1"}});
+    assert_eq!(books_of_new(&sent, &writer(&config_map, "m")), None);
+    assert_eq!(books_of_new(&data(json!({"a": "1"})), &writer(&config_map, &"m".repeat(129))), None);
+}

@@ -74,6 +74,9 @@ enum Depth {
     Below,
 }
 
+/// Makes the element of a value where there was none.
+type Whole = fn(&View<'_>, &Value) -> Node;
+
 /// What two values differ in, themselves and below.
 #[derive(Default)]
 struct Differs {
@@ -177,17 +180,30 @@ impl<'a> View<'a> {
 
     /// What two whole objects differ in. Their own `metadata.managedFields` do not count.
     pub fn compare(&self, old: &Value, new: &Value) -> Difference {
-        let differs = self.differ(Some(old), Some(new), Depth::Object);
+        self.compare_by(old, new, |view, value| Node::of_whole(view.whole(value)))
+    }
+
+    /// The same, with what is wholly new as text.
+    pub fn compare_new(&self, old: &Value, new: &Value) -> Difference {
+        self.compare_by(old, new, |view, value| {
+            let mut text = String::new();
+            view.write_whole(value, &mut text);
+            Node::of_text(text)
+        })
+    }
+
+    fn compare_by(&self, old: &Value, new: &Value, whole: Whole) -> Difference {
+        let differs = self.differ(Some(old), Some(new), Depth::Object, whole);
         Difference { added: differs.added.children, modified: differs.modified.children, removed: differs.removed.children }
     }
 
     /// Bottom up: what is equal costs one comparison, and no path is made for it.
-    fn differ(&self, old: Option<&Value>, new: Option<&Value>, depth: Depth) -> Differs {
+    fn differ(&self, old: Option<&Value>, new: Option<&Value>, depth: Depth, whole: Whole) -> Differs {
         let mut differs = Differs::default();
         match (old, new) {
             (None, None) => return differs,
             (None, Some(new)) if depth == Depth::Below => {
-                differs.added = Node::of_whole(self.whole(new));
+                differs.added = whole(self, new);
                 return differs;
             }
             (None, Some(_)) => differs.added.member = true,
@@ -211,7 +227,7 @@ impl<'a> View<'a> {
                     .chain(new.into_iter().flat_map(Map::keys).filter(|key| old.is_none_or(|old| !old.contains_key(*key))));
                 for key in keys.filter(|key| depth != Depth::Metadata || *key != "managedFields") {
                     let depth = if depth == Depth::Object && key == "metadata" { Depth::Metadata } else { Depth::Below };
-                    let below = self.member(key).differ(old.and_then(|old| old.get(key)), new.and_then(|new| new.get(key)), depth);
+                    let below = self.member(key).differ(old.and_then(|old| old.get(key)), new.and_then(|new| new.get(key)), depth, whole);
                     differs.put(|| field_element(key), below);
                 }
             }
@@ -222,7 +238,7 @@ impl<'a> View<'a> {
                 for (element, (old, new)) in pairs {
                     let mut below = Differs::default();
                     match (old.as_slice(), new.as_slice()) {
-                        ([] | [_], [] | [_]) => below = self.item().differ(old.first().copied(), new.first().copied(), Depth::Below),
+                        ([] | [_], [] | [_]) => below = self.item().differ(old.first().copied(), new.first().copied(), Depth::Below, whole),
                         ([], _) => below.added.member = true,
                         (_, []) => below.removed.member = true,
                         (old, new) if old.len() == new.len() && old.iter().zip(new).all(|(old, new)| same(old, new)) => {}
@@ -247,6 +263,38 @@ impl<'a> View<'a> {
                 set::whole_of_items(elements(list, Some(value)).into_iter().map(|(element, item)| (element, self.item().whole(item))))
             }
             Shape::Leaf => set::whole(std::iter::empty()),
+        }
+    }
+
+    /// The same as JSON, without a tree between: of a new object this is nearly all there is to say.
+    fn write_whole(&self, value: &Value, out: &mut String) {
+        match (self.shape(Some(value)), value) {
+            (Shape::Map, Value::Object(map)) if !map.is_empty() => {
+                out.push_str(set::WHOLE);
+                for (key, below) in map {
+                    out.push(',');
+                    set::push_element(out, "f:", key);
+                    self.member(key).write_whole(below, out);
+                }
+                out.push('}');
+            }
+            (Shape::List(list), Value::Array(_)) => {
+                let mut items = elements(list, Some(value));
+                if items.is_empty() {
+                    return out.push_str(set::NOTHING);
+                }
+                items.sort_by(|(a, _), (b, _)| a.cmp(b));
+                out.push_str(set::WHOLE);
+                for same in items.chunk_by(|(a, _), (b, _)| a == b) {
+                    let [(element, item), again @ ..] = same else { continue };
+                    out.push(',');
+                    set::push_element(out, "", element);
+                    // Of an item that comes again, only itself is in the set.
+                    if again.is_empty() { self.item().write_whole(item, out) } else { out.push_str(set::NOTHING) }
+                }
+                out.push('}');
+            }
+            _ => out.push_str(set::NOTHING),
         }
     }
 

@@ -128,6 +128,10 @@ pub trait Plugin: Send + Sync {
     fn asks_outside(&self) -> bool {
         false
     }
+    /// Whether it may show the whole object to somebody, `managedFields` and all: a webhook, an expression of a policy.
+    fn shows(&self, _cx: &AdmissionContext<'_>) -> bool {
+        false
+    }
     /// May change the object.
     async fn admit(&self, _cx: &AdmissionContext<'_>, _object: &mut Value) -> Result<(), Status> {
         Ok(())
@@ -180,6 +184,10 @@ impl Chain {
             return Err(Error::Configuration(format!("there is no admission plugin {unknown:?}")));
         }
         Ok(Chain { plugins: plugins.into_iter().filter(|plugin| !disabled.iter().any(|name| name == plugin.name())).collect() })
+    }
+    /// Whether there is a plugin that may show the whole object to somebody.
+    pub fn shows(&self, cx: &AdmissionContext<'_>) -> bool {
+        self.plugins.iter().any(|plugin| plugin.shows(cx))
     }
     pub async fn admit(&self, cx: &AdmissionContext<'_>, object: &mut Value) -> Result<(), Status> {
         for plugin in &self.plugins {

@@ -110,6 +110,12 @@ impl Sort {
         self.caches.get_or_init(|| (cx.server.cache.resource(GROUP, self.policies), cx.server.cache.resource(GROUP, self.bindings)))
     }
 
+    /// Whether there are any at all.
+    fn any(&self, cx: &AdmissionContext<'_>) -> bool {
+        let (policies, bindings) = self.caches(cx);
+        !policies.is_empty() && !bindings.is_empty()
+    }
+
     fn policy(&self, entry: &Entry) -> Arc<Policy> {
         let mut compiled = self.compiled.lock();
         if let Some((revision, policy)) = compiled.get(entry.name())
@@ -277,6 +283,9 @@ impl Plugin for ValidatingPolicies {
     fn name(&self) -> &'static str {
         "ValidatingAdmissionPolicy"
     }
+    fn shows(&self, cx: &AdmissionContext<'_>) -> bool {
+        self.0.any(cx)
+    }
     async fn validate(&self, cx: &AdmissionContext<'_>, object: &Value) -> Result<(), Status> {
         let mut audited = Vec::new();
         for (policy, bindings) in self.0.bound(cx) {
@@ -366,6 +375,9 @@ impl Plugin for MutatingPolicies {
     }
     fn asks_outside(&self) -> bool {
         true
+    }
+    fn shows(&self, cx: &AdmissionContext<'_>) -> bool {
+        self.0.any(cx)
     }
     async fn admit(&self, cx: &AdmissionContext<'_>, object: &mut Value) -> Result<(), Status> {
         if matches!(cx.operation, Operation::Delete | Operation::Connect) || connections::is_posted(cx) {

@@ -62,10 +62,15 @@ impl Webhooks {
         Webhooks { mutating: false, ..Webhooks::mutating() }
     }
 
+    /// Their configurations.
+    fn cache(&self, cx: &AdmissionContext<'_>) -> &Arc<ResourceCache> {
+        let resource = if self.mutating { "mutatingwebhookconfigurations" } else { "validatingwebhookconfigurations" };
+        self.cache.get_or_init(|| cx.server.cache.resource(GROUP, resource))
+    }
+
     /// All webhooks, in order of their configurations' names.
     fn all(&self, cx: &AdmissionContext<'_>) -> Vec<Value> {
-        let resource = if self.mutating { "mutatingwebhookconfigurations" } else { "validatingwebhookconfigurations" };
-        let cache = self.cache.get_or_init(|| cx.server.cache.resource(GROUP, resource));
+        let cache = self.cache(cx);
         if cache.is_empty() || matching::is_exempt(cx) {
             return vec![];
         }
@@ -109,6 +114,9 @@ impl Plugin for Webhooks {
 
     fn asks_outside(&self) -> bool {
         self.mutating
+    }
+    fn shows(&self, cx: &AdmissionContext<'_>) -> bool {
+        !self.cache(cx).is_empty()
     }
 
     async fn admit(&self, cx: &AdmissionContext<'_>, object: &mut Value) -> Result<(), Status> {

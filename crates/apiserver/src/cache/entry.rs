@@ -230,31 +230,48 @@ pub struct Encoded {
 
 /// The stored form of an object: fixed head, no resourceVersion.
 pub fn encode_stored(value: &Value) -> Vec<u8> {
-    write_stored(value).0
+    write_stored(value, None).0
 }
 
 /// The same, for one who goes on with it.
 pub fn encode(value: &Value) -> Encoded {
-    let (bytes, metadata_end) = write_stored(value);
+    let (bytes, metadata_end) = write_stored(value, None);
     Encoded { bytes: bytes.into(), metadata_end }
 }
 
+/// The same of a new object whose `managedFields` are beside it, as JSON. What it says of them itself counts more.
+pub fn encode_with_books(value: &Value, books: &str) -> Encoded {
+    let books = value.metadata().is_none_or(|metadata| !metadata.contains_key(BOOKS)).then_some(books);
+    let (bytes, metadata_end) = write_stored(value, books);
+    Encoded { bytes: bytes.into(), metadata_end }
+}
+
+const BOOKS: &str = "managedFields";
+
 /// The stored form, and where its `metadata` ends.
-fn write_stored(value: &Value) -> (Vec<u8>, usize) {
+fn write_stored(value: &Value, mut books: Option<&str>) -> (Vec<u8>, usize) {
     let mut out = Vec::with_capacity(STORED_BYTES_USUAL);
     out.extend_from_slice(head(value).as_bytes());
     let mut first = true;
-    let mut member = |out: &mut Vec<u8>, key: &str, value: &Value| {
+    let mut name = |out: &mut Vec<u8>, key: &str| {
         if !std::mem::take(&mut first) {
             out.push(b',');
         }
         // Writing JSON values into memory cannot fail.
         let _ = serde_json::to_writer(&mut *out, key);
         out.push(b':');
-        let _ = serde_json::to_writer(&mut *out, value);
     };
     for (key, value) in value.metadata().into_iter().flatten().filter(|(key, _)| *key != "resourceVersion" && *key != "selfLink") {
-        member(&mut out, key, value);
+        if let Some(books) = books.take_if(|_| key.as_str() > BOOKS) {
+            name(&mut out, BOOKS);
+            out.extend_from_slice(books.as_bytes());
+        }
+        name(&mut out, key);
+        let _ = serde_json::to_writer(&mut out, value);
+    }
+    if let Some(books) = books {
+        name(&mut out, BOOKS);
+        out.extend_from_slice(books.as_bytes());
     }
     out.push(b'}');
     let metadata_end = out.len();
@@ -311,6 +328,19 @@ mod tests {
         assert_eq!(serde_json::from_slice::<Value>(later.metadata()).unwrap(), expected["metadata"]);
         let item = [b"{", entry.item().as_ref()].concat();
         assert_eq!(serde_json::from_slice::<Value>(&item).unwrap()["data"], object["data"]);
+    }
+
+    #[test]
+    fn books_beside_an_object_are_written_where_they_would_stand() {
+        let books = r#"[{"manager":"m"}]"#;
+        for metadata in [json!({}), json!({"labels": {}}), json!({"name": "a"}), json!({"labels": {}, "managed": 1, "name": "a", "selfLink": "s"})] {
+            let mut object = json!({"apiVersion": "v1", "kind": "X", "metadata": metadata, "spec": 1});
+            let beside = encode_with_books(&object, books);
+            object["metadata"][BOOKS] = serde_json::from_str(books).unwrap();
+            let within = encode(&object);
+            assert_eq!((&beside.bytes, beside.metadata_end), (&within.bytes, within.metadata_end));
+            assert_eq!(encode_with_books(&object, "[]").bytes, within.bytes);
+        }
     }
 
     #[test]

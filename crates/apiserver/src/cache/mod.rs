@@ -15,7 +15,7 @@ mod labels;
 mod queue;
 mod resource;
 
-pub use entry::{Encoded, Entry, encode, encode_stored};
+pub use entry::{Encoded, Entry, encode, encode_stored, encode_with_books};
 pub use queue::{Receiver, Wakes};
 pub use resource::{Change, ChangeKind, Draft, From, Message, ResourceCache, Selection, Snapshot, TooOld, Watch, frame};
 
