@@ -37,6 +37,8 @@ const OLD_ANNOTATIONS: &[(&str, &str)] = &[
 const SECCOMP: &str = "seccomp.security.alpha.kubernetes.io/pod";
 const SECCOMP_CONTAINER: &str = "container.seccomp.security.alpha.kubernetes.io/";
 const APP_ARMOR_CONTAINER: &str = "container.apparmor.security.beta.kubernetes.io/";
+/// What annotations of single containers begin with.
+const CONTAINER: &str = "container.";
 const NO_SELECTOR: &str = "a null labelSelector results in matching no pod";
 
 /// What is said of a label of nodes that has a newer name.
@@ -60,8 +62,8 @@ pub fn node_selector_term(term: &Value, values: bool, path: &Path, warnings: &mu
 /// A quantity of bytes that is not whole.
 pub fn fraction(quantities: &Value, name: &str, path: &Path) -> Option<String> {
     let quantity = Quantity::from_value(quantities.get(name)?).ok()?;
-    let shown = quantity.to_string();
-    (quantity.milli() % 1000 != 0).then(|| format!("{}: fractional byte value {shown:?} is invalid, must be an integer", path.key(name)))
+    (quantity.milli() % 1000 != 0)
+        .then(|| format!("{}: fractional byte value {:?} is invalid, must be an integer", path.key(name), quantity.to_string()))
 }
 /// The spec of a claim.
 pub fn claim_spec(spec: &Value, path: &Path) -> Vec<String> {
@@ -78,20 +80,23 @@ pub fn pod(pod: &Value, at: &Path, template: bool) -> Vec<String> {
     let mut warnings = vec![];
     scheduling(spec, &path, &mut warnings);
     let annotated = |key: &str| entries(metadata, "annotations").any(|(name, _)| name == key);
+    let annotated_containers = entries(metadata, "annotations").any(|(name, _)| name.starts_with(CONTAINER));
     let annotation = at.child("metadata").child("annotations");
     for (key, why) in OLD_ANNOTATIONS.iter().filter(|(key, _)| annotated(key)) {
         warnings.push(format!("{}: {why}", annotation.key(key)));
     }
     for (i, volume) in list(spec, "volumes").iter().enumerate() {
         let path = path.child("volumes").index(i);
-        for (source, why) in OLD_VOLUMES.iter().filter(|(source, _)| has(volume, source)) {
+        let is_old = |source: &String| OLD_VOLUMES.iter().any(|(old, _)| old == source);
+        let old = volume.as_object().is_some_and(|volume| volume.keys().any(is_old));
+        for (source, why) in OLD_VOLUMES.iter().filter(|(source, _)| old && has(volume, source)) {
             warnings.push(format!("{}: {why}", path.child(source)));
         }
-        if let Some(claim) = volume.pointer("/ephemeral/volumeClaimTemplate/spec") {
+        if let Some(claim) = below(volume, &["ephemeral", "volumeClaimTemplate", "spec"]) {
             warnings.extend(claim_spec(claim, &path.child("ephemeral").child("volumeClaimTemplate").child("spec")));
         }
         let empty = |source: &Value| source.as_object().is_some_and(|source| source.values().all(Value::is_null));
-        if volume.pointer("/projected/sources").and_then(Value::as_array).is_some_and(|sources| sources.iter().any(empty)) {
+        if below(volume, &["projected", "sources"]).and_then(Value::as_array).is_some_and(|sources| sources.iter().any(empty)) {
             warnings.push(format!("volume {:?} (Projected) has no sources provided", text(volume, "name")));
         }
     }
@@ -115,19 +120,22 @@ pub fn pod(pod: &Value, at: &Path, template: bool) -> Vec<String> {
     if let Some(overhead) = member(spec, "overhead") {
         warnings.extend(["memory", "ephemeral-storage"].into_iter().filter_map(|name| fraction(overhead, name, &path.child("overhead"))));
     }
-    if spec.pointer("/securityContext/seccompProfile").is_none_or(Value::is_null) && annotated(SECCOMP) {
+    if annotated(SECCOMP) && below(spec, &["securityContext", "seccompProfile"]).is_none_or(Value::is_null) {
         warnings.push(format!("{}: non-functional in v1.27+; use the \"seccompProfile\" field instead", annotation.key(SECCOMP)));
     }
     for (one, path) in containers(spec, &path) {
-        let profile = |key: &str| one.get("securityContext").is_some_and(|context| has(context, key));
-        let key = format!("{SECCOMP_CONTAINER}{}", text(one, "name"));
-        if !profile("seccompProfile") && annotated(&key) {
-            warnings.push(format!("{}: non-functional in v1.27+; use the \"seccompProfile\" field instead", annotation.key(&key)));
-        }
-        let key = format!("{APP_ARMOR_CONTAINER}{}", text(one, "name"));
-        let covered = profile("appArmorProfile") || spec.pointer("/securityContext/appArmorProfile").is_some_and(|profile| !profile.is_null());
-        if template && !covered && annotated(&key) {
-            warnings.push(format!("{}: deprecated since v1.30; use the \"appArmorProfile\" field instead", annotation.key(&key)));
+        if annotated_containers {
+            let profile = |key: &str| one.get("securityContext").is_some_and(|context| has(context, key));
+            let key = format!("{SECCOMP_CONTAINER}{}", text(one, "name"));
+            if !profile("seccompProfile") && annotated(&key) {
+                warnings.push(format!("{}: non-functional in v1.27+; use the \"seccompProfile\" field instead", annotation.key(&key)));
+            }
+            let key = format!("{APP_ARMOR_CONTAINER}{}", text(one, "name"));
+            let covered =
+                profile("appArmorProfile") || below(spec, &["securityContext", "appArmorProfile"]).is_some_and(|profile| !profile.is_null());
+            if template && !covered && annotated(&key) {
+                warnings.push(format!("{}: deprecated since v1.30; use the \"appArmorProfile\" field instead", annotation.key(&key)));
+            }
         }
         container(one, &path, &mut warnings);
     }
@@ -153,12 +161,16 @@ pub fn pod(pod: &Value, at: &Path, template: bool) -> Vec<String> {
     warnings
 }
 
+fn below<'a>(value: &'a Value, path: &[&str]) -> Option<&'a Value> {
+    path.iter().try_fold(value, |value, key| value.get(key))
+}
+
 /// Where the pod may run, said with labels that have newer names.
 fn scheduling(spec: &Value, path: &Path, warnings: &mut Vec<String>) {
     for (key, _) in entries(spec, "nodeSelector") {
         warnings.extend(old_label(key).map(|old| format!("{}: {old}", path.child("nodeSelector").key(key))));
     }
-    if let Some(affinity) = spec.pointer("/affinity/nodeAffinity") {
+    if let Some(affinity) = below(spec, &["affinity", "nodeAffinity"]) {
         let at = path.child("affinity").child("nodeAffinity");
         let required = "requiredDuringSchedulingIgnoredDuringExecution";
         let terms = affinity.get(required).map(|required| list(required, "nodeSelectorTerms")).unwrap_or_default();
@@ -197,10 +209,12 @@ fn container(container: &Value, path: &Path, warnings: &mut Vec<String>) {
     let variables = list(container, "env");
     for (i, variable) in variables.iter().enumerate() {
         let name = text(variable, "name");
+        if !variables[..i].iter().any(|other| text(other, "name") == name) {
+            continue;
+        }
         let (reference, value) = (format!("$({name})"), text(variable, "value"));
         // A value that is made of the one before takes it on.
-        let hides = has(variable, "valueFrom") || value == reference || !value.contains(&reference);
-        if hides && variables[..i].iter().any(|other| text(other, "name") == name) {
+        if has(variable, "valueFrom") || value == reference || !value.contains(&reference) {
             warnings.push(format!("{}: hides previous definition of {name:?}, which may be dropped when using apply", path.child("env").index(i)));
         }
     }
