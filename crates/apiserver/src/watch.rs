@@ -79,14 +79,14 @@ async fn events(call: Call) -> Answer {
         Err(TooOld { oldest }) => {
             let asked = version.unwrap_or_default();
             let status = Status::expired(format!("too old resource version: {asked} ({oldest})"));
-            let framer = Framer { output: call.output.clone(), view: call.view(), headers_sent: false };
+            let framer = Framer::of(&call);
             return Ok(respond(StatusCode::OK, framer.media_type(), body::full(framer.frame("ERROR", &status.to_value()))));
         }
     };
     let first = options.allow_bookmarks && from == From::Now;
     let period = Duration::from_secs(limits::WATCH_BOOKMARK_PERIOD_S);
     let bookmarks = options.allow_bookmarks.then(|| tokio::time::interval_at(Instant::now() + period, period));
-    let framer = Framer { output: call.output.clone(), view: call.view(), headers_sent: false };
+    let framer = Framer::of(&call);
     let media_type = framer.media_type();
     if let Some(connection) = call.request.extensions().get::<Arc<Turns>>() {
         watch.live.writes_to(connection.clone());
@@ -221,6 +221,9 @@ impl Running {
 impl Running {
     /// The line or frame of an event. An object that cannot be converted is the watch's end.
     async fn event(&mut self, message: &Message) -> Bytes {
+        if self.framer.as_cached {
+            return message.frame();
+        }
         if !conversion::is_by_webhook(&self.call.kind) {
             return self.framer.event(message);
         }
@@ -265,9 +268,17 @@ struct Framer {
     output: Output,
     view: View,
     headers_sent: bool,
+    /// Whether every event is a line that the cache has for all.
+    as_cached: bool,
 }
 
 impl Framer {
+    fn of(call: &Call) -> Framer {
+        let (output, view) = (call.output.clone(), call.view());
+        let whole = output.format != Format::Protobuf && output.shape == Shape::Object;
+        let as_cached = whole && view.kind.custom.is_none() && view.is_stored_form() && !conversion::is_by_webhook(&call.kind);
+        Framer { output, view, headers_sent: false, as_cached }
+    }
     fn media_type(&self) -> &'static str {
         if self.output.format == Format::Protobuf { protobuf::WATCH_MEDIA_TYPE } else { "application/json" }
     }
@@ -287,7 +298,6 @@ impl Framer {
             };
         }
         match self.output.shape {
-            Shape::Object if self.view.kind.custom.is_none() && self.view.is_stored_form() => message.frame(),
             Shape::Object if self.view.kind.custom.is_some() && self.view.shows(&message.entry()) => message.frame(),
             Shape::Metadata { version } => frame(message.kind().name(), &metadata_bytes(&message.entry(), version)),
             _ => self.shown(message.kind(), &message.entry()),
