@@ -120,26 +120,37 @@ pub fn unset(text: &str) -> &str {
 fn validate_update(spec: &Value, old: &Value, path: &Path, errors: &mut Errors) {
     let before = workload::spec(old);
     let bound = text(workload::status(old), "phase") == "Bound";
-    let fixed = |spec: &Value| {
+    let copy = |spec: &Value| {
         let mut spec = spec.as_object().cloned().unwrap_or_default();
         spec.retain(|_, value| !value.is_null());
-        if bound {
-            if let Some(requests) = spec.get_mut("resources").and_then(|r| r.get_mut("requests")).and_then(Value::as_object_mut) {
-                requests.remove("storage");
-            }
-            spec.remove("volumeAttributesClassName");
-        }
-        // Binding gives a claim its volume, and a class where it had none.
-        if text(before, "volumeName").is_empty() {
-            spec.remove("volumeName");
-        }
-        if !has(before, "storageClassName") {
-            spec.remove("storageClassName");
-        }
         spec
     };
-    if fixed(spec) != fixed(before) {
-        let [new, old] = [fixed(spec), fixed(before)].map(Value::Object);
+    // What may change is made the same on both sides, so that the message shows the object as it is.
+    let (mut new, mut then) = (copy(spec), copy(before));
+    if bound {
+        let size = before.at("resources.requests.storage").cloned();
+        let requests = new.get_mut("resources").and_then(|r| r.get_mut("requests")).and_then(Value::as_object_mut);
+        match (requests, size) {
+            (Some(requests), Some(size)) => drop(requests.insert("storage".into(), size)),
+            (Some(requests), None) => drop(requests.remove("storage")),
+            (None, _) => {}
+        }
+        match before.get("volumeAttributesClassName").filter(|class| !class.is_null()) {
+            Some(class) => drop(new.insert("volumeAttributesClassName".into(), class.clone())),
+            None => drop(new.remove("volumeAttributesClassName")),
+        }
+    }
+    // Binding gives a claim its volume, and a class where it had none.
+    for (key, unset) in [("volumeName", text(before, "volumeName").is_empty()), ("storageClassName", !has(before, "storageClassName"))] {
+        if unset {
+            match new.get(key) {
+                Some(given) => drop(then.insert(key.into(), given.clone())),
+                None => drop(then.remove(key)),
+            }
+        }
+    }
+    if new != then {
+        let [new, old] = [new, then].map(Value::Object);
         let difference = internal::difference("core.v1.PersistentVolumeClaimSpec", &old, &new);
         errors.forbidden(
             path.clone(),
@@ -155,5 +166,31 @@ fn validate_update(spec: &Value, old: &Value, path: &Path, errors: &mut Errors) 
         && capacity.is_some_and(|capacity| new <= capacity)
     {
         errors.forbidden(path.child("resources").child("requests").child("storage"), "field can not be less than status.capacity");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn update(more: Value) -> String {
+        let old = json!({"metadata": {"name": "c"}, "status": {"phase": "Bound"}, "spec": {"accessModes": ["ReadWriteOnce"], "volumeName": "v",
+            "storageClassName": "a", "resources": {"requests": {"storage": "1Gi"}}}});
+        let mut new = old.clone();
+        crate::merge::merge_patch(&mut new, &json!({"spec": more}));
+        let mut errors = Errors::default();
+        validate_update(&new["spec"], &old, &Path::new("spec"), &mut errors);
+        errors.to_string()
+    }
+
+    #[test]
+    fn a_bound_claim_may_grow_and_what_else_changes_is_shown_in_its_place() {
+        assert_eq!(update(json!({"resources": {"requests": {"storage": "2Gi"}}, "volumeAttributesClassName": "gold"})), "[]");
+        let message = update(json!({"storageClassName": "b"}));
+        assert!(
+            message.contains("\n@@ -10,7 +10,7 @@\n") && message.contains("- \"StorageClassName\": \"a\",\n+ \"StorageClassName\": \"b\","),
+            "{message}"
+        );
+        assert!(update(json!({"volumeName": "w"})).contains("+ \"VolumeName\": \"w\","));
     }
 }
