@@ -198,6 +198,21 @@ fn check_number(version: &str) -> Result<(), Status> {
     })
 }
 
+/// Makes a field what it was.
+fn take_back(new: &mut Value, old: &Value, key: &str) {
+    match old.get(key) {
+        Some(before) if new.get(key) == Some(before) => {}
+        Some(before) => new.set(key, before.clone()),
+        None => drop(new.remove(key)),
+    }
+}
+
+/// The fields of either that a writer of the status has no part in.
+fn keys_beside_status(new: &Value, old: &Value) -> Vec<String> {
+    let keys = [new, old].into_iter().filter_map(Value::as_object).flat_map(|map| map.keys());
+    keys.filter(|key| !matches!(key.as_str(), "status" | "metadata")).cloned().collect()
+}
+
 /// Removes owners that are named twice, and says so.
 fn without_double_owners(object: &mut Value, warnings: &Warnings) {
     let Some(Value::Array(owners)) = object.at_mut("metadata.ownerReferences") else { return };
@@ -464,11 +479,7 @@ impl<'a> Writer<'a> {
         without_double_owners(&mut new, self.warnings);
         let hooks = &self.kind.hooks;
         if part == Part::Object && self.kind.has_status() {
-            match old.get("status") {
-                Some(status) if new.get("status") == Some(status) => {}
-                Some(status) => new.set("status", status.clone()),
-                None => drop(new.remove("status")),
-            }
+            take_back(&mut new, old, "status");
         }
         if part != Part::Trusted {
             hooks.default(&mut new);
@@ -489,6 +500,14 @@ impl<'a> Writer<'a> {
         match &scale {
             Some(paths) => scale::admit(&cx, paths, &mut new).await?,
             None => self.server.admission.admit(&cx, &mut new).await?,
+        }
+        if cx.rounds.has_changed() {
+            // Who was asked outside may change no more than the request itself.
+            match part {
+                Part::Object if self.kind.has_status() => take_back(&mut new, old, "status"),
+                Part::Status => keys_beside_status(&new, old).iter().for_each(|key| take_back(&mut new, old, key)),
+                _ => {}
+            }
         }
         let reservation = allocation::reserve(self.server, self.kind, &mut new, Some(old), self.dry_run).await?;
         let mut errors = field::Errors::default();

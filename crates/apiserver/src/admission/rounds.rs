@@ -24,6 +24,10 @@ impl Rounds {
         state.is_second = state.changed;
         state.changed
     }
+    /// Whether anybody outside has changed the object.
+    pub fn has_changed(&self) -> bool {
+        self.0.lock().changed
+    }
     /// Whether it is somebody's turn who wants to be asked again (or does not).
     pub(super) fn concern(&self, who: &str) -> bool {
         let state = self.0.lock();

@@ -70,6 +70,26 @@ async fn a_policy_measures_by_its_parameters_and_denies_or_warns() {
 }
 
 #[tokio::test]
+async fn who_set_what_is_the_same_whether_or_not_a_policy_sees_it() {
+    let (server, _client) = server().await;
+    let books = |object: &Value| {
+        let entry = &object["metadata"]["managedFields"][0];
+        ["manager", "operation", "apiVersion", "fieldsType", "fieldsV1"].map(|key| entry[key].clone())
+    };
+    let (code, unseen) = raw_json(&server, "POST", MAPS, &[], checked("unseen", json!({"a": "1"}))).await;
+    assert_eq!((code, &books(&unseen)[4]["f:data"]), (StatusCode::CREATED, &json!({".": {}, "f:a": {}})), "{unseen}");
+    let policy = json!({"metadata": {"name": "kept"}, "spec": {"matchConstraints": {"resourceRules": rule()},
+        "validations": [{"expression": "size(object.metadata.managedFields) == 1 && object.metadata.managedFields[0].operation == 'Update'"}]}});
+    make(&server, &format!("{ADMISSION}/validatingadmissionpolicies"), policy).await;
+    let binding = json!({"metadata": {"name": "kept"}, "spec": {"policyName": "kept", "validationActions": ["Deny"]}});
+    make(&server, &format!("{ADMISSION}/validatingadmissionpolicybindings"), binding).await;
+    let (code, seen) = raw_json(&server, "POST", MAPS, &[], checked("seen", json!({"a": "1"}))).await;
+    assert_eq!((code, books(&seen)), (StatusCode::CREATED, books(&unseen)), "{seen}");
+    let (code, tried) = raw_json(&server, "POST", &format!("{MAPS}?dryRun=All"), &[], checked("tried", json!({"a": "1"}))).await;
+    assert_eq!((code, books(&tried)), (StatusCode::CREATED, books(&unseen)), "{tried}");
+}
+
+#[tokio::test]
 async fn a_mutating_policy_applies_its_configuration() {
     let (server, _client) = server().await;
     let policy = json!({"metadata": {"name": "marks"}, "spec": {
@@ -100,7 +120,8 @@ impl Drop for Hooks {
     }
 }
 
-/// `/mutate` puts a label on, `/sidecar` adds a container, `/count` counts up, `/two` makes two replicas, `/once` sets a key if it is not there, `/look` looks on;
+/// `/mutate` puts a label on, `/sidecar` adds a container, `/count` counts up, `/two` makes two replicas, `/all` changes
+/// metadata, spec and status, `/once` sets a key if it is not there, `/look` looks on;
 /// `/validate` refuses what has the key `bad`.
 fn judged(path: &str, review: &Value) -> Value {
     let request = &review["request"];
@@ -113,6 +134,10 @@ fn judged(path: &str, review: &Value) -> Value {
             let before: u32 = data["count"].as_str().and_then(|count| count.parse().ok()).unwrap_or(0);
             json!([{"op": "add", "path": "/data/count", "value": (before + 1).to_string()}])
         }
+        "/all" => json!([
+            {"op": "add", "path": "/metadata/labels/seen", "value": "yes"},
+            {"op": "add", "path": "/spec/terminationGracePeriodSeconds", "value": 7},
+            {"op": "add", "path": "/status/message", "value": "from outside"}]),
         "/two" => json!([{"op": "replace", "path": "/spec/replicas", "value": 2}]),
         "/once" if data.get("once").is_none() => json!([{"op": "add", "path": "/data/once", "value": "yes"}]),
         _ => Value::Null,
@@ -395,4 +420,30 @@ async fn a_binding_of_the_collection_is_admitted_once_as_a_binding() {
     assert_eq!(shown, ["CREATE", "p", "test"]);
     assert_eq!((&request["resource"]["resource"], &request["object"]["target"]["name"]), (&json!("bindings"), &json!("n")), "{request}");
     assert_eq!(hooks.asked.lock().len(), 2, "of the pod's creation and of the Binding");
+}
+
+#[tokio::test]
+async fn a_webhook_changes_no_more_than_the_request_may() {
+    let (server, client) = server().await;
+    with_service_account(&client).await;
+    let hooks = hooks().await;
+    let pods: Api<Pod> = Api::namespaced(client, "test");
+    pods.create(&PostParams::default(), &pod("p", None)).await.unwrap();
+    for (name, resource) in [("pods", "pods"), ("statuses", "pods/status")] {
+        make(&server, &format!("{ADMISSION}/mutatingwebhookconfigurations"), plain(&hooks, name, resource, &["UPDATE"], &[("/all", "")])).await;
+    }
+    let path = "/api/v1/namespaces/test/pods/p";
+    let merge = [("content-type", "application/merge-patch+json")];
+    let (code, made) = raw_json(&server, "PATCH", &format!("{path}/status"), &merge, json!({"status": {"reason": "r"}}).to_string()).await;
+    assert_eq!((code, &made["status"]["message"]), (StatusCode::OK, &json!("from outside")), "{made}");
+    assert_eq!((&made["spec"]["terminationGracePeriodSeconds"], &made["metadata"]["labels"]["seen"]), (&json!(30), &json!("yes")), "{made}");
+    let clear = json!({"status": {"message": null}}).to_string();
+    assert_eq!(raw(&server, "DELETE", &format!("{ADMISSION}/mutatingwebhookconfigurations/statuses"), &[], "").await.0, 200);
+    assert_eq!(raw(&server, "PATCH", &format!("{path}/status"), &merge, clear).await.0, 200);
+    let change = json!({"metadata": {"annotations": {"a": "b"}}, "spec": {"terminationGracePeriodSeconds": 30}}).to_string();
+    let (code, refused) = raw_json(&server, "PATCH", path, &merge, change).await;
+    // What it did to the spec is judged as the client's own change would be.
+    assert_eq!(code, 422, "{refused}");
+    let (_, read) = raw_json(&server, "GET", path, &[], "").await;
+    assert!(read["status"].get("message").is_none(), "{read}");
 }
