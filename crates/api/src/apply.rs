@@ -548,4 +548,6 @@ fn conflict_status(conflicts: &Conflicts) -> Status {
 }
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests;
