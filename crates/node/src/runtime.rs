@@ -156,6 +156,8 @@ pub enum SandboxError {
     Network,
     #[error("can't set `spec.hostUsers: false`, runtime does not support user namespaces")]
     UserNamespaces,
+    #[error("its ResourceClaims need a DRA driver, and none can register on this node")]
+    Devices,
     #[error("{0}")]
     Volume(crate::volumes::Error),
     #[error("failed to ensure that the pod: {uid} cgroups exist and are correctly applied: {message}")]
@@ -176,6 +178,11 @@ pub async fn create_sandbox(cx: &Context, pod: &Pod, attempt: u32, stop: Vec<Str
     if spec::spec_of(pod).host_users == Some(false) {
         told(Warning, "FailedCreatePodSandBox", format!("Failed to create pod sandbox: {}", SandboxError::UserNamespaces));
         return Err(SandboxError::UserNamespaces);
+    }
+    // Nor without the devices that it asks for.
+    if spec::spec_of(pod).resource_claims.as_ref().is_some_and(|claims| !claims.is_empty()) {
+        told(Warning, "FailedPrepareDynamicResources", format!("Failed to prepare dynamic resources: {}", SandboxError::Devices));
+        return Err(SandboxError::Devices);
     }
     let (cgroups, path, limits) = (cx.cgroups.clone(), resources::cgroup_path(&cx.config.cgroup_root, pod), resources::pod_limits(pod));
     let made = tokio::task::spawn_blocking(move || cgroups.pod(&path, &limits)).await;
