@@ -15,7 +15,7 @@ use crate::{
     eviction,
     exits::Exits,
     images::Images,
-    local, logs,
+    local, local_storage, logs,
     machine::Machine,
     node::{self, RuntimeState},
     objects::Objects,
@@ -58,6 +58,8 @@ const RELIST_EVERY: Duration = Duration::from_secs(1);
 const RUNTIME_LOOK_EVERY: Duration = Duration::from_millis(250);
 const ROTATE_EVERY: Duration = Duration::from_secs(10);
 const PRESSURE_EVERY: Duration = Duration::from_secs(10);
+/// How often the disk is measured that pods with a limit fill.
+const LOCAL_STORAGE_EVERY: Duration = Duration::from_secs(10);
 const ORPHANS_EVERY: Duration = Duration::from_secs(5);
 /// How often pods that wait for more resources are looked at, when nothing has happened that would let them have it.
 const RESIZES_EVERY: Duration = Duration::from_secs(5);
@@ -238,6 +240,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     tasks.spawn(relist(cx.clone(), shutdown.clone()));
     tasks.spawn(rotate(cx.clone(), shutdown.clone()));
     tasks.spawn(watch_pressure(cx.clone(), shutdown.clone()));
+    tasks.spawn(watch_local_storage(cx.clone(), shutdown.clone()));
     tasks.spawn(review_resizes(cx.clone(), shutdown.clone()));
     tasks.spawn(collect_images(cx.clone(), shutdown.clone()));
     tasks.spawn(end_orphans(cx.clone(), pods.clone(), shutdown.clone()));
@@ -528,11 +531,47 @@ async fn evict_one(cx: &Context, resource: &str) {
     }
     let ranked = eviction::rank(&cx.pods(), &used);
     let Some(victim) = ranked.first() else { return };
-    let message = format!("The node was low on resource: {resource}. ");
-    cx.recorder.about(&**victim, Warning, "Evicted", message.clone());
     tracing::warn!(pod = %PodId::of(victim), resource, "a pod is evicted");
-    if let Some(handle) = cx.workers.lock().get(victim.metadata.uid.as_deref().unwrap_or_default()) {
+    evict(cx, victim, format!("The node was low on resource: {resource}. "));
+}
+
+fn evict(cx: &Context, pod: &Pod, message: String) {
+    cx.recorder.about(pod, Warning, "Evicted", message.clone());
+    if let Some(handle) = cx.workers.lock().get(pod.metadata.uid.as_deref().unwrap_or_default()) {
         handle.evict(End { grace_s: 0, deleted: false, reason: "Evicted".into(), message });
+    }
+}
+
+/// Evicts pods that fill more of the disk than they may.
+async fn watch_local_storage(cx: Arc<Context>, shutdown: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(LOCAL_STORAGE_EVERY) => {}
+            () = shutdown.cancelled() => return,
+        }
+        let mut pods = cx.pods();
+        pods.retain(|pod| local_storage::is_limited(pod) && !eviction::is_critical(pod) && !eviction::has_ended(pod));
+        if pods.is_empty() {
+            continue;
+        }
+        let Ok(usages) = cx.stats.containers(&cx).await else { continue };
+        for pod in pods {
+            let written = usages.iter().filter(|usage| Some(&usage.uid) == pod.metadata.uid.as_ref());
+            let written = written.map(|usage| (usage.container.clone(), usage.written_bytes)).collect();
+            let logs = cx.config.log_dir.join(spec::log_directory_name(&PodId::of(&pod)));
+            let (cx, pod) = (cx.clone(), pod.clone());
+            let measured = tokio::task::spawn_blocking(move || {
+                let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+                let used = local_storage::measure(&pod, |volume| cx.volumes.place(uid, volume), &logs, &written);
+                if let Some(message) = local_storage::excess(&pod, &used) {
+                    tracing::warn!(pod = %PodId::of(&pod), message, "a pod is evicted");
+                    evict(&cx, &pod, message);
+                }
+            });
+            if let Err(error) = measured.await {
+                tracing::warn!(%error, "the disk that a pod fills cannot be measured");
+            }
+        }
     }
 }
 

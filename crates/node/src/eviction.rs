@@ -128,17 +128,23 @@ pub fn read(data_dir: &std::path::Path) -> Readings {
     }
 }
 
-fn is_critical(pod: &Pod) -> bool {
+/// Whether a pod is one that the node never evicts.
+pub fn is_critical(pod: &Pod) -> bool {
     let priority = pod.spec.as_ref().and_then(|spec| spec.priority).unwrap_or(0);
     priority >= 2_000_000_000 || crate::static_pods::manifest::is_static(pod)
+}
+
+/// Whether a pod has nothing left to run, or is about to go.
+pub fn has_ended(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    pod.metadata.deletion_timestamp.is_some() || matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 /// The pods that may go, first the one that should.
 pub fn rank(pods: &[Arc<Pod>], memory_used: &BTreeMap<String, u64>) -> Vec<Arc<Pod>> {
     let mut out: Vec<_> = pods
         .iter()
-        .filter(|pod| !is_critical(pod) && pod.metadata.deletion_timestamp.is_none())
-        .filter(|pod| !pod.status.as_ref().is_some_and(|status| matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))))
+        .filter(|pod| !is_critical(pod) && !has_ended(pod))
         .map(|pod| {
             let used = memory_used.get(pod.metadata.uid.as_deref().unwrap_or_default()).copied().unwrap_or(0);
             let asked = resources::pod_amount(pod).0.memory_request.max(0).unsigned_abs();

@@ -24,6 +24,7 @@ mod hooks;
 mod http;
 pub mod images;
 pub mod local;
+mod local_storage;
 pub mod logs;
 pub mod machine;
 pub mod node;

@@ -90,11 +90,10 @@ impl Stats {
         for stats in all {
             let Some(attributes) = stats.attributes else { continue };
             let label = |name: &str| attributes.labels.get(name).cloned().unwrap_or_default();
-            let (at_ns, cpu_ns, given) = stats
-                .cpu
-                .as_ref()
-                .map(|cpu| (cpu.timestamp, value(&cpu.usage_core_nano_seconds), cpu.usage_nano_cores.as_ref().map(|v| v.value)))
-                .unwrap_or_default();
+            // Of a container that has ended the runtime knows no time of a reading.
+            let Some(cpu) = stats.cpu.as_ref().filter(|cpu| cpu.timestamp > 0) else { continue };
+            let (at_ns, cpu_ns) = (cpu.timestamp, value(&cpu.usage_core_nano_seconds));
+            let given = cpu.usage_nano_cores.as_ref().map(|rate| rate.value);
             let reading = readings.get(&attributes.id).copied().unwrap_or_default().next(at_ns, cpu_ns);
             readings.insert(attributes.id.clone(), reading);
             out.push(Usage {
