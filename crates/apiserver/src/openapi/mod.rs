@@ -4,6 +4,7 @@
 //! read out of it: the types (`explain`, merge keys), and which parameters a write takes (`fieldValidation`, `dryRun`).
 
 mod custom;
+mod operations;
 mod protobuf;
 
 use crate::{Body, Server, body::full, encode::respond};
@@ -221,11 +222,13 @@ fn v3(catalogue: &Catalogue, name: &str) -> Option<Value> {
     let mut paths = Map::new();
     let mut wanted = BTreeSet::new();
     let mut defined = Map::new();
+    let mut is_custom = false;
     for kind in catalogue.iter() {
         for version in kind.versions.iter().filter(|version| prefix(kind, version) == name) {
             let kind = kind.view(version).unwrap_or(kind);
             add_paths(&mut paths, kind, version, true);
             if kind.custom.is_some() {
+                is_custom = true;
                 defined.extend(custom::definitions(kind, version, custom::Form::V3));
                 wanted.extend(custom::REFERRED_TO);
                 continue;
@@ -241,7 +244,11 @@ fn v3(catalogue: &Catalogue, name: &str) -> Option<Value> {
     if paths.is_empty() {
         return root(catalogue, name);
     }
-    wanted.extend(["io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions", "io.k8s.apimachinery.pkg.apis.meta.v1.Status"]);
+    wanted.extend([
+        "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions",
+        "io.k8s.apimachinery.pkg.apis.meta.v1.Patch",
+        "io.k8s.apimachinery.pkg.apis.meta.v1.Status",
+    ]);
     // Subresources are of types of other groups.
     let paths = Value::Object(paths);
     let text = paths.to_string();
@@ -252,7 +259,8 @@ fn v3(catalogue: &Catalogue, name: &str) -> Option<Value> {
         custom::without_unknown_groups(&mut schemas);
     }
     schemas.extend(defined);
-    Some(json!({"openapi": "3.0.0", "info": info(), "paths": paths, "components": {"schemas": schemas}}))
+    let info = if is_custom { json!({"title": "Kubernetes CRD Swagger", "version": "v0.1.0"}) } else { info() };
+    Some(json!({"openapi": "3.0.0", "info": info, "paths": paths, "components": {"schemas": schemas}}))
 }
 
 /// The definitions named, and all that they refer to, in the form of v3.
@@ -273,6 +281,7 @@ fn closure(mut wanted: BTreeSet<&'static str>) -> Map<String, Value> {
         // The facts are ours and always parse.
         let mut schema = serde_json::from_str(&text.replace(OLD, "#/components/schemas/")).unwrap_or_else(|_| json!({}));
         schema::describe(name, &mut schema, true);
+        operations::defaults(&mut schema);
         schemas.insert(name.to_string(), schema);
     }
     schemas
@@ -293,7 +302,8 @@ fn v2(catalogue: &Catalogue) -> Value {
             if kind.custom.is_some() {
                 definitions.extend(custom::definitions(kind, version, custom::Form::V2));
             }
-            definitions.extend(kind.definitions.iter().map(|(name, text)| (name.to_string(), serde_json::from_str(text).unwrap_or_else(|_| json!({})))));
+            definitions
+                .extend(kind.definitions.iter().map(|(name, text)| (name.to_string(), serde_json::from_str(text).unwrap_or_else(|_| json!({})))));
         }
     }
     json!({"swagger": "2.0", "info": info(), "paths": paths, "definitions": definitions})
@@ -307,19 +317,30 @@ fn add_paths(paths: &mut Map<String, Value>, kind: &Kind, version: &str, v3: boo
     let can = |verb: &str| kind.verbs.iter().any(|known| known == verb);
     let mut add = |path: String, in_namespace: bool, named: bool, operations: &[(&str, &str, &str)], shown: (&str, &str, &str)| {
         let mut item = Map::new();
+        // `{name}` may be followed by a part of the object.
+        let part = path.rsplit_once("{name}/").map_or("", |(_, part)| part);
+        let everywhere = !in_namespace && kind.namespaced_scope();
         for (method, action, verb) in operations {
             if verb.is_empty() || can(verb) {
-                item.insert(method.to_string(), operation(kind, version, method, action, shown, v3));
+                let mut made = operation(kind, version, action, shown, v3);
+                made["operationId"] = json!(operations::id(kind, version, method, action, part, everywhere));
+                made["description"] = json!(operations::description(kind, action, part));
+                made["tags"] = json!([operations::tag(kind, version)]);
+                item.insert(method.to_string(), made);
             }
         }
         if item.is_empty() {
             return;
         }
-        let names = [("namespace", in_namespace), ("name", named)];
-        let parameters: Vec<Value> = names.iter().filter(|(_, there)| *there).map(|(name, _)| parameter(name, "path", "string", v3)).collect();
-        if !parameters.is_empty() {
-            item.insert("parameters".into(), parameters.into());
+        let names = [("name", named), ("namespace", in_namespace)];
+        let mut parameters: Vec<Value> = names.iter().filter(|(_, there)| *there).map(|(name, _)| parameter(name, "path", "string", v3)).collect();
+        parameters.push(parameter("pretty", "query", "string", v3));
+        // Where there is one operation its parameters are the path's.
+        if everywhere && let Some(own) = item.get_mut("get").and_then(Value::as_object_mut).and_then(|get| get.remove("parameters")) {
+            parameters.extend(own.as_array().cloned().unwrap_or_default());
+            parameters.sort_by_key(|parameter| parameter["name"].as_str().map(String::from));
         }
+        item.insert("parameters".into(), parameters.into());
         paths.insert(path, Value::Object(item));
     };
     let namespaced = kind.namespaced_scope();
@@ -372,9 +393,10 @@ fn add_paths(paths: &mut Map<String, Value>, kind: &Kind, version: &str, v3: boo
 fn parameter(name: &str, place: &str, type_: &str, v3: bool) -> Value {
     let mut parameter = json!({"name": name, "in": place});
     if v3 {
-        parameter["schema"] = json!({"type": type_});
+        parameter["schema"] = json!({"type": type_, "uniqueItems": true});
     } else {
         parameter["type"] = json!(type_);
+        parameter["uniqueItems"] = json!(true);
     }
     if place == "path" {
         parameter["required"] = json!(true);
@@ -382,7 +404,7 @@ fn parameter(name: &str, place: &str, type_: &str, v3: bool) -> Value {
     parameter
 }
 
-fn operation(kind: &Kind, version: &str, method: &str, action: &str, (group, shown_version, shown): (&str, &str, &str), v3: bool) -> Value {
+fn operation(kind: &Kind, version: &str, action: &str, (group, shown_version, shown): (&str, &str, &str), v3: bool) -> Value {
     let mut parameters: Vec<Value> = Vec::new();
     let query = |names: &[(&str, &str)]| names.iter().map(|(name, type_)| parameter(name, "query", type_, v3)).collect::<Vec<_>>();
     match action {
@@ -395,17 +417,21 @@ fn operation(kind: &Kind, version: &str, method: &str, action: &str, (group, sho
             ("resourceVersion", "string"),
             ("resourceVersionMatch", "string"),
             ("sendInitialEvents", "boolean"),
+            ("shardSelector", "string"),
             ("timeoutSeconds", "integer"),
             ("watch", "boolean"),
         ])),
         "post" | "put" => parameters.extend(query(&[("dryRun", "string"), ("fieldManager", "string"), ("fieldValidation", "string")])),
         "patch" => parameters.extend(query(&[("dryRun", "string"), ("fieldManager", "string"), ("fieldValidation", "string"), ("force", "boolean")])),
+        // What is built in has no choice of versions to read.
+        "get" if kind.custom.is_some() => parameters.extend(query(&[("resourceVersion", "string")])),
         _ => {}
     }
-    if matches!(action, "delete" | "deletecollection") {
+    if action == "delete" || (action == "deletecollection" && kind.custom.is_none()) {
         parameters.extend(query(&[
             ("dryRun", "string"),
             ("gracePeriodSeconds", "integer"),
+            ("ignoreStoreReadErrorWithClusterBreakingPotential", "boolean"),
             ("orphanDependents", "boolean"),
             ("propagationPolicy", "string"),
         ]));
@@ -422,27 +448,46 @@ fn operation(kind: &Kind, version: &str, method: &str, action: &str, (group, sho
         _ => name_of(group, shown_version, shown),
     };
     let reference = |name: &str| json!({"$ref": if v3 { format!("#/components/schemas/{name}") } else { format!("#/definitions/{name}") }});
-    let code = if method == "post" { "201" } else { "200" };
-    let mut response = json!({"description": "OK"});
-    if let Some(name) = answer {
-        if v3 {
-            response["content"] = json!({"application/json": {"schema": reference(&name)}});
-        } else {
-            response["schema"] = reference(&name);
+    let response = |description: &str| {
+        let mut response = json!({"description": description});
+        if let Some(name) = &answer {
+            if v3 {
+                response["content"] = operations::content(operations::answers(kind.custom.is_some(), action), &reference(name));
+            } else {
+                response["schema"] = reference(name);
+            }
         }
-    }
+        response
+    };
+    let mut responses: Map<String, Value> =
+        operations::codes(kind.custom.is_some(), action).iter().map(|(code, text)| (code.to_string(), response(text))).collect();
+    responses.insert("401".into(), json!({"description": "Unauthorized"}));
     let mut operation = json!({
         "x-kubernetes-action": action,
         "x-kubernetes-group-version-kind": {"group": group, "version": shown_version, "kind": shown},
-        "responses": {code: response},
+        "responses": responses,
     });
-    let own = name_of(group, shown_version, shown);
-    if let (true, Some(name)) = (matches!(action, "post" | "put"), own) {
+    const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
+    let body = match action {
+        "post" | "put" => name_of(group, shown_version, shown),
+        "patch" => Some(format!("{META}.Patch")),
+        "delete" => Some(format!("{META}.DeleteOptions")),
+        "deletecollection" if kind.custom.is_none() => Some(format!("{META}.DeleteOptions")),
+        _ => None,
+    };
+    if let Some(name) = body {
+        let required = matches!(action, "post" | "put" | "patch");
         if v3 {
-            operation["requestBody"] = json!({"content": {"*/*": {"schema": reference(&name)}}, "required": true});
+            operation["requestBody"] = json!({"content": operations::content(operations::bodies(kind.custom.is_some(), action), &reference(&name))});
+            if required {
+                operation["requestBody"]["required"] = json!(true);
+            }
         } else {
-            let mut body = json!({"name": "body", "in": "body", "required": true});
+            let mut body = json!({"name": "body", "in": "body"});
             body["schema"] = reference(&name);
+            if required {
+                body["required"] = json!(true);
+            }
             parameters.push(body);
         }
     }
@@ -450,16 +495,8 @@ fn operation(kind: &Kind, version: &str, method: &str, action: &str, (group, sho
         operation["parameters"] = parameters.into();
     }
     if !v3 {
-        operation["produces"] = json!(["application/json", "application/yaml"]);
-        operation["consumes"] = match action {
-            "patch" => json!([
-                "application/json-patch+json",
-                "application/merge-patch+json",
-                "application/strategic-merge-patch+json",
-                "application/apply-patch+yaml"
-            ]),
-            _ => json!(["*/*"]),
-        };
+        operation["produces"] = json!(operations::answers(kind.custom.is_some(), action));
+        operation["consumes"] = json!(operations::bodies(kind.custom.is_some(), action));
     }
     operation
 }

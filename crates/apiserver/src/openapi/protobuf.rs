@@ -108,6 +108,8 @@ fn path_item(item: &Value) -> Message {
 
 fn operation(value: &Value) -> Message {
     let mut message = Message::default();
+    message.texts(1, value.get("tags"));
+    message.text(5, value.get("operationId"));
     message.texts(6, value.get("produces"));
     message.texts(7, value.get("consumes"));
     parameters(&mut message, 8, value.get("parameters"));
@@ -143,8 +145,9 @@ fn parameters(message: &mut Message, field: u32, value: Option<&Value>) {
                 one.flag(1, parameter.get("required"));
                 one.text(2, parameter.get("in"));
                 one.text(4, parameter.get("name"));
-                let (kind, type_) = if place == Some("path") { (4, 5) } else { (3, 6) };
+                let (kind, type_, unique) = if place == Some("path") { (4, 5, 19) } else { (3, 6, 20) };
                 one.text(type_, parameter.get("type"));
+                one.flag(unique, parameter.get("uniqueItems"));
                 wrapped(2, wrapped(kind, one))
             }
         };
