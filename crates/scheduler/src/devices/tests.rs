@@ -1,3 +1,5 @@
+//! Devices are given to claims: by node, selectors, constraints and taints, each once; and what is missing is said.
+
 use super::*;
 use crate::scenario::{node, pod};
 use crate::snapshot::NodeInfo;
