@@ -9,6 +9,7 @@ use crate::{
 pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "a_claim_gets_a_volume_and_keeps_its_data", run: claim, alone: false },
     Scenario { name: "a_pod_goes_where_its_local_volume_is", run: local, alone: false },
+    Scenario { name: "who_fills_more_than_a_limit_of_the_disk_is_evicted", run: local_storage, alone: false },
     Scenario { name: "an_autoscaler_follows_what_pods_use", run: autoscaler, alone: false },
     Scenario { name: "network_policies_close_and_open_pods", run: policies, alone: false },
 ];
@@ -50,6 +51,22 @@ spec:
     cluster.wait_for("the volume to be released", &format!("get pv {namespace}"), |o| o.contains("Released"))?;
     has_all(&cluster.on_node("worker-1", &format!("cat /var/lib/{namespace}/file; rm -r /var/lib/{namespace}"))?, &["kept"])?;
     cluster.kubectl(&format!("delete pv {namespace}")).map(|_| ())
+}
+
+fn local_storage(cluster: &Cluster, namespace: &str) -> Outcome {
+    let fill = |name: &str, path: &str| busybox(name, &format!("dd if=/dev/zero of={path}/much bs=1M count=4; sleep 3600"), "Always");
+    let volume = fill("volume", "/scratch")
+        .replace("  containers: [{", "  volumes: [{name: scratch, emptyDir: {sizeLimit: 2Mi}}]\n  containers: [{")
+        .replace("{name: main,", "{name: main, volumeMounts: [{name: scratch, mountPath: /scratch}],");
+    let container = fill("container", "/tmp").replace("{name: main,", "{name: main, resources: {limits: {ephemeral-storage: 2Mi}},");
+    cluster.apply(namespace, &format!("{volume}---{container}"))?;
+    let ended = |name: &str, words: &str| {
+        let status = format!("get pod {name} -n {namespace} -o jsonpath={{.status.phase}}/{{.status.reason}}/{{.status.message}}");
+        cluster.wait_for("the eviction", &status, |o| o.contains("Failed/Evicted/") && o.contains(words))
+    };
+    ended("volume", "Usage of EmptyDir volume \"scratch\" exceeds the limit \"2Mi\"")?;
+    ended("container", "limit")?;
+    has_all(&cluster.kubectl(&format!("get events -n {namespace} --field-selector=reason=Evicted"))?, &["pod/volume", "pod/container"])
 }
 
 fn local(cluster: &Cluster, namespace: &str) -> Outcome {
