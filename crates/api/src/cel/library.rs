@@ -440,7 +440,9 @@ fn plain<'a>(name: &str, values: &[Val<'a>]) -> Outcome<'a> {
         "base64.decode" => formats::base64(given).map(|bytes| Val::Bytes(bytes.into())).map_or_else(|| failed("illegal base64 data"), Ok),
         "strings.quote" => Ok(Val::string(format!("{given:?}"))),
         "matches" => match values {
-            [Val::String(text), Val::String(pattern)] => pattern::compiled(pattern).map(|regex| Val::Bool(regex.is_match(text))).map_err(Error::Failed),
+            [Val::String(text), Val::String(pattern)] => {
+                pattern::compiled(pattern).map(|regex| Val::Bool(regex.is_match(text))).map_err(Error::Failed)
+            }
             _ => wrong(name, values),
         },
         "lists.range" => match values {
