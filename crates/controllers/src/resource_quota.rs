@@ -19,6 +19,7 @@ use client::queue::Queue;
 use client::{Change, Informer, Informers, Json, Key};
 use futures::FutureExt;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, ResourceQuotaStatus, Service};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 use kube::Resource;
 use kube::core::ApiResource;
@@ -74,17 +75,6 @@ struct Quotas {
 type Counted = (String, String);
 /// The kinds that quotas count by number and whose deletions are followed, in the version in which they are.
 type Followed = Mutex<BTreeMap<Counted, ApiResource>>;
-
-/// Definitions bring kinds and take them away.
-fn definitions() -> ApiResource {
-    ApiResource {
-        group: "apiextensions.k8s.io".into(),
-        version: "v1".into(),
-        api_version: "apiextensions.k8s.io/v1".into(),
-        kind: "CustomResourceDefinition".into(),
-        plural: "customresourcedefinitions".into(),
-    }
-}
 
 /// When each quota was last charged.
 #[derive(Default)]
@@ -252,7 +242,8 @@ async fn feed(
 ) {
     let mut tasks = JoinSet::new();
     let mut followers: HashMap<Counted, (ApiResource, AbortHandle)> = HashMap::new();
-    let mut changes = informers.metadata(&definitions()).subscribe();
+    // Definitions bring kinds and take them away.
+    let mut changes = informers.metadata(&ApiResource::erase::<CustomResourceDefinition>(&())).subscribe();
     let end = |follower: Option<(ApiResource, AbortHandle)>| {
         if let Some((resource, follower)) = follower {
             follower.abort();

@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, PodCondition, ReplicationController, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use k8s_openapi::api::resource::v1::ResourceClaim;
+use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
@@ -106,15 +106,9 @@ struct Feeds {
     device_slices: Changes<DynamicObject>,
 }
 
-/// A resource of the group of devices.
-fn of_devices(kind: &str, plural: &str) -> ApiResource {
-    let (group, version) = ("resource.k8s.io", "v1");
-    ApiResource { group: group.into(), version: version.into(), api_version: format!("{group}/{version}"), kind: kind.into(), plural: plural.into() }
-}
-
 /// The same for what is looked at as it is written.
-async fn subscribe_to(informers: &Informers, resource: ApiResource) -> Changes<DynamicObject> {
-    let informer = informers.dynamic(&resource, Selection::default());
+async fn subscribe_as_written<K: kube::Resource<DynamicType = ()>>(informers: &Informers) -> Changes<DynamicObject> {
+    let informer = informers.dynamic(&ApiResource::erase::<K>(&()), Selection::default());
     informer.synced().await;
     informer.subscribe()
 }
@@ -140,11 +134,8 @@ impl Feeds {
             subscribe(informers),
             subscribe(informers),
         );
-        let (device_claims, device_classes, device_slices) = tokio::join!(
-            subscribe(informers),
-            subscribe_to(informers, of_devices("DeviceClass", "deviceclasses")),
-            subscribe_to(informers, of_devices("ResourceSlice", "resourceslices")),
-        );
+        let (device_claims, device_classes, device_slices) =
+            tokio::join!(subscribe(informers), subscribe_as_written::<DeviceClass>(informers), subscribe_as_written::<ResourceSlice>(informers),);
         Feeds {
             pods,
             nodes,
@@ -389,8 +380,7 @@ impl Hands {
     /// Writes what each claim gets, and that the pod uses it.
     async fn grant_devices(&self, pod: &PodInfo, plan: &devices::Plan) -> Result<(), String> {
         for grant in plan {
-            let claim = self.device_claims.get(&grant.claim).ok_or_else(|| format!("resourceclaim \"{}\" not found", grant.claim.name))?;
-            let mut claim = claim;
+            let mut claim = self.device_claims.get(&grant.claim).ok_or_else(|| format!("resourceclaim \"{}\" not found", grant.claim.name))?;
             let finalizers = claim.metadata.finalizers.clone().unwrap_or_default();
             if grant.allocation.is_some() && !finalizers.iter().any(|each| each == devices::FINALIZER) {
                 let finalizers: Vec<_> = finalizers.into_iter().chain([devices::FINALIZER.to_owned()]).collect();
