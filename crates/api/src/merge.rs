@@ -12,10 +12,12 @@ pub use strategic::strategic_merge;
 use crate::Value;
 use serde_json::Map;
 
-/// RFC 7386: null removes, objects merge, everything else replaces.
+/// RFC 7386: null removes, objects merge, everything else replaces. Beyond it, as Kubernetes' library has it, objects in the
+/// lists of a patch lose their nulls.
 pub fn merge_patch(target: &mut Value, patch: &Value) {
     let Value::Object(patch) = patch else {
         *target = patch.clone();
+        drop_nulls(target);
         return;
     };
     if !target.is_object() {
@@ -28,6 +30,18 @@ pub fn merge_patch(target: &mut Value, patch: &Value) {
         } else {
             merge_patch(target.entry(key.as_str()).or_insert(Value::Null), change);
         }
+    }
+}
+
+/// Takes the members that are null out of all objects.
+fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|_, value| !value.is_null());
+            map.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(list) => list.iter_mut().for_each(drop_nulls),
+        _ => {}
     }
 }
 
@@ -58,6 +72,7 @@ mod tests {
             (json!({"a": "b", "b": "c"}), json!({"a": null, "z": null}), json!({"b": "c"})),
             (json!({"a": [1]}), json!({"a": {"b": {"c": null, "d": 1}}}), json!({"a": {"b": {"d": 1}}})),
             (json!({"a": {"b": 1}}), json!({"a": [2]}), json!({"a": [2]})),
+            (json!({}), json!({"a": [null, {"b": null, "c": [{"d": null}]}]}), json!({"a": [null, {"c": [{}]}]})),
             (json!({"e": null}), json!({"a": 1}), json!({"e": null, "a": 1})),
         ] {
             let mut found = target.clone();

@@ -143,3 +143,62 @@ fn no_hook_panics_on_odd_objects() {
         }
     }
 }
+
+#[test]
+fn cells_of_what_is_rarely_shown() {
+    let catalogue = Catalogue::built_in();
+    let rows = [
+        (
+            "",
+            "services",
+            "External-IP",
+            json!({"spec": {"type": "LoadBalancer", "externalIPs": ["9.9.9.9"]}, "status": {"loadBalancer": {"ingress": [{"ip": "2.2.2.2"}, {"hostname": "b"}, {"ip": "1.1.1.1"}, {"ip": "2.2.2.2"}, {}]}}}),
+            json!("1.1.1.1,2.2.2.2,b,9.9.9.9"),
+        ),
+        ("", "services", "External-IP", json!({"spec": {"type": "LoadBalancer"}}), json!("<pending>")),
+        (
+            "networking.k8s.io",
+            "ingresses",
+            "Hosts",
+            json!({"spec": {"rules": [{"host": "a"}, {"host": "b"}, {}, {"host": "c"}, {}]}}),
+            json!("a,b,c + 2 more..."),
+        ),
+        ("networking.k8s.io", "ingresses", "Hosts", json!({"spec": {"rules": [{}, {}]}}), json!("*")),
+        (
+            "networking.k8s.io",
+            "ingresses",
+            "Address",
+            json!({"status": {"loadBalancer": {"ingress": [{"hostname": "z"}, {"ip": "1.1.1.1"}]}}}),
+            json!("1.1.1.1,z"),
+        ),
+        (
+            "networking.k8s.io",
+            "ingressclasses",
+            "Parameters",
+            json!({"spec": {"parameters": {"kind": "K", "name": "n", "apiGroup": "g"}}}),
+            json!("K.g/n"),
+        ),
+        ("discovery.k8s.io", "endpointslices", "Ports", json!({"ports": [{"name": "a"}, {"port": 1}, {}]}), json!("a,1,*")),
+        ("discovery.k8s.io", "endpointslices", "Ports", json!({"ports": [{"name": ""}]}), json!("<unset>")),
+        ("", "persistentvolumeclaims", "Capacity", json!({"spec": {"volumeName": "v"}}), json!("0")),
+        (
+            "storage.k8s.io",
+            "volumeattributesclasses",
+            "Name",
+            json!({"metadata": {"name": "v", "annotations": {"volumeattributesclass.alpha.kubernetes.io/is-default-class": "true"}}}),
+            json!("v (default)"),
+        ),
+        (
+            "autoscaling",
+            "horizontalpodautoscalers",
+            "Targets",
+            json!({"spec": {"metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": {"averageValue": "1"}}}]}, "status": {"currentMetrics": [{"type": "Resource", "resource": {"current": {"averageUtilization": 3}}}]}}),
+            json!("cpu: <nil>/1"),
+        ),
+    ];
+    for (group, resource, column, object, expected) in rows {
+        let kind = catalogue.resource(group, resource).unwrap();
+        let place = kind.columns.iter().position(|known| known.name == column).unwrap();
+        assert_eq!(api::table::cells(kind, &object, 0)[place], expected, "{resource} {column} of {object}");
+    }
+}

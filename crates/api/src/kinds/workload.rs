@@ -3,13 +3,14 @@
 use super::{
     checks,
     pod::template,
-    values::{int, is_empty, member},
+    values::{int, is_empty, list, member, text},
 };
 use crate::{
     field::{Errors, Path},
     internal, selector, table,
 };
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
 /// The spec of an object, null if there is none.
 pub fn spec(object: &Value) -> &Value {
@@ -89,6 +90,12 @@ pub fn ready_of(ready: Option<i64>, wanted: Option<i64>) -> Value {
 pub fn wide(spec: &Value, selector: String) -> [Value; 3] {
     let (containers, images) = template::containers_and_images(spec.get("template").unwrap_or(&Value::Null));
     [json!(containers), json!(images), json!(selector)]
+}
+/// Where a load balancer can be reached, by its status: addresses or else names, sorted, each once.
+pub fn load_balancer_addresses(status: &Value) -> BTreeSet<&str> {
+    let ingress = status.get("loadBalancer").map(|balancer| list(balancer, "ingress")).unwrap_or_default().iter();
+    let address = |ingress| [text(ingress, "ip"), text(ingress, "hostname")].into_iter().find(|address| !address.is_empty());
+    ingress.filter_map(address).collect()
 }
 /// A LabelSelector as a cell.
 pub fn selector_text(spec: &Value) -> String {

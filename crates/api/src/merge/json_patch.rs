@@ -39,9 +39,6 @@ pub fn json_patch(target: &Value, patch: &[u8]) -> Result<Value> {
     for operation in operations {
         apply(&mut object, operation, &mut copied_bytes)
             .map_err(|Refused| Status::unprocessable("the server rejected our request due to an error in our request"))?;
-        if copied_bytes > limits::JSON_PATCH_COPY_BYTES_MAX {
-            return Err(Status::request_entity_too_large("the copies of the JSON patch are too large"));
-        }
     }
     Ok(object)
 }
@@ -89,14 +86,26 @@ fn apply(object: &mut Value, operation: &Value, copied_bytes: &mut usize) -> Res
             add(object, &path, moved)
         }
         "copy" => {
-            let copy = find(object, &from()?).ok_or(Refused)?.clone();
+            let from = from()?;
+            let copy = find(object, &from).filter(|_| !from.is_empty()).ok_or(Refused)?.clone();
             *copied_bytes += copy.to_string().len();
+            if *copied_bytes > limits::JSON_PATCH_COPY_BYTES_MAX {
+                return Err(Refused);
+            }
             add(object, &path, copy)
         }
-        "test" => match find(object, &path) {
-            Some(found) => same(found, &value()).then_some(()).ok_or(Refused),
-            None => value().is_null().then_some(()).ok_or(Refused),
-        },
+        "test" => {
+            let absent = Value::Null;
+            let found = match path.split_last() {
+                None => object,
+                // A member that is not there is null, an item that is not there is an error.
+                Some((key, parent)) => match find(object, parent).ok_or(Refused)? {
+                    Value::Object(map) => map.get(key).unwrap_or(&absent),
+                    list => find(list, std::slice::from_ref(key)).ok_or(Refused)?,
+                },
+            };
+            same(found, &value()).then_some(()).ok_or(Refused)
+        }
         _ => Err(Refused),
     }
 }
@@ -111,12 +120,12 @@ fn same(a: &Value, b: &Value) -> bool {
     }
 }
 
-/// The keys of a JSON pointer.
+/// The keys of a JSON pointer. What stands before the first slash does not count.
 fn pointer(text: &str) -> Result<Vec<String>, Refused> {
     if text.is_empty() {
         return Ok(vec![]);
     }
-    let rest = text.strip_prefix('/').ok_or(Refused)?;
+    let (_, rest) = text.split_once('/').ok_or(Refused)?;
     Ok(rest.split('/').map(|key| key.replace("~1", "/").replace("~0", "~")).collect())
 }
 
@@ -140,10 +149,7 @@ fn find<'a>(object: &'a mut Value, path: &[String]) -> Option<&'a mut Value> {
 }
 
 fn add(object: &mut Value, path: &[String], value: Value) -> Result<(), Refused> {
-    let Some((key, parent)) = path.split_last() else {
-        *object = value;
-        return Ok(());
-    };
+    let (key, parent) = path.split_last().ok_or(Refused)?;
     match find(object, parent).ok_or(Refused)? {
         Value::Object(map) => {
             map.insert(key.clone(), value);
@@ -205,6 +211,7 @@ mod tests {
             r#"[{"op":"add","path":"/list/0","value":"z"},{"op":"add","path":"/list/-","value":"y"}]"#,
             r#"{"data":{"a/b":"s","k":"1"},"list":["z","a","b","y"]}"#,
         );
+        check(r#"[{"op":"test","path":"/data/z","value":null},{"op":"remove","path":"x/list"}]"#, r#"{"data":{"a/b":"s","k":"1"}}"#);
         check(r#"[{"op":"remove","path":"/list/-1"}]"#, r#"{"data":{"a/b":"s","k":"1"},"list":["a"]}"#);
         check(
             r#"[{"op":"move","from":"/data/k","path":"/data/m"},{"op":"copy","from":"/list","path":"/data/c"}]"#,
@@ -226,6 +233,10 @@ mod tests {
             r#"[{"op":"add","path":"/no/where","value":1}]"#,
             "[1]",
             r#"[{"op":"move","from":"/data","path":"/data/k/x"}]"#,
+            r#"[{"op":"add","path":"","value":{}}]"#,
+            r#"[{"op":"copy","from":"","path":"/data"}]"#,
+            r#"[{"op":"test","path":"/no/where","value":null}]"#,
+            r#"[{"op":"test","path":"/list/7","value":null}]"#,
         ] {
             check(bad, refused);
         }
@@ -239,6 +250,6 @@ mod tests {
         let operations: Vec<_> = (0..64).map(|i| json!({"op": "copy", "from": "/a", "path": format!("/a/{i}")})).collect();
         let code =
             json_patch(&json!({"a": {"x": "y".repeat(1000)}}), Value::from(operations).to_string().as_bytes()).map_err(|status| status.code).err();
-        assert_eq!(code, Some(413));
+        assert_eq!(code, Some(422));
     }
 }

@@ -5,7 +5,8 @@
 //! - `$deleteFromPrimitiveList/NAME: [...]`: these values leave the list;
 //! - `$setElementOrder/NAME: [...]`: the order of a merging list; what the client does not know keeps its place.
 //!
-//! Lists without the merge strategy are replaced, maps without a schema merge. No directive ever reaches the result.
+//! Lists without the merge strategy are replaced, maps without a schema merge. An object with `$patch` that meets nothing to
+//! change is left out; other directives that meet nothing stay, and are refused or dropped as the unknown fields that they are.
 
 use super::go_text;
 use crate::{
@@ -48,43 +49,34 @@ impl<'a> How<'a> {
     }
 }
 
-/// Takes directives, and what they delete, out of a value that is taken over as it is.
-fn without_directives(value: Value) -> Value {
+/// A value that is taken over where there was none: without nulls, and without the objects that are directives.
+fn taken(value: Value) -> Option<Value> {
     match value {
+        Value::Object(map) if map.contains_key(PATCH) => None,
         Value::Object(map) => {
-            let kept = map.into_iter().filter(|(key, value)| !value.is_null() && !is_directive(key));
-            Value::Object(kept.map(|(key, value)| (key, without_directives(value))).collect())
+            let kept = map.into_iter().filter(|(_, value)| !value.is_null());
+            Some(Value::Object(kept.filter_map(|(key, value)| Some((key, taken(value)?))).collect()))
         }
-        Value::Array(list) => {
-            let deleted =
-                |item: &Value| item.get(PATCH).is_some_and(|directive| directive == "delete" || item.as_object().is_some_and(|map| map.len() == 1));
-            Value::Array(list.into_iter().filter(|item| !deleted(item)).map(without_directives).collect())
-        }
-        other => other,
+        Value::Array(list) => Some(Value::Array(list.into_iter().filter_map(taken).collect())),
+        other => Some(other),
     }
 }
 
-fn is_directive(key: &str) -> bool {
-    key == PATCH || key == RETAIN_KEYS || key.starts_with(DELETE_FROM) || key.starts_with(ORDER)
-}
-
 fn merge_map(mut original: Map<String, Value>, mut patch: Map<String, Value>, schema: Option<&Schema>) -> Result<Map<String, Value>> {
-    if let Some(directive) = patch.remove(PATCH) {
-        return match directive.as_str() {
-            Some("replace") => match without_directives(Value::Object(patch)) {
-                Value::Object(map) => Ok(map),
-                _ => Ok(Map::new()),
-            },
-            Some("delete") => Ok(Map::new()),
-            Some("merge") => merge_map(original, patch, schema),
-            _ => Err(Status::unknown(format!("unknown patch type: {} in map: {}", go_text(&directive), go_text(&Value::Object(patch))))),
-        };
+    match patch.get(PATCH).map(|directive| directive.as_str().unwrap_or_default()) {
+        None => {}
+        Some("replace") => {
+            patch.remove(PATCH);
+            return Ok(patch);
+        }
+        Some("delete") => return Ok(Map::new()),
+        Some(_) => return Err(unknown_directive(&Value::Object(patch))),
     }
     retain_keys(&mut original, &mut patch)?;
     merge_ordered(&mut original, &mut patch, schema)?;
     for (key, change) in patch {
         if let Some(list) = key.strip_prefix(DELETE_FROM) {
-            delete_from(&mut original, list, change)?;
+            delete_from(&mut original, list, &change)?;
             continue;
         }
         if change.is_null() {
@@ -95,7 +87,11 @@ fn merge_map(mut original: Map<String, Value>, mut patch: Map<String, Value>, sc
         let merged = match (original.remove(&key), change) {
             (Some(Value::Object(old)), Value::Object(change)) if !how.strategy.replace => Value::Object(merge_map(old, change, how.schema)?),
             (Some(Value::Array(old)), Value::Array(change)) if how.strategy.merge => Value::Array(merge_list(old, change, &how)?),
-            (_, change) => without_directives(change),
+            (Some(Value::Object(_)), change @ Value::Object(_)) | (Some(Value::Array(_)), change @ Value::Array(_)) => change,
+            (_, change) => match taken(change) {
+                Some(change) => change,
+                None => continue,
+            },
         };
         original.insert(key, merged);
     }
@@ -107,31 +103,61 @@ fn retain_keys(original: &mut Map<String, Value>, patch: &mut Map<String, Value>
     let invalid = || Status::bad_request("invalid patch format of retainKeys");
     let retain = retain.as_array().ok_or_else(invalid)?;
     let retained = |key: &str| retain.iter().any(|kept| kept.as_str() == Some(key));
-    if patch.iter().any(|(key, value)| !value.is_null() && !is_directive(key) && !retained(key)) {
+    let beside = |key: &str| key.starts_with(DELETE_FROM) || key.starts_with(ORDER);
+    if patch.iter().any(|(key, value)| !value.is_null() && !beside(key) && !retained(key)) {
         return Err(invalid());
     }
     original.retain(|key, _| retained(key));
     Ok(())
 }
 
-fn delete_from(original: &mut Map<String, Value>, list: &str, values: Value) -> Result<()> {
-    let Value::Array(values) = values else { return Err(Status::bad_request("invalid patch format of primitive list")) };
-    if let Some(Value::Array(old)) = original.get_mut(list) {
-        old.retain(|value| !values.contains(value));
+/// Takes values out of a list; null instead of values deletes the list, what is no list changes nothing.
+fn delete_from(original: &mut Map<String, Value>, list: &str, values: &Value) -> Result<()> {
+    match (original.get_mut(list), values) {
+        (Some(_), Value::Null) => drop(original.remove(list)),
+        (Some(Value::Array(old)), Value::Array(values)) => {
+            check_items(old, values)?;
+            old.retain(|value| !values.contains(value));
+        }
+        _ => {}
     }
     Ok(())
 }
 
-fn list_of(value: &Value) -> Result<&Vec<Value>> {
-    let found = match value {
-        Value::Array(list) => return Ok(list),
+fn unknown_directive(map: &Value) -> Status {
+    Status::unknown(format!("unknown patch type: {} in map: {}", go_text(&map[PATCH]), go_text(map)))
+}
+
+/// What Go calls the type of a value.
+fn go_type(value: &Value) -> &'static str {
+    match value {
+        Value::Array(_) => "[]interface {}",
         Value::String(_) => "string",
         Value::Object(_) => "map[string]interface {}",
         Value::Bool(_) => "bool",
-        Value::Number(_) => "float64",
-        Value::Null => "nil",
-    };
-    Err(Status::unknown(format!("expected a []interface {{}}, but received a {found}")))
+        Value::Number(number) if number.is_f64() => "float64",
+        Value::Number(_) => "int64",
+        Value::Null => "%!s(<nil>)",
+    }
+}
+
+fn list_of(value: &Value) -> Result<&Vec<Value>> {
+    let unexpected = || Status::unknown(format!("expected a []interface {{}}, but received a {}", go_type(value)));
+    value.as_array().ok_or_else(unexpected)
+}
+
+/// The items of lists that merge must be of one type, and no lists.
+fn check_items(original: &[Value], patch: &[Value]) -> Result<()> {
+    let mut types = original.iter().chain(patch).map(go_type);
+    let first = types.next();
+    if first == Some("[]interface {}") {
+        return Err(Status::unprocessable("the server rejected our request due to an error in our request"));
+    }
+    if types.any(|found| Some(found) != first) {
+        let [original, patch] = [original, patch].map(|list| go_text(&Value::from(list.to_vec())));
+        return Err(Status::unknown(format!("list element types are not identical: [{original} {patch}]")));
+    }
+    Ok(())
 }
 
 /// Merges the lists that the patch gives an order for, and takes them and the order out of the patch.
@@ -141,27 +167,17 @@ fn merge_ordered(original: &mut Map<String, Value>, patch: &mut Map<String, Valu
         let Some(order) = patch.remove(&format!("{ORDER}{name}")) else { continue };
         let how = How::of(schema, &name);
         let order = list_of(&order)?;
-        let change = patch.get(&name).filter(|change| !change.is_null()).map(list_of).transpose()?.cloned();
-        if let Some(change) = &change {
-            check_order(change, order, how.merge_key)?;
-        }
-        let old = match original.get(&name) {
-            Some(Value::Array(old)) => Some(old.clone()),
-            _ => None,
-        };
+        let old = original.get(&name).map(list_of).transpose()?.cloned();
+        let change = patch.get(&name).map(list_of).transpose()?.cloned();
+        check_order(change.as_deref().unwrap_or_default(), order, how.merge_key)?;
         let merged = match (&old, change) {
             (Some(old), Some(change)) if how.strategy.merge => merge_items(old.clone(), change, &how)?.0,
-            (_, Some(change)) => match without_directives(Value::Array(change)) {
-                Value::Array(list) => list,
-                _ => vec![],
-            },
+            (Some(_), Some(change)) => change,
+            (None, Some(change)) => change.into_iter().filter_map(taken).collect(),
             (Some(old), None) => old.clone(),
             (None, None) => continue,
         };
-        // A null in the patch still deletes the list.
-        if !patch.get(&name).is_some_and(Value::is_null) {
-            patch.remove(&name);
-        }
+        patch.remove(&name);
         let ordered = reorder(merged, order, old.as_deref().unwrap_or_default(), how.merge_key)?;
         original.insert(name, Value::Array(ordered));
     }
@@ -170,11 +186,14 @@ fn merge_ordered(original: &mut Map<String, Value>, patch: &mut Map<String, Valu
 
 /// The items of a patch must come in the order that the patch gives.
 fn check_order(patch: &[Value], order: &[Value], merge_key: &str) -> Result<()> {
-    let mut order_keys = order.iter().map(|item| key_of(item, merge_key)).collect::<Result<Vec<_>>>()?.into_iter();
-    for item in patch.iter().filter(|item| item.get(PATCH).is_none_or(|directive| directive != "delete")) {
+    if order.is_empty() {
+        return Ok(());
+    }
+    let mut ordered = order.iter();
+    for item in patch.iter().filter(|item| item.get(PATCH).is_none()) {
         let wanted = key_of(item, merge_key)?;
         loop {
-            match order_keys.next() {
+            match ordered.next().map(|item| key_of(item, merge_key)).transpose()? {
                 Some(found) if found == wanted => break,
                 Some(_) => {}
                 None => {
@@ -193,12 +212,14 @@ fn key_of<'a>(item: &'a Value, merge_key: &str) -> Result<&'a Value> {
         Value::Object(map) if !merge_key.is_empty() => {
             map.get(merge_key).ok_or_else(|| Status::unknown(format!("map: {} does not contain declared merge key: {merge_key}", go_text(item))))
         }
+        _ if !merge_key.is_empty() => Err(Status::unknown(format!("expected a map[string]interface {{}}, but received a {}", go_type(item)))),
         _ => Ok(item),
     }
 }
 
 /// Items merged by key or value, and whether the patch replaces the list.
 fn merge_items(mut original: Vec<Value>, patch: Vec<Value>, how: &How<'_>) -> Result<(Vec<Value>, bool)> {
+    check_items(&original, &patch)?;
     if !original.iter().chain(&patch).any(Value::is_object) {
         for value in patch {
             if !original.contains(&value) {
@@ -221,11 +242,11 @@ fn merge_items(mut original: Vec<Value>, patch: Vec<Value>, how: &How<'_>) -> Re
             }
             Some("replace") => replace = true,
             Some("merge") => return Err(Status::unknown("merging lists cannot yet be specified in the patch")),
-            Some(_) => return Err(Status::unknown(format!("unknown patch type: {} in map: {}", go_text(&item[PATCH]), go_text(&item)))),
+            Some(_) => return Err(unknown_directive(&item)),
         }
     }
     if replace {
-        return Ok((changes.into_iter().map(without_directives).collect(), true));
+        return Ok((changes, true));
     }
     for change in changes {
         let key = key_of(&change, how.merge_key)?;
@@ -235,7 +256,7 @@ fn merge_items(mut original: Vec<Value>, patch: Vec<Value>, how: &How<'_>) -> Re
                 let Value::Object(old) = place.take() else { continue };
                 *place = Value::Object(merge_map(old, change, how.items())?);
             }
-            (_, change) => original.push(without_directives(change)),
+            (_, change) => original.push(change),
         }
     }
     Ok((original, false))
@@ -347,13 +368,49 @@ mod tests {
     }
 
     #[test]
+    fn directives_that_meet_nothing_and_lists_of_odd_items() {
+        let one = json!({"containers": [{"name": "a", "image": "i"}]});
+        for (original, patch, expected) in [
+            // An object with `$patch` is left out where there is nothing to change; where there is, it is the object.
+            (json!({}), json!({"securityContext": {"$patch": "replace", "runAsUser": 1}}), json!({})),
+            (json!({"securityContext": {"runAsUser": 2}}), json!({"securityContext": {"$patch": "replace"}}), json!({"securityContext": {}})),
+            (json!({}), json!({"containers": [{"$patch": "replace"}, {"name": "b"}]}), json!({"containers": [{"name": "b"}]})),
+            (
+                json!({"securityContext": {}}),
+                json!({"securityContext": {"$patch": "merge"}}),
+                json!("500 unknown patch type: merge in map: map[$patch:merge]"),
+            ),
+            (json!({"tolerations": []}), json!({"$deleteFromPrimitiveList/tolerations": null}), json!({})),
+            (one.clone(), json!({"$deleteFromPrimitiveList/containers": "a"}), one.clone()),
+            (
+                one.clone(),
+                json!({"$setElementOrder/containers": [], "containers": [{"name": "a", "image": "j"}]}),
+                json!({"containers": [{"name": "a", "image": "j"}]}),
+            ),
+            (
+                one.clone(),
+                json!({"$setElementOrder/containers": ["a"], "containers": [{"name": "a"}]}),
+                json!("500 expected a map[string]interface {}, but received a string"),
+            ),
+            (
+                one.clone(),
+                json!({"$setElementOrder/containers": [{"name": "a"}], "containers": null}),
+                json!("500 expected a []interface {}, but received a %!s(<nil>)"),
+            ),
+            (one, json!({"containers": ["a"]}), json!("500 list element types are not identical: [[map[image:i name:a]] [a]]")),
+        ] {
+            check(original, patch, expected);
+        }
+    }
+
+    #[test]
     fn maps_and_lists_of_values() {
         check(json!({"nodeSelector": {"a": "b"}}), json!({"nodeSelector": {"a": null, "c": "d", "e": null}}), json!({"nodeSelector": {"c": "d"}}));
         check(json!({"nodeSelector": {"a": "b"}}), json!({"nodeSelector": {"$patch": "replace", "c": "d"}}), json!({"nodeSelector": {"c": "d"}}));
         check(json!({"tolerations": [{"key": "a"}]}), json!({"tolerations": [{"key": "b"}]}), json!({"tolerations": [{"key": "b"}]}));
         check(
             json!({}),
-            json!({"containers": [{"name": "a", "$retainKeys": ["name"], "env": null}, {"name": "b", "$patch": "delete"}]}),
+            json!({"containers": [{"name": "a", "env": null}, {"name": "b", "$patch": "delete"}]}),
             json!({"containers": [{"name": "a"}]}),
         );
         let schema = schema::of("", "v1", "ConfigMap").unwrap();

@@ -273,6 +273,8 @@ fn targets(metrics: &[Value], current: &[Value]) -> String {
     let quantity =
         |parent: Option<&Value>, key: &str| parent.and_then(|p| member(p, key)).and_then(|q| Quantity::from_value(q).ok()).map(|q| q.to_string());
     let unknown = || "<unknown>".to_string();
+    // Of a metric that was measured in another way.
+    let measured = |now: Option<&Value>| quantity(now, "averageValue").or(now.map(|_| "<nil>".to_string())).unwrap_or_else(unknown);
     let mut all = vec![];
     for (i, metric) in metrics.iter().enumerate() {
         let Some((kind, key)) = SOURCES.iter().find(|(kind, _)| *kind == text(metric, "type")) else {
@@ -286,7 +288,7 @@ fn targets(metrics: &[Value], current: &[Value]) -> String {
             "Resource" | "ContainerResource" => {
                 let name = metric.get(key).map(|s| text(s, "name")).unwrap_or_default();
                 match average {
-                    Some(average) => format!("{name}: {}/{average}", quantity(now, "averageValue").unwrap_or_else(unknown)),
+                    Some(average) => format!("{name}: {}/{average}", measured(now)),
                     None => {
                         let now = now.and_then(|n| int(n, "averageUtilization")).map_or_else(unknown, |n| format!("{n}%"));
                         let want = target.and_then(|t| int(t, "averageUtilization")).map_or("<auto>".to_string(), |n| format!("{n}%"));
@@ -294,10 +296,13 @@ fn targets(metrics: &[Value], current: &[Value]) -> String {
                     }
                 }
             }
-            "Pods" => format!("{}/{}", quantity(now, "averageValue").unwrap_or_else(unknown), average.unwrap_or_default()),
+            "Pods" => format!("{}/{}", measured(now), average.unwrap_or("<nil>".into())),
             _ => match average {
                 Some(average) => format!("{}/{average} (avg)", quantity(now, "averageValue").unwrap_or_else(unknown)),
-                None => format!("{}/{}", quantity(now, "value").unwrap_or_else(unknown), quantity(target, "value").unwrap_or_default()),
+                None => {
+                    let now = quantity(now, "value").or(now.map(|_| "<nil>".to_string())).unwrap_or_else(unknown);
+                    format!("{now}/{}", quantity(target, "value").unwrap_or("<nil>".into()))
+                }
             },
         };
         all.push(shown);

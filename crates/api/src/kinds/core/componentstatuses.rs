@@ -18,8 +18,8 @@ impl Hooks for ComponentStatuses {
         let healthy = list(component, "conditions").iter().find(|c| text(c, "type") == "Healthy");
         let status = match healthy.map(|c| text(c, "status")) {
             Some("True") => "Healthy",
-            Some("False") => "Unhealthy",
-            _ => "Unknown",
+            Some(_) => "Unhealthy",
+            None => "Unknown",
         };
         let part = |key: &str| json!(healthy.map(|c| text(c, key)).unwrap_or_default());
         vec![table::name(component), json!(status), part("message"), part("error")]

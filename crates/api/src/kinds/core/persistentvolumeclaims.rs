@@ -96,8 +96,8 @@ impl Hooks for PersistentVolumeClaims {
         let (spec, status) = (workload::spec(claim), workload::status(claim));
         let phase = if claim.deletion_timestamp().is_some() { "Terminating" } else { text(status, "phase") };
         let bound = !text(spec, "volumeName").is_empty();
-        let capacity =
-            status.at("capacity.storage").filter(|_| bound).and_then(|q| Quantity::from_value(q).ok()).map(|q| q.to_string()).unwrap_or_default();
+        let storage = || status.at("capacity.storage").and_then(|q| Quantity::from_value(q).ok()).map_or("0".to_string(), |q| q.to_string());
+        let capacity = if bound { storage() } else { String::new() };
         vec![
             table::name(claim),
             json!(phase),
@@ -105,7 +105,7 @@ impl Hooks for PersistentVolumeClaims {
             json!(capacity),
             json!(if bound { short_modes(status, "accessModes") } else { String::new() }),
             json!(class(claim)),
-            json!(unset(text(spec, "volumeAttributesClassName"))),
+            json!(spec.str_at("volumeAttributesClassName").unwrap_or("<unset>")),
             table::age(claim, now_unix_s),
             json!(unset(text(spec, "volumeMode"))),
         ]

@@ -111,7 +111,7 @@ impl Hooks for PersistentVolumes {
         let phase = if volume.deletion_timestamp().is_some() { "Terminating" } else { text(status, "phase") };
         let claim =
             spec.get("claimRef").filter(|c| c.is_object()).map(|c| format!("{}/{}", text(c, "namespace"), text(c, "name"))).unwrap_or_default();
-        let capacity = spec.at("capacity.storage").and_then(|q| Quantity::from_value(q).ok()).map(|q| q.to_string()).unwrap_or_default();
+        let capacity = spec.at("capacity.storage").and_then(|q| Quantity::from_value(q).ok()).map_or("0".to_string(), |q| q.to_string());
         vec![
             table::name(volume),
             json!(capacity),

@@ -191,15 +191,14 @@ fn external_ip(service: &Value) -> String {
     match text(spec, "type") {
         "ExternalName" => return text(spec, "externalName").to_string(),
         "LoadBalancer" => {
-            for ingress in list(workload::status(service).get("loadBalancer").unwrap_or(&Value::Null), "ingress") {
-                all.push(if text(ingress, "ip").is_empty() { text(ingress, "hostname") } else { text(ingress, "ip") });
-            }
+            all.extend(workload::load_balancer_addresses(workload::status(service)));
             all.extend(strings(spec, "externalIPs"));
             if all.is_empty() {
                 return "<pending>".into();
             }
         }
-        _ => all.extend(strings(spec, "externalIPs")),
+        "ClusterIP" | "NodePort" => all.extend(strings(spec, "externalIPs")),
+        _ => return "<unknown>".into(),
     }
     if all.is_empty() { "<none>".into() } else { all.join(",") }
 }

@@ -111,9 +111,13 @@ impl Hooks for EndpointSlices {
         warnings
     }
     fn cells(&self, slice: &Value, now_unix_s: i64) -> Vec<Value> {
-        let ports: Vec<String> = list(slice, "ports").iter().map(|p| int(p, "port").map_or(String::new(), |n| n.to_string())).collect();
+        let port = |port| int(port, "port").map_or_else(|| port.str_at("name").unwrap_or("*").to_string(), |number| number.to_string());
+        let ports: Vec<String> = list(slice, "ports").iter().map(port).collect();
         let addresses: Vec<String> = list(slice, "endpoints").iter().flat_map(|e| strings(e, "addresses")).map(String::from).collect();
-        let shown = |all: &[String]| if all.is_empty() { json!("<unset>") } else { json!(first_few(all)) };
+        let shown = |all: &[String]| match first_few(all) {
+            none if none.is_empty() => json!("<unset>"),
+            some => json!(some),
+        };
         vec![table::name(slice), json!(text(slice, "addressType")), shown(&ports), shown(&addresses), table::age(slice, now_unix_s)]
     }
 }

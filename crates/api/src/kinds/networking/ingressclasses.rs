@@ -8,7 +8,9 @@ use crate::{
         values::{fill, member, text, within},
         workload,
     },
-    names, table,
+    names,
+    object::ObjectExt,
+    table,
 };
 use serde_json::{Value, json};
 
@@ -63,8 +65,8 @@ impl Hooks for IngressClasses {
         let parameters = match member(spec, "parameters") {
             None => "<none>".to_string(),
             Some(p) => {
-                let group = text(p, "apiGroup");
-                let kind = if group.is_empty() { text(p, "kind").to_string() } else { format!("{}.{group}", text(p, "kind")) };
+                let group = p.str_at("apiGroup").map(|group| format!(".{group}")).unwrap_or_default();
+                let kind = format!("{}{group}", text(p, "kind"));
                 format!("{kind}/{}", text(p, "name"))
             }
         };

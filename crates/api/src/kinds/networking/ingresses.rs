@@ -67,25 +67,27 @@ impl Hooks for Ingresses {
     }
     fn cells(&self, ingress: &Value, now_unix_s: i64) -> Vec<Value> {
         let (spec, status) = (workload::spec(ingress), workload::status(ingress));
-        let class = match text(spec, "ingressClassName") {
-            "" => "<none>",
-            class => class,
-        };
-        let addresses: Vec<&str> = (status.at("loadBalancer").map(|l| list(l, "ingress")).unwrap_or_default().iter())
-            .map(|a| if text(a, "ip").is_empty() { text(a, "hostname") } else { text(a, "ip") })
-            .filter(|a| !a.is_empty())
-            .collect();
+        let class = spec.str_at("ingressClassName").unwrap_or("<none>");
+        let addresses: Vec<&str> = workload::load_balancer_addresses(status).into_iter().collect();
         let ports = if list(spec, "tls").is_empty() { "80" } else { "80, 443" };
         vec![table::name(ingress), json!(class), json!(hosts(spec)), json!(addresses.join(",")), json!(ports), table::age(ingress, now_unix_s)]
     }
 }
 
 fn hosts(spec: &Value) -> String {
-    let hosts: Vec<&str> = list(spec, "rules").iter().map(|r| text(r, "host")).filter(|h| !h.is_empty()).collect();
-    match hosts.len() {
-        0 => "*".into(),
-        n if n > HOSTS_SHOWN_MAX => format!("{} + {} more...", hosts[..HOSTS_SHOWN_MAX].join(","), n - HOSTS_SHOWN_MAX),
-        _ => hosts.join(","),
+    let rules = list(spec, "rules");
+    let (mut hosts, mut more) = (vec![], false);
+    for rule in rules {
+        // After the last that is shown a rule counts even if it names no host; the count is that of the rules.
+        more |= hosts.len() == HOSTS_SHOWN_MAX;
+        if !more && !text(rule, "host").is_empty() {
+            hosts.push(text(rule, "host"));
+        }
+    }
+    match hosts.join(",") {
+        none if none.is_empty() => "*".into(),
+        shown if more => format!("{shown} + {} more...", rules.len() - HOSTS_SHOWN_MAX),
+        shown => shown,
     }
 }
 

@@ -8,6 +8,7 @@ use crate::{
         checks,
         values::{map, text},
     },
+    object::ObjectExt,
     table,
 };
 use serde_json::{Map, Value, json};
@@ -34,6 +35,8 @@ impl Hooks for VolumeAttributesClasses {
         }
     }
     fn cells(&self, class: &Value, now_unix_s: i64) -> Vec<Value> {
-        vec![table::name(class), json!(text(class, "driverName")), table::age(class, now_unix_s)]
+        let default = class.annotation("volumeattributesclass.alpha.kubernetes.io/is-default-class") == Some("true");
+        let name = if default { format!("{} (default)", class.name()) } else { class.name().to_string() };
+        vec![json!(name), json!(text(class, "driverName")), table::age(class, now_unix_s)]
     }
 }
