@@ -113,8 +113,9 @@ pub enum MetadataAgain {
 
 /// What a kind does beside the common way. Every method has a default that does nothing.
 ///
-/// Order on create: schema check, `default`, `prepare_create`, admission, `validate(o, None)`.
-/// Order on update: schema check, `default`, `prepare_update(new, old)`, admission, `validate(new, Some(old))`.
+/// Order on create: schema check, `default`, mutating admission, `prepare_create`, `validate(o, None)`, validating admission.
+/// Order on update: schema check, `default`, mutating admission, `prepare_update(new, old)`, `validate(new, Some(old))`, validating
+/// admission.
 /// `apiVersion` and `kind` are set, and metadata has been checked by the pipeline, before any hook runs. Before
 /// `prepare_create`, `metadata.name` (also from `generateName`), `uid` and `creationTimestamp` are set: a Job selects by them.
 /// After the last change the pipeline calls [`crate::structure::complete`], which shows or hides zero values.

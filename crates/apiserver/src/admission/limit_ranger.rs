@@ -21,14 +21,7 @@ impl Plugin for LimitRanger {
             return Ok(());
         }
         let ranges = cx.objects("", "limitranges", Some(cx.namespace))?;
-        let mut changed = false;
-        for range in &ranges {
-            changed |= default_resources(object, range);
-        }
-        if changed {
-            // What follows from resources (the class of service) is stated anew.
-            cx.kind.hooks.prepare_create(object);
-        }
+        ranges.iter().for_each(|range| default_resources(object, range));
         Ok(())
     }
 
@@ -48,8 +41,8 @@ impl Plugin for LimitRanger {
     }
 }
 
-/// Writes defaults into the containers of a pod, and into an annotation that it did. Answers whether it did anything.
-fn default_resources(pod: &mut Value, range: &Value) -> bool {
+/// Writes defaults into the containers of a pod, and into an annotation that it did.
+fn default_resources(pod: &mut Value, range: &Value) {
     let of_containers = |key: &str| {
         let limits = range.list_at("spec.limits").iter().filter(|limit| limit.str_at("type") == Some("Container"));
         limits
@@ -82,11 +75,9 @@ fn default_resources(pod: &mut Value, range: &Value) -> bool {
             }
         }
     }
-    if notes.is_empty() {
-        return false;
+    if !notes.is_empty() {
+        pod.set_annotation(ANNOTATION, &format!("LimitRanger plugin set: {}", notes.join("; ")));
     }
-    pod.set_annotation(ANNOTATION, &format!("LimitRanger plugin set: {}", notes.join("; ")));
-    true
 }
 
 fn check_pod(pod: &Value, range: &Value) -> Vec<String> {
@@ -184,13 +175,15 @@ mod tests {
     fn defaults_fill_what_is_missing_and_say_so() {
         let range = json!({"spec": {"limits": [{"type": "Container", "default": {"cpu": "500m", "memory": "128Mi"}, "defaultRequest": {"cpu": "100m", "memory": "128Mi"}}]}});
         let mut pod = container(json!({"requests": {"memory": "64Mi"}}));
-        assert!(default_resources(&mut pod, &range));
+        default_resources(&mut pod, &range);
         assert_eq!(
             pod["spec"]["containers"][0]["resources"],
             json!({"limits": {"cpu": "500m", "memory": "128Mi"}, "requests": {"cpu": "100m", "memory": "64Mi"}})
         );
         assert_eq!(pod.annotation(ANNOTATION), Some("LimitRanger plugin set: cpu request for container c; cpu, memory limit for container c"));
-        assert!(!default_resources(&mut pod, &range), "nothing is missing now");
+        let complete = pod.clone();
+        default_resources(&mut pod, &range);
+        assert_eq!(pod, complete, "nothing is missing now");
     }
 
     #[test]

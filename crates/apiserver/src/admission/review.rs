@@ -1,7 +1,7 @@
 //! A request as webhooks and policies see it: the AdmissionRequest, and the objects in the version that they ask for.
 
 use super::{AdmissionContext, Operation, Options, connections, matching::operation_name};
-use crate::{conversion, encode::View};
+use crate::{conversion, encode::View, write};
 use api::{Status, Value, object::ObjectExt, request::Propagation};
 use serde_json::json;
 use std::sync::Arc;
@@ -20,6 +20,7 @@ impl AdmissionContext<'_> {
         // What a webhook converts is seen as the request has it; see [`AdmissionContext::converted`].
         if !object.is_null() && !connections::is_of_another_kind(self) && !conversion::is_by_webhook(self.kind) {
             self.view(version).show(&mut object);
+            write::complete(&mut object);
         }
         object
     }
