@@ -103,6 +103,39 @@ async fn a_mutating_policy_applies_its_configuration() {
     assert_eq!((code, &made["metadata"]["annotations"]), (StatusCode::CREATED, &json!({"marked": "a"})), "{made}");
 }
 
+/// Who may change a deployment comes before what its kind prepares; who judges it sees the generation that it will have.
+#[tokio::test]
+async fn what_a_kind_prepares_lies_between_those_who_change_and_those_who_judge() {
+    let (server, _client) = server().await;
+    let deployments = "/apis/apps/v1/namespaces/test/deployments";
+    let rule = json!([{"apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"], "resources": ["deployments"]}]);
+    let changes = json!({"metadata": {"name": "changes"}, "spec": {
+        "matchConstraints": {"resourceRules": rule}, "reinvocationPolicy": "Never",
+        "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression":
+            "[JSONPatch{op: 'replace', path: '/spec/replicas', value: object.spec.replicas + 1}, JSONPatch{op: 'add', path: '/status', value: {'replicas': 7}}]"}}]}});
+    make(&server, &format!("{ADMISSION}/mutatingadmissionpolicies"), changes).await;
+    make(
+        &server,
+        &format!("{ADMISSION}/mutatingadmissionpolicybindings"),
+        json!({"metadata": {"name": "changes"}, "spec": {"policyName": "changes"}}),
+    )
+    .await;
+    let judges = json!({"metadata": {"name": "judges"}, "spec": {"matchConstraints": {"resourceRules": rule}, "validations": [
+        {"expression": "object.metadata.generation == (request.operation == 'CREATE' ? 1 : oldObject.metadata.generation + 1)"},
+        {"expression": "!has(object.status.replicas) && object.spec.template.spec.containers[0].resources == {}"}]}});
+    make(&server, &format!("{ADMISSION}/validatingadmissionpolicies"), judges).await;
+    let judged = json!({"metadata": {"name": "judges"}, "spec": {"policyName": "judges", "validationActions": ["Deny"]}});
+    make(&server, &format!("{ADMISSION}/validatingadmissionpolicybindings"), judged).await;
+    let template = json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "web", "image": "nginx"}]}});
+    let deployment = json!({"metadata": {"name": "web"}, "spec": {"replicas": 1, "selector": {"matchLabels": {"app": "web"}}, "template": template}});
+    let state = |object: &Value| [&object["spec"]["replicas"], &object["metadata"]["generation"], &object["status"]["replicas"]].map(Clone::clone);
+    let (code, made) = raw_json(&server, "POST", deployments, &[], deployment.to_string()).await;
+    assert_eq!((code, state(&made)), (StatusCode::CREATED, [json!(2), json!(1), Value::Null]), "{made}");
+    let merge = [("content-type", "application/merge-patch+json")];
+    let (code, changed) = raw_json(&server, "PATCH", &format!("{deployments}/web"), &merge, json!({"spec": {"replicas": 5}}).to_string()).await;
+    assert_eq!((code, state(&changed)), (StatusCode::OK, [json!(6), json!(2), Value::Null]), "{changed}");
+}
+
 /// A webhook server on loopback. Ends when it is dropped.
 struct Hooks {
     address: std::net::SocketAddr,
