@@ -61,6 +61,19 @@ pub fn dns1123_subdomain(text: &str) -> Vec<String> {
     problems
 }
 
+/// The same with underscores, which search lists of resolvers may have.
+pub fn dns1123_subdomain_with_underscores(text: &str) -> Vec<String> {
+    let mut problems = too_long(text, SUBDOMAIN_CHARS_MAX, "characters");
+    if !text.split('.').all(|label| shaped(label.strip_prefix('_').unwrap_or(label), lower, b"-_")) {
+        problems.push(explain(
+            "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character",
+            &["example.com"],
+            r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*",
+        ));
+    }
+    problems
+}
+
 /// RFC 1035 label.
 pub fn dns1035_label(text: &str) -> Vec<String> {
     let mut problems = too_long(text, LABEL_CHARS_MAX, "characters");

@@ -38,6 +38,13 @@ pub fn one_of(parent: &Value, key: &str, supported: &[&str], path: &Path, errors
         errors.not_supported(path.child(key), value.as_str(), supported);
     }
 }
+/// A string must be one of a few, and nothing is none of them.
+pub fn supported(parent: &Value, key: &str, supported: &[&str], path: &Path, errors: &mut Errors) {
+    let value = text(parent, key);
+    if !supported.contains(&value) {
+        errors.not_supported(path.child(key), value, supported);
+    }
+}
 /// A string must be there and be one of a few.
 pub fn required_one_of(parent: &Value, key: &str, supported: &[&str], path: &Path, errors: &mut Errors) {
     if text(parent, key).is_empty() {
@@ -227,7 +234,7 @@ pub fn load_balancer_addresses(ingresses: &[Value], path: &Path, errors: &mut Er
 }
 
 /// An IP address in the forms that old objects may have (leading zeros).
-fn sloppy_ip(text: &str) -> Option<IpAddr> {
+pub fn sloppy_ip(text: &str) -> Option<IpAddr> {
     if let Ok(ip) = text.parse() {
         return Some(ip);
     }

@@ -5,6 +5,7 @@ use crate::{
     internal,
     kind::{Hooks, Kind},
     kinds::{
+        checks,
         pod::{defaults, volumes, warnings},
         values::{has, made, map, member, put, strings, take, text, within},
         workload,
@@ -77,12 +78,6 @@ impl Hooks for PersistentVolumeClaims {
     fn validate(&self, claim: &Value, old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(claim), Path::new("spec"));
         volumes::claim_spec(spec, &path, errors);
-        if has(spec, "dataSource") && has(spec, "dataSourceRef") && text(&spec["dataSourceRef"], "namespace").is_empty() {
-            let plain = |key: &str| ["apiGroup", "kind", "name"].map(|k| text(&spec[key], k).to_string());
-            if plain("dataSource") != plain("dataSourceRef") {
-                errors.invalid(path.clone(), json!({}), "must match dataSourceRef");
-            }
-        }
         if let Some(old) = old {
             validate_update(spec, old, &path, errors);
         }
@@ -166,6 +161,16 @@ fn validate_update(spec: &Value, old: &Value, path: &Path, errors: &mut Errors) 
         && capacity.is_some_and(|capacity| new <= capacity)
     {
         errors.forbidden(path.child("resources").child("requests").child("storage"), "field can not be less than status.capacity");
+    }
+    checks::immutable(spec.get("volumeMode"), before.get("volumeMode"), &Path::new("volumeMode"), errors);
+    if !text(workload::status(old), "currentVolumeAttributesClassName").is_empty() {
+        let class = path.child("volumeAttributesClassName");
+        const IS_SAID: &str = "is forbidden when status.currentVolumeAttributesClassName is not nil";
+        match member(spec, "volumeAttributesClassName").and_then(Value::as_str) {
+            None => errors.forbidden(class, &format!("update to nil {IS_SAID}")),
+            Some("") => errors.forbidden(class, &format!("update to empty string {IS_SAID}")),
+            Some(_) => {}
+        }
     }
 }
 

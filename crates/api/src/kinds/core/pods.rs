@@ -4,7 +4,7 @@ use crate::{
     field::{Errors, Path},
     kind::{Hooks, Kind},
     kinds::{
-        pod::{defaults, display, resources, scheduling, spec, update, warnings},
+        pod::{annotations, defaults, display, resources, scheduling, spec, status, update, warnings},
         values::{fill, list, made, put, text, within},
     },
     object::ObjectExt,
@@ -71,6 +71,12 @@ impl Hooks for Pods {
         if let Some(class) = old.at("status.qosClass").filter(|class| !class.is_null()) {
             fill(made(pod, "status"), "qosClass", class.clone());
         }
+        // Nodes of long ago broke these.
+        match old.at("metadata.ownerReferences") {
+            Some(owners) => pod.set("metadata.ownerReferences", owners.clone()),
+            None => drop(pod.remove("metadata.ownerReferences")),
+        }
+        status::keep_observed_generations(pod, old);
     }
     fn validate(&self, pod: &Value, old: Option<&Value>, errors: &mut Errors) {
         let path = Path::new("spec");
@@ -78,7 +84,7 @@ impl Hooks for Pods {
         let pod_spec = pod.get("spec").unwrap_or(&nothing);
         // What is as it was has been checked before.
         if old.is_none_or(|old| old.get("spec") != Some(pod_spec)) {
-            spec::validate(pod_spec, &path, errors);
+            spec::validate_pod(pod, pod_spec, &path, errors);
         }
         match old {
             Some(old) => update::validate(pod, old, errors),
@@ -89,11 +95,12 @@ impl Hooks for Pods {
                 if !list(pod_spec, "schedulingGates").is_empty() && !text(pod_spec, "nodeName").is_empty() {
                     errors.forbidden(path.child("nodeName"), "cannot be set until all schedulingGates have been cleared");
                 }
+                annotations::match_fields(pod.get("metadata").unwrap_or(&nothing), pod_spec, &path, errors);
             }
         }
     }
     fn validate_status(&self, pod: &Value, old: &Value, errors: &mut Errors) {
-        update::validate_status(pod, old, errors);
+        status::validate(pod, old, errors);
     }
     fn prepare_view(&self, view: &str, pod: &mut Value, old: &Value) {
         match view {
@@ -102,7 +109,7 @@ impl Hooks for Pods {
         }
     }
     fn validate_view(&self, view: &str, pod: &Value, old: &Value, errors: &mut Errors) {
-        spec::validate(pod.get("spec").unwrap_or(&Value::Null), &Path::new("spec"), errors);
+        spec::validate_pod(pod, pod.get("spec").unwrap_or(&Value::Null), &Path::new("spec"), errors);
         match view {
             "resize" => update::validate_resize(pod, old, errors),
             _ => update::validate_ephemeral_containers(pod, old, errors),

@@ -5,6 +5,7 @@ use crate::{
     kind::{Hooks, Kind},
     kinds::{
         checks,
+        pod::resources,
         values::{entries, list, made, member, put, strings, text},
         workload,
     },
@@ -73,7 +74,7 @@ impl Hooks for ResourceQuotas {
         let status = workload::status(quota);
         let shown = |limits: bool| {
             let parts: Vec<String> = entries(status, "hard")
-                .filter(|(name, _)| name.starts_with("limits") == limits)
+                .filter(|(name, _)| name.starts_with("limits.") == limits)
                 .map(|(name, hard)| {
                     let quantity =
                         |value: Option<&Value>| value.and_then(|v| Quantity::from_value(v).ok()).map_or("0".to_string(), |q| q.to_string());
@@ -103,12 +104,7 @@ fn hard(spec: &Value, path: &Path, errors: &mut Errors) {
         if !name.contains('/') && !is_quota_name(name) {
             errors.invalid(at.clone(), name.as_str(), "must be a standard resource for quota");
         }
-        if let Some(quantity) = checks::quantity_not_negative(value, &at, errors)
-            && COUNTED.contains(&name.as_str())
-            && quantity.milli() % 1000 != 0
-        {
-            errors.invalid(at, quantity.to_string(), "must be an integer");
-        }
+        resources::quantity(name, value, &at, errors);
     }
 }
 

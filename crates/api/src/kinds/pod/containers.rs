@@ -10,17 +10,23 @@ use crate::{
 };
 use serde_json::{Value, json};
 
-fn ports(container: &Value, host_network: bool, path: &Path, errors: &mut Errors) {
-    let ports = list(container, "ports");
-    for (i, port) in ports.iter().enumerate() {
+const RESTART_RULES_MAX: usize = 20;
+const EXIT_CODES_MAX: usize = 255;
+
+fn ports(container: &Value, path: &Path, errors: &mut Errors) {
+    let mut known = vec![];
+    for (i, port) in list(container, "ports").iter().enumerate() {
         let path = path.child("ports").index(i);
         let name = text(port, "name");
         if !name.is_empty() {
             let problems = checks::port_name(name);
-            if problems.is_empty() && ports[..i].iter().any(|other| text(other, "name") == name) {
+            if !problems.is_empty() {
+                errors.invalid_all(&path.child("name"), name, problems);
+            } else if known.contains(&name) {
                 errors.duplicate(path.child("name"), name);
+            } else {
+                known.push(name);
             }
-            errors.invalid_all(&path.child("name"), name, problems);
         }
         match int(port, "containerPort").unwrap_or(0) {
             0 => errors.required(path.child("containerPort"), ""),
@@ -28,11 +34,32 @@ fn ports(container: &Value, host_network: bool, path: &Path, errors: &mut Errors
         }
         if let Some(host) = int(port, "hostPort").filter(|host| *host != 0) {
             checks::port_number(host, &path.child("hostPort"), errors);
-            if host_network && int(port, "containerPort") != Some(host) {
-                errors.invalid(path.child("hostPort"), host, "must match `containerPort` when `hostNetwork` is true");
-            }
         }
         checks::protocol(port, &path, errors);
+    }
+}
+
+/// In the host's network a port of a container is that port of the host. A template may leave it open.
+pub fn host_network_ports(spec: &Value, is_pod: bool, path: &Path, errors: &mut Errors) {
+    if !crate::kinds::values::flag(spec, "hostNetwork") {
+        return;
+    }
+    for (i, container) in list(spec, "containers").iter().enumerate() {
+        for (j, port) in list(container, "ports").iter().enumerate() {
+            let [host, own] = ["hostPort", "containerPort"].map(|key| int(port, key).unwrap_or(0));
+            if (is_pod || host != 0) && host != own {
+                let at = path.child("containers").index(i).child("ports").index(j).child("hostPort");
+                errors.invalid(at, host, "must match `containerPort` when `hostNetwork` is true");
+            }
+        }
+    }
+}
+
+/// No spaces around the name of an image: templates may have them, pods may not.
+pub fn trimmed_image(container: &Value, path: &Path, errors: &mut Errors) {
+    let image = text(container, "image");
+    if image.trim() != image {
+        errors.invalid(path.child("image"), image, "must not have leading or trailing whitespace");
     }
 }
 
@@ -54,25 +81,37 @@ fn host_port_conflicts(containers: &[Value], path: &Path, errors: &mut Errors) {
 
 fn restart_rules(container: &Value, path: &Path, errors: &mut Errors) {
     let rules = list(container, "restartPolicyRules");
-    if !rules.is_empty() && text(container, "restartPolicy").is_empty() {
-        errors.required(path.child("restartPolicy"), "must specify restartPolicy when restart rules are used");
+    match member(container, "restartPolicy") {
+        None if !rules.is_empty() => errors.required(path.child("restartPolicy"), "must specify restartPolicy when restart rules are used"),
+        None => {}
+        Some(_) => checks::one_of(container, "restartPolicy", &["Always", "Never", "OnFailure"], path, errors),
     }
-    if rules.len() > 20 {
-        errors.too_many(path.child("restartPolicyRules"), rules.len(), 20);
+    if rules.len() > RESTART_RULES_MAX {
+        errors.too_many(path.child("restartPolicyRules"), rules.len(), RESTART_RULES_MAX);
     }
     for (i, rule) in rules.iter().enumerate() {
         let path = path.child("restartPolicyRules").index(i);
-        checks::required_one_of(rule, "action", &["Restart", "RestartAllContainers"], &path, errors);
+        checks::supported(rule, "action", &["Restart", "RestartAllContainers"], &path, errors);
         match member(rule, "exitCodes") {
             None => errors.required(path.child("exitCodes"), "must be specified"),
             Some(codes) => {
                 let path = path.child("exitCodes");
-                checks::required_one_of(codes, "operator", &["In", "NotIn"], &path, errors);
-                if list(codes, "values").len() > 255 {
-                    errors.too_many(path.child("values"), list(codes, "values").len(), 255);
+                checks::supported(codes, "operator", &["In", "NotIn"], &path, errors);
+                if list(codes, "values").len() > EXIT_CODES_MAX {
+                    errors.too_many(path.child("values"), list(codes, "values").len(), EXIT_CODES_MAX);
                 }
             }
         }
+    }
+}
+
+/// The name of a container is none of those in `known`, and is one of them from now on.
+fn unique_name<'a>(container: &'a Value, known: &mut Vec<&'a str>, path: &Path, errors: &mut Errors) {
+    let name = text(container, "name");
+    if known.contains(&name) {
+        errors.duplicate(path.child("name"), name);
+    } else {
+        known.push(name);
     }
 }
 
@@ -84,48 +123,35 @@ fn common(container: &Value, spec: &Value, volumes: &[&str], path: &Path, errors
     } else {
         errors.invalid_all(&path.child("name"), name, names::dns1123_label(name));
     }
-    let image = text(container, "image");
-    if image.is_empty() {
-        errors.required(path.child("image"), "");
-    } else if image.trim() != image {
-        errors.invalid(path.child("image"), image, "must not have leading or trailing whitespace");
-    }
+    checks::required(container, "image", path, errors);
     match text(container, "terminationMessagePolicy") {
         "" => errors.required(path.child("terminationMessagePolicy"), ""),
         _ => checks::one_of(container, "terminationMessagePolicy", &["File", "FallbackToLogsOnError"], path, errors),
     }
-    ports(container, crate::kinds::values::flag(spec, "hostNetwork"), path, errors);
-    super::environment::validate(container, volumes, path, errors);
+    ports(container, path, errors);
+    super::environment::validate(container, path, errors);
     super::volumes::validate_mounts(container, spec, volumes, path, errors);
     checks::required_one_of(container, "imagePullPolicy", &["Always", "IfNotPresent", "Never"], path, errors);
     let resources = container.get("resources").unwrap_or(&Value::Null);
     super::resources::validate(resources, &path.child("resources"), &super::resources::claim_names(spec), errors);
-    let policy = [text(container, "restartPolicy"), text(spec, "restartPolicy")].into_iter().find(|policy| !policy.is_empty()).unwrap_or_default();
-    super::resources::validate_resize_policy(container, policy, path, errors);
+    super::resources::validate_resize_policy(container, text(spec, "restartPolicy"), path, errors);
     super::security::validate_container(container, spec, path, errors);
-}
-
-fn names_of<'a>(spec: &'a Value, keys: &[&str]) -> Vec<&'a str> {
-    keys.iter().flat_map(|key| list(spec, key)).map(|c| text(c, "name")).collect()
 }
 
 /// All containers of a pod spec. `volumes` are the names of its good volumes.
 pub fn validate(spec: &Value, volumes: &[&str], path: &Path, errors: &mut Errors) {
-    let grace_s = int(spec, "terminationGracePeriodSeconds").unwrap_or(30);
+    let grace_s = int(spec, "terminationGracePeriodSeconds");
     let containers = list(spec, "containers");
     let at = path.child("containers");
     if containers.is_empty() {
         errors.required(at.clone(), "");
     }
+    let mut known = vec![];
     for (i, container) in containers.iter().enumerate() {
         let path = at.index(i);
         common(container, spec, volumes, &path, errors);
-        let name = text(container, "name");
-        if !name.is_empty() && containers[..i].iter().any(|other| text(other, "name") == name) {
-            errors.duplicate(path.child("name"), name);
-        }
+        unique_name(container, &mut known, &path, errors);
         super::probes::validate(container, grace_s, &path, errors);
-        checks::one_of(container, "restartPolicy", &["Always", "Never", "OnFailure"], &path, errors);
         restart_rules(container, &path, errors);
     }
     host_port_conflicts(containers, &at, errors);
@@ -135,52 +161,64 @@ pub fn validate(spec: &Value, volumes: &[&str], path: &Path, errors: &mut Errors
     for (i, container) in inits.iter().enumerate() {
         let path = at.index(i);
         common(container, spec, volumes, &path, errors);
-        let name = text(container, "name");
-        if !name.is_empty() && (inits[..i].iter().any(|other| text(other, "name") == name) || names_of(spec, &["containers"]).contains(&name)) {
-            errors.duplicate(path.child("name"), name);
+        restart_rules(container, &path, errors);
+        if !text(container, "name").is_empty() || known.contains(&"") {
+            unique_name(container, &mut known, &path, errors);
         }
+        host_port_conflicts(std::slice::from_ref(container), &at, errors);
         if text(container, "restartPolicy") == "Always" {
             super::probes::validate(container, grace_s, &path, errors);
-        } else {
-            super::probes::forbid(container, &path, errors);
-            if has(container, "resizePolicy") {
-                errors.invalid(path.child("resizePolicy"), container["resizePolicy"].clone(), "must not be set for init containers");
-            }
+            continue;
         }
-        checks::one_of(container, "restartPolicy", &["Always", "Never", "OnFailure"], &path, errors);
-        restart_rules(container, &path, errors);
-        host_port_conflicts(std::slice::from_ref(container), &at, errors);
+        super::probes::forbid(container, &path, errors);
+        for (j, policy) in
+            list(container, "resizePolicy").iter().enumerate().filter(|(_, policy)| text(policy, "restartPolicy") == "RestartContainer")
+        {
+            let at = path.child("resizePolicy").index(j).child("restartPolicy");
+            errors.invalid(at, text(policy, "restartPolicy"), "must not be set to 'RestartContainer' for non-sidecar initContainers");
+        }
     }
     ephemeral(spec, volumes, path, errors);
 }
 
+/// Containers for debugging, which nobody relies on.
 fn ephemeral(spec: &Value, volumes: &[&str], path: &Path, errors: &mut Errors) {
-    let containers = list(spec, "ephemeralContainers");
-    for (i, container) in containers.iter().enumerate() {
+    const NOT_FOR_THEM: &str = "cannot be set for an Ephemeral Container";
+    let others: Vec<&str> = ["containers", "initContainers"].iter().flat_map(|key| list(spec, key)).map(|c| text(c, "name")).collect();
+    let mut known = others.clone();
+    for (i, container) in list(spec, "ephemeralContainers").iter().enumerate() {
         let path = path.child("ephemeralContainers").index(i);
         common(container, spec, volumes, &path, errors);
-        let name = text(container, "name");
-        if !name.is_empty()
-            && (containers[..i].iter().any(|other| text(other, "name") == name) || names_of(spec, &["initContainers", "containers"]).contains(&name))
-        {
-            errors.duplicate(path.child("name"), name);
-        }
+        trimmed_image(container, &path, errors);
+        unique_name(container, &mut known, &path, errors);
         let target = text(container, "targetContainerName");
-        if !target.is_empty() && !names_of(spec, &["initContainers", "containers"]).contains(&target) {
+        if !target.is_empty() && !others.contains(&target) {
             errors.not_found(path.child("targetContainerName"), target);
         }
-        for key in ["lifecycle", "livenessProbe", "readinessProbe", "startupProbe", "ports", "resizePolicy", "restartPolicy"] {
-            if has(container, key) {
-                errors.forbidden(path.child(key), "cannot be set for an Ephemeral Container");
+        let said = |key: &str| match key {
+            "resources" => container.get(key).is_some_and(|resources| !resources.is_null() && *resources != json!({})),
+            "ports" | "resizePolicy" | "restartPolicyRules" => !list(container, key).is_empty(),
+            _ => has(container, key),
+        };
+        for key in [
+            "ports",
+            "resources",
+            "resizePolicy",
+            "restartPolicy",
+            "restartPolicyRules",
+            "livenessProbe",
+            "readinessProbe",
+            "startupProbe",
+            "lifecycle",
+        ] {
+            if said(key) {
+                errors.forbidden(path.child(key), NOT_FOR_THEM);
             }
-        }
-        if container.get("resources").is_some_and(|r| *r != json!({}) && !r.is_null()) {
-            errors.forbidden(path.child("resources"), "cannot be set for an Ephemeral Container");
         }
         for (i, mount) in list(container, "volumeMounts").iter().enumerate() {
             for key in ["subPath", "subPathExpr"] {
                 if !text(mount, key).is_empty() {
-                    errors.forbidden(path.child("volumeMounts").index(i).child(key), "cannot be set for an Ephemeral Container");
+                    errors.forbidden(path.child("volumeMounts").index(i).child(key), NOT_FOR_THEM);
                 }
             }
         }

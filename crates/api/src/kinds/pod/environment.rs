@@ -34,7 +34,9 @@ pub fn field_ref(field: &Value, file: bool, path: &Path, errors: &mut Errors) {
     if !checks::required(field, "apiVersion", path, errors) || !checks::required(field, "fieldPath", path, errors) {
         return;
     }
-    let (version, name) = (text(field, "apiVersion"), text(field, "fieldPath"));
+    // The old name of the node's, which clients of long ago send.
+    let name = if text(field, "fieldPath") == "spec.host" { "spec.nodeName" } else { text(field, "fieldPath") };
+    let version = text(field, "apiVersion");
     let at = path.child("fieldPath");
     if version != "v1" {
         return errors.invalid(at, name, &format!("error converting fieldPath: unsupported pod version: {version}"));
@@ -57,15 +59,16 @@ pub fn field_ref(field: &Value, file: bool, path: &Path, errors: &mut Errors) {
 pub fn resource_field_ref(reference: &Value, file: bool, path: &Path, errors: &mut Errors) {
     if file && text(reference, "containerName").is_empty() {
         errors.required(path.child("containerName"), "");
-    } else if !checks::required(reference, "resource", path, errors) {
-    } else {
+    } else if checks::required(reference, "resource", path, errors) {
         let resource = text(reference, "resource");
         if !CONTAINER_RESOURCES.contains(&resource) && !resource.starts_with("requests.hugepages-") && !resource.starts_with("limits.hugepages-") {
             errors.not_supported(path.child("resource"), resource, CONTAINER_RESOURCES);
         }
-        divisor(reference, path, errors);
     }
+    divisor(reference, path, errors);
 }
+
+const BYTES: &[&str] = &["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"];
 
 fn divisor(reference: &Value, path: &Path, errors: &mut Errors) {
     let Some(Ok(divisor)) = member(reference, "divisor").map(Quantity::from_value) else { return };
@@ -75,30 +78,45 @@ fn divisor(reference: &Value, path: &Path, errors: &mut Errors) {
     let resource = text(reference, "resource");
     let (allowed, name): (&[&str], _) = match resource {
         "limits.cpu" | "requests.cpu" => (&["1m", "1"], "cpu"),
-        "limits.memory" | "requests.memory" => (&["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"], "memory"),
-        "limits.ephemeral-storage" | "requests.ephemeral-storage" => {
-            (&["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"], "local ephemeral storage")
-        }
+        "limits.memory" | "requests.memory" => (BYTES, "memory"),
+        "limits.ephemeral-storage" | "requests.ephemeral-storage" => (BYTES, "local ephemeral storage"),
+        name if name.starts_with("requests.hugepages-") || name.starts_with("limits.hugepages-") => (BYTES, "hugepages"),
         _ => return,
     };
-    if !allowed.iter().any(|a| Quantity::parse(a).is_ok_and(|a| a == divisor)) {
-        let values = if name == "cpu" { "1m and 1".to_string() } else { "1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei".to_string() };
+    if !allowed.contains(&divisor.to_string().as_str()) {
+        let values = if name == "cpu" { "1m and 1".to_string() } else { BYTES.join(", ") };
         errors.invalid(path.child("divisor"), resource, &format!("only divisor's values {values} are supported with the {name} resource"));
     }
 }
 
 /// A key of a ConfigMap or Secret.
 fn key_ref(reference: &Value, path: &Path, errors: &mut Errors) {
-    if text(reference, "name").is_empty() {
-        errors.required(path.child("name"), "");
-    } else {
-        checks::checked(reference, "name", path, names::dns1123_subdomain, errors);
-    }
+    let name = text(reference, "name");
+    errors.invalid_all(&path.child("name"), name, names::dns1123_subdomain(name));
     checks::required_checked(reference, "key", path, checks::config_key, errors);
 }
 
-/// `env` and `envFrom` of a container. `volumes` are the names of the pod's volumes.
-pub fn validate(container: &Value, volumes: &[&str], path: &Path, errors: &mut Errors) {
+/// Files that variables are read from are in volumes that live and die with the pod.
+pub fn file_volumes(spec: &Value, path: &Path, errors: &mut Errors) {
+    let volumes = list(spec, "volumes");
+    for key in ["initContainers", "containers", "ephemeralContainers"] {
+        for (i, container) in list(spec, key).iter().enumerate() {
+            for (j, variable) in list(container, "env").iter().enumerate() {
+                let Some(file) = variable.get("valueFrom").and_then(|source| member(source, "fileKeyRef")) else { continue };
+                let at = path.child(key).index(i).child("env").index(j).child("valueFrom").child("fileKeyRef").child("volumeName");
+                let name = text(file, "volumeName");
+                match volumes.iter().rfind(|volume| text(volume, "name") == name) {
+                    None => errors.not_found(at, name),
+                    Some(volume) if !has(volume, "emptyDir") => errors.invalid(at, name, "referenced volume must be of type emptyDir"),
+                    Some(_) => {}
+                }
+            }
+        }
+    }
+}
+
+/// `env` and `envFrom` of a container.
+pub fn validate(container: &Value, path: &Path, errors: &mut Errors) {
     for (i, variable) in list(container, "env").iter().enumerate() {
         let path = path.child("env").index(i);
         let name = text(variable, "name");
@@ -125,9 +143,7 @@ pub fn validate(container: &Value, volumes: &[&str], path: &Path, errors: &mut E
         if let Some(file) = member(source, "fileKeyRef") {
             let path = path.child("fileKeyRef");
             checks::required_checked(file, "key", &path, checks::environment_name, errors);
-            if checks::required(file, "volumeName", &path, errors) && !volumes.contains(&text(file, "volumeName")) {
-                errors.not_found(path.child("volumeName"), text(file, "volumeName"));
-            }
+            checks::required_checked(file, "volumeName", &path, names::dns1123_label, errors);
             if checks::required(file, "path", &path, errors) {
                 super::volumes::no_backsteps(text(file, "path"), &path.child("path"), errors);
             }
@@ -173,8 +189,12 @@ pub fn validate_files(items: &[Value], path: &Path, errors: &mut Errors) {
             super::volumes::file_path(text(item, "path"), &path.child("path"), errors);
         }
         match (member(item, "fieldRef"), member(item, "resourceFieldRef")) {
-            (Some(_), Some(_)) => errors.invalid(path.clone(), "resource", "fieldRef and resourceFieldRef can not be specified simultaneously"),
-            (Some(field), None) => field_ref(field, true, &path.child("fieldRef"), errors),
+            (Some(field), other) => {
+                field_ref(field, true, &path.child("fieldRef"), errors);
+                if other.is_some() {
+                    errors.invalid(path.clone(), "resource", "fieldRef and resourceFieldRef can not be specified simultaneously");
+                }
+            }
             (None, Some(resource)) => resource_field_ref(resource, true, &path.child("resourceFieldRef"), errors),
             (None, None) => errors.required(path.clone(), "one of fieldRef and resourceFieldRef is required"),
         }

@@ -12,7 +12,7 @@ use serde_json::Value;
 const HANDLERS: &[&str] = &["exec", "httpGet", "tcpSocket", "grpc", "sleep"];
 
 /// Checks what a probe or hook does: exactly one of the handlers that `allowed` names.
-fn handler(handler: &Value, allowed: &[&str], grace_s: i64, path: &Path, errors: &mut Errors) {
+fn handler(handler: &Value, allowed: &[&str], grace_s: Option<i64>, path: &Path, errors: &mut Errors) {
     let mut count = 0;
     for name in HANDLERS.iter().filter(|name| allowed.contains(*name)) {
         let Some(what) = member(handler, name) else { continue };
@@ -27,7 +27,7 @@ fn handler(handler: &Value, allowed: &[&str], grace_s: i64, path: &Path, errors:
             "httpGet" => {
                 checks::required(what, "path", &path, errors);
                 checks::port_or_name(what, "port", &path, errors);
-                checks::required_one_of(what, "scheme", &["HTTP", "HTTPS"], &path, errors);
+                checks::supported(what, "scheme", &["HTTP", "HTTPS"], &path, errors);
                 for header in list(what, "httpHeaders") {
                     let name = text(header, "name");
                     errors.invalid_all(&path.child("httpHeaders"), name, checks::http_header(name));
@@ -37,7 +37,7 @@ fn handler(handler: &Value, allowed: &[&str], grace_s: i64, path: &Path, errors:
             "grpc" => checks::port_number(int(what, "port").unwrap_or(0), &path.child("port"), errors),
             "sleep" => {
                 let seconds = int(what, "seconds").unwrap_or(0);
-                if seconds < 0 || seconds > grace_s {
+                if let Some(grace_s) = grace_s.filter(|grace_s| seconds < 0 || seconds > *grace_s) {
                     errors.invalid(path, seconds, &format!("must be non-negative and less than terminationGracePeriodSeconds ({grace_s})"));
                 }
             }
@@ -50,7 +50,7 @@ fn handler(handler: &Value, allowed: &[&str], grace_s: i64, path: &Path, errors:
 }
 
 fn probe(probe: &Value, path: &Path, errors: &mut Errors) {
-    handler(probe, &["exec", "httpGet", "tcpSocket", "grpc"], 0, path, errors);
+    handler(probe, &["exec", "httpGet", "tcpSocket", "grpc"], None, path, errors);
     checks::not_negatives(probe, &["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"], path, errors);
     if let Some(seconds) = int(probe, "terminationGracePeriodSeconds")
         && seconds <= 0
@@ -60,7 +60,7 @@ fn probe(probe: &Value, path: &Path, errors: &mut Errors) {
 }
 
 /// Probes and lifecycle of a container that runs as long as its pod.
-pub fn validate(container: &Value, grace_s: i64, path: &Path, errors: &mut Errors) {
+pub fn validate(container: &Value, grace_s: Option<i64>, path: &Path, errors: &mut Errors) {
     if let Some(lifecycle) = member(container, "lifecycle") {
         let path = path.child("lifecycle");
         for hook in ["postStart", "preStop"] {

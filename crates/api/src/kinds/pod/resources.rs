@@ -2,11 +2,13 @@
 
 use crate::{
     field::{Errors, Path},
+    internal,
     kinds::{
         checks,
         values::{entries, has, list, member, text},
     },
     names,
+    object::ObjectExt,
     quantity::Quantity,
 };
 use serde_json::Value;
@@ -92,6 +94,19 @@ pub fn quality_of_service(spec: &Value) -> &'static str {
 }
 
 const STANDARD: &[&str] = &["cpu", "memory", "ephemeral-storage"];
+/// What a quota counts.
+const COUNTED: &[&str] = &[
+    "pods",
+    "resourcequotas",
+    "services",
+    "replicationcontrollers",
+    "secrets",
+    "configmaps",
+    "persistentvolumeclaims",
+    "services.nodeports",
+    "services.loadbalancers",
+];
+const HUGE_PAGES: &str = "hugepages-";
 
 /// Whether a resource name has no domain of its own: Kubernetes' own resources.
 pub fn is_native(name: &str) -> bool {
@@ -99,11 +114,12 @@ pub fn is_native(name: &str) -> bool {
 }
 /// What is wrong with the name of a resource of a container.
 pub fn container_resource_name(name: &str) -> Vec<String> {
-    let mut problems = names::qualified_name(name);
-    if problems.is_empty() && !name.contains('/') && !STANDARD.contains(&name) && !name.starts_with("hugepages-") {
-        problems.push("must be a standard resource for containers".into());
-        problems.insert(0, "must be a standard resource type or fully qualified".into());
-    } else if problems.is_empty() && name.contains('/') && !is_native(name) && name.starts_with("requests.") {
+    let mut problems = resource_name(name);
+    if !name.contains('/') {
+        if !STANDARD.contains(&name) && !is_huge_pages(name) {
+            problems.push("must be a standard resource for containers".into());
+        }
+    } else if !is_native(name) && !is_extended(name) {
         problems.push("doesn't follow extended resource name standard".into());
     }
     problems
@@ -116,63 +132,115 @@ pub fn resource_name(name: &str) -> Vec<String> {
     }
     problems
 }
+fn is_huge_pages(name: &str) -> bool {
+    name.starts_with(HUGE_PAGES)
+}
+/// Whether a resource is one of somebody's domain, which Kubernetes only counts.
+fn is_extended(name: &str) -> bool {
+    !is_native(name) && !name.starts_with("requests.") && names::qualified_name(&format!("requests.{name}")).is_empty()
+}
 /// Whether more of a resource may be promised than there is.
 pub fn overcommits(name: &str) -> bool {
-    is_native(name) && !name.starts_with("hugepages-")
+    is_native(name) && !is_huge_pages(name)
 }
+/// Whether a resource is counted in whole numbers.
 fn whole_only(name: &str) -> bool {
-    !(STANDARD.contains(&name) || name.starts_with("hugepages-"))
+    COUNTED.contains(&name) || is_extended(name)
+}
+/// The amount of a resource: not negative, and whole where it is counted.
+pub fn quantity(name: &str, value: &Value, path: &Path, errors: &mut Errors) -> Option<Quantity> {
+    let quantity = checks::quantity_not_negative(value, path, errors)?;
+    if whole_only(name) && quantity.milli() % 1000 != 0 {
+        errors.invalid(path.clone(), quantity.to_string(), "must be an integer");
+    }
+    Some(quantity)
+}
+/// Huge pages come in whole pages.
+fn whole_pages(name: &str, quantity: Quantity) -> bool {
+    let page = name.strip_prefix(HUGE_PAGES).and_then(|size| Quantity::parse(size).ok());
+    page.is_some_and(|page| page.sign() > 0 && page.milli() % 1000 == 0 && quantity.milli() % page.milli() == 0)
 }
 
 /// Checks the resources of one container. `claims` are the names of the pod's resource claims.
 pub fn validate(resources: &Value, path: &Path, claims: &[&str], errors: &mut Errors) {
-    let mut quantities = |key: &str| {
-        let path = path.child(key);
-        let mut read = Resources::new();
-        for (name, value) in entries(resources, key) {
-            errors.invalid_all(&path, name.as_str(), container_resource_name(name));
-            if let Some(quantity) = checks::quantity_not_negative(value, &path.key(name), errors) {
-                if whole_only(name) && quantity.milli() % 1000 != 0 {
-                    errors.invalid(path.key(name), quantity.to_string(), "must be an integer");
-                }
-                read.insert(name.clone(), quantity);
-            }
+    requirements(resources, false, path, errors);
+    claims_of(list(resources, "claims"), claims, &path.child("claims"), errors);
+}
+
+/// Limits and requests of a container, or of a pod as a whole.
+fn requirements(resources: &Value, whole_pod: bool, path: &Path, errors: &mut Errors) {
+    let one = |name: &str, value: &Value, path: &Path, errors: &mut Errors| {
+        let problems = if whole_pod { resource_name(name) } else { container_resource_name(name) };
+        if whole_pod && problems.is_empty() && !is_pod_level(name) {
+            errors.not_supported(path.clone(), name, &["cpu", HUGE_PAGES, "memory"]);
         }
-        read
+        errors.invalid_all(path, name, problems);
+        quantity(name, value, path, errors)
     };
-    let limits = quantities("limits");
-    let requests = quantities("requests");
-    for (name, request) in &requests {
+    let pages = |name: &str, quantity: Quantity, path: &Path, errors: &mut Errors| {
+        if is_huge_pages(name) && !whole_pages(name, quantity) {
+            errors.invalid(path.clone(), quantity.to_string(), &format!("{quantity} is not positive integer multiple of {name}"));
+        }
+    };
+    let mut limits = Resources::new();
+    for (name, value) in entries(resources, "limits") {
+        let at = path.child("limits").key(name);
+        if let Some(quantity) = one(name, value, &at, errors) {
+            pages(name, quantity, &at, errors);
+            limits.insert(name.clone(), quantity);
+        }
+    }
+    for (name, value) in entries(resources, "requests") {
+        let at = path.child("requests").key(name);
+        let Some(request) = one(name, value, &at, errors) else { continue };
         match limits.get(name) {
-            Some(limit) if request != limit && !overcommits(name) => {
+            Some(limit) if request != *limit && !overcommits(name) => {
                 errors.invalid(path.child("requests"), request.to_string(), &format!("must be equal to {name} limit of {limit}"))
             }
-            Some(limit) if request > limit => {
+            Some(limit) if request > *limit => {
                 errors.invalid(path.child("requests"), request.to_string(), &format!("must be less than or equal to {name} limit of {limit}"))
             }
             None if !overcommits(name) => errors.required(path.child("limits"), "Limit must be set for non overcommitable resources"),
             _ => {}
         }
+        pages(name, request, &at, errors);
     }
-    let huge = |r: &Resources| r.keys().any(|name| name.starts_with("hugepages-"));
-    let base = |r: &Resources| r.contains_key("cpu") || r.contains_key("memory");
-    if (huge(&limits) || huge(&requests)) && !base(&limits) && !base(&requests) {
+    let any = |what: fn(&str) -> bool| ["limits", "requests"].iter().any(|key| entries(resources, key).any(|(name, _)| what(name)));
+    if any(is_huge_pages) && !any(|name| matches!(name, "cpu" | "memory")) {
         errors.forbidden(path.clone(), "HugePages require cpu or memory");
     }
-    for (i, claim) in list(resources, "claims").iter().enumerate() {
-        let path = path.child("claims").index(i);
-        let name = text(claim, "name");
+}
+
+/// Which of the pod's claims a container uses: each whole, or by its requests, and nothing twice.
+fn claims_of(claims: &[Value], known: &[&str], path: &Path, errors: &mut Errors) {
+    let mut used: Vec<(&str, &str)> = vec![];
+    for (i, claim) in claims.iter().enumerate() {
+        let path = path.index(i);
+        let (name, request) = (text(claim, "name"), text(claim, "request"));
         if name.is_empty() {
-            errors.required(path.child("name"), "");
-        } else if list(resources, "claims")[..i].iter().any(|c| text(c, "name") == name && text(c, "request") == text(claim, "request")) {
-            errors.duplicate(path, name);
-        } else if !claims.contains(&name) {
-            let detail = if claims.is_empty() {
-                "must be one of the names in pod.spec.resourceClaims which is empty".to_string()
-            } else {
-                "must be one of the names in pod.spec.resourceClaims".to_string()
-            };
-            checks::not_found(path, name, &detail, errors);
+            errors.required(path, "");
+            continue;
+        }
+        if used.contains(&(name, "")) {
+            errors.duplicate(path.clone(), name);
+        } else {
+            if !request.is_empty() {
+                errors.invalid_all(&path.child("request"), request, names::dns1123_label(request));
+            }
+            if used.contains(&(name, request)) {
+                errors.duplicate(path.clone(), format!("{name}/{request}"));
+            } else if request.is_empty() {
+                for _ in used.iter().filter(|(other, _)| *other == name) {
+                    errors.duplicate(path.clone(), name);
+                }
+            }
+            used.push((name, request));
+        }
+        if !known.contains(&name) {
+            let mut names: Vec<&str> = known.to_vec();
+            names.sort_unstable();
+            let names = if names.is_empty() { " which is empty".to_string() } else { format!(": {}", names.join(", ")) };
+            checks::not_found(path, name, &format!("must be one of the names in pod.spec.resourceClaims{names}"), errors);
         }
     }
 }
@@ -180,46 +248,38 @@ pub fn validate(resources: &Value, path: &Path, claims: &[&str], errors: &mut Er
 /// Checks resources said for the pod as a whole.
 pub fn validate_pod_level(spec: &Value, path: &Path, errors: &mut Errors) {
     let Some(resources) = member(spec, "resources") else { return };
-    if list(resources, "claims").iter().next().is_some() {
-        errors.forbidden(path.child("claims"), "claims cannot be set for Resources at pod-level");
+    if spec.get("os").is_some_and(|os| text(os, "name") == "windows") {
+        return errors.forbidden(path.clone(), "may not be set for a windows pod");
     }
-    for key in ["limits", "requests"] {
-        let path = path.child(key);
-        for (name, value) in entries(resources, key) {
-            if !is_pod_level(name) {
-                errors.not_supported(path.key(name), name.as_str(), &["cpu", "hugepages-", "memory"]);
-            }
-            checks::quantity_not_negative(value, &path.key(name), errors);
-        }
+    if has(resources, "claims") {
+        errors.forbidden(path.child("claims"), "claims may not be set for Resources at pod-level");
     }
+    requirements(resources, true, path, errors);
+    claims_of(list(resources, "claims"), &claim_names(spec), &path.child("claims"), errors);
     let (limits, requests) = (read(resources, "limits"), read(resources, "requests"));
-    for (name, request) in &requests {
-        if let Some(limit) = limits.get(name).filter(|limit| request > *limit) {
-            errors.invalid(path.child("requests"), request.to_string(), &format!("must be less than or equal to {name} limit of {limit}"));
-        }
-    }
     for (name, sum) in aggregate_requests(spec) {
         if let Some(request) = requests.get(&name).filter(|request| **request < sum) {
-            errors.invalid(
-                path.child("requests").key(&name),
-                request.to_string(),
-                &format!("must be greater than or equal to aggregate container requests of {sum}"),
-            );
+            let why = format!("must be greater than or equal to aggregate container requests of {sum}");
+            errors.invalid(path.child("requests").key(&name), request.to_string(), &why);
         }
     }
-    for containers in ["initContainers", "containers"] {
-        for (i, container) in list(spec, containers).iter().enumerate() {
-            for (name, limit) in container.get("resources").map(|r| read(r, "limits")).unwrap_or_default() {
-                if let Some(pod) = limits.get(&name).filter(|pod| limit > **pod) {
-                    let path = Path::new("spec").child(containers).index(i).child("resources").child("limits").key(&name);
-                    errors.invalid(path, limit.to_string(), &format!("must be less than or equal to pod limits of {pod}"));
-                }
+    for (name, sum) in aggregate(spec, "limits").into_iter().filter(|(name, _)| is_huge_pages(name)) {
+        if let Some(limit) = limits.get(&name).filter(|limit| **limit < sum) {
+            let why = format!("must be greater than or equal to aggregate container limits of {sum}");
+            errors.invalid(path.child("limits").key(&name), limit.to_string(), &why);
+        }
+    }
+    for (i, container) in list(spec, "containers").iter().enumerate() {
+        for (name, limit) in container.get("resources").map(|r| read(r, "limits")).unwrap_or_default() {
+            if let Some(pod) = limits.get(&name).filter(|pod| limit > **pod) {
+                let at = path.child("containers").index(i).key(&name).child("limits");
+                errors.invalid(at, limit.to_string(), &format!("must be less than or equal to pod limits of {pod}"));
             }
         }
     }
 }
 
-/// `resizePolicy` of a container that restarts by `restart_policy`.
+/// `resizePolicy` of a container in a pod that restarts by `restart_policy`.
 pub fn validate_resize_policy(container: &Value, restart_policy: &str, path: &Path, errors: &mut Errors) {
     const RESTART_POLICIES: [&str; 2] = ["NotRequired", "RestartContainer"];
     let path = path.child("resizePolicy");
@@ -242,38 +302,48 @@ pub fn validate_resize_policy(container: &Value, restart_policy: &str, path: &Pa
             other => errors.not_supported(path.clone(), other, &RESTART_POLICIES),
         }
         if restart_policy == "Never" && restart != "NotRequired" {
-            errors.invalid(path.clone(), restart, "must be 'NotRequired' when `restartPolicy` is 'Never'");
+            errors.invalid(path.clone(), restart, "must be 'NotRequired' when pod `restartPolicy` is 'Never'");
         }
     }
 }
 
 /// Names of the claims that a pod declares.
 pub fn claim_names(spec: &Value) -> Vec<&str> {
-    list(spec, "resourceClaims").iter().map(|claim| text(claim, "name")).collect()
+    list(spec, "resourceClaims").iter().map(|claim| text(claim, "name")).filter(|name| !name.is_empty()).collect()
 }
 
 /// Checks `resourceClaims` of a pod.
-pub fn validate_claims(spec: &Value, path: &Path, errors: &mut Errors) {
+pub fn validate_claims(spec: &Value, pod: Option<&Value>, path: &Path, errors: &mut Errors) {
+    let mut known = vec![];
     for (i, claim) in list(spec, "resourceClaims").iter().enumerate() {
         let path = path.child("resourceClaims").index(i);
+        if pod.is_some_and(|pod| pod.annotation(super::update::MIRROR).is_some()) {
+            errors.forbidden(Path::new("[]"), "static pods do not support resource claims");
+            continue;
+        }
         let name = text(claim, "name");
         if name.is_empty() {
             errors.required(path.child("name"), "");
-        } else if list(spec, "resourceClaims")[..i].iter().any(|c| text(c, "name") == name) {
+        } else if known.contains(&name) {
             errors.duplicate(path.child("name"), name);
         } else {
             errors.invalid_all(&path.child("name"), name, names::dns1123_label(name));
+            known.push(name);
         }
-        let sources = [text(claim, "resourceClaimName"), text(claim, "resourceClaimTemplateName")];
-        let go = |s: &str| if s.is_empty() { Value::Null } else { s.into() };
-        let shown = serde_json::json!({"Name": name, "ResourceClaimName": go(sources[0]), "ResourceClaimTemplateName": go(sources[1])});
-        match sources.iter().filter(|s| !s.is_empty()).count() {
-            0 => errors.invalid(path.clone(), shown, "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`"),
-            2 => errors.invalid(path.clone(), shown, "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified"),
+        let sources = ["resourceClaimName", "resourceClaimTemplateName"].map(|key| member(claim, key));
+        let shown = || internal::show("core.v1.PodResourceClaim", claim);
+        match sources.iter().flatten().count() {
+            0 => errors.invalid_structure(path.clone(), &shown(), "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`"),
+            2 => {
+                let why = "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified";
+                errors.invalid_structure(path.clone(), &shown(), why);
+            }
             _ => {}
         }
         for key in ["resourceClaimName", "resourceClaimTemplateName"] {
-            checks::checked(claim, key, &path, names::dns1123_subdomain, errors);
+            if let Some(Value::String(name)) = member(claim, key) {
+                errors.invalid_all(&path.child(key), name.as_str(), names::dns1123_subdomain(name));
+            }
         }
     }
 }

@@ -10,8 +10,8 @@ use crate::{
 };
 use serde_json::Value;
 
-/// One term of a node selector.
-pub fn node_selector_term(term: &Value, path: &Path, errors: &mut Errors) {
+/// One term of a node selector. `values_too` says whether values that no label can have are refused.
+pub fn node_selector_term(term: &Value, values_too: bool, path: &Path, errors: &mut Errors) {
     for (i, requirement) in list(term, "matchExpressions").iter().enumerate() {
         let path = path.child("matchExpressions").index(i);
         let values = list(requirement, "values");
@@ -30,7 +30,7 @@ pub fn node_selector_term(term: &Value, path: &Path, errors: &mut Errors) {
         }
         let key = text(requirement, "key");
         errors.invalid_all(&path.child("key"), key, names::qualified_name(key));
-        for (i, value) in strings(requirement, "values").enumerate() {
+        for (i, value) in strings(requirement, "values").enumerate().filter(|_| values_too) {
             errors.invalid_all(&path.child("values").index(i), value, names::label_value(value));
         }
     }
@@ -62,7 +62,7 @@ pub fn node_selector(selector: &Value, path: &Path, errors: &mut Errors) {
         errors.required(path.clone(), "must have at least one node selector term");
     }
     for (i, term) in terms.iter().enumerate() {
-        node_selector_term(term, &path.index(i), errors);
+        node_selector_term(term, true, &path.index(i), errors);
     }
 }
 
@@ -86,15 +86,7 @@ fn pod_affinity_term(term: &Value, path: &Path, errors: &mut Errors) {
     for namespace in strings(term, "namespaces") {
         errors.invalid_all(&path.child("namespace"), namespace, names::dns1123_label(namespace));
     }
-    for key in ["matchLabelKeys", "mismatchLabelKeys"] {
-        for (i, label) in strings(term, key).enumerate() {
-            let path = path.child(key).index(i);
-            errors.invalid_all(&path, label, names::qualified_name(label));
-            if !has(term, "labelSelector") {
-                errors.forbidden(path, "must not be specified when labelSelector is not set");
-            }
-        }
-    }
+    match_label_keys(term, path, errors);
     let key = text(term, "topologyKey");
     if key.is_empty() {
         errors.required(path.child("topologyKey"), "can not be empty");
@@ -102,7 +94,37 @@ fn pod_affinity_term(term: &Value, path: &Path, errors: &mut Errors) {
     errors.invalid_all(&path.child("topologyKey"), key, names::qualified_name(key));
 }
 
-fn affinity(affinity: &Value, path: &Path, errors: &mut Errors) {
+/// Labels of the pod itself that others must have, or must not.
+fn match_label_keys(term: &Value, path: &Path, errors: &mut Errors) {
+    let selector = member(term, "labelSelector");
+    for key in ["matchLabelKeys", "mismatchLabelKeys"] {
+        let path = path.child(key);
+        if selector.is_none() && !list(term, key).is_empty() {
+            errors.forbidden(path, "must not be specified when labelSelector is not set");
+            continue;
+        }
+        for (i, label) in strings(term, key).enumerate() {
+            errors.invalid_all(&path.index(i), label, names::qualified_name(label));
+        }
+    }
+    let keys: Vec<&str> = strings(term, "matchLabelKeys").collect();
+    if let Some(selector) = selector {
+        let mut said: Vec<&str> = map(selector, "matchLabels").into_iter().flatten().map(|(key, _)| key.as_str()).collect();
+        for expression in list(selector, "matchExpressions") {
+            let key = text(expression, "key");
+            if let Some(i) = keys.iter().rposition(|label| *label == key).filter(|_| said.contains(&key)) {
+                errors.invalid(path.index(i), key, "exists in both matchLabelKeys and labelSelector");
+            }
+            said.push(key);
+        }
+    }
+    for (i, key) in keys.iter().enumerate().filter(|(_, key)| strings(term, "mismatchLabelKeys").any(|other| other == **key)) {
+        errors.invalid(path.child("matchLabelKeys").index(i), *key, "exists in both matchLabelKeys and mismatchLabelKeys");
+    }
+}
+
+/// Where the pod likes to be, and near whom.
+pub fn affinity(affinity: &Value, path: &Path, errors: &mut Errors) {
     if let Some(node) = member(affinity, "nodeAffinity") {
         let path = path.child("nodeAffinity");
         if let Some(required) = member(node, REQUIRED) {
@@ -111,7 +133,8 @@ fn affinity(affinity: &Value, path: &Path, errors: &mut Errors) {
         for (i, term) in list(node, PREFERRED).iter().enumerate() {
             let path = path.child(PREFERRED).index(i);
             weight(term, &path, errors);
-            node_selector_term(term.get("preference").unwrap_or(&Value::Null), &path.child("preference"), errors);
+            // A wish that cannot come true does no harm.
+            node_selector_term(term.get("preference").unwrap_or(&Value::Null), false, &path.child("preference"), errors);
         }
     }
     for name in ["podAffinity", "podAntiAffinity"] {
@@ -161,6 +184,8 @@ pub fn tolerations(list: &[Value], path: &Path, errors: &mut Errors) {
                     errors.invalid(path.child("operator"), value, "value must be empty when `operator` is 'Exists'");
                 }
             }
+            // Not yet on by default.
+            "Lt" | "Gt" => errors.not_supported(path.child("operator"), operator, &["Equal", "Exists", "Lt", "Gt"]),
             other => errors.not_supported(path.child("operator"), other, &["Equal", "Exists"]),
         }
         if !effect.is_empty() && !TAINT_EFFECTS.contains(&effect) {
@@ -169,7 +194,8 @@ pub fn tolerations(list: &[Value], path: &Path, errors: &mut Errors) {
     }
 }
 
-fn topology_spread(spec: &Value, path: &Path, errors: &mut Errors) {
+/// How pods are spread.
+pub fn topology_spread(spec: &Value, path: &Path, errors: &mut Errors) {
     const ACTIONS: &[&str] = &["DoNotSchedule", "ScheduleAnyway"];
     let constraints = list(spec, "topologySpreadConstraints");
     for (i, constraint) in constraints.iter().enumerate() {
@@ -181,8 +207,6 @@ fn topology_spread(spec: &Value, path: &Path, errors: &mut Errors) {
         let key = text(constraint, "topologyKey");
         if key.is_empty() {
             errors.required(path.child("topologyKey"), "can not be empty");
-        } else {
-            errors.invalid_all(&path.child("topologyKey"), key, names::qualified_name(key));
         }
         let action = text(constraint, "whenUnsatisfiable");
         if !ACTIONS.contains(&action) {
@@ -206,25 +230,15 @@ fn topology_spread(spec: &Value, path: &Path, errors: &mut Errors) {
         }
         checks::one_of(constraint, "nodeAffinityPolicy", &["Honor", "Ignore"], &path, errors);
         checks::one_of(constraint, "nodeTaintsPolicy", &["Honor", "Ignore"], &path, errors);
-        for (i, label) in strings(constraint, "matchLabelKeys").enumerate() {
-            let path = path.child("matchLabelKeys").index(i);
-            errors.invalid_all(&path, label, names::qualified_name(label));
-            if !has(constraint, "labelSelector") {
-                errors.forbidden(path, "must not be specified when labelSelector is not set");
-            }
-        }
+        match_label_keys(constraint, &path, errors);
         if let Some(selector) = member(constraint, "labelSelector") {
             crate::selector::validate(selector, &path.child("labelSelector"), errors);
         }
     }
 }
 
-/// All scheduling parts of a pod spec.
-pub fn validate(spec: &Value, path: &Path, errors: &mut Errors) {
-    checks::labels(map(spec, "nodeSelector"), &path.child("nodeSelector"), errors);
-    if let Some(value) = member(spec, "affinity") {
-        affinity(value, &path.child("affinity"), errors);
-    }
+/// What must go before the pod is scheduled.
+pub fn gates(spec: &Value, path: &Path, errors: &mut Errors) {
     let gates = list(spec, "schedulingGates");
     for (i, gate) in gates.iter().enumerate() {
         let name = text(gate, "name");
@@ -233,16 +247,6 @@ pub fn validate(spec: &Value, path: &Path, errors: &mut Errors) {
         if gates[..i].iter().any(|other| text(other, "name") == name) {
             errors.duplicate(path, name);
         }
-    }
-    topology_spread(spec, path, errors);
-    tolerations(list(spec, "tolerations"), &path.child("tolerations"), errors);
-    if !text(spec, "nodeName").is_empty() {
-        errors.invalid_all(&path.child("nodeName"), text(spec, "nodeName"), names::dns1123_subdomain(text(spec, "nodeName")));
-    }
-    if let Some(seconds) = int(spec, "activeDeadlineSeconds")
-        && !(1..=i64::from(i32::MAX)).contains(&seconds)
-    {
-        errors.invalid(path.child("activeDeadlineSeconds"), seconds, "must be between 1 and 2147483647, inclusive");
     }
 }
 
@@ -260,12 +264,7 @@ pub fn merge_label_keys(spec: &mut Value, labels: &serde_json::Map<String, Value
                 selector["matchExpressions"] = Value::Array(vec![]);
             }
             if let Some(list) = selector["matchExpressions"].as_array_mut() {
-                for (label, value) in wanted {
-                    let expression = serde_json::json!({"key": label, "operator": operator, "values": [value]});
-                    if !list.contains(&expression) {
-                        list.push(expression);
-                    }
-                }
+                list.extend(wanted.into_iter().map(|(label, value)| serde_json::json!({"key": label, "operator": operator, "values": [value]})));
             }
         }
     };

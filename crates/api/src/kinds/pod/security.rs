@@ -12,9 +12,14 @@ use crate::{
 use serde_json::Value;
 
 const GMSA_BYTES_MAX: usize = 64 * 1024;
+const WINDOWS_DOMAIN_CHARS_MAX: usize = 256;
+const WINDOWS_USER_CHARS_MAX: usize = 104;
+const PROFILE_PATH_BYTES_MAX: usize = 4095;
+const PROFILE_TYPES: &[&str] = &["Localhost", "RuntimeDefault", "Unconfined"];
 const ID_RANGE: &str = "must be between 0 and 2147483647, inclusive";
 
-fn id(value: Option<i64>, path: Path, errors: &mut Errors) {
+/// The number of a user or group.
+pub fn id(value: Option<i64>, path: Path, errors: &mut Errors) {
     if let Some(value) = value
         && !(0..=i64::from(i32::MAX)).contains(&value)
     {
@@ -22,32 +27,49 @@ fn id(value: Option<i64>, path: Path, errors: &mut Errors) {
     }
 }
 
-fn profile(parent: &Value, key: &str, path: &Path, errors: &mut Errors) {
-    let Some(profile) = member(parent, key) else { return };
-    let path = path.child(key);
-    let (kind, local) = (text(profile, "type"), text(profile, "localhostProfile"));
-    match kind {
-        "" => errors.required(
-            path.child("type"),
-            if key == "seccompProfile" { "type is required when seccompProfile is set" } else { "type is required when appArmorProfile is set" },
-        ),
-        "Localhost" if local.is_empty() => errors.required(
-            path.child("localhostProfile"),
-            if key == "seccompProfile" { "must be set when seccomp type is Localhost" } else { "must be set when AppArmor type is Localhost" },
-        ),
-        "Localhost" if key == "seccompProfile" => super::volumes::relative_path(local, &path.child("localhostProfile"), errors),
-        "Localhost" => {}
-        "RuntimeDefault" | "Unconfined" => {
-            if has(profile, "localhostProfile") {
-                let detail = if key == "seccompProfile" {
-                    "can only be set when seccomp type is Localhost"
-                } else {
-                    "can only be set when AppArmor type is Localhost"
-                };
-                errors.invalid(path.child("localhostProfile"), local, detail);
+fn seccomp_profile(parent: &Value, path: &Path, errors: &mut Errors) {
+    let Some(profile) = member(parent, "seccompProfile") else { return };
+    let path = path.child("seccompProfile");
+    let kind = text(profile, "type");
+    if kind.is_empty() {
+        errors.required(path.child("type"), "type is required when seccompProfile is set");
+    } else if !PROFILE_TYPES.contains(&kind) {
+        errors.not_supported(path.child("type"), kind, PROFILE_TYPES);
+    }
+    let at = path.child("localhostProfile");
+    match (kind, member(profile, "localhostProfile")) {
+        ("Localhost", None) => errors.required(at, "must be set when seccomp type is Localhost"),
+        ("Localhost", Some(local)) => super::volumes::relative_path(local.as_str().unwrap_or_default(), &at, errors),
+        (_, Some(_)) => {
+            let shown = internal::show("core.v1.SeccompProfile", profile);
+            errors.invalid_structure(at, &shown, "can only be set when seccomp type is Localhost");
+        }
+        _ => {}
+    }
+}
+
+fn app_armor_profile(parent: &Value, path: &Path, errors: &mut Errors) {
+    const NEEDED: &str = "must be set when AppArmor type is Localhost";
+    let Some(profile) = member(parent, "appArmorProfile") else { return };
+    let path = path.child("appArmorProfile");
+    let at = path.child("localhostProfile");
+    let local = member(profile, "localhostProfile").and_then(Value::as_str);
+    match (text(profile, "type"), local) {
+        ("Localhost", None) => errors.required(at, NEEDED),
+        ("Localhost", Some(local)) => {
+            if local.trim() != local {
+                errors.invalid(at.clone(), local, "must not be padded with whitespace");
+            } else if local.is_empty() {
+                errors.required(at.clone(), NEEDED);
+            }
+            if local.len() > PROFILE_PATH_BYTES_MAX {
+                errors.too_long(at, local, PROFILE_PATH_BYTES_MAX);
             }
         }
-        other => errors.not_supported(path.child("type"), other, &["Localhost", "RuntimeDefault", "Unconfined"]),
+        ("RuntimeDefault" | "Unconfined", Some(local)) => errors.invalid(at, local, "can only be set when AppArmor type is Localhost"),
+        ("RuntimeDefault" | "Unconfined", None) => {}
+        ("", _) => errors.required(path.child("type"), "type is required when appArmorProfile is set"),
+        (other, _) => errors.not_supported(path.child("type"), other, PROFILE_TYPES),
     }
 }
 
@@ -66,23 +88,49 @@ fn windows_options(parent: &Value, path: &Path, errors: &mut Errors) {
         }
     }
     if let Some(Value::String(user)) = member(options, "runAsUserName") {
-        let at = path.child("runAsUserName");
-        let parts: Vec<&str> = user.split('\\').collect();
-        let name = parts.last().copied().unwrap_or_default();
-        if user.is_empty() {
-            errors.invalid(at, "", "runAsUserName cannot be an empty string");
-        } else if parts.len() > 2 {
-            errors.invalid(at, user.as_str(), "runAsUserName cannot contain more than one backslash");
-        } else if name.is_empty() {
-            errors.invalid(at, user.as_str(), "runAsUserName's User cannot be empty");
-        } else if name.len() > 104 {
-            errors.invalid(at, user.as_str(), "runAsUserName's User length must not be longer than 104 characters");
-        } else if name.bytes().all(|b| b == b'.' || b == b' ') {
-            errors.invalid(at, user.as_str(), "runAsUserName's User cannot contain only periods or spaces");
-        } else if name.contains(['"', '/', '\\', ':', ';', '|', '=', ',', '+', '*', '?', '<', '>', '@', '[', ']']) {
-            errors.invalid(at, user.as_str(), "runAsUserName's User cannot contain the following characters: \"/\\:;|=,+*?<>@[]");
+        for problem in windows_user(user) {
+            errors.invalid(path.child("runAsUserName"), user.as_str(), &format!("runAsUserName{problem}"));
         }
     }
+}
+
+/// What is wrong with the name of a user of Windows, with or without a domain before a backslash.
+fn windows_user(name: &str) -> Vec<String> {
+    let (domain, user) = match name.split('\\').collect::<Vec<_>>()[..] {
+        _ if name.is_empty() => return vec![" cannot be an empty string".into()],
+        _ if name.contains(|c: char| c.is_ascii_control()) => return vec![" cannot contain control characters".into()],
+        [user] => (None, user),
+        [domain, user] => (Some(domain), user),
+        _ => return vec![" cannot contain more than one backslash".into()],
+    };
+    let mut problems: Vec<String> = vec![];
+    if let Some(domain) = domain {
+        let label = |label: &str| {
+            let inner = label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+            !label.is_empty() && label.len() <= 63 && inner && !label.starts_with('-') && !label.ends_with('-')
+        };
+        let old = |domain: &str| {
+            (1..=15).contains(&domain.chars().count()) && !domain.starts_with('.') && !domain.contains(['\\', '/', ':', '*', '?', '"', '<', '>', '|'])
+        };
+        if domain.len() >= WINDOWS_DOMAIN_CHARS_MAX {
+            problems.push(format!("'s Domain length must be under {WINDOWS_DOMAIN_CHARS_MAX} characters"));
+        }
+        if !old(domain) && !domain.split('.').all(label) {
+            problems.push("'s Domain doesn't match the NetBios nor the DNS format".into());
+        }
+    }
+    if user.is_empty() {
+        problems.push("'s User cannot be empty".into());
+    } else if user.len() > WINDOWS_USER_CHARS_MAX {
+        problems.push(format!("'s User length must not be longer than {WINDOWS_USER_CHARS_MAX} characters"));
+    }
+    if !user.is_empty() && user.bytes().all(|b| b == b'.' || b == b' ') {
+        problems.push("'s User cannot contain only periods or spaces".into());
+    }
+    if user.contains(['"', '/', '\\', ':', ';', '|', '=', ',', '+', '*', '?', '<', '>', '@', '[', ']']) {
+        problems.push("'s User cannot contain the following characters: \"/\\:;|=,+*?<>@[]".into());
+    }
+    problems
 }
 
 /// `securityContext` of a container.
@@ -92,25 +140,25 @@ pub fn validate_container(container: &Value, spec: &Value, path: &Path, errors: 
     id(int(context, "runAsUser"), path.child("runAsUser"), errors);
     id(int(context, "runAsGroup"), path.child("runAsGroup"), errors);
     if has(context, "procMount") {
-        checks::required_one_of(context, "procMount", &["Default", "Unmasked"], &path, errors);
+        checks::supported(context, "procMount", &["Default", "Unmasked"], &path, errors);
         if text(context, "procMount") == "Unmasked" && spec.get("hostUsers").and_then(Value::as_bool) != Some(false) {
             errors.invalid(path.child("procMount"), "Unmasked", "`hostUsers` must be false to use `Unmasked`");
         }
     }
-    profile(context, "seccompProfile", &path, errors);
-    profile(context, "appArmorProfile", &path, errors);
+    seccomp_profile(context, &path, errors);
     if context.get("allowPrivilegeEscalation").and_then(Value::as_bool) == Some(false) {
         if flag(context, "privileged") {
             let shown = internal::show("core.v1.SecurityContext", context);
             errors.invalid_structure(path.clone(), &shown, "cannot set `allowPrivilegeEscalation` to false and `privileged` to true");
         }
         let added = context.get("capabilities").map(|c| list(c, "add")).unwrap_or_default();
-        if added.iter().any(|c| c == "CAP_SYS_ADMIN") {
+        for _ in added.iter().filter(|capability| *capability == "CAP_SYS_ADMIN") {
             let shown = internal::show("core.v1.SecurityContext", context);
             errors.invalid_structure(path.clone(), &shown, "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN");
         }
     }
     windows_options(context, &path, errors);
+    app_armor_profile(context, &path, errors);
 }
 
 fn sysctl_name(name: &str) -> bool {
@@ -123,22 +171,51 @@ fn sysctl_name(name: &str) -> bool {
     name.len() <= 253 && name.split(['.', '/']).all(segment)
 }
 
-/// `securityContext` of a pod, and what the pod shares with its host.
+/// A sysctl as `net.ipv4.ip_forward`, if it is written with slashes.
+fn with_dots(name: &str) -> String {
+    match name.find(['.', '/']) {
+        Some(at) if name.as_bytes()[at] == b'/' => name
+            .chars()
+            .map(|c| {
+                if c == '/' {
+                    '.'
+                } else if c == '.' {
+                    '/'
+                } else {
+                    c
+                }
+            })
+            .collect(),
+        _ => name.to_string(),
+    }
+}
+
+/// `securityContext` of a pod.
 pub fn validate_pod(spec: &Value, path: &Path, errors: &mut Errors) {
-    if flag(spec, "shareProcessNamespace") && flag(spec, "hostPID") {
-        errors.invalid(path.child("shareProcessNamespace"), true, "ShareProcessNamespace and HostPID cannot both be enabled");
-    }
-    if spec.get("hostUsers").and_then(Value::as_bool) == Some(false) {
-        for key in ["hostNetwork", "hostPID", "hostIPC"] {
-            if flag(spec, key) {
-                errors.forbidden(path.child(key), &format!("when `hostUsers` is false, `{key}` must be false"));
-            }
-        }
-    }
     if let Some(context) = member(spec, "securityContext") {
         pod_context(context, spec, &path.child("securityContext"), errors);
     }
-    host_processes(spec, path, errors);
+    if flag(spec, "shareProcessNamespace") && flag(spec, "hostPID") {
+        errors.invalid(path.child("shareProcessNamespace"), true, "ShareProcessNamespace and HostPID cannot both be enabled");
+    }
+}
+
+/// A pod with users of its own shares nothing else with its host.
+pub fn host_users(spec: &Value, path: &Path, errors: &mut Errors) {
+    const WHY: &str = "when `hostUsers` is false";
+    if spec.get("hostUsers").and_then(Value::as_bool) != Some(false) {
+        return;
+    }
+    for (key, shown) in [("hostNetwork", "hostNetwork"), ("hostPID", "HostPID"), ("hostIPC", "HostIPC")] {
+        if flag(spec, key) {
+            errors.forbidden(path.child(shown), WHY);
+        }
+    }
+    for key in ["initContainers", "containers", "ephemeralContainers"] {
+        for (i, _) in list(spec, key).iter().enumerate().filter(|(_, container)| !list(container, "volumeDevices").is_empty()) {
+            errors.forbidden(path.child(key).index(i).child("volumeDevices"), WHY);
+        }
+    }
 }
 
 fn pod_context(context: &Value, spec: &Value, path: &Path, errors: &mut Errors) {
@@ -163,26 +240,25 @@ fn pod_context(context: &Value, spec: &Value, path: &Path, errors: &mut Errors) 
         } else if names.contains(&name) {
             errors.duplicate(path.child("name"), name);
         }
-        if flag(spec, "hostNetwork") && name.starts_with("net.") {
+        let dotted = with_dots(name);
+        let of_messages = dotted == "kernel.sem" || ["kernel.shm", "kernel.msg", "fs.mqueue."].iter().any(|prefix| dotted.starts_with(prefix));
+        if flag(spec, "hostNetwork") && dotted.starts_with("net.") {
             errors.invalid(path.child("name"), name, "may not be specified when 'hostNetwork' is true");
-        }
-        if flag(spec, "hostIPC")
-            && (name.starts_with("kernel.shm") || name.starts_with("kernel.msg") || name == "kernel.sem" || name.starts_with("fs.mqueue."))
-        {
+        } else if flag(spec, "hostIPC") && of_messages {
             errors.invalid(path.child("name"), name, "may not be specified when 'hostIPC' is true");
         }
         names.push(name);
     }
     checks::one_of(context, "fsGroupChangePolicy", &["Always", "OnRootMismatch"], path, errors);
+    seccomp_profile(context, path, errors);
+    windows_options(context, path, errors);
+    app_armor_profile(context, path, errors);
     checks::one_of(context, "supplementalGroupsPolicy", &["Merge", "Strict"], path, errors);
     checks::one_of(context, "seLinuxChangePolicy", &["Recursive"], path, errors);
-    profile(context, "seccompProfile", path, errors);
-    profile(context, "appArmorProfile", path, errors);
-    windows_options(context, path, errors);
 }
 
 /// Containers that are processes of a Windows host: all of a pod or none, in the host's network.
-fn host_processes(spec: &Value, path: &Path, errors: &mut Errors) {
+pub fn host_processes(spec: &Value, path: &Path, errors: &mut Errors) {
     let said =
         |context: Option<&Value>| context.and_then(|c| member(c, "windowsOptions")).and_then(|w| w.get("hostProcess")).and_then(Value::as_bool);
     let pod = said(member(spec, "securityContext"));
@@ -216,7 +292,7 @@ pub fn validate_os(spec: &Value, path: &Path, errors: &mut Errors) {
     let Some(os) = member(spec, "os") else { return };
     let name = text(os, "name");
     match name {
-        "" => errors.required(path.child("os").child("name"), "cannot be empty"),
+        "" => errors.required(path.child("os").child("name"), ""),
         "linux" => {
             for (at, context) in contexts(spec, path) {
                 if has(context, "windowsOptions") {
@@ -272,7 +348,7 @@ pub fn validate_os(spec: &Value, path: &Path, errors: &mut Errors) {
                 }
             }
         }
-        other => errors.not_supported(path.child("os").child("name"), other, &["linux", "windows"]),
+        other => errors.not_supported(path.child("os"), other, &["linux", "windows"]),
     }
 }
 /// Every security context of a pod spec with its path, the pod's own first.

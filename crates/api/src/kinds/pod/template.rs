@@ -28,8 +28,10 @@ pub fn validate(template: &Value, path: &Path, errors: &mut Errors) {
     checks::labels(map(metadata, "labels"), &path.child("labels"), errors);
     checks::annotations(map(metadata, "annotations"), &path.child("annotations"), errors);
     let spec = template.get("spec").unwrap_or(&Value::Null);
+    super::annotations::validate(metadata, spec, &path.child("annotations"), errors);
     let path = path.child("spec");
-    super::spec::validate(spec, &path, errors);
+    super::spec::validate(spec, None, &path, errors);
+    super::annotations::match_fields(metadata, spec, &path, errors);
     if !list(spec, "ephemeralContainers").is_empty() {
         errors.forbidden(path.child("ephemeralContainers"), "ephemeral containers not allowed in pod template");
     }

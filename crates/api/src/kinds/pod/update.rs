@@ -4,7 +4,7 @@ use super::resources::quality_of_service;
 use crate::{
     field::{Errors, Path},
     internal,
-    kinds::values::{has, int, list, map, member, put, shown, take, text},
+    kinds::values::{int, list, map, member, put, shown, take, text},
     object::ObjectExt,
 };
 use serde_json::Value;
@@ -12,7 +12,7 @@ use serde_json::Value;
 const ALLOWED: &str = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
 
 /// On a pod that only shows what a node runs by itself.
-const MIRROR: &str = "kubernetes.io/config.mirror";
+pub const MIRROR: &str = "kubernetes.io/config.mirror";
 
 fn spec_of(pod: &Value) -> &Value {
     pod.get("spec").unwrap_or(&Value::Null)
@@ -44,27 +44,27 @@ fn copy(to: &mut Value, from: &Value, key: &str) {
 pub fn validate(pod: &Value, old: &Value, errors: &mut Errors) {
     let (spec, old_spec) = (spec_of(pod), spec_of(old));
     let path = Path::new("spec");
-    let mirror = Path::new("metadata").child("annotations").key(MIRROR);
-    match (pod.annotation(MIRROR), old.annotation(MIRROR)) {
-        (Some(_), None) => errors.forbidden(mirror, "may not add mirror pod annotation"),
-        (new, Some(known)) if new != Some(known) => errors.forbidden(mirror, "may not remove or update mirror pod annotation"),
-        _ => {}
-    }
+    validate_annotations(pod, old, errors);
     for key in ["containers", "initContainers"] {
         if list(spec, key).len() != list(old_spec, key).len() {
             errors.forbidden(path.child(key), "pod updates may not add or remove containers");
             return;
         }
-    }
-    for key in ["containers", "initContainers"] {
-        for (i, _) in list(spec, key).iter().enumerate().filter(|(_, container)| text(container, "image").is_empty()) {
-            errors.required(path.child(key).index(i).child("image"), "");
+        for (i, container) in list(spec, key).iter().enumerate() {
+            let at = path.child(key).index(i);
+            if text(container, "image").is_empty() {
+                errors.required(at.child("image"), "");
+            }
+            super::containers::trimmed_image(container, &at, errors);
         }
     }
     if spec == old_spec {
         return;
     }
-    active_deadline(spec, old_spec, &path, errors);
+    if !active_deadline(spec, old_spec, &path, errors) {
+        return;
+    }
+    tolerations(spec, old_spec, &path, errors);
     for (i, gate) in list(spec, "schedulingGates").iter().enumerate() {
         if !list(old_spec, "schedulingGates").contains(gate) {
             errors.forbidden(
@@ -73,7 +73,6 @@ pub fn validate(pod: &Value, old: &Value, errors: &mut Errors) {
             );
         }
     }
-    tolerations(spec, old_spec, &path, errors);
 
     let mut munged = spec.clone();
     for key in ["containers", "initContainers"] {
@@ -91,14 +90,16 @@ pub fn validate(pod: &Value, old: &Value, errors: &mut Errors) {
     if gated(old_spec) {
         node_selector_additions(spec, old_spec, &path, errors);
         copy(&mut munged, old_spec, "nodeSelector");
-        node_affinity_additions(spec, old_spec, &path, errors);
-        if let Some(affinity) = member(spec, "affinity").filter(|a| has(a, "nodeAffinity")) {
-            let mut affinity = affinity.clone();
+        let of = |spec: &Value| member(spec, "affinity").and_then(|affinity| member(affinity, "nodeAffinity")).cloned();
+        let before = of(old_spec);
+        if of(spec) != before {
+            node_affinity_additions(spec, old_spec, &path, errors);
+            let mut affinity = member(spec, "affinity").cloned().unwrap_or_else(|| serde_json::json!({}));
             take(&mut affinity, "nodeAffinity");
-            put(&mut munged, "affinity", affinity);
-            if let Some(node) = member(old_spec, "affinity").and_then(|a| member(a, "nodeAffinity")) {
-                put(&mut munged["affinity"], "nodeAffinity", node.clone());
+            if let Some(before) = before {
+                put(&mut affinity, "nodeAffinity", before);
             }
+            put(&mut munged, "affinity", affinity);
         }
     }
     let (mut new, mut before) = (munged.clone(), old_spec.clone());
@@ -109,13 +110,25 @@ pub fn validate(pod: &Value, old: &Value, errors: &mut Errors) {
     }
 }
 
-fn active_deadline(spec: &Value, old: &Value, path: &Path, errors: &mut Errors) {
+/// The rules for annotations of a pod that stands.
+pub fn validate_annotations(pod: &Value, old: &Value, errors: &mut Errors) {
+    let [metadata, before] = [pod, old].map(|pod| pod.get("metadata").unwrap_or(&Value::Null));
+    super::annotations::validate_update(metadata, before, spec_of(pod), &Path::new("metadata").child("annotations"), errors);
+}
+
+/// A deadline only comes nearer. Answers whether it makes sense to look further.
+fn active_deadline(spec: &Value, old: &Value, path: &Path, errors: &mut Errors) -> bool {
     let path = path.child("activeDeadlineSeconds");
     match (int(spec, "activeDeadlineSeconds"), int(old, "activeDeadlineSeconds")) {
+        (Some(new), _) if !(0..=i64::from(i32::MAX)).contains(&new) => errors.invalid(path, new, "must be between 0 and 2147483647, inclusive"),
         (Some(new), Some(old)) if new > old => errors.invalid(path, new, "must be less than or equal to previous value"),
-        (None, Some(_)) => errors.invalid(path, Value::Null, "must not update from a positive integer to nil value"),
-        _ => {}
+        (None, Some(_)) => {
+            errors.invalid(path, Value::Null, "must not update from a positive integer to nil value");
+            return true;
+        }
+        _ => return true,
     }
+    false
 }
 fn tolerations(spec: &Value, old: &Value, path: &Path, errors: &mut Errors) {
     let plain = |toleration: &Value| {
@@ -125,8 +138,9 @@ fn tolerations(spec: &Value, old: &Value, path: &Path, errors: &mut Errors) {
     };
     let new: Vec<Value> = list(spec, "tolerations").iter().map(plain).collect();
     if list(old, "tolerations").iter().any(|toleration| !new.contains(&plain(toleration))) {
-        errors.forbidden(path.child("tolerations"), "existing toleration can not be modified except its tolerationSeconds");
+        return errors.forbidden(path.child("tolerations"), "existing toleration can not be modified except its tolerationSeconds");
     }
+    super::scheduling::tolerations(list(spec, "tolerations"), &path.child("tolerations"), errors);
 }
 fn node_selector_additions(spec: &Value, old: &Value, path: &Path, errors: &mut Errors) {
     let new = map(spec, "nodeSelector");
@@ -140,18 +154,24 @@ fn node_selector_additions(spec: &Value, old: &Value, path: &Path, errors: &mut 
 }
 fn node_affinity_additions(spec: &Value, old: &Value, path: &Path, errors: &mut Errors) {
     const REQUIRED: &str = "affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution";
-    let path = path.child(REQUIRED);
-    let terms = |spec: &Value| spec.at(REQUIRED).map(|r| list(r, "nodeSelectorTerms").to_vec());
-    let Some(before) = terms(old) else { return };
-    let Some(after) = terms(spec).filter(|after| after.len() == before.len()) else {
-        errors.invalid(path.child("nodeSelectorTerms"), Value::Null, "no additions/deletions to non-empty NodeSelectorTerms list are allowed");
+    let path = path.child(REQUIRED).child("nodeSelectorTerms");
+    let terms = |spec: &Value| spec.at(REQUIRED).map(|required| list(required, "nodeSelectorTerms").to_vec()).unwrap_or_default();
+    let (before, after) = (terms(old), terms(spec));
+    if before.is_empty() {
         return;
-    };
+    }
+    if after.len() != before.len() {
+        let shown = if after.is_empty() { internal::Tree::Leaf(Value::Null) } else { internal::show_all("core.v1.NodeSelectorTerm", &after) };
+        return errors.invalid_structure(path, &shown, "no additions/deletions to non-empty NodeSelectorTerms list are allowed");
+    }
     for (i, (new, old)) in after.iter().zip(&before).enumerate() {
-        let kept =
-            ["matchExpressions", "matchFields"].iter().all(|key| list(old, key).iter().all(|requirement| list(new, key).contains(requirement)));
+        let parts = ["matchExpressions", "matchFields"];
+        let nothing = |term: &Value| parts.iter().all(|key| list(term, key).is_empty());
+        // A term that selects nothing may not begin to select.
+        let kept = parts.iter().all(|key| list(new, key).starts_with(list(old, key))) && (!nothing(old) || nothing(new));
         if !kept {
-            errors.invalid(path.child("nodeSelectorTerms").index(i), new.clone(), "only additions are allowed (no mutations or deletions)");
+            let shown = internal::show("core.v1.NodeSelectorTerm", new);
+            errors.invalid_structure(path.index(i), &shown, "only additions are allowed (no mutations or deletions)");
         }
     }
 }
@@ -169,6 +189,11 @@ pub fn prepare_ephemeral_containers(pod: &mut Value, old: &Value) {
     }
 }
 pub fn validate_ephemeral_containers(pod: &Value, old: &Value, errors: &mut Errors) {
+    validate_annotations(pod, old, errors);
+    if old.annotation(MIRROR).is_some() {
+        *errors = Errors::default();
+        return errors.forbidden(Path::new("[]"), "static pods do not support ephemeral containers");
+    }
     let path = Path::new("spec").child("ephemeralContainers");
     let (new, before) = (list(spec_of(pod), "ephemeralContainers"), list(spec_of(old), "ephemeralContainers"));
     for container in before {
@@ -176,45 +201,55 @@ pub fn validate_ephemeral_containers(pod: &Value, old: &Value, errors: &mut Erro
         match new.iter().find(|c| text(c, "name") == name) {
             None => errors.forbidden(path.clone(), &format!("existing ephemeral containers {name:?} may not be removed\n")),
             Some(same) if same != container => {
-                errors.forbidden(path.clone(), &format!("existing ephemeral containers {name:?} may not be changed\n"))
+                let difference = internal::difference("core.v1.EphemeralContainer", container, same);
+                errors.forbidden(path.clone(), &format!("existing ephemeral containers {name:?} may not be changed\n{difference}"))
             }
             _ => {}
         }
     }
 }
 
-/// A write to `/resize` changes only resources and resize policies of containers.
+/// A write to `/resize` changes only resources and resize policies of containers. One that would have other containers is left as
+/// it is: it is refused.
 pub fn prepare_resize(pod: &mut Value, old: &Value) {
+    let same = |key: &str| {
+        let names = |pod: &Value| list(spec_of(pod), key).iter().map(|container| text(container, "name").to_string()).collect::<Vec<_>>();
+        names(pod) == names(old)
+    };
+    if !["containers", "initContainers"].into_iter().all(same) {
+        return;
+    }
     let sent = std::mem::replace(pod, old.clone());
     if let Some(version) = sent.at("metadata.resourceVersion") {
         pod.set("metadata.resourceVersion", version.clone());
     }
     for key in ["containers", "initContainers"] {
-        for container in pod.at_mut("spec").and_then(|s| s.get_mut(key)).and_then(Value::as_array_mut).into_iter().flatten() {
-            let name = text(container, "name").to_string();
-            if let Some(new) = list(spec_of(&sent), key).iter().find(|c| text(c, "name") == name) {
-                copy(container, new, "resources");
-                copy(container, new, "resizePolicy");
-            }
+        let containers = pod.at_mut("spec").and_then(|s| s.get_mut(key)).and_then(Value::as_array_mut).into_iter().flatten();
+        for (container, new) in containers.zip(list(spec_of(&sent), key)) {
+            copy(container, new, "resources");
+            copy(container, new, "resizePolicy");
         }
     }
-    if let (Some(spec), Some(resources)) = (pod.at_mut("spec"), spec_of(&sent).get("resources")) {
-        put(spec, "resources", resources.clone());
+    if let Some(spec) = pod.at_mut("spec") {
+        copy(spec, spec_of(&sent), "resources");
     }
 }
 pub fn validate_resize(pod: &Value, old: &Value, errors: &mut Errors) {
     let path = Path::new("spec");
-    let spec = spec_of(pod);
+    let (spec, old_spec) = (spec_of(pod), spec_of(old));
     let whole = || Path::new("[]");
-    if old.annotation(MIRROR).is_some() {
-        errors.forbidden(whole(), "static pods cannot be resized");
-        return;
+    let why = if old.annotation(MIRROR).is_some() {
+        Some("static pods cannot be resized")
+    } else if text(old_spec.get("os").unwrap_or(&Value::Null), "name") == "windows" {
+        Some("windows pods cannot be resized")
+    } else {
+        None
+    };
+    if let Some(why) = why {
+        *errors = Errors::default();
+        return errors.forbidden(whole(), why);
     }
-    if text(spec.get("os").unwrap_or(&Value::Null), "name") == "windows" {
-        errors.forbidden(whole(), "windows pods cannot be resized");
-        return;
-    }
-    let before = old.str_at("status.qosClass").unwrap_or_else(|| quality_of_service(spec_of(old)));
+    let before = old.str_at("status.qosClass").unwrap_or_else(|| quality_of_service(old_spec));
     let now = quality_of_service(spec);
     if now != before {
         errors.invalid(path.clone(), before, "Pod QOS Class may not change as a result of resizing");
@@ -224,18 +259,67 @@ pub fn validate_resize(pod: &Value, old: &Value, errors: &mut Errors) {
     if running.is_some_and(|status| status.get("resources").is_none_or(Value::is_null)) {
         errors.forbidden(path.clone(), "Pod running on node without support for resize");
     }
-    let mut others_change = other_resources(spec.get("resources")) != other_resources(spec_of(old).get("resources"));
-    removed(spec, spec_of(old), &path, errors);
-    for key in ["containers", "initContainers"] {
-        for (i, (new, old)) in list(spec, key).iter().zip(list(spec_of(old), key)).enumerate() {
-            removed(new, old, &path.child(key).index(i), errors);
-            others_change |= other_resources(new.get("resources")) != other_resources(old.get("resources"));
+    whole_pod_resize(spec, old_spec, &path, errors);
+    if !same_containers(spec, old_spec, &path, errors) {
+        return;
+    }
+    for key in ["initContainers", "containers"] {
+        for (i, (new, old)) in list(spec, key).iter().zip(list(old_spec, key)).enumerate() {
+            removed(new.get("resources"), old.get("resources"), "resource", &path.child(key).index(i).child("resources"), errors);
         }
     }
-    if others_change {
+    let others = |new: &Value, old: &Value| {
+        other_resources(new.get("resources")) != other_resources(old.get("resources")) || {
+            let policy = |container: &Value| list(container, "resizePolicy").to_vec();
+            policy(new) != policy(old)
+        }
+    };
+    for _ in list(spec, "containers").iter().zip(list(old_spec, "containers")).filter(|(new, old)| others(new, old)) {
         errors.forbidden(path.clone(), "only cpu and memory resources are mutable");
     }
+    for (i, (new, old)) in list(spec, "initContainers").iter().zip(list(old_spec, "initContainers")).enumerate() {
+        let at = path.child("initContainers").index(i);
+        if others(new, old) {
+            errors.forbidden(at.clone(), "only cpu and memory resources for init or sidecar containers are mutable");
+        }
+        if new != old && text(new, "restartPolicy") != "Always" {
+            for _ in list(new, "resizePolicy").iter().filter(|policy| text(policy, "restartPolicy") == "RestartContainer") {
+                errors.forbidden(at.clone(), "non-sidecar init containers with a resize policy of RestartContainer cannot be resized");
+            }
+        }
+    }
 }
+
+/// Containers are neither added nor removed, nor do they change places.
+fn same_containers(spec: &Value, old: &Value, path: &Path, errors: &mut Errors) -> bool {
+    let before = errors.0.len();
+    for key in ["containers", "initContainers"] {
+        let (new, old, path) = (list(spec, key), list(old, key), path.child(key));
+        if new.len() != old.len() {
+            errors.forbidden(path, &format!("{key} may not be added or removed on resize"));
+            continue;
+        }
+        for (i, _) in new.iter().zip(old).enumerate().filter(|(_, (new, old))| text(new, "name") != text(old, "name")) {
+            errors.forbidden(path.index(i).child("name"), &format!("{key} may not be renamed or reordered on resize"));
+        }
+    }
+    errors.0.len() == before
+}
+
+/// What is asked for the pod as a whole.
+fn whole_pod_resize(spec: &Value, old: &Value, path: &Path, errors: &mut Errors) {
+    let (new, old) = (member(spec, "resources"), member(old, "resources"));
+    if old.is_some() && new.is_none() {
+        return errors.forbidden(path.child("resources"), "pod-level resources cannot be removed");
+    }
+    if old.is_some() {
+        removed(new, old, "pod-level resource", &path.child("resources"), errors);
+    }
+    if other_resources(new) != other_resources(old) {
+        errors.forbidden(path.clone(), "only cpu and memory resources are mutable at pod-level");
+    }
+}
+
 /// What in a block of resources no resize may change.
 fn other_resources(resources: Option<&Value>) -> Value {
     let mut rest = resources.cloned().unwrap_or_default();
@@ -245,38 +329,17 @@ fn other_resources(resources: Option<&Value>) -> Value {
         }
     }
     normal(&mut rest);
-    rest
+    if rest == serde_json::json!({}) { Value::Null } else { rest }
 }
 /// What was asked for may be asked for differently, but not no longer.
-fn removed(new: &Value, old: &Value, path: &Path, errors: &mut Errors) {
+fn removed(new: Option<&Value>, old: Option<&Value>, what: &str, path: &Path, errors: &mut Errors) {
     for part in ["requests", "limits"] {
-        let names = |c: &Value| c.get("resources").and_then(|r| map(r, part)).map(|m| m.keys().cloned().collect::<Vec<_>>()).unwrap_or_default();
+        let names = |resources: Option<&Value>| {
+            resources.and_then(|resources| map(resources, part)).map(|m| m.keys().cloned().collect::<Vec<_>>()).unwrap_or_default()
+        };
         let left = names(new);
         if names(old).iter().any(|name| !left.contains(name)) {
-            errors.forbidden(path.child("resources").child(part), &format!("resource {part} cannot be removed"));
-        }
-    }
-}
-
-/// Rules for a write to `/status`: what has ended for good does not run again.
-pub fn validate_status(pod: &Value, old: &Value, errors: &mut Errors) {
-    let policy = text(spec_of(pod), "restartPolicy");
-    if policy == "Always" {
-        return;
-    }
-    let empty = Value::Null;
-    let (status, before) = (pod.get("status").unwrap_or(&empty), old.get("status").unwrap_or(&empty));
-    for (i, old_status) in list(before, "containerStatuses").iter().enumerate() {
-        let Some(ended) = old_status.at("state.terminated").filter(|t| !t.is_null()) else { continue };
-        if policy == "OnFailure" && int(ended, "exitCode").unwrap_or(0) != 0 {
-            continue;
-        }
-        let name = text(old_status, "name");
-        let has_rules = list(spec_of(pod), "containers").iter().any(|c| text(c, "name") == name && has(c, "restartPolicy"));
-        let now = list(status, "containerStatuses").iter().find(|s| text(s, "name") == name);
-        if !has_rules && now.is_some_and(|s| s.at("state.terminated").is_none_or(Value::is_null)) {
-            errors
-                .forbidden(Path::new("status").child("containerStatuses").index(i).child("state"), "may not be transitioned to non-terminated state");
+            errors.forbidden(path.child(part), &format!("{what} {part} cannot be removed"));
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::{
 };
 use serde_json::Value;
 
-const MANAGED_DISK_FORM: &str = "/subscriptions/{sub-id}/resourceGroups/{group-name}/providers/microsoft.compute/disks/{disk-id}";
+const MANAGED_DISK_FORM: &str = "/subscriptions/{sub-id}/resourcegroups/{group-name}/providers/microsoft.compute/disks/{disk-id}";
 const DISK_FORM: &str = "https://{account-name}.blob.core.windows.net/{container-name}/{disk-name}.vhd";
 
 /// A path inside a volume: relative, and never upwards.
@@ -62,14 +62,14 @@ pub fn source(name: &str, source: &Value, path: &Path, errors: &mut Errors) -> b
         "hostPath" => {
             if checks::required(source, "path", path, errors) {
                 no_backsteps(text(source, "path"), &path.child("path"), errors);
+                checks::one_of(
+                    source,
+                    "type",
+                    &["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"],
+                    path,
+                    errors,
+                );
             }
-            checks::one_of(
-                source,
-                "type",
-                &["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"],
-                path,
-                errors,
-            );
         }
         "gcePersistentDisk" => {
             checks::required(source, "pdName", path, errors);
@@ -81,11 +81,12 @@ pub fn source(name: &str, source: &Value, path: &Path, errors: &mut Errors) -> b
         }
         "nfs" => {
             checks::required(source, "server", path, errors);
-            if checks::required(source, "path", path, errors) && !text(source, "path").starts_with('/') {
+            checks::required(source, "path", path, errors);
+            if !text(source, "path").starts_with('/') {
                 errors.invalid(path.child("path"), text(source, "path"), "must be an absolute path");
             }
         }
-        "iscsi" => iscsi(source, path, errors),
+        "iscsi" => iscsi(source, None, path, errors),
         "fc" => {
             let (wwns, wwids) = (list(source, "targetWWNs").len(), list(source, "wwids").len());
             if wwns == 0 && wwids == 0 {
@@ -139,7 +140,7 @@ pub fn source(name: &str, source: &Value, path: &Path, errors: &mut Errors) -> b
             checks::one_of(source, "kind", &["Dedicated", "Managed", "Shared"], path, errors);
             let (managed, uri) = (text(source, "kind") == "Managed", text(source, "diskURI"));
             let wanted = if managed { "/subscriptions/" } else { "https://" };
-            if !uri.is_empty() && !uri.starts_with(wanted) {
+            if has(source, "kind") && !uri.starts_with(wanted) {
                 let form = if managed { MANAGED_DISK_FORM } else { DISK_FORM };
                 errors.not_supported(path.child("diskURI"), uri, &[form]);
             }
@@ -155,14 +156,16 @@ pub fn source(name: &str, source: &Value, path: &Path, errors: &mut Errors) -> b
         }
         "quobyte" => {
             let registry = text(source, "registry");
+            const PAIRS: &str = "must be a host:port pair or multiple pairs separated by commas";
             let is_pair =
-                |pair: &str| pair.rsplit_once(':').is_some_and(|(host, _)| !host.is_empty() && (!host.contains(':') || host.starts_with('[')));
-            if !checks::required(source, "registry", path, errors) {
-            } else if text(source, "tenant").len() >= 65 {
-                errors.invalid(path.child("tenant"), text(source, "tenant"), "must be a UUID and may not exceed a length of 64 characters");
+                |pair: &str| pair.rsplit_once(':').is_some_and(|(host, _)| !host.contains(':') || (host.starts_with('[') && host.ends_with(']')));
+            if registry.is_empty() {
+                errors.required(path.child("registry"), PAIRS);
+            } else if text(source, "tenant").len() > 64 {
+                errors.required(path.child("tenant"), "must be a UUID and may not exceed a length of 64 characters");
             } else {
                 for _ in registry.split(',').filter(|pair| !is_pair(pair)) {
-                    errors.invalid(path.child("registry"), registry, "must be a host:port pair or multiple pairs separated by commas");
+                    errors.invalid(path.child("registry"), registry, PAIRS);
                 }
             }
             checks::required(source, "volume", path, errors);
@@ -178,6 +181,9 @@ pub fn source(name: &str, source: &Value, path: &Path, errors: &mut Errors) -> b
                 errors.required(path.clone(), "one of datasetName and datasetUUID is required");
             } else if !name.is_empty() && !uuid.is_empty() {
                 errors.invalid(path.clone(), "resource", "datasetName and datasetUUID can not be specified simultaneously");
+            }
+            if name.contains('/') {
+                errors.invalid(path.child("datasetName"), name, "must not contain '/'");
             }
         }
         "storageos" => {
@@ -199,10 +205,15 @@ fn partition(source: &Value, path: &Path, errors: &mut Errors) {
         errors.invalid(path.child("partition"), number, "must be between 1 and 255, inclusive");
     }
 }
-fn iscsi(source: &Value, path: &Path, errors: &mut Errors) {
+/// `volume` is the name of the PersistentVolume, if it is one's source.
+pub fn iscsi(source: &Value, volume: Option<&str>, path: &Path, errors: &mut Errors) {
+    let (persistent, portal) = (volume.is_some(), text(source, "targetPortal"));
     checks::required(source, "targetPortal", path, errors);
+    if volume.is_some_and(|name| name.len() + 1 + portal.len() > PORTAL_CHARS_MAX) && has(source, "initiatorName") {
+        errors.invalid(path.child("targetportal"), portal, PORTAL_TOO_LONG);
+    }
     if checks::required(source, "iqn", path, errors) {
-        iscsi_name(text(source, "iqn"), &path.child("iqn"), errors);
+        iscsi_name(text(source, "iqn"), persistent, &path.child("iqn"), errors);
     }
     let lun = int(source, "lun").unwrap_or(0);
     if !(0..=255).contains(&lun) {
@@ -211,12 +222,15 @@ fn iscsi(source: &Value, path: &Path, errors: &mut Errors) {
     if (flag(source, "chapAuthDiscovery") || flag(source, "chapAuthSession")) && !has(source, "secretRef") {
         errors.required(path.child("secretRef"), "");
     }
+    if let Some(secret) = member(source, "secretRef").filter(|_| persistent) {
+        checks::required(secret, "name", &path.child("secretRef"), errors);
+    }
     if let Some(Value::String(initiator)) = member(source, "initiatorName") {
-        iscsi_name(initiator, &path.child("initiatorname"), errors);
+        iscsi_name(initiator, persistent, &path.child("initiatorname"), errors);
     }
 }
 /// The name of one end of an iSCSI session, in one of three forms.
-fn iscsi_name(name: &str, path: &Path, errors: &mut Errors) {
+fn iscsi_name(name: &str, persistent: bool, path: &Path, errors: &mut Errors) {
     let alphanumeric = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric());
     let digits = |text: &str, count: usize| text.len() == count && text.bytes().all(|b| b.is_ascii_digit());
     let good = match name.get(..3) {
@@ -224,11 +238,12 @@ fn iscsi_name(name: &str, path: &Path, errors: &mut Errors) {
         Some("iqn") => name.strip_prefix("iqn.").and_then(|rest| rest.split_once('.')).is_some_and(|(month, rest)| {
             let (domain, own) = rest.split_once(':').unwrap_or((rest, ""));
             let host = !domain.is_empty() && domain.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.'));
-            let own = !own.is_empty() && !own.contains(|c: char| c.is_whitespace() || "^,;*&$|".contains(c));
+            let own = !own.is_empty() && !own.contains(|c: char| c.is_ascii_whitespace() || ",;*&$|".contains(c));
             month.split_once('-').is_some_and(|(year, month)| digits(year, 4) && digits(month, 2)) && host && own
         }),
         Some("eui") => name.len() == 20 && name.get(4..).is_some_and(alphanumeric),
         Some("naa") => name.len() == 36 && name.get(4..).is_some_and(alphanumeric),
+        _ if persistent => false,
         _ => return errors.invalid(path.clone(), name, "must be valid format starting with iqn, eui, or naa"),
     };
     if !good {
@@ -236,12 +251,16 @@ fn iscsi_name(name: &str, path: &Path, errors: &mut Errors) {
     }
 }
 
-/// What is wrong with the name of a CSI driver.
-pub fn csi_driver(name: &str) -> Vec<String> {
-    if name.len() > 63 {
-        return vec!["must be no more than 63 characters".into()];
+/// The name of a CSI driver at `path`.
+pub fn csi_driver(name: &str, path: &Path, errors: &mut Errors) {
+    const CHARS_MAX: usize = 63;
+    if name.is_empty() {
+        return errors.required(path.clone(), "");
     }
-    names::dns1123_subdomain(&name.to_lowercase())
+    if name.len() > CHARS_MAX {
+        errors.too_long(path.clone(), name, CHARS_MAX);
+    }
+    errors.invalid_all(path, name, names::dns1123_subdomain(&name.to_lowercase()));
 }
 
 fn pod_source(name: &str, value: &Value, path: &Path, errors: &mut Errors) {
@@ -276,32 +295,30 @@ fn pod_source(name: &str, value: &Value, path: &Path, errors: &mut Errors) {
         }
         "projected" => projected(value, path, errors),
         "csi" => {
-            if checks::required(value, "driver", path, errors) {
-                errors.invalid_all(&path.child("driver"), text(value, "driver"), csi_driver(text(value, "driver")));
-            }
-            if let Some(secret) = member(value, "nodePublishSecretRef") {
-                checks::required(secret, "name", &path.child("nodePublishSecretRef"), errors);
+            csi_driver(text(value, "driver"), &path.child("driver"), errors);
+            if let Some(secret) = member(value, "nodePublishSecretRef")
+                && checks::required(secret, "name", &path.child("nodePublishSecretRef"), errors)
+            {
+                checks::checked(secret, "name", path, names::dns1123_subdomain, errors);
             }
         }
         "ephemeral" => match member(value, "volumeClaimTemplate") {
             None => errors.required(path.child("volumeClaimTemplate"), ""),
             Some(template) => {
                 let path = path.child("volumeClaimTemplate");
-                for (key, value) in map(template, "metadata").into_iter().flatten() {
-                    if !matches!(key.as_str(), "annotations" | "labels") && !crate::kinds::values::is_empty(value) {
-                        errors.forbidden(path.child("metadata").child(key), "cannot be set");
+                let (metadata, at) = (template.get("metadata").unwrap_or(&Value::Null), path.child("metadata"));
+                checks::annotations(map(metadata, "annotations"), &at.child("annotations"), errors);
+                checks::labels(map(metadata, "labels"), &at.child("labels"), errors);
+                for (key, shown) in TEMPLATE_METADATA {
+                    if metadata.get(*key).is_some_and(|value| !crate::kinds::values::is_empty(value) && *value != 0) {
+                        errors.forbidden(at.child(shown), "cannot be set");
                     }
                 }
-                let metadata = template.get("metadata").unwrap_or(&Value::Null);
-                checks::labels(map(metadata, "labels"), &path.child("metadata").child("labels"), errors);
-                checks::annotations(map(metadata, "annotations"), &path.child("metadata").child("annotations"), errors);
                 claim_spec(template.get("spec").unwrap_or(&Value::Null), &path.child("spec"), errors);
             }
         },
         "image" => {
-            if checks::required(value, "reference", path, errors) && text(value, "reference").trim() != text(value, "reference") {
-                errors.invalid(path.child("reference"), text(value, "reference"), "must not have leading or trailing whitespace");
-            }
+            checks::required(value, "reference", path, errors);
             checks::one_of(value, "pullPolicy", &["Always", "IfNotPresent", "Never"], path, errors);
         }
         other => {
@@ -319,26 +336,23 @@ fn projected(value: &Value, path: &Path, errors: &mut Errors) {
         for name in ["secret", "configMap", "downwardAPI", "serviceAccountToken", "clusterTrustBundle", "podCertificate"] {
             let Some(source) = member(projection, name) else { continue };
             count += 1;
-            if count > 1 {
-                errors.forbidden(at.clone(), "may not specify more than 1 volume type per source");
-                continue;
-            }
             let here = at.child(name);
             match name {
                 "secret" | "configMap" => {
                     checks::required(source, "name", &here, errors);
-                    items(source, &here, errors);
-                    for item in list(source, "items") {
-                        let target = text(item, "path");
-                        if !target.is_empty() {
-                            conflict(&mut paths, target, text(source, "name"), path, errors);
+                    for (j, item) in list(source, "items").iter().enumerate() {
+                        key_to_path(item, &here.child("items").index(j), errors);
+                        if !text(item, "path").is_empty() {
+                            conflict(&mut paths, text(item, "path"), text(source, "name"), path, errors);
                         }
                     }
                 }
                 "downwardAPI" => {
-                    super::environment::validate_files(list(source, "items"), &here, errors);
                     for item in list(source, "items") {
-                        conflict(&mut paths, text(item, "path"), text(item, "path"), path, errors);
+                        super::environment::validate_files(std::slice::from_ref(item), &here, errors);
+                        if !text(item, "path").is_empty() {
+                            conflict(&mut paths, text(item, "path"), text(item, "path"), path, errors);
+                        }
                     }
                 }
                 "serviceAccountToken" => {
@@ -348,27 +362,32 @@ fn projected(value: &Value, path: &Path, errors: &mut Errors) {
                     } else if seconds > 1 << 32 {
                         errors.invalid(here.child("expirationSeconds"), seconds, "may not specify a duration larger than 2^32 seconds");
                     }
-                    if text(source, "path").is_empty() {
-                        errors.required(path.child("path"), "");
-                    } else {
+                    if checks::required(source, "path", path, errors) {
                         file_path(text(source, "path"), &path.child("path"), errors);
-                        conflict(&mut paths, text(source, "path"), text(source, "path"), path, errors);
                     }
                 }
+                "clusterTrustBundle" => {
+                    trust_bundle(source, &here, errors);
+                    checks::required(source, "path", &here, errors);
+                    file_path(text(source, "path"), &here.child("path"), errors);
+                    conflict(&mut paths, text(source, "path"), text(source, "path"), path, errors);
+                }
                 _ => {
-                    if name == "clusterTrustBundle" {
-                        trust_bundle(source, &at.child("clusterTrustBundlePEM"), errors);
-                    } else {
-                        pod_certificate(source, &here, errors);
+                    pod_certificate(source, &here, errors);
+                    let mut files = 0;
+                    for key in ["credentialBundlePath", "keyPath", "certificateChainPath"].iter().filter(|key| !text(source, key).is_empty()) {
+                        files += 1;
+                        file_path(text(source, key), &here.child(key), errors);
+                        conflict(&mut paths, text(source, key), text(source, key), path, errors);
                     }
-                    for key in ["path", "keyPath", "certificateChainPath", "credentialBundlePath"] {
-                        if !text(source, key).is_empty() {
-                            file_path(text(source, key), &here.child(key), errors);
-                            conflict(&mut paths, text(source, key), text(source, key), path, errors);
-                        }
+                    if files == 0 {
+                        errors.required(here, "specify at least one of credentialBundlePath, keyPath, and certificateChainPath");
                     }
                 }
             }
+        }
+        if count > 1 {
+            errors.forbidden(at, "may not specify more than 1 volume type per source");
         }
     }
 }
@@ -382,9 +401,10 @@ fn trust_bundle(source: &Value, path: &Path, errors: &mut Errors) {
         (Some(name), None) => {
             if name.is_empty() {
                 errors.required(path.child("name"), "must be a valid object name");
-            } else {
-                let problems = name.rsplit(':').next().map(names::dns1123_subdomain).unwrap_or_default();
-                errors.invalid_all(&path.child("name"), name, problems);
+            }
+            let own = name.rsplit(':').next().unwrap_or_default();
+            for problem in names::dns1123_subdomain(own) {
+                errors.invalid(path.child("name"), name, &format!("not a valid clustertrustbundlename: {problem}"));
             }
             if let Some(selector) = member(source, "labelSelector") {
                 let shown = crate::internal::selector(Some(selector));
@@ -402,12 +422,10 @@ fn trust_bundle(source: &Value, path: &Path, errors: &mut Errors) {
         }
         (None, None) => errors.required(path.clone(), "either name or signerName must be specified"),
     }
-    checks::required(source, "path", path, errors);
 }
 /// A certificate that is asked for in the pod's name.
 fn pod_certificate(source: &Value, path: &Path, errors: &mut Errors) {
     const KEY_TYPES: &[&str] = &["RSA3072", "RSA4096", "ECDSAP256", "ECDSAP384", "ECDSAP521", "ED25519"];
-    const FILES: &[&str] = &["credentialBundlePath", "keyPath", "certificateChainPath"];
     const AGE_MIN_S: i64 = 3600;
     const AGE_MAX_S: i64 = 91 * 86_400;
     signer_name(text(source, "signerName"), &path.child("signerName"), errors);
@@ -423,9 +441,6 @@ fn pod_certificate(source: &Value, path: &Path, errors: &mut Errors) {
             errors.invalid(at, seconds, &format!("if provided, maxExpirationSeconds must be <= {AGE_MAX_S}"));
         }
     }
-    if FILES.iter().all(|key| text(source, key).is_empty()) {
-        errors.required(path.clone(), "specify at least one of credentialBundlePath, keyPath, and certificateChainPath");
-    }
 }
 fn conflict<'a>(paths: &mut Vec<&'a str>, target: &'a str, shown: &str, path: &Path, errors: &mut Errors) {
     if paths.contains(&target) {
@@ -435,25 +450,29 @@ fn conflict<'a>(paths: &mut Vec<&'a str>, target: &'a str, shown: &str, path: &P
     }
 }
 
+/// How volumes and claims may be mounted.
+pub fn access_modes(spec: &Value, path: &Path, errors: &mut Errors) {
+    const ONCE_POD: &str = "ReadWriteOncePod";
+    const MODES: &[&str] = &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", ONCE_POD];
+    let path = path.child("accessModes");
+    for mode in strings(spec, "accessModes").filter(|mode| !MODES.contains(mode)) {
+        errors.not_supported(path.clone(), mode, MODES);
+    }
+    let has = |once: bool| strings(spec, "accessModes").any(|mode| MODES.contains(&mode) && (mode == ONCE_POD) == once);
+    if has(true) && has(false) {
+        errors.forbidden(path, "may not use ReadWriteOncePod with other access modes");
+    }
+}
+
 /// The spec of a PersistentVolumeClaim, alone or as a template.
 pub fn claim_spec(spec: &Value, path: &Path, errors: &mut Errors) {
-    const MODES: &[&str] = &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
     if list(spec, "accessModes").is_empty() {
         errors.required(path.child("accessModes"), "at least 1 access mode is required");
     }
     if let Some(selector) = member(spec, "selector") {
         crate::selector::validate(selector, &path.child("selector"), errors);
     }
-    let mut has_once_pod = false;
-    for mode in strings(spec, "accessModes") {
-        has_once_pod |= mode == "ReadWriteOncePod";
-        if !MODES.contains(&mode) {
-            errors.not_supported(path.child("accessModes"), mode, MODES);
-        }
-    }
-    if has_once_pod && list(spec, "accessModes").len() > 1 {
-        errors.forbidden(path.child("accessModes"), "may not use ReadWriteOncePod with other access modes");
-    }
+    access_modes(spec, path, errors);
     let resources = path.child("resources");
     match spec.get("resources").and_then(|r| map(r, "requests")).and_then(|r| r.get("storage")) {
         None => errors.required(resources.key("storage"), ""),
@@ -467,11 +486,14 @@ pub fn claim_spec(spec: &Value, path: &Path, errors: &mut Errors) {
     }
     checks::checked(spec, "storageClassName", path, names::dns1123_subdomain, errors);
     checks::one_of(spec, "volumeMode", &["Block", "Filesystem"], path, errors);
-    if let Some(source) = member(spec, "dataSource") {
-        typed_reference(source, &path.child("dataSource"), errors);
+    let sources = ["dataSource", "dataSourceRef"].map(|key| member(spec, key).map(|source| (source, path.child(key))));
+    for (source, at) in sources.iter().flatten() {
+        typed_reference(source, at, errors);
     }
-    if let Some(source) = member(spec, "dataSourceRef") {
-        typed_reference(source, &path.child("dataSourceRef"), errors);
+    if let [Some((old, _)), Some((new, _))] = &sources
+        && ["apiGroup", "kind", "name"].iter().any(|key| member(old, key) != member(new, key))
+    {
+        errors.invalid(path.clone(), serde_json::json!({}), "must match dataSourceRef");
     }
     checks::checked(spec, "volumeAttributesClassName", path, names::dns1123_subdomain, errors);
 }
@@ -487,7 +509,28 @@ fn typed_reference(reference: &Value, path: &Path, errors: &mut Errors) {
     }
 }
 
-/// In which order the sources of a volume are looked at; others come after.
+/// The longest `<volume>:<portal>` that an initiator of iSCSI may be called by.
+pub const PORTAL_CHARS_MAX: usize = 64;
+pub const PORTAL_TOO_LONG: &str =
+    "Total length of <volume name>:<iscsi.targetPortal> must be under 64 characters if iscsi.initiatorName is specified.";
+/// What metadata of a template of a claim must not say, and what errors call it.
+const TEMPLATE_METADATA: &[(&str, &str)] = &[
+    ("name", "name"),
+    ("generateName", "generateName"),
+    ("namespace", "namespace"),
+    ("selfLink", "selfLink"),
+    ("uid", "uID"),
+    ("resourceVersion", "resourceVersion"),
+    ("generation", "generation"),
+    ("creationTimestamp", "creationTimestamp"),
+    ("deletionTimestamp", "deletionTimestamp"),
+    ("deletionGracePeriodSeconds", "deletionGracePeriodSeconds"),
+    ("ownerReferences", "ownerReferences"),
+    ("finalizers", "finalizers"),
+    ("managedFields", "managedFields"),
+];
+
+/// In which order the sources of a volume are looked at.
 const ORDER: &[&str] = &[
     "emptyDir",
     "hostPath",
@@ -508,43 +551,96 @@ const ORDER: &[&str] = &[
     "fc",
     "flexVolume",
     "configMap",
+    "azureFile",
+    "vsphereVolume",
+    "photonPersistentDisk",
+    "portworxVolume",
+    "azureDisk",
+    "storageos",
+    "projected",
+    "scaleIO",
+    "csi",
+    "ephemeral",
+    "image",
 ];
 
+/// What errors call a source: here and there something else than its field is called.
+fn shown_source(name: &str, second: bool) -> &str {
+    match (name, second) {
+        ("gcePersistentDisk", false) => "persistentDisk",
+        ("cephfs", true) => "cephFS",
+        ("downwardAPI", true) => "downwarAPI",
+        _ => name,
+    }
+}
+
+/// The sources of `volume`, of which there may be one, in the order of Kubernetes. `one` checks the first.
+pub fn one_source(volume: &Value, names: &[&str], path: &Path, errors: &mut Errors, mut one: impl FnMut(&str, &Value, &Path, &mut Errors)) {
+    let mut sources: Vec<_> =
+        volume.as_object().into_iter().flatten().filter(|(name, value)| names.contains(&name.as_str()) && value.is_object()).collect();
+    sources.sort_by_key(|(name, _)| names.iter().position(|known| known == name));
+    for (i, (name, value)) in sources.iter().enumerate() {
+        if i > 0 {
+            errors.forbidden(path.child(shown_source(name, true)), "may not specify more than 1 volume type");
+        } else {
+            one(name, value, &path.child(shown_source(name, false)), errors);
+        }
+    }
+    if sources.is_empty() {
+        errors.required(path.clone(), "must specify a volume type");
+    }
+}
+
 /// `volumes` of a pod spec. Gives the names of those that are good.
-pub fn validate<'a>(spec: &'a Value, path: &Path, errors: &mut Errors) -> Vec<&'a str> {
+pub fn validate<'a>(spec: &'a Value, pod: Option<&Value>, path: &Path, errors: &mut Errors) -> Vec<&'a str> {
     let volumes = list(spec, "volumes");
+    let pod_name = pod.and_then(|pod| pod.get("metadata")).map(|metadata| text(metadata, "name")).unwrap_or_default();
+    let claim = |volume: &Value| format!("{pod_name}-{}", text(volume, "name"));
     let mut good = vec![];
     for (i, volume) in volumes.iter().enumerate() {
         let path = path.child("volumes").index(i);
-        let (mut count, before) = (0, errors.0.len());
-        let mut sources: Vec<_> = volume.as_object().into_iter().flatten().filter(|(name, value)| *name != "name" && value.is_object()).collect();
-        sources.sort_by_key(|(name, _)| ORDER.iter().position(|known| known == name).unwrap_or(ORDER.len()));
-        for (name, value) in sources {
-            count += 1;
-            if count > 1 {
-                errors.forbidden(path.child(name), "may not specify more than 1 volume type");
-            } else {
-                pod_source(name, value, &path.child(name), errors);
-            }
-        }
-        if count == 0 {
-            errors.required(path.clone(), "must specify a volume type");
-        }
+        let before = errors.0.len();
         let name = text(volume, "name");
+        one_source(volume, ORDER, &path, errors, |source, value, at, errors| {
+            pod_source(source, value, at, errors);
+            match source {
+                "iscsi" if has(value, "initiatorName") && name.len() + 1 + text(value, "targetPortal").len() > PORTAL_CHARS_MAX => {
+                    errors.invalid(path.child("name"), name, PORTAL_TOO_LONG);
+                }
+                "ephemeral" if !pod_name.is_empty() && !name.is_empty() => {
+                    for problem in names::dns1123_subdomain(&claim(volume)) {
+                        errors.invalid(path.child("name"), name, &format!("PVC name {:?}: {problem}", claim(volume)));
+                    }
+                }
+                _ => {}
+            }
+        });
         if name.is_empty() {
             errors.required(path.child("name"), "");
         } else {
             errors.invalid_all(&path.child("name"), name, names::dns1123_label(name));
-            if volumes[..i].iter().any(|other| text(other, "name") == name) {
-                errors.duplicate(path.child("name"), name);
-            }
+        }
+        if good.contains(&name) {
+            errors.duplicate(path.child("name"), name);
         }
         if errors.0.len() == before {
             good.push(name);
         }
+        if let Some(wanted) = member(volume, "persistentVolumeClaim").map(|source| text(source, "claimName"))
+            && !pod_name.is_empty()
+            && volumes.iter().any(|other| has(other, "ephemeral") && claim(other) == wanted)
+        {
+            let at = path.child("persistentVolumeClaim").child("claimName");
+            errors.invalid(at, wanted, "must not reference a PVC that gets created for an ephemeral volume");
+        }
     }
     good
 }
+/// Whether one of a list is at `target`. Of several with a name, the last counts.
+fn holds(list: &[Value], key: &str, target: &str) -> bool {
+    list.iter().enumerate().any(|(i, one)| text(one, key) == target && !list[i + 1..].iter().any(|later| text(later, "name") == text(one, "name")))
+}
+
 /// `volumeMounts` and `volumeDevices` of a container. `good` are the names of the volumes that may be mounted.
 pub fn validate_mounts(container: &Value, spec: &Value, good: &[&str], path: &Path, errors: &mut Errors) {
     let volumes: Vec<&Value> = list(spec, "volumes").iter().filter(|v| good.contains(&text(v, "name"))).collect();
@@ -570,6 +666,9 @@ pub fn validate_mounts(container: &Value, spec: &Value, good: &[&str], path: &Pa
         if devices.iter().any(|device| text(device, "name") == name) {
             errors.invalid(path.child("name"), name, "must not already exist in volumeDevices");
         }
+        if holds(devices, "devicePath", target) {
+            errors.invalid(path.child("mountPath"), target, "must not already exist as a path in volumeDevices");
+        }
         if !text(mount, "subPath").is_empty() {
             relative_path(text(mount, "subPath"), &at.child("subPath"), errors);
         }
@@ -589,7 +688,7 @@ pub fn validate_mounts(container: &Value, spec: &Value, good: &[&str], path: &Pa
         if has(mount, "recursiveReadOnly") {
             let said = text(mount, "recursiveReadOnly");
             if !matches!(said, "Disabled" | "IfPossible" | "Enabled") {
-                errors.not_supported(at.child("recursiveReadOnly"), said, &["Disabled", "IfPossible", "Enabled"]);
+                errors.not_supported(at.child("recursiveReadOnly"), said, &["Disabled", "Enabled", "IfPossible"]);
             } else if said != "Disabled" {
                 if !flag(mount, "readOnly") {
                     errors.forbidden(at.child("recursiveReadOnly"), "may only be specified when readOnly is true");
@@ -606,7 +705,7 @@ pub fn validate_mounts(container: &Value, spec: &Value, good: &[&str], path: &Pa
         if name.is_empty() {
             errors.required(path.child("name"), "");
         }
-        if devices[..i].iter().any(|other| text(other, "name") == name) {
+        if !name.is_empty() && devices[..i].iter().any(|other| text(other, "name") == name) {
             errors.invalid(path.child("name"), name, "must be unique");
         }
         match volumes.iter().find(|v| text(v, "name") == name) {
@@ -619,17 +718,17 @@ pub fn validate_mounts(container: &Value, spec: &Value, good: &[&str], path: &Pa
         if target.is_empty() {
             errors.required(path.child("devicePath"), "");
         }
-        if !target.is_empty() && devices[..i].iter().any(|other| text(other, "devicePath") == target) {
+        let backsteps = target.split('/').any(|part| part == "..");
+        if !backsteps && devices[..i].iter().any(|other| text(other, "devicePath") == target) {
             errors.invalid(path.child("devicePath"), target, "must be unique");
         }
-        let backsteps = !target.is_empty() && target.split('/').any(|part| part == "..");
         if backsteps {
             errors.invalid(path.child("devicePath"), target, "can not contain backsteps ('..')");
         }
         if mounts.iter().any(|mount| text(mount, "name") == name) {
             errors.invalid(path.child("name"), name, "must not already exist in volumeMounts");
         }
-        if !backsteps && mounts.iter().any(|mount| text(mount, "mountPath") == target) {
+        if holds(mounts, "mountPath", target) {
             errors.invalid(path.child("devicePath"), target, "must not already exist as a path in volumeMounts");
         }
     }

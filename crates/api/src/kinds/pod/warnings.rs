@@ -45,6 +45,10 @@ const NO_SELECTOR: &str = "a null labelSelector results in matching no pod";
 pub fn old_label(key: &str) -> Option<String> {
     OLD_LABELS.iter().find(|(old, ..)| *old == key).map(|(_, since, new)| format!("deprecated since {since}; use {new:?} instead"))
 }
+/// The newer name of such a label.
+pub fn new_label(key: &str) -> Option<&'static str> {
+    OLD_LABELS.iter().find(|(old, ..)| *old == key).map(|(_, _, new)| *new)
+}
 /// A term of a node selector.
 pub fn node_selector_term(term: &Value, values: bool, path: &Path, warnings: &mut Vec<String>) {
     for (i, requirement) in list(term, "matchExpressions").iter().enumerate() {

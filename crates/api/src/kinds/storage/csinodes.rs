@@ -18,6 +18,9 @@ pub fn kind() -> Kind {
     Kind::cluster("storage.k8s.io", "v1", "CSINode", "csinodes").conditional_update().metadata_again(MetadataAgain::AsCreate).hooks(CsiNodes)
 }
 
+/// The longest name that a driver may have for a node.
+const NODE_ID_CHARS_MAX: usize = 256;
+
 struct CsiNodes;
 
 impl Hooks for CsiNodes {
@@ -28,23 +31,27 @@ impl Hooks for CsiNodes {
         let drivers = list(workload::spec(node), "drivers");
         for (i, driver) in drivers.iter().enumerate() {
             let path = Path::new("spec").child("drivers").index(i);
-            checks::required_checked(driver, "name", &path, csi_driver, errors);
+            csi_driver(text(driver, "name"), &path.child("name"), errors);
             checks::required(driver, "nodeID", &path, errors);
+            if text(driver, "nodeID").len() > NODE_ID_CHARS_MAX {
+                errors.invalid(path.child("nodeID"), text(driver, "nodeID"), &format!("must be {NODE_ID_CHARS_MAX} characters or less"));
+            }
+            if let Some(count) = driver.get("allocatable").and_then(|a| int(a, "count")).filter(|count| *count < 0) {
+                errors.invalid(path.child("allocatable").child("count"), count, checks::NOT_NEGATIVE);
+            }
             if drivers[..i].iter().any(|other| text(other, "name") == text(driver, "name")) {
                 errors.duplicate(path.child("name"), text(driver, "name"));
             }
             let keys = list(driver, "topologyKeys");
             for (j, key) in keys.iter().enumerate() {
-                let (at, name) = (path.child("topologyKeys").index(j), key.as_str().unwrap_or_default());
+                let name = key.as_str().unwrap_or_default();
                 if name.is_empty() {
-                    errors.required(at.clone(), "");
-                } else if keys[..j].contains(key) {
-                    errors.duplicate(at.clone(), name);
+                    errors.required(path.clone(), "");
                 }
-                errors.invalid_all(&at, name, names::qualified_name(name));
-            }
-            if let Some(count) = driver.get("allocatable").and_then(|a| int(a, "count")).filter(|count| *count < 0) {
-                errors.invalid(path.child("allocatable").child("count"), count, checks::NOT_NEGATIVE);
+                if keys[..j].contains(key) {
+                    errors.duplicate(path.clone(), name);
+                }
+                errors.invalid_all(&path, name, names::qualified_name(name));
             }
         }
         // A driver that is there stays as it is, but for how many volumes it can have.
@@ -57,8 +64,8 @@ impl Hooks for CsiNodes {
                 driver
             };
             if fixed(&drivers[i]) != fixed(before) {
-                let shown = internal::show("storage.v1.CSINodeDriver", &drivers[i]);
-                errors.invalid_structure(Path::new("spec").child("drivers").index(i), &shown, checks::IMMUTABLE);
+                let shown = internal::show("storage.v1.CSINodeDriver", &fixed(&drivers[i]));
+                errors.invalid_structure(Path::new("spec").child("drivers"), &shown, checks::IMMUTABLE);
             }
         }
     }

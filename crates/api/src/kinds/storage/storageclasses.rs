@@ -37,7 +37,7 @@ impl Hooks for StorageClasses {
     }
     fn validate(&self, class: &Value, old: Option<&Value>, errors: &mut Errors) {
         let root = Path::root();
-        checks::required_checked(class, "provisioner", &root, |name| names::qualified_name(&name.to_lowercase()), errors);
+        provisioner(class, "provisioner", errors);
         parameters(class, errors);
         checks::one_of(class, "reclaimPolicy", &["Delete", "Retain"], &root, errors);
         checks::required_one_of(class, "volumeBindingMode", &["Immediate", "WaitForFirstConsumer"], &root, errors);
@@ -87,6 +87,14 @@ impl Hooks for StorageClasses {
             json!(crate::kinds::values::flag(class, "allowVolumeExpansion")),
             table::age(class, now_unix_s),
         ]
+    }
+}
+
+/// Who makes volumes of a class: a qualified name, in whatever case.
+pub fn provisioner(class: &Value, key: &str, errors: &mut Errors) {
+    if checks::required(class, key, &Path::root(), errors) {
+        let name = text(class, key).to_lowercase();
+        errors.invalid_all(&Path::new(key), name.as_str(), names::qualified_name(&name));
     }
 }
 

@@ -5,8 +5,8 @@ use crate::{
     kind::{Hooks, Kind, MetadataAgain},
     kinds::{
         checks,
-        pod::volumes::csi_driver,
-        values::{flag, made, member, put, text},
+        pod::volumes,
+        values::{flag, int, made, member, put, text},
         workload,
     },
     names,
@@ -25,7 +25,7 @@ pub fn kind() -> Kind {
 
 struct VolumeAttachments;
 
-const ERROR_BYTES_MAX: usize = 262_144;
+const ERROR_BYTES_MAX: usize = 1024;
 const METADATA_BYTES_MAX: usize = 262_144;
 
 /// What an attacher tells of a volume that it has attached.
@@ -34,9 +34,6 @@ fn metadata_of_volume(status: &Value, path: &Path, errors: &mut Errors) {
     let mut bytes = 0;
     for (key, value) in checks::text_entries(status, "attachmentMetadata") {
         bytes += key.len() + value.len();
-        if key.is_empty() {
-            errors.required(path.clone(), "");
-        }
     }
     if bytes > METADATA_BYTES_MAX {
         errors.too_long(path, "", METADATA_BYTES_MAX);
@@ -52,17 +49,23 @@ impl Hooks for VolumeAttachments {
     }
     fn validate(&self, attachment: &Value, old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(attachment), Path::new("spec"));
-        checks::required_checked(spec, "attacher", &path, csi_driver, errors);
         let (name, inline) = (spec.str_at("source.persistentVolumeName"), spec.at("source.inlineVolumeSpec").filter(|i| !i.is_null()));
         let at = path.child("source");
         match (name, inline) {
             (None, None) => errors.required(at, "must specify exactly one of inlineVolumeSpec and persistentVolumeName"),
             (Some(_), Some(_)) => errors.forbidden(at, "must specify exactly one of inlineVolumeSpec and persistentVolumeName"),
+            (None, Some(inline)) => super::super::core::persistentvolumes::inline(inline, &at.child("inlineVolumeSpec"), errors),
             (Some(""), None) => errors.required(at.child("persistentVolumeName"), "must specify non empty persistentVolumeName"),
             _ => {}
         }
-        if checks::required(spec, "nodeName", &path, errors) {
-            checks::checked(spec, "nodeName", &path, names::dns1123_subdomain, errors);
+        let node = text(spec, "nodeName");
+        errors.invalid_all(&path.child("nodeName"), node, names::dns1123_subdomain(node));
+        if old.is_none() {
+            // What came with the first version is checked after all else, and only in what is new.
+            volumes::csi_driver(text(spec, "attacher"), &Path::new("spec.attacher"), errors);
+            if let Some(name) = name {
+                errors.invalid_all(&Path::new("spec.source.persistentVolumeName"), name, names::dns1123_subdomain(name));
+            }
         }
         if let Some(old) = old {
             checks::immutable_structure("storage.v1.VolumeAttachmentSpec", attachment.get("spec"), old.get("spec"), &path, errors);
@@ -75,9 +78,12 @@ impl Hooks for VolumeAttachments {
             let Some(error) = member(status, key) else { continue };
             let path = path.child(key);
             if text(error, "message").len() > ERROR_BYTES_MAX {
-                errors.too_long(path.child("message"), "", ERROR_BYTES_MAX);
+                // It is measured by one limit and told the other.
+                errors.too_long(path.child("message"), "", METADATA_BYTES_MAX);
             }
-            checks::not_negative(error, "errorCode", &path, errors);
+            if let Some(code) = int(error, "errorCode").filter(|code| *code < 0) {
+                errors.invalid(path.child("errorCode"), code, "must be between 0 and 2147483647, inclusive");
+            }
         }
     }
     fn cells(&self, attachment: &Value, now_unix_s: i64) -> Vec<Value> {

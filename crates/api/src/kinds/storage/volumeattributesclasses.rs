@@ -4,10 +4,7 @@ use super::storageclasses;
 use crate::{
     field::{Errors, Path},
     kind::{Hooks, Kind},
-    kinds::{
-        checks,
-        values::{map, text},
-    },
+    kinds::values::{map, text},
     object::ObjectExt,
     table,
 };
@@ -21,17 +18,17 @@ struct VolumeAttributesClasses;
 
 impl Hooks for VolumeAttributesClasses {
     fn validate(&self, class: &Value, old: Option<&Value>, errors: &mut Errors) {
-        checks::required(class, "driverName", &Path::root(), errors);
-        if map(class, "parameters").is_none_or(Map::is_empty) {
-            errors.required(Path::new("parameters"), "must contain at least one key/value pair");
-        }
-        storageclasses::parameters(class, errors);
         if let Some(old) = old {
             for key in ["driverName", "parameters"] {
                 if class.get(key) != old.get(key) {
                     errors.forbidden(Path::new(key), &format!("updates to {key} are forbidden."));
                 }
             }
+        }
+        storageclasses::provisioner(class, "driverName", errors);
+        storageclasses::parameters(class, errors);
+        if map(class, "parameters").is_none_or(Map::is_empty) {
+            errors.required(Path::new("parameters"), "must contain at least one key/value pair");
         }
     }
     fn cells(&self, class: &Value, now_unix_s: i64) -> Vec<Value> {
