@@ -71,9 +71,12 @@ impl Writer<'_> {
     fn ignored(&self) -> Set {
         match self.subresource {
             "" if self.kind.has_status() => Set::of(&["status"]),
+            "finalize" => Set::of(&["status"]),
             "status" => match (self.kind.group.as_str(), self.kind.kind.as_str()) {
                 ("apps", "Deployment") => Set::of(&["spec", "metadata.labels"]),
                 ("", "Pod") => Set::of(&["spec", "metadata.deletionTimestamp", "metadata.ownerReferences"]),
+                ("admissionregistration.k8s.io" | "apiextensions.k8s.io" | "apiregistration.k8s.io" | "flowcontrol.apiserver.k8s.io", _)
+                | ("storage.k8s.io", "VolumeAttachment") => Set::of(&["spec", "metadata"]),
                 _ => Set::of(&["spec"]),
             },
             _ => Set::default(),

@@ -6,11 +6,56 @@
 mod json_patch;
 mod strategic;
 
-pub use json_patch::{json_patch, json_patch_problem};
+pub use json_patch::{json_patch, json_patch_problem, json_patch_unknown_fields};
 pub use strategic::strategic_merge;
 
-use crate::Value;
+use crate::{
+    Value,
+    schema::Schema,
+    status::{Result, Status},
+    structure::{self, Encoding},
+};
 use serde_json::Map;
+
+/// From which power of ten on Go prints a fraction with an exponent.
+const GO_EXPONENT_MIN: i32 = 6;
+
+/// That a value is not what it should be, in the words of Go's decoder.
+fn unexpected(found: &Value, wanted: &str) -> String {
+    let found = match found {
+        Value::Null => "null",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+        Value::String(_) => "string",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+    };
+    format!("json: cannot unmarshal {found} into Go {wanted}")
+}
+
+/// What a merge or strategic merge patch must be: an object, or null.
+fn check_map(patch: &Value) -> Result<(), String> {
+    if patch.is_object() || patch.is_null() { Ok(()) } else { Err(unexpected(patch, "value of type map[string]interface {}")) }
+}
+
+/// Reads a merge patch and merges it into an object.
+pub fn merge_patched(target: &Value, patch: &[u8]) -> Result<Value> {
+    let undecodable = |why: String| Status::bad_request(format!("error decoding patch: {why}"));
+    let patch = structure::parse(patch, Encoding::Json).map_err(undecodable)?;
+    check_map(&patch).map_err(undecodable)?;
+    if patch.is_null() {
+        return Err(Status::bad_request("Invalid JSON Patch"));
+    }
+    let mut merged = target.clone();
+    merge_patch(&mut merged, &patch);
+    Ok(merged)
+}
+
+/// Reads a strategic merge patch and merges it into an object.
+pub fn strategic_patched(target: &Value, patch: &[u8], schema: &Schema) -> Result<Value> {
+    let patch = structure::parse(patch, Encoding::Json).and_then(|patch| check_map(&patch).map(|()| patch)).map_err(Status::bad_request)?;
+    strategic_merge(target, &patch, schema)
+}
 
 /// RFC 7386: null removes, objects merge, everything else replaces. Beyond it, as Kubernetes' library has it, objects in the
 /// lists of a patch lose their nulls.
@@ -56,7 +101,20 @@ pub fn go_text(value: &Value) -> String {
             entries.sort();
             format!("map[{}]", entries.join(" "))
         }
+        Value::Number(number) if number.is_f64() => go_float(number.as_f64().unwrap_or_default()),
         other => other.to_string(),
+    }
+}
+
+/// A fraction as Go prints it: as few digits as say which it is, and an exponent if it is small or large.
+pub fn go_float(number: f64) -> String {
+    let shortest = format!("{number:e}");
+    match shortest.split_once('e').and_then(|(digits, exponent)| Some((digits, exponent.parse::<i32>().ok()?))) {
+        Some((digits, exponent)) if !(-4..GO_EXPONENT_MIN).contains(&exponent) => {
+            let sign = if exponent < 0 { '-' } else { '+' };
+            format!("{digits}e{sign}{:02}", exponent.abs())
+        }
+        _ => number.to_string(),
     }
 }
 
@@ -79,6 +137,8 @@ mod tests {
             merge_patch(&mut found, &patch);
             assert_eq!(found, result, "{target} + {patch}");
         }
+        let floats = [1.5, 2.0, 123456.0, 1234567.0, 1e21, 0.0001, 0.000012, -3e7];
+        assert_eq!(floats.map(go_float), ["1.5", "2", "123456", "1.234567e+06", "1e+21", "0.0001", "1.2e-05", "-3e+07"]);
         assert_eq!(go_text(&json!({"b": [1, "x"], "a": {"c": null}})), "map[a:map[c:<nil>] b:[1 x]]");
     }
 }

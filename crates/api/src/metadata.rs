@@ -7,6 +7,7 @@ use crate::{
     kind::{MetadataAgain, NameRule},
     limits, names,
     object::ObjectExt,
+    request,
 };
 
 const FINALIZERS_OF_KUBERNETES: [&str; 3] = ["kubernetes", "orphan", "foregroundDeletion"];
@@ -118,6 +119,9 @@ fn managed_fields(object: &Value, path: &Path, errors: &mut Errors) {
         }
         if text("manager").len() > limits::FIELD_MANAGER_CHARS_MAX {
             errors.too_long(path.child("manager"), text("manager"), limits::FIELD_MANAGER_CHARS_MAX);
+        }
+        if let Some(problem) = request::unprintable(text("manager")) {
+            errors.invalid(path.child("manager"), text("manager"), &problem);
         }
         if text("subresource").len() > 256 {
             errors.too_long(path.child("subresource"), text("subresource"), 256);

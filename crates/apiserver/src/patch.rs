@@ -49,20 +49,15 @@ pub fn patched(call: &Call, patch_kind: PatchKind, old: &Value, patch: &Bytes) -
 
 /// Applies a patch to an object of `kind` in `version`.
 pub fn apply_to(kind: &Kind, version: &str, patch_kind: PatchKind, old: &Value, patch: &Bytes) -> Result<Value, Status> {
-    let parsed = || structure::parse(patch, Encoding::Json).map_err(|error| Status::bad_request(format!("error decoding patch: {error}")));
     match patch_kind {
         PatchKind::Json => merge::json_patch(old, patch),
-        PatchKind::Merge => {
-            let mut new = old.clone();
-            merge::merge_patch(&mut new, &parsed()?);
-            Ok(new)
-        }
+        PatchKind::Merge => merge::merge_patched(old, patch),
         PatchKind::Strategic if kind.custom.is_some() => {
             Err(Status::unsupported_media_type(&["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"]))
         }
         PatchKind::Strategic => {
             let schema = kind.schema(version).ok_or_else(unsupported)?;
-            let mut new = merge::strategic_merge(old, &parsed()?, &schema)?;
+            let mut new = merge::strategic_patched(old, patch, &schema)?;
             // What the object is does not merge.
             for key in ["apiVersion", "kind"] {
                 new.set(key, old.get(key).cloned().unwrap_or_default());
@@ -73,10 +68,13 @@ pub fn apply_to(kind: &Kind, version: &str, patch_kind: PatchKind, old: &Value, 
     }
 }
 
-/// What a patch's own text says twice, which its effect does not show.
-fn doubled_fields(kind: PatchKind, patch: &Bytes) -> Vec<String> {
-    let prefix = if kind == PatchKind::Json { "json patch " } else { "" };
-    structure::duplicates(patch).into_iter().map(|problem| format!("{prefix}{problem}")).collect()
+/// What a patch's own text says twice or of what nobody asked, which its effect does not show.
+fn problems_of_text(kind: PatchKind, patch: &Bytes) -> Vec<String> {
+    let (prefix, unknown) = match kind {
+        PatchKind::Json => ("json patch ", structure::parse(patch, Encoding::Json).map(|patch| merge::json_patch_unknown_fields(&patch))),
+        _ => ("", Ok(vec![])),
+    };
+    structure::duplicates(patch).into_iter().chain(unknown.unwrap_or_default()).map(|problem| format!("{prefix}{problem}")).collect()
 }
 
 /// PATCH of an object or of its status.
@@ -88,7 +86,7 @@ pub async fn patch(mut call: Call) -> Answer {
     let options = PatchOptions::parse(&call.query, call.header(header::USER_AGENT), false)?;
     let bytes = call.body().await?;
     let part = if call.info.subresource.is_empty() { Part::Object } else { Part::Status };
-    let problems = if options.field_validation == FieldValidation::Ignore { vec![] } else { doubled_fields(kind, &bytes) };
+    let problems = if options.field_validation == FieldValidation::Ignore { vec![] } else { problems_of_text(kind, &bytes) };
     let writer = Writer::of(&call, options.dry_run, &options.field_manager);
     let view = call.view();
     let written = writer.modify(part, |old| {
@@ -157,6 +155,10 @@ pub async fn server_side_apply(mut call: Call) -> Answer {
         }
         let mut object = applied(&call, None, &config, &options.field_manager, force)?;
         object.remove("metadata.resourceVersion");
+        if !object.uid().is_empty() {
+            let why = format!("uid mismatch: the provided object specified uid {}, and no existing object was found", object.uid());
+            return Err(Status::conflict(call.resource(), &call.info.name, &why));
+        }
         let asked = RequestInfo { verb: "create".into(), ..call.info.clone() };
         match authorization::authorize(&call.server, &call.user, &asked) {
             Decision::Allow(_) => {}

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     Value,
-    custom::{check::Former, json_path::JsonPath, props::Props},
+    custom::{check::Former, props::Props},
     field::{Error, Errors, Path, Reason},
 };
 use serde_json::json;
@@ -114,7 +114,7 @@ pub fn validate_schema(props: &Props, raw: &Value, path: &Path, errors: &mut Err
         return;
     }
     let mut total = Total::default();
-    below(props, raw, path, true, 1, &mut total, errors);
+    below(props, raw, path, &Place { root: true, times: 1, unmatched: None }, &mut total, errors);
     if total.cost > limits::ESTIMATED_SCHEMA_COST_MAX {
         for (_, path) in &total.dearest {
             errors.forbidden(path.clone(), "contributed to estimated rule cost total exceeding cost limit for entire OpenAPIv3 schema");
@@ -124,28 +124,40 @@ pub fn validate_schema(props: &Props, raw: &Value, path: &Path, errors: &mut Err
     }
 }
 
-fn below(props: &Props, raw: &Value, path: &Path, root: bool, times: u64, total: &mut Total, errors: &mut Errors) {
+/// Where in a schema a rule stands.
+#[derive(Clone)]
+struct Place {
+    root: bool,
+    /// How often there may be a value of it.
+    times: u64,
+    /// The outermost list around it whose items have no former selves.
+    unmatched: Option<Path>,
+}
+
+fn below(props: &Props, raw: &Value, path: &Path, place: &Place, total: &mut Total, errors: &mut Errors) {
     if !props.has_rules {
         return;
     }
     for (i, rule) in props.rules.iter().enumerate() {
-        one(props, rule, &path.child("x-kubernetes-validations").index(i), root, times, total, errors);
+        one(props, rule, &path.child("x-kubernetes-validations").index(i), place, total, errors);
     }
-    let inner = cardinality(props, times);
+    let fields = Place { root: false, ..place.clone() };
+    let values = Place { times: cardinality(props, place.times), ..fields.clone() };
     for (name, schema) in &props.properties {
         if let Some(raw) = raw.get("properties").and_then(|properties| properties.get(name)) {
-            below(schema, raw, &path.child("properties").key(name), false, times, total, errors);
+            below(schema, raw, &path.child("properties").key(name), &fields, total, errors);
         }
     }
     if let (Some(schema), Some(raw)) = (props.additional(), raw.get("additionalProperties")) {
-        below(schema, raw, &path.child("additionalProperties"), false, inner, total, errors);
+        below(schema, raw, &path.child("additionalProperties"), &values, total, errors);
     }
     if let (Some(schema), Some(raw)) = (&props.items, raw.get("items")) {
-        below(schema, raw, &path.child("items"), false, inner, total, errors);
+        let unmatched = place.unmatched.clone().or_else(|| (props.list_type != "map").then(|| path.clone()));
+        below(schema, raw, &path.child("items"), &Place { unmatched, ..values }, total, errors);
     }
 }
 
-fn one(props: &Props, rule: &Rule, path: &Path, root: bool, times: u64, total: &mut Total, errors: &mut Errors) {
+fn one(props: &Props, rule: &Rule, path: &Path, place: &Place, total: &mut Total, errors: &mut Errors) {
     let at = path.child("rule");
     if rule.rule.trim().is_empty() {
         return errors.required(at, "rule is not specified");
@@ -154,10 +166,10 @@ fn one(props: &Props, rule: &Rule, path: &Path, root: bool, times: u64, total: &
         Some(message) if !message.is_empty() && message.trim().is_empty() => {
             errors.invalid(path.child("message"), message.as_str(), "must be non-empty if specified");
         }
-        Some(message) if message.trim().contains(['\n', '\r']) => {
+        Some(message) if message.trim().contains('\n') => {
             errors.invalid(path.child("message"), message.as_str(), "must not contain line breaks");
         }
-        None | Some(_) if rule.message.as_deref().unwrap_or_default().is_empty() && rule.rule.trim().contains(['\n', '\r']) => {
+        None | Some(_) if rule.message.as_deref().unwrap_or_default().is_empty() && rule.rule.trim().contains('\n') => {
             errors.required(path.child("message"), "message must be specified if rule contains line breaks");
         }
         _ => {}
@@ -177,11 +189,13 @@ fn one(props: &Props, rule: &Rule, path: &Path, root: bool, times: u64, total: &
     if !rule.field_path.is_empty() {
         if rule.field_path.trim().is_empty() {
             errors.invalid(path.child("fieldPath"), rule.field_path.as_str(), "must be non-empty if specified");
+        } else if rule.field_path.trim().contains('\n') {
+            errors.invalid(path.child("fieldPath"), rule.field_path.as_str(), "must not contain line breaks");
         } else if let Err(why) = field_path(props, &rule.field_path) {
             errors.invalid(path.child("fieldPath"), rule.field_path.as_str(), &format!("fieldPath must be a valid path: {why}"));
         }
     }
-    let Some(type_) = of_props(props, root) else { return };
+    let Some(type_) = of_props(props, place.root) else { return };
     let complain = |errors: &mut Errors, at: Path, why: String| {
         // Without a value the detail alone is shown: Go's form of the rule goes before it.
         errors.push(Reason::Invalid, at, None, format!("{}: {why}", rule.shown()));
@@ -196,7 +210,7 @@ fn one(props: &Props, rule: &Rule, path: &Path, root: bool, times: u64, total: &
             if rule.optional_old.is_some() && !transition {
                 errors.invalid(path.child("optionalOldSelf"), rule.optional_old.unwrap_or_default(), "may not be set if oldSelf is not used in rule");
             }
-            charge("estimated rule cost", estimate(&program.tree, props), times, &at, total, errors);
+            charge("estimated rule cost", estimate(&program.tree, props), place.times, &at, total, errors);
         }
     }
     if let Some(source) = rule.message_expression.as_ref().filter(|source| !source.trim().is_empty()) {
@@ -206,8 +220,12 @@ fn one(props: &Props, rule: &Rule, path: &Path, root: bool, times: u64, total: &
             Ok(program) if program.type_ != Type::String && !matches!(program.type_, Type::Dyn | Type::Param(_)) => {
                 complain(errors, at, "messageExpression must evaluate to a string".into());
             }
-            Ok(program) => charge("estimated messageExpression cost", estimate(&program.tree, props), times, &at, total, errors),
+            Ok(program) => charge("estimated messageExpression cost", estimate(&program.tree, props), place.times, &at, total, errors),
         }
+    }
+    if let Some(list) = place.unmatched.as_ref().filter(|_| mentions_old(&rule.rule)) {
+        let why = format!("oldSelf cannot be used on the uncorrelatable portion of the schema within {list}");
+        errors.invalid(path.child("rule"), rule.rule.as_str(), &why);
     }
 }
 
@@ -219,61 +237,169 @@ fn charge(what: &str, cost: u64, times: u64, at: &Path, total: &mut Total, error
     total.add(cost, at.clone());
 }
 
-/// The fields of a `fieldPath`, if the schema has them.
-fn field_path(props: &Props, text: &str) -> Result<Vec<String>, String> {
-    let parsed = JsonPath::parse(text)?;
-    let names: Vec<String> = parsed.fields().ok_or("only fields can be named")?.into_iter().map(String::from).collect();
-    let mut here = props;
-    for name in &names {
-        here = here.properties.get(name).or_else(|| here.additional()).ok_or_else(|| format!("does not refer to a valid field: {name:?}"))?;
+/// The pieces of a `fieldPath`: dots, brackets, and what stands between them or in single quotes.
+fn pieces(text: &str) -> Vec<&str> {
+    let mut pieces = vec![];
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let length = match first {
+            '.' | '[' | ']' => 1,
+            '\'' => (1..rest.len()).find(|i| rest.as_bytes()[*i] == b'\'' && rest.as_bytes()[i - 1] != b'\\').map_or(rest.len(), |end| end + 1),
+            _ => rest.find(['.', '[', ']']).unwrap_or(rest.len()),
+        };
+        let (piece, after) = rest.split_at(length);
+        pieces.push(piece);
+        rest = after;
     }
-    Ok(names)
+    pieces
+}
+
+/// A name in single quotes as it is meant.
+fn unquoted(text: &str) -> Result<String, String> {
+    let inner =
+        (text.strip_prefix('\'').and_then(|text| text.strip_suffix('\''))).ok_or_else(|| format!("expected single quoted string but got {text}"))?;
+    let mut name = String::new();
+    let mut chars = inner.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' => name.push(match chars.next() {
+                Some('a') => '\x07',
+                Some('b') => '\x08',
+                Some('f') => '\x0c',
+                Some('n') => '\n',
+                Some('r') => '\r',
+                Some('t') => '\t',
+                Some('v') => '\x0b',
+                Some(same @ ('\'' | '\\')) => same,
+                other => return Err(format!("invalid string literal: invalid escape char \\{}", other.map(String::from).unwrap_or_default())),
+            }),
+            c => name.push(c),
+        }
+    }
+    Ok(name)
+}
+
+/// Where a `fieldPath` leads, if the schema has such a field: `.a.b`, `['a'].b`.
+fn field_path(props: &Props, text: &str) -> Result<Path, String> {
+    let end = || "unexpected end of JSON path".to_string();
+    let (mut here, mut path) = (props, Path::root());
+    let mut pieces = pieces(text).into_iter();
+    while let Some(piece) = pieces.next() {
+        let name = match piece {
+            "." => pieces.next().ok_or_else(end)?.to_string(),
+            "[" => unquoted(pieces.next().ok_or_else(end)?)?,
+            other => return Err(format!("expected [ or . but got: {other}")),
+        };
+        let below = if here.properties.is_empty() { here.additional() } else { here.properties.get(&name) };
+        path = if here.properties.is_empty() { path.key(&name) } else { path.child(&name) };
+        here = below.ok_or("does not refer to a valid field")?;
+        match piece {
+            "[" => match pieces.next().ok_or_else(end)? {
+                "]" => {}
+                other => return Err(format!("expected ] but got {other}")),
+            },
+            _ => {}
+        }
+    }
+    Ok(path)
+}
+
+/// Which rules are run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// Those of values that have changed, and those that speak of the former value: what they find refuses the object.
+    Changed,
+    /// The others. What they find was accepted before, and is only warned about.
+    Settled,
+}
+
+/// A value and what it was before.
+#[derive(Clone, Copy)]
+struct Subject<'a> {
+    value: &'a Value,
+    old: Option<&'a Value>,
+    /// Whether it, or where it has no former self the next around it that has, is as it was.
+    same: bool,
+    root: bool,
+}
+
+impl<'a> Subject<'a> {
+    /// A part of this one.
+    fn part(&self, value: &'a Value, old: Option<&'a Value>, root: bool) -> Subject<'a> {
+        Subject { value, old, same: old.map_or(self.same, |old| old == value), root }
+    }
 }
 
 /// Runs the rules of `props` and below on `value`. `old` is the former value of an update. Rules whose value has not changed
 /// are not run again, unless they speak of the former value.
 pub fn check_rules(props: &Props, value: &Value, old: Option<&Value>, root: bool, path: &Path, budget: &mut u64, errors: &mut Errors) {
-    if !props.has_rules || value.is_null() || *budget == 0 {
-        return;
-    }
-    for rule in &props.rules {
-        if *budget == 0 {
+    check_which(Which::Changed, props, value, old, root, path, budget, errors);
+}
+
+/// The same with a choice of rules.
+#[allow(clippy::too_many_arguments)]
+pub fn check_which(which: Which, props: &Props, value: &Value, old: Option<&Value>, root: bool, path: &Path, budget: &mut u64, errors: &mut Errors) {
+    let subject = Subject { value, old, same: old == Some(value), root };
+    let mut checker = Checker { which, budget, errors };
+    checker.check(props, subject, path);
+}
+
+struct Checker<'c> {
+    which: Which,
+    budget: &'c mut u64,
+    errors: &'c mut Errors,
+}
+
+impl Checker<'_> {
+    fn check(&mut self, props: &Props, subject: Subject<'_>, path: &Path) {
+        if !props.has_rules || subject.value.is_null() || *self.budget == 0 {
             return;
         }
-        run(rule, props, value, old, root, path, budget, errors);
+        for rule in &props.rules {
+            if *self.budget == 0 {
+                return;
+            }
+            self.run(rule, props, subject, path);
+        }
+        let former = |key: &str| subject.old.and_then(|old| old.get(key));
+        match subject.value {
+            Value::Object(map) => {
+                for (key, below) in map {
+                    if let Some(schema) = props.properties.get(key) {
+                        self.check(schema, subject.part(below, former(key), schema.embedded), &path.child(key));
+                    } else if let Some(schema) = props.additional() {
+                        self.check(schema, subject.part(below, former(key), schema.embedded), &path.key(key));
+                    }
+                }
+            }
+            Value::Array(items) => {
+                if let Some(schema) = &props.items {
+                    let former = Former::of(props, subject.old);
+                    for (i, item) in items.iter().enumerate() {
+                        self.check(schema, subject.part(item, former.item(item), schema.embedded), &path.index(i));
+                    }
+                }
+            }
+            _ => {}
+        }
     }
-    let former = |key: &str| old.and_then(|old| old.get(key));
-    match value {
-        Value::Object(map) => {
-            for (key, below) in map {
-                if let Some(schema) = props.properties.get(key) {
-                    check_rules(schema, below, former(key), schema.embedded, &path.child(key), budget, errors);
-                } else if let Some(schema) = props.additional() {
-                    check_rules(schema, below, former(key), schema.embedded, &path.key(key), budget, errors);
-                }
-            }
+
+    fn run(&mut self, rule: &Rule, props: &Props, subject: Subject<'_>, path: &Path) {
+        let Some(compiled) = rule.compiled(props, subject.root) else { return };
+        let optional = rule.optional_old == Some(true);
+        if compiled.transition && !optional && subject.old.is_none() {
+            return;
         }
-        Value::Array(items) => {
-            if let Some(schema) = &props.items {
-                let former = Former::of(props, old);
-                for (i, item) in items.iter().enumerate() {
-                    check_rules(schema, item, former.item(item), schema.embedded, &path.index(i), budget, errors);
-                }
-            }
+        let settled = !compiled.transition && subject.same;
+        if settled == (self.which == Which::Settled) {
+            run(rule, compiled, props, subject, path, self.budget, self.errors);
         }
-        _ => {}
     }
 }
 
-fn run(rule: &Rule, props: &Props, value: &Value, old: Option<&Value>, root: bool, path: &Path, budget: &mut u64, errors: &mut Errors) {
-    let Some(compiled) = rule.compiled(props, root) else { return };
+fn run(rule: &Rule, compiled: &Compiled, props: &Props, subject: Subject<'_>, path: &Path, budget: &mut u64, errors: &mut Errors) {
+    let Subject { value, old, .. } = subject;
     let optional = rule.optional_old == Some(true);
-    if compiled.transition && !optional && old.is_none() {
-        return;
-    }
-    if !compiled.transition && old == Some(value) {
-        return;
-    }
     let mut variables = Variables::new().with("self", Val::json(value, Some(props)));
     let former = old.map(|old| Val::json(old, Some(props)));
     variables = match (optional, former.clone()) {
@@ -288,6 +414,27 @@ fn run(rule: &Rule, props: &Props, value: &Value, old: Option<&Value>, root: boo
     *budget = budget.saturating_sub(spent);
     let message = rule.message.as_deref().filter(|message| !message.is_empty());
     let about = message.unwrap_or(rule.rule.trim());
+    // What goes wrong with a rule names the type, not the value.
+    let type_name = if props.int_or_string { "" } else { props.types.first().map(String::as_str).unwrap_or_default() };
+    let mut fail = |detail: String| errors.invalid(path.clone(), type_name, &detail);
+    match &outcome {
+        Ok(Val::Bool(_)) => {}
+        Ok(_) => return fail(format!("internal error: rule did not evaluate to a bool: {about}")),
+        Err(Failure::OutOfBudget) => {
+            *budget = 0;
+            return fail(if given < limits::CALL_COST_MAX {
+                "validation failed due to running out of cost budget, no further validation rules will be run".to_string()
+            } else {
+                format!("'{}': no further validation rules will be run due to call cost exceeds limit for rule: {about}", Failure::OutOfBudget)
+            });
+        }
+        Err(Failure::Failed(why)) if why.starts_with("no such overload") => {
+            return fail(format!(
+                "'no such overload': call arguments did not match a supported operator, function or macro signature for rule: {about}"
+            ));
+        }
+        Err(Failure::Failed(why)) => return fail(format!("{why} evaluating rule: {about}")),
+    }
     let mut complain = |detail: String| {
         let reason = match rule.reason.as_deref() {
             Some("FieldValueRequired") => Reason::Required,
@@ -295,9 +442,9 @@ fn run(rule: &Rule, props: &Props, value: &Value, old: Option<&Value>, root: boo
             Some("FieldValueDuplicate") => Reason::Duplicate,
             _ => Reason::Invalid,
         };
-        let names = if rule.field_path.is_empty() { None } else { field_path(props, &rule.field_path).ok() };
-        let field = names.iter().flatten().fold(path.clone(), |path, name| path.child(name));
-        let shown = if value.is_object() || value.is_array() || names.is_some() { None } else { Some(value.clone()) };
+        let below = if rule.field_path.is_empty() { None } else { field_path(props, &rule.field_path).ok() };
+        let field = below.map_or_else(|| path.clone(), |below| path.child(&below.to_string()));
+        let shown = if matches!(type_name, "object" | "array") { None } else { Some(value.clone()) };
         errors.0.push(Error { reason, field, value: shown, structure: None, detail });
     };
     match outcome {
@@ -308,7 +455,7 @@ fn run(rule: &Rule, props: &Props, value: &Value, old: Option<&Value>, root: boo
             seen = seen.with("oldSelf", former.unwrap_or(Val::Null));
             let mut message_budget = limits::CALL_COST_MAX.min((*budget).max(1));
             let computed = compiled.message.as_ref().and_then(|program| match program.run(&seen, &mut message_budget) {
-                Ok(Val::String(text)) if !text.trim().is_empty() && !text.contains(['\n', '\r']) && text.len() <= 5 * 1024 => {
+                Ok(Val::String(text)) if !text.trim().is_empty() && !text.trim().contains('\n') && text.trim().len() <= 5 * 1024 => {
                     Some(text.trim().to_string())
                 }
                 _ => None,
@@ -316,15 +463,7 @@ fn run(rule: &Rule, props: &Props, value: &Value, old: Option<&Value>, root: boo
             let default = || message.map_or_else(|| format!("failed rule: {}", rule.rule.trim()), |message| message.trim().to_string());
             complain(computed.unwrap_or_else(default));
         }
-        Ok(_) => complain(format!("internal error: rule did not evaluate to a bool: {about}")),
-        Err(Failure::OutOfBudget) => {
-            complain(format!("'{}': no further validation rules will be run due to call cost exceeds limit for rule: {about}", Failure::OutOfBudget));
-            *budget = 0;
-        }
-        Err(Failure::Failed(why)) if why.starts_with("no such overload") => {
-            complain(format!("'no such overload': call arguments did not match a supported operator, function or macro signature for rule: {about}"));
-        }
-        Err(Failure::Failed(why)) => complain(format!("{why} evaluating rule: {about}")),
+        Ok(_) | Err(_) => {}
     }
 }
 
@@ -348,7 +487,57 @@ mod tests {
         assert_eq!(complaints(schema.clone(), json!({"a": 1, "b": "x"}), None), ["a: Invalid value: 1: is 1"]);
         assert_eq!(complaints(schema.clone(), json!({"a": 1, "b": "y"}), Some(json!({"a": 1, "b": "x"}))), ["b: Forbidden: immutable"]);
         assert_eq!(complaints(schema.clone(), json!({"o": {"x": 0}}), None), ["o.x: Invalid value: failed rule: self.x > 0"]);
-        assert_eq!(complaints(schema, json!({"o": {}}), None), ["o.x: Invalid value: no such key: x evaluating rule: self.x > 0"]);
+        assert_eq!(complaints(schema, json!({"o": {}}), None), ["o: Invalid value: \"object\": no such key: x evaluating rule: self.x > 0"]);
+    }
+
+    #[test]
+    fn what_was_accepted_is_only_warned_about() {
+        let props = Props::read(&json!({"type": "object", "properties": {"l": {"type": "array", "items":
+            {"type": "integer", "x-kubernetes-validations": [{"rule": "self > 1"}]}}, "n": {"type": "integer"}}}));
+        let found = |which, value: Value, old: Value| {
+            let (mut errors, mut budget) = (Errors::default(), limits::OBJECT_COST_MAX);
+            check_which(which, &props, &value, Some(&old), true, &Path::root(), &mut budget, &mut errors);
+            errors.0.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let (old, same, other) = (json!({"l": [0], "n": 1}), json!({"l": [0], "n": 2}), json!({"l": [0, 2], "n": 1}));
+        let complaint = ["l[0]: Invalid value: 0: failed rule: self > 1"];
+        assert_eq!(found(Which::Changed, same.clone(), old.clone()), [] as [&str; 0]);
+        assert_eq!(found(Which::Settled, same, old.clone()), complaint);
+        assert_eq!(found(Which::Changed, other, old), complaint);
+    }
+
+    #[test]
+    fn field_paths_lead_to_fields() {
+        let props =
+            Props::read(&json!({"type": "object", "properties": {"a": {"type": "string"}, "l": {"type": "array", "items": {"type": "string"}},
+            "m": {"type": "object", "additionalProperties": {"type": "string"}}}}));
+        for (text, found) in [
+            (".a", "a"),
+            (".m.x", "m[x]"),
+            (".m['x.y\\'z']", "m[x.y'z]"),
+            ("['m']['x']", "m[x]"),
+            (".b", "does not refer to a valid field"),
+            (".a.b", "does not refer to a valid field"),
+            ("a", "expected [ or . but got: a"),
+            (".l[0]", "expected single quoted string but got 0"),
+            (".", "unexpected end of JSON path"),
+            (".m['x'", "unexpected end of JSON path"),
+            (".m['x'.", "expected ] but got ."),
+            (".m['\\q']", "invalid string literal: invalid escape char \\q"),
+        ] {
+            assert_eq!(field_path(&props, text).map_or_else(|why| why, |path| path.to_string()), found, "{text}");
+        }
+    }
+
+    #[test]
+    fn former_selves_are_only_spoken_of_where_there_are_some() {
+        let rule = json!([{"rule": "self == oldSelf"}]);
+        let raw = json!({"type": "object", "properties": {"l": {"type": "array", "maxItems": 3, "items":
+            {"type": "string", "maxLength": 3, "x-kubernetes-validations": rule}}}});
+        let mut errors = Errors::default();
+        validate_schema(&Props::read(&raw), &raw, &Path::new("s"), &mut errors);
+        let why = "oldSelf cannot be used on the uncorrelatable portion of the schema within s.properties[l]";
+        assert_eq!(errors.to_string(), format!("s.properties[l].items.x-kubernetes-validations[0].rule: Invalid value: \"self == oldSelf\": {why}"));
     }
 
     #[test]

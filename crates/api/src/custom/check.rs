@@ -10,6 +10,7 @@ use super::{
 use crate::{
     Value,
     field::{Error, Errors, Path, Reason},
+    merge::go_float,
 };
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -40,11 +41,6 @@ fn type_of(value: &Value) -> &'static str {
         Value::Array(_) => "array",
         Value::Object(_) => "object",
     }
-}
-
-/// A number as Go prints it with `%v`.
-fn shown(number: f64) -> String {
-    if number.fract() == 0.0 && number.abs() < 1e21 { format!("{number:.0}") } else { number.to_string() }
 }
 
 fn is_whole(value: &Value) -> bool {
@@ -153,14 +149,20 @@ impl Checker<'_> {
         }
         // Whole numbers are compared as whole numbers, bounds cut to such.
         let bound = |bound: f64| if integer.is_some() { bound.trunc() } else { bound };
+        let bound_text = |bound: f64| if integer.is_some() { format!("{bound:.0}") } else { go_float(bound) };
         if let Some(factor) = props.multiple_of {
             let factor = bound(factor);
             if factor <= 0.0 {
-                self.invalid(found, path, json!(factor as i64), format!("factor MultipleOf declared for {path} must be positive: {}", shown(factor)));
+                self.invalid(
+                    found,
+                    path,
+                    json!(factor as i64),
+                    format!("factor MultipleOf declared for {path} must be positive: {}", bound_text(factor)),
+                );
             } else {
                 let multiple = if factor < 1.0 { 1.0 / factor * number } else { number / factor };
                 if (multiple - multiple.round()).abs() > 1e-9 {
-                    self.invalid(found, path, value.clone(), format!("{path} in body should be a multiple of {}", shown(factor)));
+                    self.invalid(found, path, value.clone(), format!("{path} in body should be a multiple of {}", bound_text(factor)));
                 }
             }
         }
@@ -168,13 +170,13 @@ impl Checker<'_> {
             && (number < minimum || (props.exclusive_minimum && number <= minimum))
         {
             let or_equal = if props.exclusive_minimum { "" } else { " or equal to" };
-            self.invalid(found, path, value.clone(), format!("{path} in body should be greater than{or_equal} {}", shown(minimum)));
+            self.invalid(found, path, value.clone(), format!("{path} in body should be greater than{or_equal} {}", bound_text(minimum)));
         }
         if let Some(maximum) = props.maximum.map(bound)
             && (number > maximum || (props.exclusive_maximum && number >= maximum))
         {
             let or_equal = if props.exclusive_maximum { "" } else { " or equal to" };
-            self.invalid(found, path, value.clone(), format!("{path} in body should be less than{or_equal} {}", shown(maximum)));
+            self.invalid(found, path, value.clone(), format!("{path} in body should be less than{or_equal} {}", bound_text(maximum)));
         }
     }
 

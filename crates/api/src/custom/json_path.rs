@@ -34,9 +34,9 @@ impl JsonPath {
         Ok(JsonPath(steps))
     }
 
-    /// All values that the path leads to.
+    /// All values that the path leads to; none if a step cannot be taken: an index that is not there, a comparison with nothing.
     pub fn find<'v>(&self, value: &'v Value) -> Vec<&'v Value> {
-        walk(&self.0, vec![value])
+        walk(&self.0, vec![value]).unwrap_or_default()
     }
 
     /// The path as plain field names; `None` if it has anything else.
@@ -182,30 +182,41 @@ fn literal(chars: &[char], at: &mut usize) -> Result<Value, String> {
     serde_json::from_str(&text).map_err(|_| format!("{text:?} is no value"))
 }
 
-fn walk<'v>(steps: &[Step], mut values: Vec<&'v Value>) -> Vec<&'v Value> {
+fn walk<'v>(steps: &[Step], mut values: Vec<&'v Value>) -> Option<Vec<&'v Value>> {
     for step in steps {
         let mut next: Vec<&Value> = vec![];
         for value in values {
             match step {
                 Step::Child(name) => next.extend(value.get(name)),
+                // A null is passed over; anything else must be a list.
+                Step::Index(_) | Step::Slice(..) if value.is_null() => {}
                 Step::Index(index) => {
-                    let list = value.as_array().map(Vec::as_slice).unwrap_or_default();
+                    let list = value.as_array()?;
                     let place = if *index < 0 { index + list.len() as i64 } else { *index };
-                    next.extend(usize::try_from(place).ok().and_then(|place| list.get(place)));
+                    next.push(usize::try_from(place).ok().and_then(|place| list.get(place))?);
                 }
                 Step::All => next.extend(children(value)),
                 Step::Descend => descend(value, &mut next),
                 Step::Slice(from, to) => {
-                    let list = value.as_array().map(Vec::as_slice).unwrap_or_default();
+                    let list = value.as_array()?;
                     let length = list.len() as i64;
-                    let place = |index: i64| if index < 0 { index + length } else { index }.clamp(0, length) as usize;
+                    let place = |index: i64| if index < 0 { index + length } else { index };
                     let (from, to) = (place(from.unwrap_or(0)), place(to.unwrap_or(length)));
-                    next.extend(list.get(from..to).unwrap_or_default());
+                    if from != to {
+                        next.extend(list.get(usize::try_from(from).ok()?..usize::try_from(to).ok()?)?);
+                    }
                 }
                 Step::Filter(path, comparison) => {
-                    next.extend(
-                        children(value).filter(|item| walk(path, vec![item]).first().is_some_and(|found| compares(found, comparison.as_ref()))),
-                    );
+                    for item in value.as_array()? {
+                        let found = walk(path, vec![item]);
+                        let passes = match comparison {
+                            None => found.is_some_and(|found| !found.is_empty()),
+                            Some(comparison) => compares(<[&Value; 1]>::try_from(found?).ok()?[0], comparison),
+                        };
+                        if passes {
+                            next.push(item);
+                        }
+                    }
                 }
             }
             if next.len() > FOUND_MAX {
@@ -215,7 +226,7 @@ fn walk<'v>(steps: &[Step], mut values: Vec<&'v Value>) -> Vec<&'v Value> {
         }
         values = next;
     }
-    values
+    Some(values)
 }
 
 fn children(value: &Value) -> Box<dyn Iterator<Item = &Value> + '_> {
@@ -233,8 +244,7 @@ fn descend<'v>(value: &'v Value, found: &mut Vec<&'v Value>) {
     }
 }
 
-fn compares(found: &Value, comparison: Option<&(String, Value)>) -> bool {
-    let Some((operator, wanted)) = comparison else { return true };
+fn compares(found: &Value, (operator, wanted): &(String, Value)) -> bool {
     let order = match (found, wanted) {
         (Value::Number(a), Value::Number(b)) => a.as_f64().partial_cmp(&b.as_f64()),
         (Value::String(a), Value::String(b)) => Some(a.cmp(b)),
@@ -279,6 +289,11 @@ mod tests {
             ("..v", vec![json!(1), json!(2)]),
             (".spec.l[0:1].v", vec![json!(1)]),
             (".nothing.here", vec![]),
+            (".spec.l[7].n", vec![]),
+            (".spec.l[0:7].n", vec![]),
+            (".spec.l[?(@.w==1)].n", vec![]),
+            (".spec.l[?(@.n)].v", vec![json!(1), json!(2)]),
+            (".spec[?(@.n)]", vec![]),
         ] {
             assert_eq!(JsonPath::parse(path).unwrap().find(&object).into_iter().cloned().collect::<Vec<_>>(), found, "{path}");
         }

@@ -17,6 +17,7 @@ use crate::{
     Value, cel,
     field::{Errors, Path, Reason},
     kind::{Hooks, Kind, Scope, Subresource},
+    merge::go_float,
     object::ObjectExt,
     schema::Schema,
     table::{self, Column},
@@ -118,7 +119,6 @@ impl Version {
             version.at("schema.openAPIV3Schema").cloned().unwrap_or_else(|| json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}));
         let props = Props::read(&raw);
         let path = |column: &Value| JsonPath::parse(text(column, "jsonPath")).unwrap_or_default();
-        let columns = version.list_at("additionalPrinterColumns");
         let scale = version.at("subresources.scale").filter(|scale| scale.is_object()).map(|scale| ScalePaths {
             replicas: text(scale, "specReplicasPath").trim_start_matches('.').into(),
             status_replicas: text(scale, "statusReplicasPath").trim_start_matches('.').into(),
@@ -131,10 +131,9 @@ impl Version {
             raw,
             status: version.at("subresources.status").is_some_and(Value::is_object),
             scale,
-            columns: if columns.is_empty() {
-                vec![JsonPath::parse(".metadata.creationTimestamp").unwrap_or_default()]
-            } else {
-                columns.iter().map(path).collect()
+            columns: match version.list_at("additionalPrinterColumns") {
+                [] => vec![JsonPath::parse(".metadata.creationTimestamp").unwrap_or_default()],
+                _ => printed(version).map(|(_, path)| path).collect(),
             },
             selectable: version.list_at("selectableFields").iter().map(path).collect(),
             deprecation: version
@@ -146,13 +145,23 @@ impl Version {
     }
 }
 
+/// The columns of a definition up to the first whose path means nothing, with their paths.
+fn printed(version: &Value) -> impl Iterator<Item = (&Value, JsonPath)> {
+    version.list_at("additionalPrinterColumns").iter().map_while(|column| Some((column, JsonPath::parse(text(column, "jsonPath")).ok()?)))
+}
+
+/// JSON as Go writes it: what means something in HTML is escaped.
+fn escaped(json: &str) -> String {
+    json.replace('&', "\\u0026").replace('<', "\\u003c").replace('>', "\\u003e")
+}
+
 fn columns(version: &Value) -> Vec<Column> {
     let mut columns = vec![Column::new("Name", "string", "name", 0)];
     let own = version.list_at("additionalPrinterColumns");
     if own.is_empty() {
         columns.push(Column::new("Age", "date", "", 0));
     }
-    columns.extend(own.iter().map(|column| {
+    columns.extend(printed(version).map(|(column, _)| {
         let described = text(column, "description");
         let default = || format!("Custom resource definition column (in JSONPath format): {}", text(column, "jsonPath"));
         Column {
@@ -274,10 +283,12 @@ impl CustomHooks {
         cel::rule::check_rules(props, object, old, true, &root, &mut budget, errors);
     }
     fn column_value(column: &Column, path: &JsonPath, object: &Value, now_unix_s: i64) -> Value {
-        let Some(value) = path.find(object).first().copied().filter(|value| !value.is_null()) else { return Value::Null };
+        let Some(value) = path.find(object).first().copied() else { return Value::Null };
         match (column.type_.as_str(), value) {
+            ("string", Value::Null) => json!("<no value>"),
             ("string", Value::String(text)) => json!(text),
-            ("string", other) => json!(other.to_string()),
+            ("string", Value::Number(number)) if number.is_f64() => json!(go_float(number.as_f64().unwrap_or_default())),
+            ("string", other) => json!(escaped(&other.to_string())),
             ("integer", Value::Number(number)) => number.as_i64().or(number.as_f64().map(|number| number as i64)).map_or(Value::Null, Value::from),
             ("number", Value::Number(number)) => json!(number),
             ("boolean", Value::Bool(flag)) => json!(flag),
@@ -356,6 +367,14 @@ impl Hooks for CustomHooks {
     }
     fn revives(&self) -> bool {
         true
+    }
+    fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
+        if old.is_none() || !self.version.props.has_rules {
+            return vec![];
+        }
+        let (mut found, mut budget) = (Errors::default(), cel::limits::OBJECT_COST_MAX);
+        cel::rule::check_which(cel::rule::Which::Settled, &self.version.props, object, old, true, &Path::root(), &mut budget, &mut found);
+        found.0.iter().map(ToString::to_string).collect()
     }
     fn cells(&self, object: &Value, now_unix_s: i64) -> Vec<Value> {
         let cells = self.columns.iter().zip(&self.version.columns);

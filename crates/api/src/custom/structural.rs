@@ -55,7 +55,7 @@ pub fn unknown_formats(schema: &Value, found: &mut Vec<String>) {
             if map.get("type").is_some()
                 && let Some(format) = map.get("format").and_then(Value::as_str)
                 && !format.is_empty()
-                && !formats::KNOWN.contains(&format)
+                && !formats::is_known(format)
                 && !found.iter().any(|known| known == format)
             {
                 found.push(format.to_string());

@@ -1,6 +1,7 @@
 //! RFC 6902, as lenient and as strict as the library that Kubernetes uses: negative list indices count from the end, an
 //! `add` without a value adds null; everything else that does not fit refuses the whole patch.
 
+use super::unexpected;
 use crate::{
     Value, limits,
     status::{Result, Status},
@@ -17,16 +18,11 @@ pub fn json_patch(target: &Value, patch: &[u8]) -> Result<Value> {
     let operations = match &patch {
         Value::Array(operations) => operations.as_slice(),
         Value::Null => &[],
-        other => {
-            let found = match other {
-                Value::Object(_) => "object",
-                Value::String(_) => "string",
-                Value::Bool(_) => "bool",
-                _ => "number",
-            };
-            return Err(undecodable(format!("json: cannot unmarshal {found} into Go value of type []handlers.jsonPatchOp")));
-        }
+        other => return Err(undecodable(unexpected(other, "value of type []handlers.jsonPatchOp"))),
     };
+    for operation in operations {
+        check_types(operation).map_err(undecodable)?;
+    }
     if operations.len() > limits::JSON_PATCH_OPERATIONS_MAX {
         return Err(Status::request_entity_too_large(format!(
             "The allowed maximum operations in a JSON patch is {}, got {}",
@@ -41,6 +37,28 @@ pub fn json_patch(target: &Value, patch: &[u8]) -> Result<Value> {
             .map_err(|Refused| Status::unprocessable("the server rejected our request due to an error in our request"))?;
     }
     Ok(object)
+}
+
+/// An operation is an object, and its texts are texts.
+fn check_types(operation: &Value) -> Result<(), String> {
+    if !operation.is_object() && !operation.is_null() {
+        return Err(unexpected(operation, "value of type handlers.jsonPatchOp"));
+    }
+    match ["from", "op", "path"]
+        .iter()
+        .find_map(|key| operation.get(key).filter(|value| !value.is_string() && !value.is_null()).map(|value| (key, value)))
+    {
+        Some((key, value)) => Err(unexpected(value, &format!("struct field jsonPatchOp.{key} of type string"))),
+        None => Ok(()),
+    }
+}
+
+/// Names the members of operations that mean nothing: `unknown field "[0].foo"`.
+pub fn json_patch_unknown_fields(patch: &Value) -> Vec<String> {
+    let operations = patch.as_array().into_iter().flatten().enumerate();
+    let members = operations.flat_map(|(i, operation)| operation.as_object().into_iter().flatten().map(move |(key, _)| (i, key)));
+    let unknown = members.filter(|(_, key)| !matches!(key.as_str(), "op" | "path" | "from" | "value"));
+    unknown.map(|(i, key)| format!("unknown field \"[{i}].{key}\"")).collect()
 }
 
 /// What is wrong with the first operation that cannot be done, where what it speaks of is not there: policies tell that.
@@ -231,7 +249,7 @@ mod tests {
             r#"[{"op":"replace","path":"/data/z","value":1}]"#,
             r#"[{"op":"test","path":"/data/k","value":"2"}]"#,
             r#"[{"op":"add","path":"/no/where","value":1}]"#,
-            "[1]",
+            "[null]",
             r#"[{"op":"move","from":"/data","path":"/data/k/x"}]"#,
             r#"[{"op":"add","path":"","value":{}}]"#,
             r#"[{"op":"copy","from":"","path":"/data"}]"#,
@@ -241,6 +259,10 @@ mod tests {
             check(bad, refused);
         }
         check("{}", "400 error decoding patch: json: cannot unmarshal object into Go value of type []handlers.jsonPatchOp");
+        check("[1]", "400 error decoding patch: json: cannot unmarshal number into Go value of type handlers.jsonPatchOp");
+        let wrong = "400 error decoding patch: json: cannot unmarshal number into Go struct field jsonPatchOp.path of type string";
+        check(r#"[{"op":"add","path":1}]"#, wrong);
+        assert_eq!(json_patch_unknown_fields(&json!([{"op": "add"}, {"Op": 1}])), ["unknown field \"[1].Op\""]);
         check("hello", "400 error decoding patch: invalid character 'h' looking for beginning of value");
         check("", "400 error decoding patch: unexpected end of JSON input");
     }

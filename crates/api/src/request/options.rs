@@ -223,8 +223,8 @@ impl<'a> Write<'a> {
         if self.manager.len() > limits::FIELD_MANAGER_CHARS_MAX {
             errors.too_long(field(), self.manager, limits::FIELD_MANAGER_CHARS_MAX);
         }
-        if let Some((i, c)) = self.manager.char_indices().find(|(_, c)| !is_printable(*c)) {
-            errors.invalid(field(), self.manager, &format!("invalid character U+{:04X} (at position {i})", c as u32));
+        if let Some(problem) = unprintable(self.manager) {
+            errors.invalid(field(), self.manager, &problem);
         }
         dry_run_problems(&self.dry_run, errors);
         if !matches!(self.validation, "" | "Ignore" | "Warn" | "Strict") {
@@ -244,6 +244,12 @@ fn dry_run_problems(dry_run: &[&str], errors: &mut field::Errors) {
     if dry_run.iter().any(|value| *value != "All") {
         errors.not_supported(field::Path::new("dryRun"), dry_run.to_vec(), &["All"]);
     }
+}
+
+/// What is wrong with the first character of a field manager that cannot be printed.
+pub fn unprintable(manager: &str) -> Option<String> {
+    let (i, c) = manager.char_indices().find(|(_, c)| !is_printable(*c))?;
+    Some(format!("invalid character U+{:04X} (at position {i})", c as u32))
 }
 
 fn is_printable(c: char) -> bool {
