@@ -218,15 +218,22 @@ pub fn domain_prefixed(text: &str, path: &Path, errors: &mut Errors) {
 }
 
 /// Addresses that a load balancer reports at `path`: IP addresses, and names that are none.
-pub fn load_balancer_addresses(ingresses: &[Value], path: &Path, errors: &mut Errors) {
+/// `has_modes` says whether addresses say how they are used.
+pub fn load_balancer_addresses(ingresses: &[Value], has_modes: bool, path: &Path, errors: &mut Errors) {
     for (i, ingress) in ingresses.iter().enumerate() {
         let path = path.index(i);
+        let address = text(ingress, "ip");
         checked(ingress, "ip", &path, ip, errors);
-        one_of(ingress, "ipMode", &["Proxy", "VIP"], &path, errors);
+        match member(ingress, "ipMode") {
+            None if address.is_empty() || !has_modes => {}
+            None => errors.required(path.child("ipMode"), "must be specified when `ip` is set"),
+            Some(_) if address.is_empty() => errors.forbidden(path.child("ipMode"), "may not be specified when `ip` is not set"),
+            Some(_) => one_of(ingress, "ipMode", &["Proxy", "VIP"], &path, errors),
+        }
         let host = text(ingress, "hostname");
         if !host.is_empty() {
             errors.invalid_all(&path.child("hostname"), host, names::dns1123_subdomain(host));
-            if ip(host).is_empty() {
+            if sloppy_ip(host).is_some() {
                 errors.invalid(path.child("hostname"), host, "must be a DNS name, not an IP address");
             }
         }
@@ -289,7 +296,7 @@ pub fn cidr(text: &str) -> Vec<String> {
 }
 /// An address that endpoints may not have: loopback, link-local and the like.
 pub fn not_special_ip(text: &str) -> Vec<String> {
-    let Ok(ip) = text.parse::<IpAddr>() else { return vec![] };
+    let Some(ip) = sloppy_ip(text) else { return vec![] };
     let (unspecified, loopback, link_local, link_multicast) = match ip {
         IpAddr::V4(ip) => (ip.is_unspecified(), ip.is_loopback(), ip.is_link_local(), ip.octets()[..3] == [224, 0, 0]),
         IpAddr::V6(ip) => (ip.is_unspecified(), ip.is_loopback(), ip.segments()[0] & 0xffc0 == 0xfe80, ip.segments()[0] & 0xffcf == 0xff02),

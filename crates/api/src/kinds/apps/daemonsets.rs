@@ -74,8 +74,9 @@ impl Hooks for DaemonSets {
             }
         }
         template::validate_running(spec, "DaemonSet", Some(spec.get("selector").unwrap_or(&Value::Null)), &path.child("template"), errors);
-        checks::not_negatives(spec, &["minReadySeconds", "revisionHistoryLimit"], &path, errors);
+        checks::not_negative(spec, "minReadySeconds", &path, errors);
         strategy(spec, &path, errors);
+        checks::not_negative(spec, "revisionHistoryLimit", &path, errors);
     }
     fn validate_status(&self, set: &Value, old: &Value, errors: &mut Errors) {
         let (status, path) = (workload::status(set), Path::new("status"));
@@ -122,15 +123,15 @@ fn strategy(spec: &Value, path: &Path, errors: &mut Errors) {
             for (value, key) in [(unavailable, "maxUnavailable"), (surge, "maxSurge")] {
                 checks::count_or_percent(value.unwrap_or(&nothing), &path.child(key), errors);
             }
+            for (value, key) in [(unavailable, "maxUnavailable"), (surge, "maxSurge")] {
+                checks::not_over_100_percent(value.unwrap_or(&nothing), &path.child(key), errors);
+            }
             let (has_unavailable, has_surge) = (checks::plain_number(unavailable) != 0, checks::plain_number(surge) != 0);
             if has_unavailable && has_surge {
                 errors.invalid(path.child("maxSurge"), surge.cloned().unwrap_or_default(), "may not be set when maxUnavailable is non-zero");
             }
             if !has_unavailable && !has_surge {
                 errors.required(path.child("maxUnavailable"), "cannot be 0 when maxSurge is 0");
-            }
-            for (value, key) in [(unavailable, "maxUnavailable"), (surge, "maxSurge")] {
-                checks::not_over_100_percent(value.unwrap_or(&nothing), &path.child(key), errors);
             }
         }
         other => {

@@ -6,9 +6,11 @@ use crate::{
     kind::{Hooks, Kind},
     kinds::{
         checks,
+        pod::resources,
         values::{fill, has, int, list, made, member, put, text, within},
         workload,
     },
+    names,
     quantity::Quantity,
     table,
 };
@@ -68,15 +70,15 @@ impl Hooks for HorizontalPodAutoscalers {
     fn prepare_create(&self, scaler: &mut Value) {
         put(scaler, "status", json!({"desiredReplicas": 0, "currentMetrics": null}));
     }
-    fn validate(&self, scaler: &Value, _old: Option<&Value>, errors: &mut Errors) {
+    fn validate(&self, scaler: &Value, old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(scaler), Path::new("spec"));
         let minimum = int(spec, "minReplicas").unwrap_or(1);
         let maximum = int(spec, "maxReplicas").unwrap_or(0);
-        let lower = if list(spec, "metrics").iter().any(|m| matches!(text(m, "type"), "Object" | "External")) { 0 } else { 1 };
-        if minimum < lower && lower == 1 {
+        // Scaling to zero is off, but an object that already says so may keep it.
+        let zero = old.is_some_and(|old| int(workload::spec(old), "minReplicas") == Some(0));
+        let lower = i64::from(!zero);
+        if minimum < lower {
             errors.invalid(path.child("minReplicas"), minimum, &format!("must be greater than or equal to {lower}"));
-        } else if minimum < 0 {
-            errors.invalid(path.child("minReplicas"), minimum, "must be greater than or equal to 0");
         }
         if maximum < 1 {
             errors.invalid(path.child("maxReplicas"), maximum, "must be greater than 0");
@@ -87,6 +89,10 @@ impl Hooks for HorizontalPodAutoscalers {
         reference(spec.get("scaleTargetRef").unwrap_or(&Value::Null), &path.child("scaleTargetRef"), errors);
         for (i, metric) in list(spec, "metrics").iter().enumerate() {
             validate_metric(metric, &path.child("metrics").index(i), errors);
+        }
+        let wakes = |metric: &Value| matches!(text(metric, "type"), "Object" | "External");
+        if minimum == 0 && !list(spec, "metrics").iter().any(wakes) {
+            errors.forbidden(path.child("metrics"), "must specify at least one Object or External metric to support scaling to zero replicas");
         }
         if let Some(behavior) = member(spec, "behavior") {
             for direction in ["scaleUp", "scaleDown"] {
@@ -139,27 +145,24 @@ fn validate_metric(metric: &Value, path: &Path, errors: &mut Errors) {
         errors.required(path.child("type"), "must specify a metric source type");
     }
     let expected = SOURCES.iter().find(|(name, _)| *name == kind).map(|(_, key)| *key);
-    if expected.is_none() && !kind.is_empty() {
+    if expected.is_none() {
         errors.not_supported(path.child("type"), kind, &types);
     }
-    let said: Vec<&str> = ["object", "pods", "resource", "external", "containerResource"].into_iter().filter(|key| has(metric, key)).collect();
-    for key in &said {
-        validate_source(key, &metric[*key], &path.child(key), errors);
+    let said: Vec<&str> = ["object", "external", "pods", "resource", "containerResource"].into_iter().filter(|key| has(metric, key)).collect();
+    // Of several, only the first is looked at.
+    if let Some(first) = said.first() {
+        validate_source(first, &metric[*first], &path.child(first), errors);
     }
-    let Some(expected) = expected else {
+    match expected {
         // Said once for the type and once for the source that it should name.
-        if !kind.is_empty() {
-            errors.not_supported(path.child("type"), kind, &types);
+        None => errors.not_supported(path.child("type"), kind, &types),
+        Some(expected) if !said.contains(&expected) => {
+            errors.required(path.child(expected), "must populate information for the given metric source");
         }
-        return;
-    };
-    if !said.contains(&expected) {
-        errors.required(path.child(expected), "must populate information for the given metric source");
+        Some(_) => {}
     }
-    if said.len() > 1 {
-        for key in said.iter().filter(|key| **key != expected) {
-            errors.forbidden(path.child(key), "must populate the given metric source only");
-        }
+    for key in said.iter().filter(|key| said.len() > 1 && Some(**key) != expected) {
+        errors.forbidden(path.child(key), "must populate the given metric source only");
     }
 }
 
@@ -170,12 +173,19 @@ fn validate_source(name: &str, source: &Value, path: &Path, errors: &mut Errors)
         "resource" | "containerResource" => {
             if text(source, "name").is_empty() {
                 errors.required(path.child("name"), "must specify a resource name");
+            } else if name == "containerResource" {
+                checks::checked(source, "name", path, resources::container_resource_name, errors);
             }
             if name == "containerResource" && text(source, "container").is_empty() {
                 errors.required(path.child("container"), "must specify a container");
+            } else if name == "containerResource" {
+                checks::checked(source, "container", path, names::dns1123_label, errors);
             }
         }
         _ => {
+            if name == "object" {
+                reference(source.get("describedObject").unwrap_or(&nothing), &path.child("describedObject"), errors);
+            }
             let metric = source.get("metric").unwrap_or(&nothing);
             let at = path.child("metric");
             if text(metric, "name").is_empty() {
@@ -183,19 +193,15 @@ fn validate_source(name: &str, source: &Value, path: &Path, errors: &mut Errors)
             } else {
                 checks::checked(metric, "name", &at, checks::path_segment, errors);
             }
-            if name == "object" {
-                reference(source.get("describedObject").unwrap_or(&nothing), &path.child("describedObject"), errors);
-            }
         }
     }
     let at = path.child("target");
     match text(target, "type") {
         "" => errors.required(at.child("type"), "must specify a metric target type"),
-        "Utilization" | "Value" | "AverageValue" => {}
-        other => errors.invalid(at.child("type"), other, "must be either Utilization, Value, or AverageValue"),
+        _ => {}
     }
-    if text(target, "type").is_empty() {
-        errors.invalid(at.child("type"), "", "must be either Utilization, Value, or AverageValue");
+    if !matches!(text(target, "type"), "Utilization" | "Value" | "AverageValue") {
+        errors.invalid(at.child("type"), text(target, "type"), "must be either Utilization, Value, or AverageValue");
     }
     for key in ["value", "averageValue"] {
         if let Some(Ok(quantity)) = member(target, key).map(Quantity::from_value)
@@ -249,7 +255,7 @@ fn validate_rules(rules: &Value, path: &Path, errors: &mut Errors) {
     }
     for (i, policy) in policies.iter().enumerate() {
         let path = path.child("policies").index(i);
-        checks::required_one_of(policy, "type", &["Percent", "Pods"], &path, errors);
+        checks::supported(policy, "type", &["Percent", "Pods"], &path, errors);
         for key in ["value", "periodSeconds"] {
             let value = int(policy, key).unwrap_or(0);
             if value <= 0 {

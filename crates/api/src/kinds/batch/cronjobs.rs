@@ -3,11 +3,12 @@
 use super::{jobs, schedule::Schedule};
 use crate::{
     field::{Errors, Path},
+    internal,
     kind::{Hooks, Kind},
     kinds::{
         checks,
         pod::{template, warnings},
-        values::{fill, flag, list, made, map, member, put, text},
+        values::{fill, flag, has, list, made, member, put, text},
         workload,
     },
     object::ObjectExt,
@@ -40,34 +41,44 @@ impl Hooks for CronJobs {
     }
     fn validate(&self, job: &Value, old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(job), Path::new("spec"));
-        if old.is_none() && job.name().len() > NAME_CHARS_MAX {
-            errors.invalid(Path::new("metadata").child("name"), job.name(), &format!("must be no more than {NAME_CHARS_MAX} characters"));
-        }
         let schedule = text(spec, "schedule");
         if schedule.is_empty() {
             errors.required(path.child("schedule"), "");
-        } else if schedule.contains("TZ") {
-            errors.invalid(path.child("schedule"), schedule, "cannot use TZ or CRON_TZ in schedule, use timeZone field instead");
-        } else if let Err(problem) = Schedule::parse(schedule) {
-            errors.invalid(path.child("schedule"), schedule, &problem);
-        }
-        if let Some(Value::String(zone)) = member(spec, "timeZone") {
-            time_zone(zone, &path.child("timeZone"), errors);
+        } else {
+            let path = path.child("schedule");
+            let old_zone = old.is_some_and(|old| text(workload::spec(old), "schedule").contains("TZ"));
+            if let Err(problem) = Schedule::parse(schedule) {
+                errors.invalid(path.clone(), schedule, &problem);
+            }
+            match schedule.contains("TZ") {
+                true if !old_zone => errors.invalid(path, schedule, "cannot use TZ or CRON_TZ in schedule, use timeZone field instead"),
+                true if has(spec, "timeZone") => errors.invalid(path, schedule, "cannot use both timeZone field and TZ or CRON_TZ in schedule"),
+                _ => {}
+            }
         }
         checks::not_negatives(spec, &["startingDeadlineSeconds"], &path, errors);
+        if let Some(Value::String(zone)) = member(spec, "timeZone")
+            && old.is_none_or(|old| workload::spec(old).get("timeZone") != spec.get("timeZone"))
+        {
+            time_zone(zone, &path.child("timeZone"), errors);
+        }
         checks::required_one_of(spec, "concurrencyPolicy", &["Allow", "Forbid", "Replace"], &path, errors);
         let nothing = Value::Null;
         let job_template = spec.get("jobTemplate").unwrap_or(&nothing);
         let at = path.child("jobTemplate");
-        let metadata = job_template.get("metadata").unwrap_or(&nothing);
-        checks::annotations(map(metadata, "annotations"), &at.child("annotations"), errors);
-        checks::labels(map(metadata, "labels"), &at.child("labels"), errors);
         let job_spec = workload::spec(job_template);
         jobs::validate_spec(job_spec, &at.child("spec"), errors);
+        if let Some(selector) = member(job_spec, "selector") {
+            let shown = internal::selector(Some(selector));
+            errors.invalid_structure(at.child("spec").child("selector"), &shown, "`selector` will be auto-generated");
+        }
         if flag(job_spec, "manualSelector") {
             errors.not_supported(at.child("spec").child("manualSelector"), true, &["nil", "false"]);
         }
         checks::not_negatives(spec, &["successfulJobsHistoryLimit", "failedJobsHistoryLimit"], &path, errors);
+        if old.is_none() && job.name().len() > NAME_CHARS_MAX {
+            errors.invalid(Path::new("metadata").child("name"), job.name(), &format!("must be no more than {NAME_CHARS_MAX} characters"));
+        }
     }
     fn warnings(&self, job: &Value, old: Option<&Value>) -> Vec<String> {
         if old.is_some_and(|old| workload::spec(old) == workload::spec(job)) {
@@ -108,10 +119,23 @@ impl Hooks for CronJobs {
 
 fn time_zone(zone: &str, path: &Path, errors: &mut Errors) {
     if zone.is_empty() {
-        errors.invalid(path.clone(), zone, "timeZone must be nil or non-empty string");
-    } else if zone.eq_ignore_ascii_case("Local") {
-        errors.invalid(path.clone(), zone, "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones");
-    } else if jiff::tz::TimeZone::get(zone).ok().as_ref().and_then(|z| z.iana_name()) != Some(zone) {
-        errors.invalid(path.clone(), zone, &format!("unknown time zone {zone}"));
+        return errors.invalid(path.clone(), zone, "timeZone must be nil or non-empty string");
     }
+    let unknown = format!("unknown time zone {zone}");
+    if !zone.split('/').all(is_zone_part) {
+        return errors.invalid(path.clone(), zone, &unknown);
+    }
+    if zone.eq_ignore_ascii_case("Local") {
+        errors.invalid(path.clone(), zone, "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones");
+    }
+    if zone != "Local" && jiff::tz::TimeZone::get(zone).ok().as_ref().and_then(|z| z.iana_name()) != Some(zone) {
+        errors.invalid(path.clone(), zone, &unknown);
+    }
+}
+
+/// Whether a text can be a part of a time zone's name.
+fn is_zone_part(part: &str) -> bool {
+    const CHARS_MAX: usize = 14;
+    let good = |b: u8| b.is_ascii_alphanumeric() || b"._-+".contains(&b);
+    (1..=CHARS_MAX).contains(&part.len()) && !matches!(part, "." | "..") && !part.starts_with('-') && part.bytes().all(good)
 }

@@ -5,15 +5,18 @@ use crate::{
     internal,
     kind::{Hooks, Kind},
     kinds::{
-        checks,
+        checks, conditions,
         pod::template,
-        values::{each, fill, flag, has, int, list, made, member, put, shown, text, within},
+        values::{each, fill, flag, has, int, list, made, member, put, shown, strings, text, within},
         workload,
     },
+    names,
     object::ObjectExt,
-    selector, table,
+    selector::{self, LabelSelector},
+    table,
 };
 use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 
 pub fn kind() -> Kind {
     Kind::namespaced("batch", "v1", "Job", "jobs").categories(&["all"]).generation().selectable(&["status.successful"]).status().hooks(Jobs)
@@ -24,8 +27,11 @@ const UID_LABEL: &str = "batch.kubernetes.io/controller-uid";
 const OLD_UID_LABEL: &str = "controller-uid";
 const NAME_LABEL: &str = "batch.kubernetes.io/job-name";
 const OLD_NAME_LABEL: &str = "job-name";
-const INDEXED_PARALLELISM_MAX: i64 = 100_000;
-const INDEXED_COMPLETIONS_WITHOUT_LIMITS_MAX: i64 = 100_000;
+const MANAGER_BYTES_MAX: usize = 63;
+/// Indexes that may run or fail, and completions without further limits.
+const INDEXES_MAX: i64 = 100_000;
+/// The same with more completions than that.
+const MANY_INDEXES_MAX: i64 = 10_000;
 const SUCCEEDED_INDEXES_BYTES_MAX: usize = 64 * 1024;
 
 struct Jobs;
@@ -61,18 +67,11 @@ impl Hooks for Jobs {
     }
     fn validate(&self, job: &Value, old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(job), Path::new("spec"));
-        validate_spec(spec, &path, errors);
-        match member(spec, "selector") {
-            None => errors.required(path.child("selector"), ""),
-            Some(selector) => selector::validate(selector, &path.child("selector"), errors),
-        }
-        if !flag(spec, "manualSelector") {
-            generated_selector(job, &path, errors);
-        }
-        if let (Some(selector), Some(pod)) = (member(spec, "selector"), member(spec, "template")) {
-            template::matches(selector, pod, &path.child("template"), errors);
-        }
+        generated_selector(job, old, errors);
+        validate_selecting_spec(spec, &path, errors);
+        index_names(job, errors);
         if let Some(old) = old {
+            validate_selecting_spec(spec, &path, errors);
             validate_update(spec, old, &path, errors);
         }
     }
@@ -136,30 +135,65 @@ fn generate_selector(job: &mut Value) {
     let (name, uid) = (job.name().to_string(), job.uid().to_string());
     let spec = made(job, "spec");
     let labels = made(made(made(spec, "template"), "metadata"), "labels");
-    for (key, value) in [(OLD_UID_LABEL, &uid), (UID_LABEL, &uid), (OLD_NAME_LABEL, &name), (NAME_LABEL, &name)] {
-        put(labels, key, value.as_str());
+    for (key, old_key, value) in [(NAME_LABEL, OLD_NAME_LABEL, &name), (UID_LABEL, OLD_UID_LABEL, &uid)] {
+        if !has(labels, key) {
+            put(labels, key, value.as_str());
+            put(labels, old_key, value.as_str());
+        }
     }
-    put(made(made(spec, "selector"), "matchLabels"), UID_LABEL, uid);
+    let selected = made(made(spec, "selector"), "matchLabels");
+    if !has(selected, UID_LABEL) {
+        put(selected, UID_LABEL, uid);
+    }
 }
 
-/// The generated labels and selector must be as they were made.
-fn generated_selector(job: &Value, path: &Path, errors: &mut Errors) {
+/// The generated labels and selector must be as they were made. Jobs from before the prefixed labels do without them.
+fn generated_selector(job: &Value, old: Option<&Value>, errors: &mut Errors) {
     let spec = workload::spec(job);
-    let at = path.child("template").child("metadata").child("labels");
-    let labels = spec.at("template.metadata.labels");
-    for (key, want) in [(UID_LABEL, job.uid()), (NAME_LABEL, job.name())] {
-        match labels.and_then(|l| l.get(key)).and_then(Value::as_str) {
-            None => errors.required(at.key(key), &format!("must be '{want}'")),
-            Some(value) if value != want => errors.invalid(at.key(key), value, &format!("must be '{want}'")),
-            _ => {}
+    let Some(selector) = member(spec, "selector").filter(|_| !flag(spec, "manualSelector")) else { return };
+    let labels = |job: &Value| job.at("spec.template.metadata.labels").cloned().unwrap_or_default();
+    let prefixed = old.is_none_or(|old| [NAME_LABEL, UID_LABEL].iter().all(|key| has(&labels(old), key)));
+    let mut wanted = vec![(OLD_UID_LABEL, job.uid()), (OLD_NAME_LABEL, job.name())];
+    if prefixed {
+        wanted.extend([(UID_LABEL, job.uid()), (NAME_LABEL, job.name())]);
+    }
+    let (at, labels) = (Path::new("spec").child("template").child("metadata").child("labels"), labels(job));
+    for (key, want) in &wanted {
+        let detail = format!("must be '{want}'");
+        match labels.get(key).and_then(Value::as_str) {
+            None => errors.required(at.key(key), &detail),
+            Some(value) if value != *want => errors.invalid(at.key(key), labels.clone(), &detail),
+            Some(_) => {}
         }
     }
-    let only_uid = [UID_LABEL, OLD_UID_LABEL].iter().any(|key| spec.get("selector") == Some(&json!({"matchLabels": {*key: job.uid()}})));
-    if !only_uid && has(spec, "selector") {
-        errors.invalid_structure(path.child("selector"), &internal::selector(spec.get("selector")), "`selector` not auto-generated");
-        if let Some(pod) = member(spec, "template") {
-            template::matches(&spec["selector"], pod, &path.child("template"), errors);
+    let selects = LabelSelector::from_value(selector).map(|s| s.matches(|key| wanted.iter().find(|(k, _)| *k == key).map(|(_, v)| *v)));
+    if selects == Ok(false) {
+        errors.invalid_structure(Path::new("spec").child("selector"), &internal::selector(Some(selector)), "`selector` not auto-generated");
+    }
+}
+
+/// Rules for the spec of a Job that has its selector.
+fn validate_selecting_spec(spec: &Value, path: &Path, errors: &mut Errors) {
+    validate_spec(spec, path, errors);
+    match member(spec, "selector") {
+        None => errors.required(path.child("selector"), ""),
+        Some(selector) => {
+            selector::validate(selector, &path.child("selector"), errors);
+            if let Some(pod) = member(spec, "template") {
+                template::matches(selector, pod, &path.child("template"), errors);
+            }
         }
+    }
+}
+
+/// Pods of an indexed Job are named after it and their index.
+fn index_names(job: &Value, errors: &mut Errors) {
+    let spec = workload::spec(job);
+    let Some(completions) = int(spec, "completions").filter(|c| *c > 0 && text(spec, "completionMode") == "Indexed") else { return };
+    let longest = format!("{}-{}", job.name(), completions - 1);
+    if !names::dns1123_label(&longest).is_empty() {
+        let detail = format!("will not able to create pod with invalid DNS label: {longest}");
+        errors.invalid(Path::new("metadata").child("name"), job.name(), &detail);
     }
 }
 
@@ -171,41 +205,9 @@ pub fn validate_spec(spec: &Value, path: &Path, errors: &mut Errors) {
         path,
         errors,
     );
-    let indexed = text(spec, "completionMode") == "Indexed";
-    if let Some(failed) = int(spec, "maxFailedIndexes") {
-        checks::not_negative(spec, "maxFailedIndexes", path, errors);
-        if !has(spec, "backoffLimitPerIndex") {
-            errors.required(path.child("backoffLimitPerIndex"), "when maxFailedIndexes is specified");
-        }
-        if int(spec, "completions").is_some_and(|c| failed > c) {
-            errors.invalid(path.child("maxFailedIndexes"), failed, "must be less than or equal to completions");
-        }
-    }
-    if has(spec, "completionMode") {
-        checks::one_of(spec, "completionMode", &["Indexed", "NonIndexed"], path, errors);
-        if indexed {
-            match int(spec, "completions") {
-                None => errors.required(path.child("completions"), "when completion mode is Indexed"),
-                Some(completions)
-                    if completions > INDEXED_COMPLETIONS_WITHOUT_LIMITS_MAX
-                        && has(spec, "backoffLimitPerIndex")
-                        && !has(spec, "maxFailedIndexes") =>
-                {
-                    errors.required(path.child("maxFailedIndexes"), "must be specified when completions is above 100000")
-                }
-                Some(_) => {}
-            }
-            if let Some(parallelism) = int(spec, "parallelism").filter(|p| *p > INDEXED_PARALLELISM_MAX) {
-                errors.invalid(
-                    path.child("parallelism"),
-                    parallelism,
-                    &format!("must be less than or equal to {INDEXED_PARALLELISM_MAX} when completion mode is Indexed"),
-                );
-            }
-        }
-    }
-    if !indexed && has(spec, "backoffLimitPerIndex") {
-        errors.invalid(path.child("backoffLimitPerIndex"), shown(spec, "backoffLimitPerIndex"), "requires indexed completion mode");
+    checks::not_negative(spec, "maxFailedIndexes", path, errors);
+    if has(spec, "maxFailedIndexes") && !has(spec, "backoffLimitPerIndex") {
+        errors.required(path.child("backoffLimitPerIndex"), "when maxFailedIndexes is specified");
     }
     if let Some(manager) = member(spec, "managedBy").and_then(Value::as_str) {
         if manager.is_empty() {
@@ -213,13 +215,24 @@ pub fn validate_spec(spec: &Value, path: &Path, errors: &mut Errors) {
         } else {
             checks::domain_prefixed(manager, &path.child("managedBy"), errors);
         }
-        if manager.len() > 63 {
-            errors.too_long(path.child("managedBy"), "", 63);
+        if manager.len() > MANAGER_BYTES_MAX {
+            errors.too_long(path.child("managedBy"), "", MANAGER_BYTES_MAX);
         }
+    }
+    checks::one_of(spec, "completionMode", &["Indexed", "NonIndexed"], path, errors);
+    match text(spec, "completionMode") {
+        "Indexed" => indexed_limits(spec, path, errors),
+        "NonIndexed" | "" => {
+            for key in ["backoffLimitPerIndex", "maxFailedIndexes"].into_iter().filter(|key| has(spec, key)) {
+                errors.invalid(path.child(key), shown(spec, key), "requires indexed completion mode");
+            }
+        }
+        _ => {}
     }
     failure_policy(spec, path, errors);
     success_policy(spec, path, errors);
-    checks::one_of(spec, "podReplacementPolicy", &["Failed", "TerminatingOrFailed"], path, errors);
+    let replacements: &[&str] = if has(spec, "podFailurePolicy") { &["Failed"] } else { &["Failed", "TerminatingOrFailed"] };
+    checks::one_of(spec, "podReplacementPolicy", replacements, path, errors);
     let at = path.child("template");
     match member(spec, "template") {
         None => errors.required(at, ""),
@@ -239,9 +252,38 @@ pub fn validate_spec(spec: &Value, path: &Path, errors: &mut Errors) {
     }
 }
 
+/// What an indexed Job may ask for.
+fn indexed_limits(spec: &Value, path: &Path, errors: &mut Errors) {
+    let (completions, parallelism, failed) = (int(spec, "completions"), int(spec, "parallelism"), int(spec, "maxFailedIndexes"));
+    let refuse_above = |errors: &mut Errors, key: &str, value: Option<i64>, max: i64, when: &str| {
+        if let Some(value) = value.filter(|v| *v > max) {
+            errors.invalid(path.child(key), value, &format!("must be less than or equal to {max}{when}"));
+        }
+    };
+    if completions.is_none() {
+        errors.required(path.child("completions"), "when completion mode is Indexed");
+    }
+    refuse_above(errors, "parallelism", parallelism, INDEXES_MAX, " when completion mode is Indexed");
+    if let (Some(failed), Some(completions)) = (failed, completions)
+        && failed > completions
+    {
+        errors.invalid(path.child("maxFailedIndexes"), failed, "must be less than or equal to completions");
+    }
+    refuse_above(errors, "maxFailedIndexes", failed, INDEXES_MAX, "");
+    if completions.is_some_and(|c| c > INDEXES_MAX) && has(spec, "backoffLimitPerIndex") {
+        let when = format!(" when completions are above {INDEXES_MAX} and used with backoff limit per index");
+        if failed.is_none() {
+            errors.required(path.child("maxFailedIndexes"), &format!("must be specified when completions is above {INDEXES_MAX}"));
+        }
+        refuse_above(errors, "parallelism", parallelism, MANY_INDEXES_MAX, &when);
+        refuse_above(errors, "maxFailedIndexes", failed, MANY_INDEXES_MAX, &when);
+    }
+}
+
 fn failure_policy(spec: &Value, path: &Path, errors: &mut Errors) {
     const RULES_MAX: usize = 20;
     const CODES_MAX: usize = 255;
+    const CONDITIONS_MAX: usize = 20;
     let Some(policy) = member(spec, "podFailurePolicy") else { return };
     let path = path.child("podFailurePolicy").child("rules");
     let rules = list(policy, "rules");
@@ -257,20 +299,18 @@ fn failure_policy(spec: &Value, path: &Path, errors: &mut Errors) {
         let path = path.index(i);
         let at = path.child("action");
         match text(rule, "action") {
-            "" => errors.required(at, "valid values: \"Count\", \"FailIndex\", \"FailJob\", \"Ignore\""),
+            "" => errors.required(at, "valid values: [\"Count\" \"FailIndex\" \"FailJob\" \"Ignore\"]"),
             "FailIndex" if !has(spec, "backoffLimitPerIndex") => errors.invalid(at, "FailIndex", "requires the backoffLimitPerIndex to be set"),
             "Count" | "FailIndex" | "FailJob" | "Ignore" => {}
             other => errors.not_supported(at, other, &["Count", "FailIndex", "FailJob", "Ignore"]),
         }
-        let (codes, conditions) = (member(rule, "onExitCodes"), list(rule, "onPodConditions"));
-        match (codes, conditions.is_empty()) {
-            (Some(_), false) => errors.invalid(path.clone(), Value::Null, "specifying both OnExitCodes and OnPodConditions is not supported"),
-            (None, true) => errors.invalid(path.clone(), Value::Null, "specifying one of OnExitCodes and OnPodConditions is required"),
-            _ => {}
-        }
+        let (codes, patterns) = (member(rule, "onExitCodes"), list(rule, "onPodConditions"));
         if let Some(codes) = codes {
             let path = path.child("onExitCodes");
-            checks::required_one_of(codes, "operator", &["In", "NotIn"], &path, errors);
+            match text(codes, "operator") {
+                "" => errors.required(path.child("operator"), "valid values: [\"In\" \"NotIn\"]"),
+                _ => checks::one_of(codes, "operator", &["In", "NotIn"], &path, errors),
+            }
             if let Some(name) = member(codes, "containerName").and_then(Value::as_str)
                 && !containers.contains(&name)
             {
@@ -291,12 +331,26 @@ fn failure_policy(spec: &Value, path: &Path, errors: &mut Errors) {
                     errors.duplicate(at, value.clone());
                 }
             }
+            if !values.is_sorted_by_key(Value::as_i64) {
+                errors.invalid(path.child("values"), Value::from(values.to_vec()), "must be ordered");
+            }
         }
-        for (i, condition) in conditions.iter().enumerate() {
+        if patterns.len() > CONDITIONS_MAX {
+            errors.too_many(path.child("onPodConditions"), patterns.len(), CONDITIONS_MAX);
+        }
+        for (i, condition) in patterns.iter().enumerate() {
             let path = path.child("onPodConditions").index(i);
             let kind = text(condition, "type");
-            errors.invalid_all(&path.child("type"), kind, crate::names::qualified_name(kind));
-            checks::required_one_of(condition, "status", super::super::conditions::STATUSES, &path, errors);
+            errors.invalid_all(&path.child("type"), kind, names::qualified_name(kind));
+            match text(condition, "status") {
+                "" => errors.required(path.child("status"), "valid values: [\"False\" \"True\" \"Unknown\"]"),
+                _ => checks::one_of(condition, "status", conditions::STATUSES, &path, errors),
+            }
+        }
+        match (codes, patterns.is_empty()) {
+            (Some(_), false) => errors.invalid(path.clone(), Value::Null, "specifying both OnExitCodes and OnPodConditions is not supported"),
+            (None, true) => errors.invalid(path.clone(), Value::Null, "specifying one of OnExitCodes and OnPodConditions is required"),
+            _ => {}
         }
     }
 }
@@ -320,30 +374,21 @@ fn success_policy(spec: &Value, path: &Path, errors: &mut Errors) {
     for (i, rule) in rules.iter().enumerate() {
         let path = path.index(i);
         let (count, indexes) = (int(rule, "succeededCount"), text(rule, "succeededIndexes"));
-        if count.is_none() && indexes.is_empty() {
+        if count.is_none() && !has(rule, "succeededIndexes") {
             errors.required(path.clone(), "at least one of succeededCount or succeededIndexes must be specified");
         }
-        let mut selected = None;
+        let mut selected = 0;
         if has(rule, "succeededIndexes") {
             let at = path.child("succeededIndexes");
             if indexes.len() > SUCCEEDED_INDEXES_BYTES_MAX {
                 errors.too_long(at.clone(), indexes, SUCCEEDED_INDEXES_BYTES_MAX);
             }
             match count_indexes(indexes, int(spec, "completions").unwrap_or(0)) {
-                Ok(number) => selected = Some(number),
+                Ok(number) => selected = number,
                 Err(why) => errors.invalid(at, indexes, &format!("error parsing succeededIndexes: {why}")),
             }
         }
         checks::not_negative(rule, "succeededCount", &path, errors);
-        if let (Some(count), Some(selected)) = (count, selected)
-            && count > selected
-        {
-            errors.invalid(
-                path.child("succeededCount"),
-                count,
-                &format!("must be less than or equal to {selected} (the number of indexes in the specified succeededIndexes field)"),
-            );
-        }
         if let (Some(count), Some(completions)) = (count, int(spec, "completions"))
             && count > completions
         {
@@ -353,40 +398,53 @@ fn success_policy(spec: &Value, path: &Path, errors: &mut Errors) {
                 &format!("must be less than or equal to {completions} (the number of specified completions)"),
             );
         }
+        if let Some(count) = count.filter(|count| has(rule, "succeededIndexes") && *count > selected) {
+            errors.invalid(
+                path.child("succeededCount"),
+                count,
+                &format!("must be less than or equal to {selected} (the number of indexes in the specified succeededIndexes field)"),
+            );
+        }
     }
 }
 
-/// How many indexes a text such as `0,2-4` names, all of them below `completions` and each greater than the one before.
-fn count_indexes(text: &str, completions: i64) -> Result<i64, String> {
+/// The first and last index of an interval such as `2-4`, both of them below `completions`.
+fn interval(text: &str, completions: i64) -> Result<(i64, i64), String> {
     let number = |part: &str| match part.parse::<i64>() {
         Err(_) => Err(format!("cannot convert string to integer for index: {part:?}")),
         Ok(index) if index >= completions => Err(format!("too large index: {part:?}")),
         Ok(index) => Ok(index),
     };
-    let (mut count, mut last) = (0, None);
-    for interval in text.split(',').filter(|_| !text.is_empty()) {
-        let parts: Vec<&str> = interval.split('-').collect();
-        let (first, end) = match parts.as_slice() {
-            [one] => (number(one)?, None),
-            [first, end] => (number(first)?, Some(number(end)?)),
-            _ => {
-                return Err(format!(
-                    "the fragment {interval:?} violates the requirement that an index interval can have at most two parts separated by '-'"
-                ));
-            }
-        };
-        for (before, after) in [(last, Some(first)), (end.and(Some(first)), end)] {
-            if let (Some(before), Some(after)) = (before, after)
-                && before >= after
-            {
-                return Err(format!("non-increasing order, previous: {before}, current: {after}"));
-            }
+    match text.split('-').collect::<Vec<_>>().as_slice() {
+        [one] => number(one).map(|one| (one, one)),
+        [first, last] => match (number(first)?, number(last)?) {
+            (first, last) if first >= last => Err(format!("non-increasing order, previous: {first}, current: {last}")),
+            both => Ok(both),
+        },
+        _ => Err(format!("the fragment {text:?} violates the requirement that an index interval can have at most two parts separated by '-'")),
+    }
+}
+
+/// How many indexes a text such as `0,2-4` names, each greater than the one before.
+fn count_indexes(text: &str, completions: i64) -> Result<i64, String> {
+    let (mut count, mut previous) = (0, None);
+    for part in text.split(',').filter(|_| !text.is_empty()) {
+        let (first, last) = interval(part, completions)?;
+        if let Some(previous) = previous.filter(|previous| *previous >= first) {
+            return Err(format!("non-increasing order, previous: {previous}, current: {first}"));
         }
-        let end = end.unwrap_or(first);
-        count += end - first + 1;
-        last = Some(end);
+        count += last - first + 1;
+        previous = Some(last);
     }
     Ok(count)
+}
+
+/// The first index that two such texts have in common.
+fn overlap(completed: &str, failed: &str, completions: i64) -> Option<i64> {
+    let intervals = |text: &str| text.split(',').filter_map(|part| interval(part, completions).ok()).collect::<Vec<_>>();
+    let failed = intervals(failed);
+    let meets = |&(first, last): &(i64, i64)| failed.iter().find(|(f, l)| first <= *l && *f <= last).map(|(f, _)| first.max(*f));
+    intervals(completed).iter().find_map(meets)
 }
 
 /// What may change in a Job that may have started.
@@ -403,9 +461,12 @@ fn validate_update(spec: &Value, old: &Value, path: &Path, errors: &mut Errors) 
     checks::immutable_structure("meta.v1.LabelSelector", spec.get("selector"), before.get("selector"), &path.child("selector"), errors);
     let mut template = shown(spec, "template");
     let old_template = shown(before, "template");
-    let not_started = !has(workload::status(old), "startTime");
-    if flag(before, "suspend") && not_started || flag(before, "suspend") && flag(spec, "suspend") {
+    let status = workload::status(old);
+    if flag(before, "suspend") && (!has(status, "startTime") || is_true(status, "Suspended")) {
         allow_scheduling_changes(&mut template, &old_template);
+        if int(status, "active").unwrap_or(0) == 0 {
+            allow_resource_changes(&mut template, &old_template);
+        }
     }
     if template != old_template {
         let shown = internal::show("core.v1.PodTemplateSpec", &shown(spec, "template"));
@@ -435,62 +496,170 @@ fn allow_scheduling_changes(template: &mut Value, old: &Value) {
     for key in ["labels", "annotations"] {
         copy(made(template, "metadata"), metadata, key);
     }
-    for key in ["nodeSelector", "tolerations", "schedulingGates", "affinity"] {
+    for key in ["nodeSelector", "tolerations", "schedulingGates"] {
         copy(made(template, "spec"), spec, key);
+    }
+    let affinity = spec.get("affinity").unwrap_or(&nothing);
+    copy(made(made(template, "spec"), "affinity"), affinity, "nodeAffinity");
+    if !has(spec, "affinity") && template["spec"]["affinity"] == json!({}) {
+        copy(made(template, "spec"), spec, "affinity");
     }
 }
 
+/// And what they ask for.
+fn allow_resource_changes(template: &mut Value, old: &Value) {
+    let nothing = Value::Null;
+    let (spec, before) = (made(template, "spec"), old.get("spec").unwrap_or(&nothing));
+    for key in ["initContainers", "containers"] {
+        let mut old = list(before, key).iter();
+        each(spec, key, |container| {
+            if let Some(resources) = old.next().and_then(|old| old.get("resources")) {
+                put(container, "resources", resources.clone());
+            }
+        });
+    }
+}
+
+/// A status is checked where it changes: one that is wrong for another reason can still be written.
 fn validate_status(job: &Value, old: &Value, errors: &mut Errors) {
     let (spec, status, before) = (workload::spec(job), workload::status(job), workload::status(old));
     let path = Path::new("status");
     checks::not_negatives(status, &["active", "succeeded", "failed", "ready", "terminating"], &path, errors);
+    let pods = status.get("uncountedTerminatedPods").unwrap_or(&Value::Null);
+    uncounted(pods, &path.child("uncountedTerminatedPods"), errors);
+    let changed = |key: &str| shown(status, key) != shown(before, key);
+    let turned = |kind: &str| is_true(status, kind) != is_true(before, kind);
+    let refuse = |errors: &mut Errors, detail: &str| errors.push(Reason::Invalid, path.child("conditions"), None, detail);
     let (complete, failed) = (is_true(status, "Complete"), is_true(status, "Failed"));
-    let conditions = path.child("conditions");
-    let refuse = |errors: &mut Errors, detail: &str| errors.push(Reason::Invalid, conditions.clone(), None, detail);
-    let (start, end) = (status.str_at("startTime"), status.str_at("completionTime"));
-    if complete && end.is_none() {
-        errors.required(path.child("completionTime"), "completionTime is required for Complete jobs");
-    }
-    if !complete && let Some(end) = end {
-        errors.invalid(path.child("completionTime"), end, "cannot set completionTime when there is no Complete=True condition");
-    }
-    if let (Some(start), Some(end)) = (start.and_then(table::unix_s), end.and_then(table::unix_s))
-        && end < start
-    {
-        errors.invalid(path.child("completionTime"), status.str_at("completionTime").unwrap_or_default(), "must be equal to or after `startTime`");
-    }
-    if complete && failed {
+    let (succeeding, failing) = (is_true(status, "SuccessCriteriaMet"), is_true(status, "FailureTarget"));
+    let finished = complete || failed;
+    let turned_finished = finished != (is_true(before, "Complete") || is_true(before, "Failed"));
+    if (turned("Complete") || turned("Failed")) && complete && failed {
         refuse(errors, "cannot set Complete=True and Failed=true conditions");
     }
-    if complete && !is_true(status, "SuccessCriteriaMet") {
-        refuse(errors, "cannot set Complete=True condition without the SuccessCriteriaMet=true condition");
+    if (turned("Complete") || turned("FailureTarget")) && complete && failing {
+        refuse(errors, "cannot set Complete=True and FailureTarget=true conditions");
     }
-    if failed && !is_true(status, "FailureTarget") {
+    let (start, end) = (status.str_at("startTime"), status.str_at("completionTime"));
+    if turned("Complete") || changed("completionTime") {
+        match end {
+            Some(end) if !complete => {
+                errors.invalid(path.child("completionTime"), end, "cannot set completionTime when there is no Complete=True condition")
+            }
+            None if complete => errors.required(path.child("completionTime"), "completionTime is required for Complete jobs"),
+            _ => {}
+        }
+    }
+    if (changed("startTime") || changed("completionTime"))
+        && let (Some(start), Some(end)) = (start, end)
+        && table::unix_s(end) < table::unix_s(start)
+    {
+        errors.invalid(path.child("completionTime"), end, "must be equal to or after `startTime`");
+    }
+    if (turned("Failed") || changed("failedIndexes")) && failed && !failing {
         refuse(errors, "cannot set Failed=True condition without the FailureTarget=true condition");
     }
+    if (turned("Complete") || turned("SuccessCriteriaMet")) && complete && !succeeding {
+        refuse(errors, "cannot set Complete=True condition without the SuccessCriteriaMet=true condition");
+    }
     let active = int(status, "active").unwrap_or(0);
-    if (complete || failed) && active > 0 {
+    if (turned_finished || changed("active")) && finished && active > 0 {
         errors.invalid(path.child("active"), active, "active>0 is invalid for finished job");
     }
-    for kind in ["Complete", "Failed"] {
+    let never_ran = flag(spec, "suspend") && int(spec, "completions") == Some(0);
+    if (turned_finished || changed("startTime")) && finished && start.is_none() && !never_ran {
+        errors.required(path.child("startTime"), "startTime is required for finished job");
+    }
+    let none_uncounted = ["succeeded", "failed"].iter().all(|key| list(pods, key).is_empty());
+    if (turned_finished || changed("uncountedTerminatedPods")) && finished && !none_uncounted {
+        errors.invalid(path.child("uncountedTerminatedPods"), pods.clone(), "must be empty for finished job");
+    }
+    validate_indexes(spec, status, &changed, &path, errors);
+    let terminating = int(status, "terminating").unwrap_or(0);
+    if (turned_finished || changed("terminating")) && finished && terminating > 0 {
+        errors.invalid(path.child("terminating"), terminating, "terminating>0 is invalid for finished job");
+    }
+    let ready = int(status, "ready").unwrap_or(0);
+    if (changed("ready") || changed("active")) && has(status, "ready") && ready > active {
+        errors.invalid(path.child("ready"), ready, "cannot set more ready pods than active");
+    }
+    if succeeding && failed {
+        refuse(errors, "cannot set SuccessCriteriaMet=True and Failed=true conditions");
+    }
+    if succeeding && failing {
+        refuse(errors, "cannot set SuccessCriteriaMet=True and FailureTarget=true conditions");
+    }
+    if has(spec, "successPolicy") && complete && !succeeding {
+        refuse(errors, "cannot set Complete=True for Job with SuccessPolicy unless SuccessCriteriaMet=True");
+    }
+    for kind in ["Failed", "Complete", "FailureTarget"] {
         if is_true(before, kind) && !is_true(status, kind) {
             refuse(errors, &format!("cannot disable the terminal {kind}=True condition"));
         }
     }
-    for kind in ["SuccessCriteriaMet", "FailureTarget"] {
-        if is_true(before, kind) && !is_true(status, kind) {
-            refuse(errors, &format!("cannot disable the {kind}=True condition"));
+    let elastic = text(spec, "completionMode") == "Indexed" && int(spec, "completions") == int(spec, "parallelism");
+    for key in ["failed", "succeeded"] {
+        let now = int(status, key).unwrap_or(0);
+        if now < int(before, key).unwrap_or(0) && !(key == "succeeded" && elastic) {
+            errors.invalid(path.child(key), now, &format!("cannot decrease the {key} counter"));
         }
     }
-    for (key, what) in [("failed", "failed"), ("succeeded", "succeeded")] {
-        let (now, then) = (int(status, key).unwrap_or(0), int(before, key).unwrap_or(0));
-        let indexed = text(spec, "completionMode") == "Indexed" && key == "succeeded";
-        if now < then && !indexed {
-            errors.invalid(path.child(key), now, &format!("cannot decrease the {what} counter"));
-        }
+    if let Some(end) = end.filter(|_| has(before, "completionTime") && changed("completionTime")) {
+        errors.invalid(path.child("completionTime"), end, checks::IMMUTABLE);
     }
-    if !flag(spec, "suspend") && has(before, "startTime") && status.get("startTime") != before.get("startTime") {
+    if !flag(spec, "suspend") && has(before, "startTime") && changed("startTime") {
         errors.invalid(path.child("startTime"), shown(status, "startTime"), "field is immutable for unsuspended job once set");
+    }
+    if is_true(before, "SuccessCriteriaMet") && !succeeding {
+        refuse(errors, "cannot disable the SuccessCriteriaMet=True condition");
+    }
+    if is_true(before, "Complete") && !is_true(before, "SuccessCriteriaMet") && succeeding {
+        refuse(errors, "cannot set SuccessCriteriaMet=True for Job already has Complete=true conditions");
+    }
+}
+
+/// UIDs of pods that ended and are not yet counted: each one once.
+fn uncounted(pods: &Value, path: &Path, errors: &mut Errors) {
+    let mut seen = BTreeSet::new();
+    for key in ["succeeded", "failed"] {
+        for (i, uid) in strings(pods, key).enumerate() {
+            let at = path.child(key).index(i);
+            if uid.is_empty() {
+                errors.invalid(at, uid, "must not be empty");
+            } else if !seen.insert(uid) {
+                errors.duplicate(at, uid);
+            }
+        }
+    }
+}
+
+/// Which indexes are done and which failed.
+fn validate_indexes(spec: &Value, status: &Value, changed: &impl Fn(&str) -> bool, path: &Path, errors: &mut Errors) {
+    let (completed, failed) = (text(status, "completedIndexes"), member(status, "failedIndexes").and_then(Value::as_str));
+    let (completions, limited) = (int(spec, "completions"), has(spec, "backoffLimitPerIndex"));
+    let at = |key: &str| path.child(key);
+    let check = |errors: &mut Errors, key: &str, text: &str| {
+        if let Some(Err(problem)) = completions.map(|completions| count_indexes(text, completions)) {
+            errors.invalid(at(key), text, &format!("error parsing {key}: {problem}"));
+        }
+    };
+    let (changed_completed, changed_failed) = (changed("completedIndexes"), changed("failedIndexes"));
+    if changed_completed {
+        check(errors, "completedIndexes", completed);
+    }
+    if let Some(failed) = failed.filter(|_| changed_failed && limited) {
+        check(errors, "failedIndexes", failed);
+    }
+    if changed_completed && !completed.is_empty() && text(spec, "completionMode") != "Indexed" {
+        errors.invalid(at("completedIndexes"), completed, "cannot set non-empty completedIndexes when non-indexed completion mode");
+    }
+    if let Some(failed) = failed.filter(|_| changed_failed && !limited) {
+        errors.invalid(at("failedIndexes"), failed, "cannot set non-null failedIndexes when backoffLimitPerIndex is null");
+    }
+    if let (true, Some(failed), Some(completions)) = (changed_completed || changed_failed, failed, completions)
+        && let Some(index) = overlap(completed, failed, completions)
+    {
+        errors.invalid(at("failedIndexes"), failed, &format!("failedIndexes and completedIndexes overlap at index: {index}"));
     }
 }
 
@@ -510,6 +679,9 @@ mod tests {
             ("1-2-3", "the fragment \"1-2-3\" violates the requirement that an index interval can have at most two parts separated by '-'"),
         ] {
             assert_eq!(count_indexes(text, 5), Err(problem.to_string()), "{text}");
+        }
+        for (completed, failed, index) in [("0-2", "3,4", None), ("0,2-4", "1,3", Some(3)), ("", "1", None), ("a,4", "4", Some(4))] {
+            assert_eq!(overlap(completed, failed, 5), index, "{completed} {failed}");
         }
     }
 }

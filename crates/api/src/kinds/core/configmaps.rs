@@ -51,6 +51,9 @@ pub fn check_immutable(object: &Value, old: &Value, keys: &[&str], errors: &mut 
 
 impl Hooks for ConfigMaps {
     fn validate(&self, config: &Value, old: Option<&Value>, errors: &mut Errors) {
+        if let Some(old) = old {
+            check_immutable(config, old, &["data", "binaryData"], errors);
+        }
         let mut bytes = 0;
         for (key, value) in entries(config, "data") {
             errors.invalid_all(&Path::new("data").key(key), key.as_str(), checks::config_key(key));
@@ -63,10 +66,7 @@ impl Hooks for ConfigMaps {
             errors.invalid_all(&Path::new("binaryData").key(key), key.as_str(), checks::config_key(key));
             bytes += value.as_str().map_or(0, decoded_bytes);
         }
-        check_size(bytes, Path::root(), errors);
-        if let Some(old) = old {
-            check_immutable(config, old, &["data", "binaryData"], errors);
-        }
+        check_size(bytes, Path::new("[]"), errors);
     }
     fn cells(&self, config: &Value, now_unix_s: i64) -> Vec<Value> {
         let count = entries(config, "data").count() + entries(config, "binaryData").count();

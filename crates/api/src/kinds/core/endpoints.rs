@@ -5,7 +5,7 @@ use crate::{
     kind::{Hooks, Kind},
     kinds::{
         checks,
-        values::{each, fill, int, list, text},
+        values::{each, fill, int, list, member, text},
     },
     names, table,
 };
@@ -33,7 +33,11 @@ impl Hooks for Endpoints {
     fn default(&self, endpoints: &mut Value) {
         each(endpoints, "subsets", |subset| each(subset, "ports", |port| fill(port, "protocol", "TCP")));
     }
-    fn validate(&self, endpoints: &Value, _old: Option<&Value>, errors: &mut Errors) {
+    fn validate(&self, endpoints: &Value, old: Option<&Value>, errors: &mut Errors) {
+        // What was good once stays good.
+        if old.is_some_and(|old| old.get("subsets") == endpoints.get("subsets")) {
+            return;
+        }
         for (i, subset) in list(endpoints, "subsets").iter().enumerate() {
             let path = Path::new("subsets").index(i);
             if list(subset, "addresses").is_empty() && list(subset, "notReadyAddresses").is_empty() {
@@ -44,10 +48,12 @@ impl Hooks for Endpoints {
                     let path = path.child(key).index(i);
                     let ip = text(address, "ip");
                     let problems = checks::ip(ip);
-                    let parses = ip.parse::<std::net::IpAddr>().is_ok();
+                    let parses = checks::sloppy_ip(ip).is_some();
                     errors.invalid_all(&path.child("ip"), ip, problems);
                     checks::checked(address, "hostname", &path, names::dns1123_label, errors);
-                    checks::checked(address, "nodeName", &path, names::dns1123_subdomain, errors);
+                    if let Some(node) = member(address, "nodeName").and_then(Value::as_str) {
+                        errors.invalid_all(&path.child("nodeName"), node, names::dns1123_subdomain(node));
+                    }
                     if parses {
                         errors.invalid_all(&path.child("ip"), ip, checks::not_special_ip(ip));
                     } else {
@@ -67,7 +73,9 @@ impl Hooks for Endpoints {
                 }
                 checks::port_number(int(port, "port").unwrap_or(0), &path.child("port"), errors);
                 checks::protocol(port, &path, errors);
-                checks::checked(port, "appProtocol", &path, names::qualified_name, errors);
+                if let Some(protocol) = member(port, "appProtocol").and_then(Value::as_str) {
+                    errors.invalid_all(&path.child("appProtocol"), protocol, names::qualified_name(protocol));
+                }
             }
         }
     }

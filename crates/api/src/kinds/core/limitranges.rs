@@ -73,17 +73,7 @@ fn validate_limit(limit: &Value, duplicate: bool, path: &Path, errors: &mut Erro
         entries(limit, key).filter_map(|(name, value)| Some((name.clone(), Quantity::from_value(value).ok()?))).collect()
     };
     let (max, min, default, request, ratio) = (read("max"), read("min"), read("default"), read("defaultRequest"), read("maxLimitRequestRatio"));
-    if kind == "Pod" {
-        for key in ["default", "defaultRequest"] {
-            if !read(key).is_empty() {
-                errors.forbidden(path.child(key), "may not be specified when `type` is 'Pod'");
-            }
-        }
-    }
-    if kind == "PersistentVolumeClaim" && !min.contains_key("storage") && !max.contains_key("storage") {
-        errors.required(path.child("limits"), "either minimum or maximum storage value is required, but neither was provided");
-    }
-    for key in ["max", "min", "default", "defaultRequest", "maxLimitRequestRatio"] {
+    let names_of = |key: &str, errors: &mut Errors| {
         for (name, _) in entries(limit, key) {
             let problems = match kind {
                 "Pod" | "Container" => resources::container_resource_name(name),
@@ -91,7 +81,21 @@ fn validate_limit(limit: &Value, duplicate: bool, path: &Path, errors: &mut Erro
             };
             errors.invalid_all(&path.child(key).key(name), name.as_str(), problems);
         }
+    };
+    for key in ["max", "min"] {
+        names_of(key, errors);
     }
+    for key in ["default", "defaultRequest"] {
+        if kind != "Pod" {
+            names_of(key, errors);
+        } else if !read(key).is_empty() {
+            errors.forbidden(path.child(key), "may not be specified when `type` is 'Pod'");
+        }
+    }
+    if kind == "PersistentVolumeClaim" && !min.contains_key("storage") && !max.contains_key("storage") {
+        errors.required(path.child("limits"), "either minimum or maximum storage value is required, but neither was provided");
+    }
+    names_of("maxLimitRequestRatio", errors);
     let names: BTreeSet<&String> = [&max, &min, &default, &request, &ratio].into_iter().flat_map(|m| m.keys()).collect();
     for name in names {
         let (max, min, default, request, ratio) = (max.get(name), min.get(name), default.get(name), request.get(name), ratio.get(name));

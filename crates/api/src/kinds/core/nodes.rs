@@ -6,7 +6,7 @@ use crate::{
     kind::{Hooks, Kind},
     kinds::{
         checks,
-        pod::scheduling::TAINT_EFFECTS,
+        pod::{resources, scheduling::TAINT_EFFECTS},
         values::{entries, fill, flag, has, list, made, put, shown, strings, take, text, within},
         workload,
     },
@@ -106,29 +106,32 @@ impl Hooks for Nodes {
     fn validate(&self, node: &Value, old: Option<&Value>, errors: &mut Errors) {
         avoided_pods(node, errors);
         taints(node, errors);
+        amounts(node, errors);
         pod_cidrs(node, errors);
-        for key in ["capacity", "allocatable"] {
-            for (name, value) in entries(workload::status(node), key) {
-                checks::quantity_not_negative(value, &Path::new("status").child(key).child(name), errors);
-            }
-        }
+        // An update is checked like a new node, and then as an update.
         if let Some(old) = old {
-            let addresses = list(workload::status(node), "addresses");
-            for (i, address) in addresses.iter().enumerate().filter(|(i, address)| addresses[..*i].contains(address)) {
-                let shown = internal::show("core.v1.NodeAddress", address);
-                errors.duplicate_structure(Path::new("status").child("addresses").index(i), &shown);
-            }
-            let (spec, before) = (workload::spec(node), workload::spec(old));
-            if !list(before, "podCIDRs").is_empty() && list(before, "podCIDRs") != list(spec, "podCIDRs") {
-                errors.forbidden(Path::new("spec").child("podCIDRs"), "node updates may not change podCIDR except from \"\" to valid");
-            }
-            if !text(before, "providerID").is_empty() && text(before, "providerID") != text(spec, "providerID") {
-                errors.forbidden(Path::new("spec").child("providerID"), "node updates may not change providerID except from \"\" to valid");
-            }
+            self.validate_status(node, old, errors);
         }
     }
     fn validate_status(&self, node: &Value, old: &Value, errors: &mut Errors) {
-        self.validate(node, Some(old), errors);
+        avoided_pods(node, errors);
+        amounts(node, errors);
+        let addresses = list(workload::status(node), "addresses");
+        for (i, address) in addresses.iter().enumerate().filter(|(i, address)| addresses[..*i].contains(address)) {
+            let shown = internal::show("core.v1.NodeAddress", address);
+            errors.duplicate_structure(Path::new("status").child("addresses").index(i), &shown);
+        }
+        let (spec, before) = (workload::spec(node), workload::spec(old));
+        if !list(before, "podCIDRs").is_empty() && list(before, "podCIDRs") != list(spec, "podCIDRs") {
+            errors.forbidden(Path::new("spec").child("podCIDRs"), "node updates may not change podCIDR except from \"\" to valid");
+        }
+        if !text(before, "providerID").is_empty() && text(before, "providerID") != text(spec, "providerID") {
+            errors.forbidden(Path::new("spec").child("providerID"), "node updates may not change providerID except from \"\" to valid");
+        }
+        taints(node, errors);
+        if text(spec, "externalID") != text(before, "externalID") {
+            errors.forbidden(Path::new("spec").child("externalID"), "may not be updated");
+        }
     }
     fn selectable_value(&self, node: &Value, field: &str) -> String {
         node.bool_at(field).unwrap_or_default().to_string()
@@ -178,6 +181,15 @@ fn roles(node: &Value) -> String {
         }
     }
     if roles.is_empty() { "<none>".into() } else { roles.into_iter().collect::<Vec<_>>().join(",") }
+}
+
+/// What a node has, and what of that pods may have.
+fn amounts(node: &Value, errors: &mut Errors) {
+    for key in ["capacity", "allocatable"] {
+        for (name, value) in entries(workload::status(node), key) {
+            resources::quantity(name, value, &Path::new("status").child(key).child(name), errors);
+        }
+    }
 }
 
 fn taints(node: &Value, errors: &mut Errors) {

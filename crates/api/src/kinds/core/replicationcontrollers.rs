@@ -7,11 +7,10 @@ use crate::{
         apps::replicasets,
         checks,
         pod::template,
-        values::{fill, has, made, map, member, put},
+        values::{fill, has, made, map, put},
         workload,
     },
     object::ObjectExt,
-    selector::LabelSelector,
     table,
 };
 use serde_json::{Value, json};
@@ -56,18 +55,13 @@ impl Hooks for ReplicationControllers {
     }
     fn validate(&self, controller: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(controller), Path::new("spec"));
-        checks::not_negatives(spec, &["minReadySeconds", "replicas"], &path, errors);
-        let selector = map(spec, "selector").filter(|s| !s.is_empty());
+        let selector = map(spec, "selector").filter(|selector| !selector.is_empty());
         if selector.is_none() {
             errors.required(path.child("selector"), "");
         }
-        template::validate_running(spec, "ReplicationController", None, &path.child("template"), errors);
-        if let (Some(selector), Some(pod)) = (selector, member(spec, "template"))
-            && !LabelSelector::from_map(Some(selector)).matches_map(map(pod.get("metadata").unwrap_or(&Value::Null), "labels"))
-        {
-            let labels = pod.at("metadata.labels").cloned().unwrap_or_default();
-            errors.invalid(path.child("template").child("metadata").child("labels"), labels, "`selector` does not match template `labels`");
-        }
+        let selector = selector.map(|labels| json!({"matchLabels": labels}));
+        template::validate_running(spec, "ReplicationController", selector.as_ref(), &path.child("template"), errors);
+        checks::not_negatives(spec, &["replicas", "minReadySeconds"], &path, errors);
     }
     fn validate_status(&self, controller: &Value, _old: &Value, errors: &mut Errors) {
         replicasets::validate_status(controller, errors);

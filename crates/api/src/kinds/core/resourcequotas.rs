@@ -2,6 +2,7 @@
 
 use crate::{
     field::{Errors, Path},
+    internal,
     kind::{Hooks, Kind},
     kinds::{
         checks,
@@ -14,6 +15,7 @@ use crate::{
     table,
 };
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
 pub fn kind() -> Kind {
     Kind::namespaced("", "v1", "ResourceQuota", "resourcequotas").short(&["quota"]).status().hooks(ResourceQuotas)
@@ -62,7 +64,10 @@ impl Hooks for ResourceQuotas {
         hard(spec, &path.child("hard"), errors);
         scopes(spec, &path, errors);
         if let Some(old) = old {
-            checks::immutable(spec.get("scopes"), workload::spec(old).get("scopes"), &path.child("scopes"), errors);
+            let set = |spec: &Value| strings(spec, "scopes").map(String::from).collect::<BTreeSet<_>>();
+            if set(spec) != set(workload::spec(old)) {
+                errors.invalid(path.child("scopes"), spec.get("scopes").cloned().unwrap_or_default(), checks::IMMUTABLE);
+            }
         }
     }
     fn validate_status(&self, quota: &Value, _old: &Value, errors: &mut Errors) {
@@ -111,12 +116,14 @@ fn hard(spec: &Value, path: &Path, errors: &mut Errors) {
 /// Whether a scope says anything about a resource.
 fn applies(scope: &str, resource: &str) -> bool {
     match scope {
+        // What Kubernetes does not know may be anything.
+        _ if !is_quota_name(resource) => true,
         "BestEffort" => resource == "pods",
         "VolumeAttributesClass" => matches!(resource, "persistentvolumeclaims" | "requests.storage"),
         "CrossNamespacePodAffinity" | "PriorityClass" | "Terminating" | "NotTerminating" | "NotBestEffort" => {
-            POD_COMPUTE.contains(&resource) || resource.contains("ephemeral-storage") || !is_quota_name(resource)
+            POD_COMPUTE.contains(&resource) || resource.contains("ephemeral-storage")
         }
-        _ => false,
+        _ => true,
     }
 }
 
@@ -133,8 +140,10 @@ fn scopes(spec: &Value, path: &Path, errors: &mut Errors) {
         let values = list(expression, "values");
         if !SCOPES.contains(&scope) {
             errors.invalid(at.child("scopeName"), scope, "unsupported scope");
-        } else if !hard.iter().all(|resource| applies(scope, resource)) {
-            errors.invalid(at.child("scopeName"), Value::from(list(selector, "matchExpressions").to_vec()), "unsupported scope applied to resource");
+        }
+        for _ in hard.iter().filter(|resource| !applies(scope, resource)) {
+            let shown = internal::show("core.v1.ScopeSelector", selector);
+            errors.invalid_structure(at.clone(), &shown, "unsupported scope applied to resource");
         }
         if PLAIN_SCOPES.contains(&scope) && operator != "Exists" {
             errors.invalid(at.child("operator"), operator, "must be 'Exists' when scope is any of ResourceQuotaScopeTerminating, ResourceQuotaScopeNotTerminating, ResourceQuotaScopeBestEffort, ResourceQuotaScopeNotBestEffort or ResourceQuotaScopeCrossNamespacePodAffinity");
@@ -154,7 +163,7 @@ fn scopes(spec: &Value, path: &Path, errors: &mut Errors) {
         seen.push(scope);
     }
     if conflict(&seen) {
-        errors.invalid(at, Value::from(list(selector, "matchExpressions").to_vec()), "conflicting scopes");
+        errors.invalid(at, spec.get("scopes").cloned().unwrap_or_default(), "conflicting scopes");
     }
 }
 fn conflict(scopes: &[&str]) -> bool {
@@ -165,10 +174,9 @@ fn check_scopes(all: &[&str], hard: &[&String], at: &Path, shown: &Value, errors
     for scope in all {
         if !SCOPES.contains(scope) {
             errors.invalid(at.clone(), shown.clone(), "unsupported scope");
-        } else {
-            for _ in hard.iter().filter(|resource| !applies(scope, resource)) {
-                errors.invalid(at.clone(), shown.clone(), "unsupported scope applied to resource");
-            }
+        }
+        for _ in hard.iter().filter(|resource| !applies(scope, resource)) {
+            errors.invalid(at.clone(), shown.clone(), "unsupported scope applied to resource");
         }
     }
     if conflict(all) {

@@ -40,6 +40,10 @@ impl Hooks for Secrets {
         }
     }
     fn validate(&self, secret: &Value, old: Option<&Value>, errors: &mut Errors) {
+        if let Some(old) = old {
+            checks::immutable(secret.get("type"), old.get("type"), &Path::new("type"), errors);
+            check_immutable(secret, old, &["data"], errors);
+        }
         let mut bytes = 0;
         for (key, value) in entries(secret, "data") {
             errors.invalid_all(&Path::new("data").key(key), key.as_str(), checks::config_key(key));
@@ -47,10 +51,6 @@ impl Hooks for Secrets {
         }
         check_size(bytes, Path::new("data"), errors);
         by_type(secret, errors);
-        if let Some(old) = old {
-            checks::immutable(secret.get("type"), old.get("type"), &Path::new("type"), errors);
-            check_immutable(secret, old, &["data"], errors);
-        }
     }
     fn warnings(&self, secret: &Value, _old: Option<&Value>) -> Vec<String> {
         if text(secret, "type") != "kubernetes.io/tls" {

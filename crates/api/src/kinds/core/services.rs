@@ -30,7 +30,6 @@ pub fn kind() -> Kind {
 const TYPES: &[&str] = &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
 const AFFINITY_TIMEOUT_DEFAULT_S: i64 = 10_800;
 const AFFINITY_TIMEOUT_MAX_S: i64 = 86_400;
-const KUBELET_PORT: i64 = 10_250;
 const TOPOLOGY_HINTS: &str = "service.kubernetes.io/topology-aware-hints";
 const TOPOLOGY_MODE: &str = "service.kubernetes.io/topology-mode";
 
@@ -41,6 +40,9 @@ fn is_load_balancer(spec: &Value) -> bool {
 }
 fn needs_node_port(spec: &Value) -> bool {
     text(spec, "type") == "NodePort" || is_load_balancer(spec) && spec.get("allocateLoadBalancerNodePorts").and_then(Value::as_bool).unwrap_or(true)
+}
+fn is_headless(spec: &Value) -> bool {
+    matches!(list(spec, "clusterIPs"), [only] if only == "None")
 }
 fn is_external_name(spec: &Value) -> bool {
     text(spec, "type") == "ExternalName"
@@ -113,46 +115,66 @@ impl Hooks for Services {
     }
     fn validate(&self, service: &Value, old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(service), Path::new("spec"));
-        ports(spec, &path, errors);
-        checks::required_one_of(spec, "type", TYPES, &path, errors);
+        if let Some(old) = old.map(workload::spec) {
+            immutable_addresses(spec, old, &path, errors);
+            immutable_families(spec, old, &path, errors);
+            load_balancer_class(spec, Some(old), &path, errors);
+            let port = |spec: &Value| int(spec, "healthCheckNodePort").unwrap_or(0);
+            if needs_health_check(old) && needs_health_check(spec) && port(old) != port(spec) {
+                errors.forbidden(path.child("healthCheckNodePort"), checks::IMMUTABLE);
+            }
+        }
+        if let (Some(mode), Some(hints)) = (service.annotation(TOPOLOGY_MODE), service.annotation(TOPOLOGY_HINTS))
+            && mode != hints
+        {
+            let at = Path::new("metadata").child("annotations").key(TOPOLOGY_MODE);
+            errors.invalid(at, mode, &format!("must match annotations[{TOPOLOGY_HINTS}] when both are specified"));
+        }
+        if list(spec, "ports").is_empty() && !is_headless(spec) && !is_external_name(spec) {
+            errors.required(path.child("ports"), "");
+        }
         match text(spec, "type") {
-            "LoadBalancer" => {
-                for (i, port) in list(spec, "ports").iter().enumerate() {
-                    if int(port, "port") == Some(KUBELET_PORT) {
-                        errors.invalid(
-                            path.child("ports").index(i),
-                            KUBELET_PORT,
-                            "may not expose port 10250 externally since it is used by kubelet",
-                        );
+            kind @ ("LoadBalancer" | "NodePort") if is_headless(spec) => {
+                errors.invalid(path.child("clusterIPs").index(0), "None", &format!("may not be set to 'None' for {kind} services"));
+            }
+            "ExternalName" => {
+                for key in ["clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+                    if spec.get(key).is_some_and(|v| !crate::kinds::values::is_empty(v)) {
+                        errors.forbidden(path.child(key), "may not be set for ExternalName services");
                     }
                 }
-                if text(spec, "clusterIP") == "None" {
-                    errors.invalid(path.child("clusterIPs").index(0), "None", "may not be set to 'None' for LoadBalancer services");
-                }
+                external_name(spec, &path, errors);
             }
-            "NodePort" if text(spec, "clusterIP") == "None" => {
-                errors.invalid(path.child("clusterIPs").index(0), "None", "may not be set to 'None' for NodePort services")
-            }
-            "ExternalName" => external_name(spec, &path, errors),
             _ => {}
         }
+        ports(spec, &path, errors);
         checks::labels(map(spec, "selector"), &path.child("selector"), errors);
         session_affinity(spec, &path, errors);
-        addresses(spec, &path, errors);
+        if !is_external_name(spec) {
+            let before = old.map(|old| strings(workload::spec(old), "clusterIPs").collect::<Vec<_>>()).unwrap_or_default();
+            addresses(spec, &before, &path, errors);
+        }
+        let before = |key: &str| old.map(|old| strings(workload::spec(old), key).map(str::trim).collect::<Vec<_>>()).unwrap_or_default();
+        let known = before("externalIPs");
         for (i, ip) in strings(spec, "externalIPs").enumerate() {
             let path = path.child("externalIPs").index(i);
-            let problems = checks::ip(ip);
+            let problems = if known.contains(&ip) { vec![] } else { checks::ip(ip) };
             if problems.is_empty() {
                 errors.invalid_all(&path, ip, checks::not_special_ip(ip));
             }
             errors.invalid_all(&path, ip, problems);
         }
-        source_ranges(service, spec, errors);
-        traffic(spec, &path, errors);
-        load_balancer_class(spec, old.map(workload::spec), &path, errors);
-        if let Some(old) = old {
-            immutable_addresses(spec, workload::spec(old), &path, errors);
+        match text(spec, "type") {
+            "" => errors.required(path.child("type"), ""),
+            _ => checks::one_of(spec, "type", TYPES, &path, errors),
         }
+        double_ports(spec, &path, errors);
+        source_ranges(service, old, &before("loadBalancerSourceRanges"), errors);
+        if has(spec, "allocateLoadBalancerNodePorts") && !is_load_balancer(spec) {
+            errors.forbidden(path.child("allocateLoadBalancerNodePorts"), "may only be used when `type` is 'LoadBalancer'");
+        }
+        load_balancer_class(spec, None, &path, errors);
+        traffic(spec, &path, errors);
     }
     fn validate_status(&self, service: &Value, _old: &Value, errors: &mut Errors) {
         let path = Path::new("status").child("loadBalancer").child("ingress");
@@ -161,7 +183,7 @@ impl Hooks for Services {
             errors.forbidden(path.clone(), "may only be used when `spec.type` is 'LoadBalancer'");
             return;
         }
-        checks::load_balancer_addresses(ingresses, &path, errors);
+        checks::load_balancer_addresses(ingresses, true, &path, errors);
     }
     fn cells(&self, service: &Value, now_unix_s: i64) -> Vec<Value> {
         let spec = workload::spec(service);
@@ -359,10 +381,6 @@ fn warnings(service: &Value) -> Vec<String> {
 
 fn ports(spec: &Value, path: &Path, errors: &mut Errors) {
     let ports = list(spec, "ports");
-    let headless = text(spec, "clusterIP") == "None";
-    if ports.is_empty() && !headless && !is_external_name(spec) {
-        errors.required(path.child("ports"), "");
-    }
     for (i, port) in ports.iter().enumerate() {
         let path = path.child("ports").index(i);
         let name = text(port, "name");
@@ -379,12 +397,29 @@ fn ports(spec: &Value, path: &Path, errors: &mut Errors) {
         checks::port_number(int(port, "port").unwrap_or(0), &path.child("port"), errors);
         checks::protocol(port, &path, errors);
         checks::port_or_name(port, "targetPort", &path, errors);
-        checks::checked(port, "appProtocol", &path, names::qualified_name, errors);
-        let node = int(port, "nodePort").unwrap_or(0);
-        if node != 0 && !matches!(text(spec, "type"), "NodePort" | "LoadBalancer") && text(spec, "type") == "ClusterIP" {
-            errors.forbidden(path.child("nodePort"), "may not be used when `type` is 'ClusterIP'");
+        if let Some(Value::String(protocol)) = member(port, "appProtocol") {
+            errors.invalid_all(&path.child("appProtocol"), protocol.as_str(), names::qualified_name(protocol));
         }
-        if ports[..i].iter().any(|other| int(other, "port") == int(port, "port") && text(other, "protocol") == text(port, "protocol")) {
+    }
+}
+
+/// Ports that are said twice, and ports of nodes that are not for this type.
+fn double_ports(spec: &Value, path: &Path, errors: &mut Errors) {
+    let (ports, at) = (list(spec, "ports"), path.child("ports"));
+    let node_port = |port: &Value| int(port, "nodePort").unwrap_or(0);
+    if text(spec, "type") == "ClusterIP" {
+        for (i, _) in ports.iter().enumerate().filter(|(_, port)| node_port(port) != 0) {
+            errors.forbidden(at.index(i).child("nodePort"), "may not be used when `type` is 'ClusterIP'");
+        }
+    }
+    let same_protocol = |a: &Value, b: &Value| text(a, "protocol") == text(b, "protocol");
+    for (i, port) in ports.iter().enumerate().filter(|(_, port)| node_port(port) != 0) {
+        if ports[..i].iter().any(|other| node_port(other) == node_port(port) && same_protocol(other, port)) {
+            errors.duplicate(at.index(i).child("nodePort"), node_port(port));
+        }
+    }
+    for (i, port) in ports.iter().enumerate() {
+        if ports[..i].iter().any(|other| int(other, "port") == int(port, "port") && same_protocol(other, port)) {
             let shown = internal::fields([
                 ("Name", json!("")),
                 ("Protocol", json!(text(port, "protocol"))),
@@ -393,7 +428,7 @@ fn ports(spec: &Value, path: &Path, errors: &mut Errors) {
                 ("TargetPort", json!(0)),
                 ("NodePort", json!(0)),
             ]);
-            errors.duplicate_structure(path, &shown);
+            errors.duplicate_structure(at.index(i), &shown);
         }
     }
 }
@@ -404,12 +439,15 @@ fn external_name(spec: &Value, path: &Path, errors: &mut Errors) {
     if bare.is_empty() {
         errors.required(path.child("externalName"), "");
     } else {
-        errors.invalid_all(&path.child("externalName"), name, names::dns1123_subdomain(bare));
+        errors.invalid_all(&path.child("externalName"), bare, names::dns1123_subdomain(bare));
     }
 }
 
 fn session_affinity(spec: &Value, path: &Path, errors: &mut Errors) {
-    checks::required_one_of(spec, "sessionAffinity", &["ClientIP", "None"], path, errors);
+    match text(spec, "sessionAffinity") {
+        "" => errors.required(path.child("sessionAffinity"), ""),
+        _ => checks::one_of(spec, "sessionAffinity", &["ClientIP", "None"], path, errors),
+    }
     let path = path.child("sessionAffinityConfig");
     if text(spec, "sessionAffinity") == "ClientIP" {
         let timeout = spec.pointer("/sessionAffinityConfig/clientIP/timeoutSeconds").and_then(Value::as_i64).unwrap_or(0);
@@ -425,15 +463,8 @@ fn session_affinity(spec: &Value, path: &Path, errors: &mut Errors) {
     }
 }
 
-fn addresses(spec: &Value, path: &Path, errors: &mut Errors) {
-    if is_external_name(spec) {
-        for key in ["clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
-            if spec.get(key).is_some_and(|v| !crate::kinds::values::is_empty(v)) {
-                errors.forbidden(path.child(key), "may not be set for ExternalName services");
-            }
-        }
-        return;
-    }
+/// `before` are the addresses that the Service has had.
+fn addresses(spec: &Value, before: &[&str], path: &Path, errors: &mut Errors) {
     let (ip, ips) = (text(spec, "clusterIP"), list(spec, "clusterIPs"));
     let families: Vec<&str> = strings(spec, "ipFamilies").collect();
     let at = path.child("clusterIPs");
@@ -468,74 +499,115 @@ fn addresses(spec: &Value, path: &Path, errors: &mut Errors) {
             }
         }
     }
-    if ips.len() > 2 {
-        errors.invalid(at.clone(), Value::from(ips.to_vec()), "may only hold up to 2 values");
-    }
+    let mut wrong = false;
     for (i, value) in ips.iter().enumerate() {
         let value = value.as_str().unwrap_or_default();
         if i == 0 && value == "None" {
             if ips.len() > 1 {
+                wrong = true;
                 errors.invalid(at.clone(), Value::from(ips.to_vec()), "'None' must be the first and only value");
             }
             continue;
         }
-        let problems = checks::ip(value);
-        if let (true, Some(family)) = (problems.is_empty(), families.get(i))
-            && (*family == "IPv6") != value.contains(':')
-        {
-            errors.invalid(at.index(i), value, &format!("expected an {family} value as indicated by `ipFamilies[{i}]`"));
-        }
+        let problems = if before.contains(&value) { vec![] } else { checks::ip(value) };
+        wrong |= !problems.is_empty();
         errors.invalid_all(&at.index(i), value, problems);
     }
-    if ips.len() == 2
-        && let (Some(a), Some(b)) = (ips[0].as_str(), ips[1].as_str())
-        && checks::ip(a).is_empty()
-        && checks::ip(b).is_empty()
-        && a.contains(':') == b.contains(':')
-    {
-        errors.invalid(at, Value::from(ips.to_vec()), "may specify no more than one IP for each IP family");
+    if ips.len() > 2 {
+        errors.invalid(at.clone(), Value::from(ips.to_vec()), "may only hold up to 2 values");
+    }
+    if wrong {
+        return;
+    }
+    let is_v6 = |value: &Value| value.as_str().is_some_and(|ip| ip.contains(':'));
+    if ips.len() > 1 && ![true, false].iter().all(|v6| ips.iter().any(|ip| is_v6(ip) == *v6)) {
+        errors.invalid(at.clone(), Value::from(ips.to_vec()), "may specify no more than one IP for each IP family");
+    }
+    if !is_headless(spec) {
+        for (i, (ip, family)) in ips.iter().zip(&families).enumerate() {
+            if matches!(*family, "IPv4" | "IPv6") && (*family == "IPv6") != is_v6(ip) {
+                errors.invalid(at.index(i), ip.clone(), &format!("expected an {family} value as indicated by `ipFamilies[{i}]`"));
+            }
+        }
     }
 }
 
+const MAY_NOT_CHANGE: &str = "may not change once set";
+
+/// Addresses stay, but that a second one may come, and go if the Service says that it has one.
 fn immutable_addresses(spec: &Value, old: &Value, path: &Path, errors: &mut Errors) {
-    if is_external_name(spec) || is_external_name(old) {
+    if is_external_name(spec) || is_external_name(old) || (is_headless(spec) && is_headless(old)) {
         return;
     }
     let (new, before) = (list(spec, "clusterIPs"), list(old, "clusterIPs"));
-    let consistent = new.first().is_none_or(|first| first == text(spec, "clusterIP"));
-    if let Some(first) = before.first().filter(|first| **first != "")
-        && new.first() != Some(first)
-        && consistent
-    {
-        errors.invalid(path.child("clusterIPs").index(0), Value::from(new.to_vec()), "may not change once set");
+    // Where the two fields contradict each other, that is said alone.
+    if new.first().is_some_and(|first| first != text(spec, "clusterIP")) {
+        return;
     }
-    if let (Some(old), Some(new)) = (list(old, "ipFamilies").first(), list(spec, "ipFamilies").first())
-        && old != new
-    {
-        errors.invalid(path.child("ipFamilies").index(0), Value::from(list(spec, "ipFamilies").to_vec()), "may not change once set");
+    let (at, shown) = (path.child("clusterIPs"), || Value::from(new.to_vec()));
+    if new.len() == before.len() {
+        for (i, _) in before.iter().zip(new).enumerate().filter(|(_, (old, new))| old != new) {
+            errors.invalid(at.index(i), shown(), MAY_NOT_CHANGE);
+        }
+        return;
+    }
+    if new.is_empty() {
+        errors.invalid(at.index(0), spec.get("clusterIPs").cloned().unwrap_or_default(), "primary clusterIP can not be unset");
+    } else if before.first().is_some_and(|first| new.first() != Some(first)) {
+        errors.invalid(at.index(0), shown(), MAY_NOT_CHANGE);
+    }
+    if before.len() > new.len() && new.len() == 1 && text(spec, "ipFamilyPolicy") != "SingleStack" {
+        let policy = member(spec, "ipFamilyPolicy").cloned().unwrap_or_default();
+        errors.invalid(path.child("ipFamilyPolicy"), policy, "must be set to 'SingleStack' when releasing the secondary clusterIP");
     }
 }
 
-fn source_ranges(service: &Value, spec: &Value, errors: &mut Errors) {
+/// The same for families.
+fn immutable_families(spec: &Value, old: &Value, path: &Path, errors: &mut Errors) {
+    if is_external_name(spec) || is_external_name(old) || is_headless(spec) || is_headless(old) {
+        return;
+    }
+    let (new, before) = (list(spec, "ipFamilies"), list(old, "ipFamilies"));
+    let at = path.child("ipFamilies").index(0);
+    if new.len() == before.len() {
+        for _ in before.iter().zip(new).filter(|(old, new)| old != new) {
+            errors.invalid(at.clone(), Value::from(new.to_vec()), MAY_NOT_CHANGE);
+        }
+        return;
+    }
+    if before.len() > new.len() && list(spec, "clusterIPs").is_empty() {
+        errors.invalid(at.clone(), spec.get("ipFamilies").cloned().unwrap_or_default(), "primary ipFamily can not be unset");
+    }
+    if !new.is_empty() && before.first().is_some_and(|first| new.first() != Some(first)) {
+        errors.invalid(at, spec.get("clusterIPs").cloned().unwrap_or_default(), MAY_NOT_CHANGE);
+    }
+    if before.len() > new.len() && new.len() == 1 && text(spec, "ipFamilyPolicy") != "SingleStack" {
+        let policy = member(spec, "ipFamilyPolicy").cloned().unwrap_or_default();
+        errors.invalid(path.child("ipFamilyPolicy"), policy, "must be set to 'SingleStack' when releasing the secondary ipFamily");
+    }
+}
+
+/// `before` are the ranges that the Service has had.
+fn source_ranges(service: &Value, old: Option<&Value>, before: &[&str], errors: &mut Errors) {
     const ANNOTATION: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
-    let path = Path::new("spec").child("LoadBalancerSourceRanges");
+    let (spec, path) = (workload::spec(service), Path::new("spec").child("LoadBalancerSourceRanges"));
     let ranges = list(spec, "loadBalancerSourceRanges");
     if !ranges.is_empty() {
         if !is_load_balancer(spec) {
             errors.forbidden(path.clone(), "may only be used when `type` is 'LoadBalancer'");
         }
-        for (i, range) in strings(spec, "loadBalancerSourceRanges").enumerate() {
-            errors.invalid_all(&path.index(i), range, checks::cidr(range.trim()));
+        let ranges = strings(spec, "loadBalancerSourceRanges").map(str::trim).enumerate();
+        for (i, range) in ranges.filter(|(_, range)| !before.contains(range)) {
+            errors.invalid_all(&path.index(i), range, checks::cidr(range));
         }
-    } else if let Some(value) = service.pointer("/metadata/annotations").and_then(|a| a.get(ANNOTATION)).and_then(Value::as_str) {
+    } else if let Some(value) = service.annotation(ANNOTATION) {
         let path = Path::new("metadata").child("annotations").key(ANNOTATION);
         if !is_load_balancer(spec) {
             errors.forbidden(path.clone(), "may only be used when `type` is 'LoadBalancer'");
         }
-        if !value.trim().is_empty() {
-            for range in value.split(',') {
-                errors.invalid_all(&path, value, checks::cidr(range.trim()));
-            }
+        let same = old.is_some_and(|old| old.annotation(ANNOTATION) == Some(value));
+        for range in value.trim().split(',').map(str::trim).filter(|_| !same && !value.trim().is_empty()) {
+            errors.invalid_all(&path, range, checks::cidr(range));
         }
     }
 }
@@ -568,9 +640,6 @@ fn traffic(spec: &Value, path: &Path, errors: &mut Errors) {
     } else if !is_external_name(spec) {
         errors.required(path.child("internalTrafficPolicy"), "");
     }
-    if has(spec, "allocateLoadBalancerNodePorts") && !is_load_balancer(spec) {
-        errors.forbidden(path.child("allocateLoadBalancerNodePorts"), "may only be used when `type` is 'LoadBalancer'");
-    }
     checks::one_of(spec, "trafficDistribution", &["PreferClose", "PreferSameZone", "PreferSameNode"], path, errors);
 }
 
@@ -579,8 +648,7 @@ fn load_balancer_class(spec: &Value, old: Option<&Value>, path: &Path, errors: &
     if let Some(old) = old.filter(|old| is_load_balancer(old) && is_load_balancer(spec))
         && member(spec, "loadBalancerClass") != member(old, "loadBalancerClass")
     {
-        errors.invalid(path, shown(spec, "loadBalancerClass"), "may not change once set");
-        return;
+        errors.invalid(path.clone(), shown(spec, "loadBalancerClass"), MAY_NOT_CHANGE);
     }
     let Some(class) = member(spec, "loadBalancerClass").and_then(Value::as_str) else { return };
     if is_load_balancer(spec) {

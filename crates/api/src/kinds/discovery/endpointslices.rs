@@ -13,6 +13,7 @@ use crate::{
     table,
 };
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
 pub fn kind() -> Kind {
     Kind::namespaced("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices")
@@ -36,6 +37,13 @@ fn no_ports(slice: &mut Value) {
     }
 }
 
+/// The field of an older version is not stored.
+fn no_topology(slice: &mut Value) {
+    each(slice, "endpoints", |endpoint| {
+        take(endpoint, "deprecatedTopology");
+    });
+}
+
 impl Hooks for EndpointSlices {
     fn default(&self, slice: &mut Value) {
         each(slice, "ports", |port| {
@@ -54,13 +62,12 @@ impl Hooks for EndpointSlices {
         }
     }
     fn prepare_create(&self, slice: &mut Value) {
-        each(slice, "endpoints", |endpoint| {
-            take(endpoint, "deprecatedTopology");
-        });
+        no_topology(slice);
         no_ports(slice);
     }
     /// Labels count as content here: they say whose endpoints these are.
     fn prepare_update(&self, slice: &mut Value, old: &Value) {
+        no_topology(slice);
         no_ports(slice);
         if slice.labels() != old.labels() {
             slice.set("metadata.generation", old.generation() + 1);
@@ -70,31 +77,22 @@ impl Hooks for EndpointSlices {
         let root = Path::root();
         let kind = text(slice, "addressType");
         checks::required_one_of(slice, "addressType", &["FQDN", "IPv4", "IPv6"], &root, errors);
-        if let Some(old) = old {
-            checks::immutable(slice.get("addressType"), old.get("addressType"), &root.child("addressType"), errors);
-        }
         let endpoints = list(slice, "endpoints");
         if endpoints.len() > ENDPOINTS_MAX {
             errors.too_many(root.child("endpoints"), endpoints.len(), ENDPOINTS_MAX);
-            return;
-        }
-        for (i, endpoint) in endpoints.iter().enumerate() {
-            validate_endpoint(endpoint, kind, &root.child("endpoints").index(i), errors);
+        } else {
+            for (i, endpoint) in endpoints.iter().enumerate() {
+                validate_endpoint(endpoint, kind, &root.child("endpoints").index(i), errors);
+            }
         }
         let ports = list(slice, "ports");
         if ports.len() > PORTS_MAX {
             errors.too_many(root.child("ports"), ports.len(), PORTS_MAX);
-            return;
+        } else {
+            validate_ports(ports, &root.child("ports"), errors);
         }
-        for (i, port) in ports.iter().enumerate() {
-            let path = root.child("ports").index(i);
-            let name = text(port, "name");
-            checks::checked(port, "name", &path, names::dns1123_label, errors);
-            if ports[..i].iter().any(|other| text(other, "name") == name) {
-                errors.duplicate(path.child("name"), name);
-            }
-            checks::protocol(port, &path, errors);
-            checks::checked(port, "appProtocol", &path, names::qualified_name, errors);
+        if let Some(old) = old {
+            checks::immutable(slice.get("addressType"), old.get("addressType"), &root.child("addressType"), errors);
         }
     }
     fn warnings(&self, slice: &Value, _old: Option<&Value>) -> Vec<String> {
@@ -122,6 +120,45 @@ impl Hooks for EndpointSlices {
     }
 }
 
+fn validate_ports(ports: &[Value], path: &Path, errors: &mut Errors) {
+    let mut names_seen = BTreeSet::new();
+    for (i, port) in ports.iter().enumerate() {
+        let path = path.index(i);
+        let name = text(port, "name");
+        checks::checked(port, "name", &path, names::dns1123_label, errors);
+        if !names_seen.insert(name) {
+            errors.duplicate(path.child("name"), name);
+        }
+        checks::supported(port, "protocol", checks::PROTOCOLS, &path, errors);
+        checked_if_there(port, "appProtocol", &path, names::qualified_name, errors);
+    }
+}
+
+/// A string that is there is checked, even if it is empty.
+fn checked_if_there(parent: &Value, key: &str, path: &Path, check: impl Fn(&str) -> Vec<String>, errors: &mut Errors) {
+    if let Some(value) = member(parent, key).and_then(Value::as_str) {
+        errors.invalid_all(&path.child(key), value, check(value));
+    }
+}
+
+/// A name of at least two parts at `path`.
+fn domain_name(name: &str, path: &Path, errors: &mut Errors) {
+    if name.is_empty() {
+        return errors.required(path.clone(), "");
+    }
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let problems = names::dns1123_subdomain(name);
+    if !problems.is_empty() {
+        return errors.invalid(path.clone(), name, &problems.join(","));
+    }
+    if !name.contains('.') {
+        return errors.invalid(path.clone(), name, "should be a domain with at least two segments separated by dots");
+    }
+    if let Some((label, problems)) = name.split('.').map(|label| (label, names::dns1123_label(label))).find(|(_, p)| !p.is_empty()) {
+        errors.invalid(path.clone(), label, &problems.join(","));
+    }
+}
+
 fn validate_endpoint(endpoint: &Value, kind: &str, path: &Path, errors: &mut Errors) {
     let addresses: Vec<&str> = strings(endpoint, "addresses").collect();
     if addresses.is_empty() {
@@ -142,16 +179,12 @@ fn validate_endpoint(endpoint: &Value, kind: &str, path: &Path, errors: &mut Err
                 }
                 errors.invalid_all(&at, *address, problems);
             }
-            "FQDN" => errors.invalid_all(&at, *address, names::dns1123_subdomain(address)),
+            "FQDN" => domain_name(address, &at, errors),
             _ => {}
         }
     }
-    checks::checked(endpoint, "nodeName", path, names::dns1123_subdomain, errors);
-    for (key, value) in checks::text_entries(endpoint, "deprecatedTopology") {
-        errors.invalid_all(&path.child("deprecatedTopology"), key, names::qualified_name(key));
-        errors.invalid_all(&path.child("deprecatedTopology").key(key), value, names::label_value(value));
-    }
-    checks::checked(endpoint, "hostname", path, names::dns1123_label, errors);
+    checked_if_there(endpoint, "nodeName", path, names::dns1123_subdomain, errors);
+    checked_if_there(endpoint, "hostname", path, names::dns1123_label, errors);
     let Some(hints) = member(endpoint, "hints") else { return };
     for key in ["forZones", "forNodes"] {
         let all = list(hints, key);
@@ -165,7 +198,23 @@ fn validate_endpoint(endpoint: &Value, kind: &str, path: &Path, errors: &mut Err
             if all[..i].iter().any(|other| text(other, "name") == name) {
                 errors.duplicate(at.clone(), name);
             }
-            errors.invalid_all(&at, name, names::label_value(name));
+            errors.invalid_all(&at, name, if key == "forZones" { names::label_value(name) } else { names::dns1123_subdomain(name) });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn domain_names_have_at_least_two_parts() {
+        for (name, problem) in
+            [("a.example", ""), ("a.example.", ""), ("a", "should be a domain with at least two segments separated by dots"), ("", "Required value")]
+        {
+            let mut errors = Errors::default();
+            domain_name(name, &Path::new("at"), &mut errors);
+            assert!(errors.to_string().ends_with(problem) && errors.is_empty() == problem.is_empty(), "{name}: {errors}");
         }
     }
 }

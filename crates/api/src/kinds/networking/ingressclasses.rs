@@ -25,8 +25,12 @@ struct IngressClasses;
 /// A reference to an object by group, kind and name.
 pub fn typed_reference(reference: &Value, path: &Path, errors: &mut Errors) {
     checks::checked(reference, "apiGroup", path, names::dns1123_subdomain, errors);
-    checks::required_checked(reference, "kind", path, checks::path_segment, errors);
-    checks::required_checked(reference, "name", path, checks::path_segment, errors);
+    for key in ["kind", "name"] {
+        if text(reference, key).is_empty() {
+            errors.required(path.child(key), &format!("{key} is required"));
+        }
+        checks::checked(reference, key, path, checks::path_segment, errors);
+    }
 }
 
 impl Hooks for IngressClasses {
@@ -35,6 +39,9 @@ impl Hooks for IngressClasses {
     }
     fn validate(&self, class: &Value, old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(class), Path::new("spec"));
+        if let Some(old) = old {
+            checks::immutable(spec.get("controller"), workload::spec(old).get("controller"), &path.child("controller"), errors);
+        }
         let controller = text(spec, "controller");
         if controller.len() > CONTROLLER_CHARS_MAX {
             errors.too_long(path.child("controller"), "", CONTROLLER_CHARS_MAX);
@@ -45,19 +52,14 @@ impl Hooks for IngressClasses {
         if let Some(parameters) = member(spec, "parameters") {
             let path = path.child("parameters");
             typed_reference(parameters, &path, errors);
-            match text(parameters, "scope") {
-                "Namespace" => match member(parameters, "namespace").and_then(Value::as_str) {
-                    None => errors.required(path.child("namespace"), "parameters.scope is set to 'Namespace'"),
-                    Some(namespace) => errors.invalid_all(&path.child("namespace"), namespace, names::dns1123_label(namespace)),
-                },
-                "Cluster" if !text(parameters, "namespace").is_empty() => {
-                    errors.forbidden(path.child("namespace"), "parameters.scope is set to 'Cluster'")
-                }
-                _ => checks::required_one_of(parameters, "scope", &["Cluster", "Namespace"], &path, errors),
+            let scope = text(parameters, "scope");
+            match (scope, member(parameters, "namespace").and_then(Value::as_str)) {
+                ("Namespace", None) => errors.required(path.child("namespace"), "`parameters.scope` is set to 'Namespace'"),
+                ("Namespace", Some(namespace)) => errors.invalid_all(&path.child("namespace"), namespace, names::dns1123_label(namespace)),
+                ("Cluster", Some(_)) => errors.forbidden(path.child("namespace"), "`parameters.scope` is set to 'Cluster'"),
+                ("Cluster", None) => {}
+                _ => errors.not_supported(path.child("scope"), scope, &["Cluster", "Namespace"]),
             }
-        }
-        if let Some(old) = old {
-            checks::immutable(spec.get("controller"), workload::spec(old).get("controller"), &path.child("controller"), errors);
         }
     }
     fn cells(&self, class: &Value, now_unix_s: i64) -> Vec<Value> {

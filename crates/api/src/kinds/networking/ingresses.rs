@@ -59,7 +59,7 @@ impl Hooks for Ingresses {
     }
     fn validate_status(&self, ingress: &Value, _old: &Value, errors: &mut Errors) {
         let addresses = workload::status(ingress).at("loadBalancer").map(|balancer| list(balancer, "ingress")).unwrap_or_default();
-        checks::load_balancer_addresses(addresses, &Path::new("status").child("loadBalancer").child("ingress"), errors);
+        checks::load_balancer_addresses(addresses, false, &Path::new("status").child("loadBalancer").child("ingress"), errors);
     }
     fn warnings(&self, ingress: &Value, old: Option<&Value>) -> Vec<String> {
         let named = old.is_none() && ingress.annotation(CLASS_ANNOTATION).is_some() && !has(workload::spec(ingress), "ingressClassName");
@@ -99,7 +99,7 @@ fn validate_rule(rule: &Value, path: &Path, errors: &mut Errors) {
     let host = text(rule, "host");
     if !host.is_empty() {
         let at = path.child("host");
-        if host.parse::<std::net::IpAddr>().is_ok() {
+        if checks::sloppy_ip(host).is_some() {
             errors.invalid(at.clone(), host, "must be a DNS name, not an IP address");
         }
         errors.invalid_all(&at, host, host_name(host));
@@ -112,8 +112,11 @@ fn validate_rule(rule: &Value, path: &Path, errors: &mut Errors) {
     for (i, one) in list(http, "paths").iter().enumerate() {
         let path = at.index(i);
         let value = text(one, "path");
+        if !has(one, "pathType") {
+            errors.required(path.child("pathType"), "pathType must be specified");
+            continue;
+        }
         match text(one, "pathType") {
-            "" => errors.required(path.child("pathType"), "pathType must be specified"),
             "Exact" | "Prefix" => {
                 let at = path.child("path");
                 if !value.starts_with('/') {

@@ -5,7 +5,7 @@ use crate::{
     kind::{Hooks, Kind},
     kinds::{
         checks,
-        values::{each, fill, has, int, list, made, member, put, strings, text},
+        values::{each, fill, int, list, made, member, put, strings, text},
         workload,
     },
     selector, table,
@@ -64,19 +64,24 @@ impl Hooks for NetworkPolicies {
 
 fn validate_port(port: &Value, path: &Path, errors: &mut Errors) {
     checks::one_of(port, "protocol", &["TCP", "UDP", "SCTP"], path, errors);
-    if has(port, "port") {
-        checks::port_or_name(port, "port", path, errors);
-    }
-    let Some(end) = int(port, "endPort") else { return };
-    match member(port, "port") {
-        None => errors.invalid(path.child("endPort"), end, "may not be specified when `port` is not specified"),
-        Some(Value::String(_)) => errors.invalid(path.child("endPort"), end, "may not be specified when `port` is non-numeric"),
-        Some(start) => {
-            let start = start.as_i64().unwrap_or(0);
-            if end < start {
-                errors.invalid(path.child("endPort"), start, "must be greater than or equal to `port`");
+    let (at, end) = (path.child("endPort"), int(port, "endPort"));
+    match (member(port, "port"), end) {
+        (None, Some(end)) => errors.invalid(at, end, "may not be specified when `port` is not specified"),
+        (None, None) => {}
+        (Some(Value::String(name)), end) => {
+            if let Some(end) = end {
+                errors.invalid(at, end, "may not be specified when `port` is non-numeric");
             }
-            checks::port_number(end, &path.child("endPort"), errors);
+            errors.invalid_all(&path.child("port"), name.as_str(), checks::port_name(name));
+        }
+        (Some(start), end) => {
+            let start = start.as_i64().unwrap_or(0);
+            checks::port_number(start, &path.child("port"), errors);
+            let Some(end) = end else { return };
+            if end < start {
+                errors.invalid(at.clone(), start, "must be greater than or equal to `port`");
+            }
+            checks::port_number(end, &at, errors);
         }
     }
 }

@@ -32,7 +32,8 @@ impl Hooks for RuntimeClasses {
             checks::labels(map(placement, "nodeSelector"), &path.child("nodeSelector"), errors);
             let all = list(placement, "tolerations");
             scheduling::tolerations(all, &path.child("tolerations"), errors);
-            for (i, toleration) in all.iter().enumerate().filter(|(i, t)| all[..*i].contains(t)) {
+            let key = |toleration| ["key", "operator", "value", "effect"].map(|part| text(toleration, part));
+            for (i, toleration) in all.iter().enumerate().filter(|(i, t)| all[..*i].iter().any(|other| key(other) == key(t))) {
                 errors.duplicate_structure(path.child("tolerations").index(i), &internal::show("core.v1.Toleration", toleration));
             }
         }

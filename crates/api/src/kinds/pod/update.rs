@@ -380,7 +380,8 @@ mod tests {
         new["spec"]["initContainers"][0]["resources"]["requests"]["cpu"] = json!("2");
         assert_eq!(said(&new, &old), NOTHING, "one that runs before the others too");
         new["spec"]["initContainers"][0]["resources"]["requests"]["ephemeral-storage"] = json!("1Gi");
-        assert_eq!(said(&new, &old), "spec: Forbidden: only cpu and memory resources are mutable");
+        let sidecars = "spec.initContainers[0]: Forbidden: only cpu and memory resources for init or sidecar containers are mutable";
+        assert_eq!(said(&new, &old), sidecars);
         let mut new = old.clone();
         new["spec"]["containers"][0]["resources"]["requests"] = json!({});
         assert_eq!(said(&new, &old), "spec.containers[0].resources.requests: Forbidden: resource requests cannot be removed");

@@ -44,17 +44,20 @@ impl Hooks for PriorityClasses {
         }
         let (name, value) = (class.name(), int(class, "value").unwrap_or(0));
         if name.starts_with("system-") {
-            let known = SYSTEM_CLASSES.iter().any(|(system, priority)| *system == name && *priority == value && !flag(class, "globalDefault"));
-            if !known {
-                errors.forbidden(
-                    Path::new("metadata").child("name"),
-                    &format!("priority class names with 'system-' prefix are reserved for system use only. error: {name} is not a known system priority class"),
-                );
+            let problem = match SYSTEM_CLASSES.iter().find(|(system, _)| *system == name) {
+                None => Some(format!("{name} is not a known system priority class")),
+                Some((_, priority)) if *priority != value => Some(format!("value of {name} PriorityClass must be {priority}")),
+                Some(_) if flag(class, "globalDefault") => Some(format!("globalDefault of {name} PriorityClass must be false")),
+                Some(_) => None,
+            };
+            if let Some(problem) = problem {
+                let rule = "priority class names with 'system-' prefix are reserved for system use only.";
+                errors.forbidden(Path::new("metadata").child("name"), &format!("{rule} error: {problem}"));
             }
         } else if value > USER_PRIORITY_MAX {
             errors.forbidden(Path::new("value"), &format!("maximum allowed value of a user defined priority is {USER_PRIORITY_MAX}"));
         }
-        checks::one_of(class, "preemptionPolicy", &["PreemptLowerPriority", "Never"], &Path::root(), errors);
+        checks::required_one_of(class, "preemptionPolicy", &["PreemptLowerPriority", "Never"], &Path::root(), errors);
     }
     fn cells(&self, class: &Value, now_unix_s: i64) -> Vec<Value> {
         vec![
