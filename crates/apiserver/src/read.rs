@@ -217,7 +217,7 @@ impl Continue {
     }
     fn decode(text: &str) -> Result<Continue, Status> {
         let bad = |why: &str| Status::bad_request(format!("continue key is not valid: {why}"));
-        let bytes = URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|error| {
+        let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|error| {
             let at = match error {
                 DecodeError::InvalidByte(at, _) | DecodeError::InvalidLastSymbol(at, _) => at,
                 _ => text.len(),
@@ -225,19 +225,22 @@ impl Continue {
             bad(&format!("illegal base64 data at input byte {at}"))
         })?;
         let value = structure::parse(&bytes, structure::Encoding::Json).map_err(|why| bad(&why))?;
-        if value.get("v").and_then(Value::as_str) != Some("meta.k8s.io/v1") {
-            return Err(bad("server does not recognize this encoded version"));
+        let version = value.get("v").and_then(Value::as_str).unwrap_or_default();
+        if version != "meta.k8s.io/v1" {
+            return Err(bad(&format!("server does not recognize this encoded version {version}")));
         }
-        let after = value
-            .get("start")
-            .and_then(Value::as_str)
-            .filter(|start| !start.is_empty())
-            .ok_or_else(|| bad("encoded start resourceVersion is not valid"))?;
-        let revision = match value.get("rv").and_then(Value::as_i64) {
-            Some(-1) => None,
-            Some(revision) if revision > 0 => Some(Revision(revision as u64)),
-            _ => return Err(bad("incorrect encoded start resourceVersion")),
+        let revision = match value.get("rv").and_then(Value::as_i64).unwrap_or_default() {
+            0 => return Err(bad("incorrect encoded start resourceVersion (version meta.k8s.io/v1)")),
+            revision => u64::try_from(revision).ok().map(Revision),
         };
+        let after = value.get("start").and_then(Value::as_str).unwrap_or_default();
+        if after.is_empty() {
+            return Err(bad("encoded start key empty (version meta.k8s.io/v1)"));
+        }
+        // No step of it may lead out of the list.
+        if after.trim_start_matches('/').split('/').any(|step| matches!(step, "" | "." | "..")) {
+            return Err(bad(after));
+        }
         Ok(Continue { revision, after: after.to_string() })
     }
 }
@@ -253,7 +256,14 @@ mod tests {
             assert_eq!(Continue::decode(&token.encode()).unwrap(), token);
         }
         assert_eq!(Continue::decode("what?").unwrap_err().code, 400);
-        assert_eq!(Continue::decode("e30").unwrap_err().code, 400);
+        for (token, why) in [
+            ("{}", "server does not recognize this encoded version "),
+            (r#"{"v":"meta.k8s.io/v1","start":"a"}"#, "incorrect encoded start resourceVersion (version meta.k8s.io/v1)"),
+            (r#"{"v":"meta.k8s.io/v1","rv":1}"#, "encoded start key empty (version meta.k8s.io/v1)"),
+            (r#"{"v":"meta.k8s.io/v1","rv":1,"start":"../a"}"#, "../a"),
+        ] {
+            assert_eq!(Continue::decode(&URL_SAFE_NO_PAD.encode(token)).unwrap_err().message, format!("continue key is not valid: {why}"));
+        }
     }
 
     #[test]

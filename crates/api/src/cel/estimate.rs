@@ -132,10 +132,13 @@ impl<'p> Estimator<'p> {
             }
             Kind::Map(entries) => {
                 let mut cost = 30u64;
+                let mut largest = 1;
                 for (key, value, _) in entries {
-                    cost = cost.saturating_add(self.of(key).0).saturating_add(self.of(value).0);
+                    let (more, known) = self.of(value);
+                    cost = cost.saturating_add(self.of(key).0).saturating_add(more);
+                    largest = largest.max(known.size);
                 }
-                (cost, Known { size: entries.len() as u64, is_text: false, props: None, item: u64::MAX })
+                (cost, Known { size: entries.len() as u64, is_text: false, props: None, item: largest })
             }
             Kind::Struct(_, fields) => (fields.iter().fold(40u64, |cost, (_, value, _)| cost.saturating_add(self.of(value).0)), known(None)),
             Kind::Call { target, function, args } => self.call(target.as_deref(), function, args),

@@ -5,7 +5,7 @@ use super::{
     limits,
     value::{Opaque, Val, compare, equal},
 };
-use crate::{custom::formats, custom::pattern, quantity::Quantity};
+use crate::{custom::formats, custom::pattern, merge::go_float, quantity::Quantity};
 use std::{cmp::Ordering, rc::Rc};
 
 mod strings;
@@ -29,7 +29,7 @@ pub fn text(value: &Val<'_>) -> Option<String> {
         Val::Bool(flag) => flag.to_string(),
         Val::Int(number) => number.to_string(),
         Val::Uint(number) => number.to_string(),
-        Val::Double(number) => double_text(*number),
+        Val::Double(number) => go_float(*number),
         Val::Bytes(bytes) => String::from_utf8(bytes.to_vec()).ok()?,
         Val::Timestamp(nanos) => jiff::Timestamp::from_nanosecond(*nanos).ok()?.to_string(),
         Val::Duration(nanos) => duration_text(*nanos),

@@ -147,7 +147,16 @@ fn uri(text: &str) -> bool {
         _ => return false,
     };
     let host = rest.strip_prefix("//").map(|rest| rest.split(['/', '?', '#']).next().unwrap_or_default()).filter(|_| !text.starts_with('/'));
-    !text.contains(char::is_control) && escapes(rest) && host.is_none_or(|host| !host.contains([' ', '<', '>', '"']))
+    !text.contains(char::is_control) && escapes(rest) && host.is_none_or(host_and_port)
+}
+
+/// `user@host:port`, with a number as port.
+fn host_and_port(text: &str) -> bool {
+    let host = text.rsplit('@').next().unwrap_or_default();
+    let after = host.rfind(']').map_or(host, |at| &host[at + 1..]);
+    let port = after.rsplit_once(':').map(|(_, port)| port).unwrap_or_default();
+    let closed = host.starts_with('[') == host.contains(']') && (!host.starts_with('[') || after.is_empty() || after.starts_with(':'));
+    closed && port.bytes().all(|byte| byte.is_ascii_digit()) && !text.contains([' ', '<', '>', '"'])
 }
 
 fn cidr(text: &str) -> bool {
@@ -278,6 +287,7 @@ mod tests {
             ("uri", "http://a.b/", "a b"),
             ("uri", "foo:bar", "http://a b/"),
             ("uri", "/a b", "/%zz"),
+            ("uri", "https://u:p@[::1]:80/a b?c#d", "https://a:b:c/"),
             ("date-time", "2024-01-01T23:59:59.123z", "2024-01-01T24:00:00Z"),
             ("datetime", "2024-01-01t00:00:00+99:99", "2024-01-01T00:00:60Z"),
             ("hostname", "f-oobar", "foo-bar"),

@@ -6,26 +6,38 @@ use crate::{
     custom::formats,
     names,
     quantity::Quantity,
+    request::percent_decode,
 };
 use std::{cmp::Ordering, net::IpAddr, rc::Rc};
 
 pub(super) fn parse_url(text: &str) -> Option<Url> {
-    let (before_query, query) = text.split_once('?').unwrap_or((text, ""));
-    let query = query.split('#').next().unwrap_or_default();
-    let before_query = before_query.split('#').next().unwrap_or_default();
-    if text.contains(|c: char| c.is_control() || c == ' ') {
+    if !formats::matches("uri", text) {
         return None;
     }
-    if let Some(path) = before_query.strip_prefix('/').filter(|path| !path.starts_with('/')) {
-        return Some(Url { path: format!("/{path}"), query: query.into(), ..Url::default() });
-    }
-    let (scheme, rest) = before_query.split_once(':')?;
-    let valid = scheme.starts_with(|c: char| c.is_ascii_alphabetic()) && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
-    let rest = rest.strip_prefix("//").filter(|_| valid)?;
-    let (host, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
+    let text = text.split('#').next().unwrap_or_default();
+    let (before_query, query) = text.split_once('?').unwrap_or((text, ""));
+    let (scheme, rest) = if before_query.starts_with('/') { ("", before_query) } else { before_query.split_once(':')? };
+    let (host, path) = match rest.strip_prefix("//").filter(|_| !scheme.is_empty()) {
+        Some(rest) => rest.find('/').map_or((rest, ""), |at| rest.split_at(at)),
+        // What follows a scheme without a slash is no path.
+        None => ("", if rest.starts_with('/') { rest } else { "" }),
+    };
     let host = host.rsplit('@').next().unwrap_or_default();
-    let port_ok = port(host).is_none_or(|port| port.bytes().all(|byte| byte.is_ascii_digit()));
-    port_ok.then(|| Url { scheme: scheme.to_ascii_lowercase(), host: host.into(), path: path.into(), query: query.into() })
+    Some(Url { scheme: scheme.to_ascii_lowercase(), host: host.into(), path: path.into(), query: query.into() })
+}
+
+/// A path with everything escaped that must be. What is escaped already stays as it is.
+fn escaped_path(path: &str) -> String {
+    if path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.~!$&'()*+,;=:@[]%/".contains(&byte)) {
+        return path.to_string();
+    }
+    let plain = percent_decode(path, false);
+    let escape = |byte: u8| match byte {
+        b'-' | b'_' | b'.' | b'~' | b'$' | b'&' | b'+' | b',' | b'/' | b':' | b';' | b'=' | b'@' => char::from(byte).to_string(),
+        byte if byte.is_ascii_alphanumeric() => char::from(byte).to_string(),
+        byte => format!("%{byte:02X}"),
+    };
+    plain.bytes().map(escape).collect()
 }
 
 fn port(host: &str) -> Option<&str> {
@@ -157,7 +169,7 @@ pub(super) fn opaque<'a>(name: &str, receiver: &Rc<Opaque<'a>>, args: &[Val<'a>]
             string(bare.trim_start_matches('[').trim_end_matches(']').to_string())
         }
         ("getPort", Opaque::Url(url), _) => string(port(&url.host).unwrap_or_default().to_string()),
-        ("getEscapedPath", Opaque::Url(url), _) => string(url.path.clone()),
+        ("getEscapedPath", Opaque::Url(url), _) => string(escaped_path(&url.path)),
         ("getQuery", Opaque::Url(url), _) => {
             let mut map: Vec<(Val<'a>, Val<'a>)> = vec![];
             for pair in url.query.split('&').filter(|pair| !pair.is_empty()) {
