@@ -165,12 +165,25 @@ pub fn decode_object(bytes: &[u8], encoding: Encoding, kind: &Kind, version: &st
         let short = shown_version.rsplit('/').next().unwrap_or_default();
         Status::bad_request(format!("{shown_kind} in version {short:?} cannot be handled as a {}: {why}", kind.kind))
     };
-    check_kind(kind, version, &expected, shown_kind, shown_version).map_err(|wrong| match wrong {
-        WrongKind::Version(why) => Status::bad_request(why),
-        WrongKind::Kind(why) => handled(&why),
-    })?;
-    if let Some(why) = outcome.type_error {
-        return Err(handled(&why));
+    if kind.custom.is_some() {
+        if given_kind.is_empty() {
+            return Err(unrecognized(format!("Object 'Kind' is missing in '{}'", String::from_utf8_lossy(&text))));
+        }
+        if let Some(why) = custom_problem(&object, outcome.type_error.as_deref(), kind, version) {
+            return Err(handled(&why));
+        }
+        if given_version != expected {
+            return Err(Status::bad_request(other_version(&given_version, &expected)));
+        }
+        check_type_meta(&object, kind, &expected)?;
+    } else {
+        check_kind(kind, version, &expected, shown_kind, shown_version).map_err(|wrong| match wrong {
+            WrongKind::Version(why) => Status::bad_request(why),
+            WrongKind::Kind(why) => handled(&why),
+        })?;
+        if let Some(why) = outcome.type_error {
+            return Err(handled(&why));
+        }
     }
     let mut problems = outcome.decoded.problems;
     problems.extend(fit(&mut object, kind, version, true));
@@ -213,7 +226,15 @@ pub fn check_patched(
     let outcome = run(text.as_bytes(), &schema).map_err(refuse)?;
     let mut object = outcome.decoded.value;
     let expected = group_version(&kind.group, version);
-    if shown.is_none() {
+    if kind.custom.is_some() {
+        if object.kind().is_empty() {
+            return Err(refuse(format!("Object 'Kind' is missing in '{text}'")));
+        }
+        if let Some(why) = custom_problem(&object, outcome.type_error.as_deref(), kind, version) {
+            return Err(refuse(why));
+        }
+        check_type_meta(&object, kind, &expected)?;
+    } else if shown.is_none() {
         check_kind(kind, version, &expected, or(value.kind(), &kind.kind), or(value.api_version(), &expected)).map_err(|wrong| match wrong {
             WrongKind::Version(why) => Status::bad_request(why),
             WrongKind::Kind(why) => refuse(why),
@@ -292,9 +313,7 @@ fn check_kind(kind: &Kind, version: &str, expected: &str, given_kind: &str, give
         // Kubernetes still knows the old versions of its groups, though it no longer serves them.
         let was_served = !group.is_empty() && (given.contains("alpha") || given.contains("beta"));
         if was_served || kind.versions.iter().any(|v| v == given) {
-            return Err(WrongKind::Version(format!(
-                "the API version in the data ({given_version}) does not match the expected API version ({expected})"
-            )));
+            return Err(WrongKind::Version(other_version(given_version, expected)));
         }
     }
     let known = schema::is_known(group, given, given_kind) || (group.is_empty() && given == "v1" && matches!(given_kind, "List" | "Status"));
@@ -303,6 +322,35 @@ fn check_kind(kind: &Kind, version: &str, expected: &str, given_kind: &str, give
     } else {
         format!("no kind {given_kind:?} is registered for version {given_version:?} in scheme \"pkg/api/legacyscheme/scheme.go:30\"")
     }))
+}
+
+fn other_version(given: &str, expected: &str) -> String {
+    format!("the API version in the data ({given}) does not match the expected API version ({expected})")
+}
+
+/// A custom resource says by itself what it is; that it is something else is an error of its fields.
+fn check_type_meta(object: &Value, kind: &Kind, expected: &str) -> Result<()> {
+    let mut errors = field::Errors::default();
+    if object.kind() != kind.kind {
+        errors.invalid(field::Path::new("kind"), object.kind(), &format!("must be {}", kind.kind));
+    } else if object.api_version() != expected {
+        errors.invalid(field::Path::new("apiVersion"), object.api_version(), &format!("must be {expected}"));
+    }
+    let (group, _) = split_group_version(object.api_version());
+    if errors.is_empty() { Ok(()) } else { Err(Status::invalid(group, object.kind(), object.name(), &errors)) }
+}
+
+/// Why a custom resource cannot be read: its own metadata, which are read apart from the rest, or those of an object within it.
+fn custom_problem(object: &Value, type_error: Option<&str>, kind: &Kind, version: &str) -> Option<String> {
+    let Some(why) = type_error else {
+        let custom = kind.custom.as_ref()?.version(version)?;
+        return shape::embedded_problem(&custom.props, object, true, &field::Path::root());
+    };
+    match why.split_once(" into Go struct field ") {
+        Some((found, field)) if field.starts_with(".metadata of type") => Some(format!("{found} into Go value of type v1.ObjectMeta")),
+        Some((found, field)) => Some(format!("{found} into Go struct field {}", field.replacen(".metadata.", ".", 1))),
+        None => Some(why.to_string()),
+    }
 }
 
 /// The beginning of a body as errors quote it: text of JSON objects, hexadecimal for everything else.

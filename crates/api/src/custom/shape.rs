@@ -2,10 +2,14 @@
 
 use super::props::{Additional, Props};
 use crate::{
-    Value, limits, schema,
+    Value,
+    field::{Errors, Path},
+    limits, schema,
     structure::{self, Encoding},
 };
 use serde_json::Map;
+
+const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 
 /// Removes what the schema does not know. Its paths go to `unknown`, in order of keys.
 pub fn prune(props: &Props, value: &mut Value, root: bool, path: &str, unknown: &mut Vec<String>) {
@@ -140,6 +144,41 @@ pub fn fit(props: &Props, object: &mut Value) -> Vec<String> {
     unknown
 }
 
+/// What a client sends wrong in an object within a custom resource: what it says of itself must be text, its metadata metadata.
+pub fn embedded_problem(props: &Props, value: &Value, root: bool, path: &Path) -> Option<String> {
+    let wrong = |at: Path, value: &Value, why: &str| {
+        let mut errors = Errors::default();
+        errors.invalid(at, value.clone(), why);
+        Some(errors.to_string())
+    };
+    match value {
+        Value::Object(map) => map.iter().find_map(|(key, below)| {
+            if props.embedded && !root {
+                match key.as_str() {
+                    "apiVersion" | "kind" if !below.is_string() => return wrong(path.child(key), below, "must be a string"),
+                    "metadata" => {
+                        let schema = schema::definition(OBJECT_META)?;
+                        if let Err(why) = structure::decode(below.to_string().as_bytes(), Encoding::Json, &schema) {
+                            return wrong(path.child(key), below, &why);
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            match (props.properties.get(key), props.additional()) {
+                (Some(schema), _) => embedded_problem(schema, below, false, &path.child(key)),
+                (None, Some(schema)) => embedded_problem(schema, below, false, &path.key(key)),
+                (None, None) => None,
+            }
+        }),
+        Value::Array(items) => {
+            let schema = props.items.as_deref()?;
+            items.iter().enumerate().find_map(|(i, item)| embedded_problem(schema, item, false, &path.index(i)))
+        }
+        _ => None,
+    }
+}
+
 /// The metadata of embedded objects has the form of all metadata; what cannot be read goes.
 fn embedded_metadata(props: &Props, value: &mut Value, root: bool, path: &str, unknown: &mut Vec<String>) {
     match value {
@@ -148,7 +187,7 @@ fn embedded_metadata(props: &Props, value: &mut Value, root: bool, path: &str, u
             if props.embedded
                 && !root
                 && let Some(metadata) = map.get("metadata")
-                && let Some(schema) = schema::definition("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta")
+                && let Some(schema) = schema::definition(OBJECT_META)
             {
                 match structure::decode(metadata.to_string().as_bytes(), Encoding::Json, &schema) {
                     Ok(decoded) => {
@@ -192,6 +231,17 @@ mod tests {
             "spec": {"a": "1", "b": 2, "free": {"any": {"thing": 1}, "strict": {"gone": 1}}}});
         assert_eq!(fit(&props, &mut object), ["other", "spec.b", "spec.free.strict.gone"]);
         assert_eq!(object["spec"], json!({"a": "1", "free": {"any": {"thing": 1}, "strict": {}}}));
+    }
+
+    #[test]
+    fn objects_within_are_objects() {
+        let props = Props::read(&json!({"type": "object", "properties": {"l": {"type": "array", "items":
+            {"type": "object", "x-kubernetes-embedded-resource": true, "x-kubernetes-preserve-unknown-fields": true}}}}));
+        let found = |embedded: Value| embedded_problem(&props, &json!({"kind": 1, "l": [embedded]}), true, &Path::root());
+        assert_eq!(found(json!({"kind": "K", "metadata": {"name": "a"}})), None);
+        assert_eq!(found(json!({"kind": 1})).as_deref(), Some("l[0].kind: Invalid value: 1: must be a string"));
+        let why = "json: cannot unmarshal number into Go struct field ObjectMeta.name of type string";
+        assert_eq!(found(json!({"metadata": {"name": 1}})), Some(format!("l[0].metadata: Invalid value: {{\"name\":1}}: {why}")));
     }
 
     #[test]
