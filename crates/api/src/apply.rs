@@ -221,10 +221,27 @@ fn blank(schema: &Schema) -> Value {
     Value::Object(map)
 }
 
-/// The live object with what `config` says, as an apply merges, without any books: how mutating policies change objects.
-pub fn merged(live: &Value, config: &Value, kind: &Kind, version: &str) -> Value {
+/// What of a configuration does not fit its schema.
+fn untyped(view: &View<'_>, config: &Value) -> Option<String> {
+    match view.check(config).as_slice() {
+        [] => None,
+        [one] => Some(one.clone()),
+        all => Some(format!("errors:\n  {}\n", all.join("\n  "))),
+    }
+}
+
+/// The live object with what `config` says, as an apply merges, without any books: how mutating policies change objects. They
+/// may say nothing of what is only replaced as a whole.
+pub fn merged(live: &Value, config: &Value, kind: &Kind, version: &str) -> Result<Value, String> {
     let schema = kind.schema(version).unwrap_or_else(Schema::custom);
-    View::of(&schema).merge(Some(live), Some(config))
+    let view = View::of(&schema);
+    if let Some(all) = untyped(&view, config) {
+        return Err(format!("failed to convert patch object to typed object: {all}"));
+    }
+    match view.atomics(config).as_slice() {
+        [] => Ok(view.merge(Some(live), Some(config))),
+        all => Err(format!("invalid ApplyConfiguration: may not mutate atomic arrays, maps or structs: {}", all.join(", "))),
+    }
 }
 
 /// Whether anybody asks who set what of a kind: of requests for certificates, nobody does.
@@ -411,9 +428,7 @@ pub fn apply(live: Option<&Value>, config: &Value, writer: &Writer<'_>, force: b
     }
     let schema = schema_of(writer);
     let view = View::of(&schema);
-    let errors = view.check(config);
-    if let [first, rest @ ..] = errors.as_slice() {
-        let all = if rest.is_empty() { first.clone() } else { format!("errors:\n  {}\n", errors.join("\n  ")) };
+    if let Some(all) = untyped(&view, config) {
         return Err(Status::unknown(format!(
             "failed to create typed patch object ({}/{}; {}): {all}",
             config.namespace(),

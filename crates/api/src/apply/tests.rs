@@ -198,3 +198,21 @@ fn books_of_a_new_object_are_the_same_as_text() {
     assert_eq!(books_of_new(&sent, &writer(&config_map, "m")), None);
     assert_eq!(books_of_new(&data(json!({"a": "1"})), &writer(&config_map, &"m".repeat(129))), None);
 }
+
+#[test]
+fn mutations_are_of_the_kind_and_of_no_whole() {
+    let kind = deployment();
+    let live = json!({"spec": {"replicas": 1, "template": {"spec": {"containers": [{"name": "a"}]}}}});
+    let check = |config: Value, expected: &str| {
+        let found = merged(&live, &config, &kind, "v1").map_or_else(|why| why, |merged| merged["spec"].to_string());
+        assert_eq!(found, expected);
+    };
+    let two = r#"{"replicas":2,"template":{"spec":{"containers":[{"name":"a"},{"name":"b"}]}}}"#;
+    check(json!({"spec": {"replicas": 2, "template": {"spec": {"containers": [{"name": "b"}]}}}}), two);
+    let refused = "invalid ApplyConfiguration: may not mutate atomic arrays, maps or structs: ";
+    check(json!({"spec": {"selector": {"matchLabels": {"l": "v"}}}}), &format!("{refused}.spec.selector"));
+    let args = json!({"spec": {"template": {"spec": {"containers": [{"name": "a", "args": ["x"]}]}}}});
+    check(args, &format!("{refused}.spec.template.spec.containers[0].args"));
+    let unknown = "failed to convert patch object to typed object: .spec.replicasx: field not declared in schema";
+    check(json!({"spec": {"replicasx": 1}}), unknown);
+}

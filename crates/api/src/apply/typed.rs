@@ -410,6 +410,41 @@ impl<'a> View<'a> {
         }
     }
 
+    /// The paths of all maps and lists in a value that are only replaced as a whole.
+    pub fn atomics(&self, value: &Value) -> Vec<String> {
+        let mut found = vec![];
+        self.find_atomics(value, &mut String::new(), &mut found);
+        found
+    }
+
+    fn find_atomics(&self, value: &Value, path: &mut String, found: &mut Vec<String>) {
+        let Some(schema) = self.schema else { return };
+        let length = path.len();
+        match (schema.type_, value) {
+            (Type::Object | Type::Map, Value::Object(map)) => {
+                if self.atomic {
+                    found.push(path.clone());
+                }
+                for (key, below) in map.iter().filter(|(key, _)| self.declares(key)) {
+                    path.push_str(&format!(".{key}"));
+                    self.member(key).find_atomics(below, path, found);
+                    path.truncate(length);
+                }
+            }
+            (Type::Array, Value::Array(items)) => {
+                if self.atomic || schema.list == ListType::Atomic {
+                    found.push(path.clone());
+                }
+                for (i, item) in items.iter().enumerate() {
+                    path.push_str(&format!("[{i}]"));
+                    self.item().find_atomics(item, path, found);
+                    path.truncate(length);
+                }
+            }
+            _ => {}
+        }
+    }
+
     /// Whether a value fits its schema, in the words of server-side apply.
     pub fn check(&self, value: &Value) -> Vec<String> {
         let mut errors = vec![];

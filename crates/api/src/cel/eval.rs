@@ -167,7 +167,9 @@ impl<'a> Machine<'a, '_> {
                 let name = types::unescape(field);
                 value.entry(&Val::string(name.as_str())).or_else(|| (name != *field).then(|| value.entry(&Val::string(field))).flatten())
             }
-            other => return Err(Error::failed(format!("no such overload: {}.{field}", other.type_name()))),
+            Val::List(_) | Val::JsonList(..) => return Err(Error::failed("unsupported index type 'string' in list")),
+            // What has no members has not this one.
+            _ => None,
         };
         if let (Some(Val::Failed(why)), false) = (&found, test) {
             return Err(Error::failed(why.to_string()));

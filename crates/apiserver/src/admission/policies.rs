@@ -360,9 +360,9 @@ fn mutated(policy: &Policy, cx: &AdmissionContext<'_>, object: &Value, version: 
         } else {
             let forbidden = ["apiVersion", "kind", "metadata.name", "metadata.namespace", "metadata.uid"];
             if let Some(field) = forbidden.iter().find(|field| made.at(field).is_some_and(|value| Some(value) != shown.at(field))) {
-                return Err(format!("invalid ApplyConfiguration: may not mutate {field}"));
+                return Err(format!("error applying patch: invalid ApplyConfiguration: may not mutate {field}"));
             }
-            apply::merged(&shown, &made, cx.kind, version)
+            apply::merged(&shown, &made, cx.kind, version).map_err(|why| format!("error applying patch: {why}"))?
         };
     }
     Ok(Some(cx.stored(shown, version)))
