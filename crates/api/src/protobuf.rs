@@ -70,6 +70,22 @@ pub fn is_known(api_version: &str, kind: &str) -> bool {
     message_index(api_version, kind).is_some()
 }
 
+/// The query parameters of what a request for a part of an object may say (`PodExecOptions`), by name, with their types in OpenAPI.
+/// Times and objects cannot be said there.
+pub fn parameters(options: &str) -> Vec<(&'static str, &'static str)> {
+    let Some(index) = message_index("v1", options) else { return Vec::new() };
+    let type_of = |field: &facts::Field| match field.type_ {
+        Type::Text => Some("string"),
+        Type::Bool => Some("boolean"),
+        Type::Signed | Type::Unsigned => Some("integer"),
+        Type::Double | Type::Float => Some("number"),
+        Type::Bytes | Type::Message(_) => None,
+    };
+    let mut found: Vec<_> = facts::message(index).fields.iter().filter_map(|field| Some((field.key.as_str(), type_of(field)?))).collect();
+    found.sort_unstable();
+    found
+}
+
 /// The message of a kind. Options are the same in every group.
 fn message_index(api_version: &str, kind: &str) -> Option<usize> {
     message_names(api_version, kind).iter().find_map(|name| facts::index(name))

@@ -16,6 +16,7 @@ const AGGREGATED: &str = include_str!("../../api/facts/discovery.json");
 const DOCUMENTS: &str = include_str!("../../api/facts/discovery-documents.json");
 const COLUMNS: &str = include_str!("../../api/facts/table-columns.json");
 const SCHEMA: &str = include_str!("../../api/facts/schema.json");
+const PATHS: &str = include_str!("../../api/facts/paths.json");
 
 async fn server() -> Arc<Server> {
     let server = Server::new(Config::new(Arc::new(Memory::default()))).await.expect("the server starts");
@@ -150,4 +151,27 @@ async fn open_api_knows_every_type_with_its_fields() {
             }
         }
     }
+}
+
+/// Code generators make a function of each.
+#[tokio::test]
+async fn open_api_knows_every_path_with_what_can_be_done_there() {
+    let server = server().await;
+    let v2 = get(&server, "/openapi/v2", "application/json").await;
+    let wanted: BTreeMap<String, BTreeMap<String, Option<String>>> = facts(PATHS);
+    let (mut given, mut ids) = (BTreeMap::new(), BTreeSet::new());
+    for (path, item) in v2["paths"].as_object().into_iter().flatten() {
+        let operations = item.as_object().into_iter().flatten().filter(|(method, _)| *method != "parameters");
+        for (method, operation) in operations {
+            assert!(ids.insert(operation["operationId"].to_string()), "{method} {path}: {} is there already", operation["operationId"]);
+            let action = operation["x-kubernetes-action"].as_str().map(String::from);
+            given.entry(path.clone()).or_insert_with(BTreeMap::new).insert(method.clone(), action);
+        }
+    }
+    let missing: Vec<_> = wanted.iter().filter(|(path, can)| given.get(*path) != Some(can)).collect();
+    let other: Vec<_> = given.iter().filter(|(path, can)| wanted.get(*path) != Some(can)).collect();
+    assert!(missing.is_empty() && other.is_empty(), "wanted are {missing:?}, there are {other:?}");
+    let exec = &v2["paths"]["/api/v1/namespaces/{namespace}/pods/{name}/exec"]["parameters"];
+    let names: Vec<_> = exec.as_array().into_iter().flatten().filter_map(|parameter| parameter["name"].as_str()).collect();
+    assert_eq!(names, ["command", "container", "name", "namespace", "stderr", "stdin", "stdout", "tty"]);
 }

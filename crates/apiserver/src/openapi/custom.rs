@@ -1,6 +1,7 @@
 //! The types of definitions in OpenAPI: the schema as its author wrote it, with what every object has and in the words of
 //! OpenAPI. Version 2 knows less than version 3; what it cannot say is left open there, so that clients do not refuse too much.
 
+use super::Form;
 use api::{Kind, custom::Custom};
 use serde_json::{Map, Value, json};
 
@@ -24,22 +25,6 @@ pub fn without_unknown_groups(schemas: &mut Map<String, Value>) {
     }
 }
 
-/// Which OpenAPI a schema is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    V2,
-    V3,
-}
-
-impl Form {
-    fn reference(self, name: &str) -> Value {
-        match self {
-            Form::V2 => json!({"$ref": format!("#/definitions/{name}")}),
-            Form::V3 => json!({"allOf": [{"$ref": format!("#/components/schemas/{name}")}]}),
-        }
-    }
-}
-
 /// The name of a type: the group backwards, then version and kind.
 pub fn definition_name(group: &str, version: &str, kind: &str) -> String {
     let group: Vec<&str> = group.rsplit('.').collect();
@@ -59,10 +44,7 @@ pub fn definitions(kind: &Kind, version: &str, form: Form) -> Map<String, Value>
     }
     object["x-kubernetes-group-version-kind"] = named(&kind.kind);
     let name = definition_name(&kind.group, version, &kind.kind);
-    let item = match form {
-        Form::V2 => json!({"$ref": format!("#/definitions/{name}")}),
-        Form::V3 => json!({"$ref": format!("#/components/schemas/{name}")}),
-    };
+    let item = form.reference(&name);
     let items = format!("List of {}. More info: {CONVENTIONS}", kind.resource);
     let mut list = json!({"type": "object", "required": ["items"], "properties": {"items": {"type": "array", "items": item, "description": items}}});
     list["description"] = json!(format!("{} is a list of {}", kind.list_kind, kind.kind));
@@ -83,7 +65,8 @@ fn own_fields(schema: &mut Value, metadata: &str, form: Form) {
     let metadata_is = if metadata == REFERRED_TO[1] { LIST_METADATA } else { METADATA };
     schema["properties"]["apiVersion"] = json!({"type": "string", "description": format!("{API_VERSION} More info: {CONVENTIONS}#resources")});
     schema["properties"]["kind"] = json!({"type": "string", "description": format!("{KIND} More info: {CONVENTIONS}#types-kinds")});
-    schema["properties"]["metadata"] = form.reference(metadata);
+    let metadata = form.reference(metadata);
+    schema["properties"]["metadata"] = if form == Form::V3 { json!({"allOf": [metadata]}) } else { metadata };
     schema["properties"]["metadata"]["description"] = json!(format!("{}. More info: {CONVENTIONS}#{}", metadata_is.0, metadata_is.1));
 }
 

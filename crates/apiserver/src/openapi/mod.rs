@@ -6,6 +6,7 @@
 mod custom;
 mod operations;
 mod protobuf;
+mod roots;
 
 use crate::{Body, Server, body::full, encode::respond};
 use api::{Catalogue, Kind, Status, kind::Subresource, schema};
@@ -18,6 +19,23 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
+
+/// Which OpenAPI something is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    V2,
+    V3,
+}
+
+impl Form {
+    /// How a type is referred to.
+    fn reference(self, name: &str) -> Value {
+        match self {
+            Form::V2 => json!({"$ref": format!("#/definitions/{name}")}),
+            Form::V3 => json!({"$ref": format!("#/components/schemas/{name}")}),
+        }
+    }
+}
 
 /// A finished document.
 #[derive(Clone)]
@@ -94,7 +112,7 @@ pub fn answer(server: &Server, path: &str, request: &Request<Body>) -> Result<Op
         }
         "/openapi/v3" => {
             let mut index = Map::new();
-            for name in group_versions(&catalogue).into_iter().chain(roots(&catalogue)) {
+            for name in group_versions(&catalogue) {
                 let Some(document) = documents.of_group(&catalogue, &name) else { continue };
                 index.insert(name.clone(), json!({"serverRelativeURL": place(&name, &document)}));
             }
@@ -169,44 +187,18 @@ fn served(document: &Document, content_type: &'static str, headers: &HeaderMap) 
 }
 
 /// `api/v1`, `apis/apps/v1`, ...: the names of the documents of v3.
-fn group_versions(catalogue: &Catalogue) -> Vec<String> {
-    let names: BTreeSet<String> = catalogue.iter().flat_map(|kind| kind.versions.iter().map(|version| prefix(kind, version))).collect();
-    names.into_iter().collect()
+fn group_versions(catalogue: &Catalogue) -> BTreeSet<String> {
+    let versions = catalogue.iter().flat_map(|kind| kind.versions.iter().map(|version| prefix(kind, version)));
+    versions.chain(roots::all(catalogue).into_keys()).collect()
 }
 
-/// Documents of what belongs to no version of a group, and the types of their answers; an empty type is text.
-const ROOTS: &[(&str, &str)] = &[
-    (".well-known/openid-configuration", ""),
-    ("api", "io.k8s.apimachinery.pkg.apis.meta.v1.APIVersions"),
-    ("apis", "io.k8s.apimachinery.pkg.apis.meta.v1.APIGroupList"),
-    ("openid/v1/jwks", ""),
-    ("version", "io.k8s.apimachinery.pkg.version.Info"),
-];
-
-/// The names of those documents: the above, and one for each built-in group.
-fn roots(catalogue: &Catalogue) -> Vec<String> {
-    let built_in = catalogue.iter().filter(|kind| kind.custom.is_none() && !kind.group.is_empty());
-    let groups: BTreeSet<String> = built_in.map(|kind| format!("apis/{}", kind.group)).collect();
-    ROOTS.iter().map(|(name, _)| name.to_string()).chain(groups).collect()
-}
-
-/// One of those documents: the only path in it answers with a document about the others.
+/// The document of a path that belongs to no version of a group.
 fn root(catalogue: &Catalogue, name: &str) -> Option<Value> {
-    let type_ = match ROOTS.iter().find(|(known, _)| *known == name) {
-        Some((_, type_)) => *type_,
-        None => {
-            let group = name.strip_prefix("apis/")?;
-            catalogue.iter().find(|kind| kind.custom.is_none() && kind.group == group && !group.is_empty())?;
-            "io.k8s.apimachinery.pkg.apis.meta.v1.APIGroup"
-        }
-    };
-    let schemas = closure(schema::definitions().map(|(name, _)| name).filter(|known| *known == type_).collect());
-    let answer = match schemas.is_empty() {
-        true => json!({"type": "string"}),
-        false => json!({"$ref": format!("#/components/schemas/{type_}")}),
-    };
-    let path = json!({"get": {"responses": {"200": {"description": "OK", "content": {"application/json": {"schema": answer}}}}}});
-    Some(json!({"openapi": "3.0.0", "info": info(), "paths": {format!("/{name}/"): path}, "components": {"schemas": schemas}}))
+    let root = roots::all(catalogue).remove(name)?;
+    let mut paths = Map::new();
+    root.add(name, &mut paths, Form::V3);
+    let schemas = closure(root.answer().into_iter().collect());
+    Some(json!({"openapi": "3.0.0", "info": info(), "paths": paths, "components": {"schemas": schemas}}))
 }
 
 fn prefix(kind: &Kind, version: &str) -> String {
@@ -226,10 +218,10 @@ fn v3(catalogue: &Catalogue, name: &str) -> Option<Value> {
     for kind in catalogue.iter() {
         for version in kind.versions.iter().filter(|version| prefix(kind, version) == name) {
             let kind = kind.view(version).unwrap_or(kind);
-            add_paths(&mut paths, kind, version, true);
+            add_paths(&mut paths, kind, version, Form::V3);
             if kind.custom.is_some() {
                 is_custom = true;
-                defined.extend(custom::definitions(kind, version, custom::Form::V3));
+                defined.extend(custom::definitions(kind, version, Form::V3));
                 wanted.extend(custom::REFERRED_TO);
                 continue;
             }
@@ -243,6 +235,9 @@ fn v3(catalogue: &Catalogue, name: &str) -> Option<Value> {
     }
     if paths.is_empty() {
         return root(catalogue, name);
+    }
+    if let Some(root) = roots::all(catalogue).get(name) {
+        root.add(name, &mut paths, Form::V3);
     }
     wanted.extend([
         "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions",
@@ -289,6 +284,7 @@ fn closure(mut wanted: BTreeSet<&'static str>) -> Map<String, Value> {
 
 fn v2(catalogue: &Catalogue) -> Value {
     let mut paths = Map::new();
+    roots::all(catalogue).iter().for_each(|(path, root)| root.add(path, &mut paths, Form::V2));
     let definition = |(name, text): (&str, &str)| {
         let mut definition = serde_json::from_str(text).unwrap_or_else(|_| json!({}));
         schema::describe(name, &mut definition, false);
@@ -298,9 +294,9 @@ fn v2(catalogue: &Catalogue) -> Value {
     for kind in catalogue.iter() {
         for version in &kind.versions {
             let kind = kind.view(version).unwrap_or(kind);
-            add_paths(&mut paths, kind, version, false);
+            add_paths(&mut paths, kind, version, Form::V2);
             if kind.custom.is_some() {
-                definitions.extend(custom::definitions(kind, version, custom::Form::V2));
+                definitions.extend(custom::definitions(kind, version, Form::V2));
             }
             definitions
                 .extend(kind.definitions.iter().map(|(name, text)| (name.to_string(), serde_json::from_str(text).unwrap_or_else(|_| json!({})))));
@@ -309,20 +305,23 @@ fn v2(catalogue: &Catalogue) -> Value {
     json!({"swagger": "2.0", "info": info(), "paths": paths, "definitions": definitions})
 }
 
-fn add_paths(paths: &mut Map<String, Value>, kind: &Kind, version: &str, v3: bool) {
+fn add_paths(paths: &mut Map<String, Value>, kind: &Kind, version: &str, form: Form) {
     let root = format!("/{}", prefix(kind, version));
-    let collection =
-        if kind.namespaced_scope() { format!("{root}/namespaces/{{namespace}}/{}", kind.resource) } else { format!("{root}/{}", kind.resource) };
+    let namespaced = kind.namespaced_scope();
+    let place = |root: &str| {
+        if namespaced { format!("{root}/namespaces/{{namespace}}/{}", kind.resource) } else { format!("{root}/{}", kind.resource) }
+    };
+    let collection = place(&root);
     let own = (kind.group.as_str(), version, kind.kind.as_str());
     let can = |verb: &str| kind.verbs.iter().any(|known| known == verb);
-    let mut add = |path: String, in_namespace: bool, named: bool, operations: &[(&str, &str, &str)], shown: (&str, &str, &str)| {
+    let mut add = |path: String, in_namespace: bool, operations: &[(&str, &str, &str)], shown: (&str, &str, &str)| {
         let mut item = Map::new();
         // `{name}` may be followed by a part of the object.
         let part = path.rsplit_once("{name}/").map_or("", |(_, part)| part);
-        let everywhere = !in_namespace && kind.namespaced_scope();
+        let everywhere = !in_namespace && namespaced;
         for (method, action, verb) in operations {
             if verb.is_empty() || can(verb) {
-                let mut made = operation(kind, version, action, shown, v3);
+                let mut made = operation(kind, version, action, part, shown, form);
                 made["operationId"] = json!(operations::id(kind, version, method, action, part, everywhere));
                 made["description"] = json!(operations::description(kind, action, part));
                 made["tags"] = json!([operations::tag(kind, version)]);
@@ -332,42 +331,50 @@ fn add_paths(paths: &mut Map<String, Value>, kind: &Kind, version: &str, v3: boo
         if item.is_empty() {
             return;
         }
-        let names = [("name", named), ("namespace", in_namespace)];
-        let mut parameters: Vec<Value> = names.iter().filter(|(_, there)| *there).map(|(name, _)| parameter(name, "path", "string", v3)).collect();
-        parameters.push(parameter("pretty", "query", "string", v3));
-        // Where there is one operation its parameters are the path's.
-        if everywhere && let Some(own) = item.get_mut("get").and_then(Value::as_object_mut).and_then(|get| get.remove("parameters")) {
-            parameters.extend(own.as_array().cloned().unwrap_or_default());
-            parameters.sort_by_key(|parameter| parameter["name"].as_str().map(String::from));
+        let places = [("name", path.contains("{name}")), ("namespace", in_namespace), ("path", path.ends_with(operations::REST))];
+        let mut parameters: Vec<Value> = places.iter().filter(|(_, there)| *there).map(|(name, _)| parameter(name, "path", "string", form)).collect();
+        parameters.extend(options(kind, part, shown.2).into_iter().map(|(name, type_)| parameter(name, "query", type_, form)));
+        if operations.iter().all(|(_, action, _)| *action != "connect") {
+            parameters.push(parameter("pretty", "query", "string", form));
         }
+        // Where there is one operation its parameters are the path's; a body is its own.
+        if item.len() == 1
+            && let Some(only) = item.values_mut().next().and_then(Value::as_object_mut)
+            && let Some(Value::Array(all)) = only.remove("parameters")
+        {
+            let (body, others): (Vec<Value>, Vec<Value>) = all.into_iter().partition(|parameter| parameter["in"] == "body");
+            if !body.is_empty() {
+                only.insert("parameters".into(), body.into());
+            }
+            parameters.extend(others);
+        }
+        parameters.sort_by_key(|parameter| [&parameter["name"], &parameter["in"]].map(|text| text.as_str().map(String::from)));
         item.insert("parameters".into(), parameters.into());
         paths.insert(path, Value::Object(item));
     };
-    let namespaced = kind.namespaced_scope();
-    if namespaced && can("list") {
-        add(format!("{root}/{}", kind.resource), false, false, &[("get", "list", "list")], own);
-    }
-    add(
-        collection.clone(),
-        namespaced,
-        false,
-        &[("get", "list", "list"), ("post", "post", "create"), ("delete", "deletecollection", "deletecollection")],
-        own,
-    );
     let named = format!("{collection}/{{name}}");
-    add(
-        named.clone(),
-        namespaced,
-        true,
-        &[("get", "get", "get"), ("put", "put", "update"), ("patch", "patch", "patch"), ("delete", "delete", "delete")],
-        own,
-    );
+    let all = format!("{root}/{}", kind.resource);
+    if namespaced && can("list") {
+        add(all, false, &[("get", "list", "list")], own);
+    }
+    if kind.custom.is_none() && can("watch") {
+        let watched = format!("{root}/watch");
+        if namespaced {
+            add(format!("{watched}/{}", kind.resource), false, &[("get", "watchlist", "")], own);
+        }
+        add(place(&watched), namespaced, &[("get", "watchlist", "")], own);
+        add(format!("{}/{{name}}", place(&watched)), namespaced, &[("get", "watch", "get")], own);
+    }
+    let of_all = [("get", "list", "list"), ("post", "post", "create"), ("delete", "deletecollection", "deletecollection")];
+    add(collection.clone(), namespaced, &of_all, own);
+    let of_one = [("get", "get", "get"), ("put", "put", "update"), ("patch", "patch", "patch"), ("delete", "delete", "delete")];
+    add(named.clone(), namespaced, &of_one, own);
     for subresource in &kind.subresources {
         let path = format!("{named}/{}", subresource.name());
         let changeable = [("get", "get", ""), ("put", "put", ""), ("patch", "patch", "")];
         match subresource {
-            Subresource::Status => add(path, namespaced, true, &changeable, own),
-            Subresource::Scale { .. } => add(path, namespaced, true, &changeable, ("autoscaling", "v1", "Scale")),
+            Subresource::Status => add(path, namespaced, &changeable, own),
+            Subresource::Scale { .. } => add(path, namespaced, &changeable, ("autoscaling", "v1", "Scale")),
             Subresource::Connect { group_version_kind: (group, shown_version, shown), verbs, .. } => {
                 // What joins the client to something else has the same action whatever the method; the others are reads and writes.
                 let joins = matches!(subresource.name(), "attach" | "exec" | "portforward" | "proxy");
@@ -380,19 +387,29 @@ fn add_paths(paths: &mut Map<String, Value>, kind: &Kind, version: &str, v3: boo
                     _ => ("get", action("get"), ""),
                 };
                 let mut operations: Vec<_> = verbs.iter().map(|verb| of(verb)).collect();
+                let shown = if shown_version.is_empty() { (kind.group.as_str(), version, *shown) } else { (*group, *shown_version, *shown) };
                 if subresource.name() == "proxy" {
                     operations.extend([("head", "connect", ""), ("options", "connect", "")]);
+                    add(format!("{path}{}", operations::REST), namespaced, &operations, shown);
                 }
-                let shown = if shown_version.is_empty() { (kind.group.as_str(), version, *shown) } else { (*group, *shown_version, *shown) };
-                add(path, namespaced, true, &operations, shown);
+                add(path, namespaced, &operations, shown);
             }
         }
     }
 }
 
-fn parameter(name: &str, place: &str, type_: &str, v3: bool) -> Value {
+/// What the query of a request for a part of an object may say, in the words of the part's options.
+fn options(kind: &Kind, part: &str, shown: &str) -> Vec<(&'static str, &'static str)> {
+    match part {
+        "" => Vec::new(),
+        _ if shown.ends_with("Options") => api::protobuf::parameters(shown),
+        _ => api::protobuf::parameters(&format!("{}{}Options", kind.kind, operations::capital(part))),
+    }
+}
+
+fn parameter(name: &str, place: &str, type_: &str, form: Form) -> Value {
     let mut parameter = json!({"name": name, "in": place});
-    if v3 {
+    if form == Form::V3 {
         parameter["schema"] = json!({"type": type_, "uniqueItems": true});
     } else {
         parameter["type"] = json!(type_);
@@ -404,12 +421,12 @@ fn parameter(name: &str, place: &str, type_: &str, v3: bool) -> Value {
     parameter
 }
 
-fn operation(kind: &Kind, version: &str, action: &str, (group, shown_version, shown): (&str, &str, &str), v3: bool) -> Value {
+fn operation(kind: &Kind, version: &str, action: &str, part: &str, (group, shown_version, shown): (&str, &str, &str), form: Form) -> Value {
+    const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
     let mut parameters: Vec<Value> = Vec::new();
-    let query = |names: &[(&str, &str)]| names.iter().map(|(name, type_)| parameter(name, "query", type_, v3)).collect::<Vec<_>>();
+    let query = |names: &[(&str, &str)]| names.iter().map(|(name, type_)| parameter(name, "query", type_, form)).collect::<Vec<_>>();
     match action {
-        "list" | "deletecollection" => parameters.extend(query(&[
-            ("allowWatchBookmarks", "boolean"),
+        "list" | "deletecollection" | "watch" | "watchlist" => parameters.extend(query(&[
             ("continue", "string"),
             ("fieldSelector", "string"),
             ("labelSelector", "string"),
@@ -419,13 +436,15 @@ fn operation(kind: &Kind, version: &str, action: &str, (group, shown_version, sh
             ("sendInitialEvents", "boolean"),
             ("shardSelector", "string"),
             ("timeoutSeconds", "integer"),
-            ("watch", "boolean"),
         ])),
         "post" | "put" => parameters.extend(query(&[("dryRun", "string"), ("fieldManager", "string"), ("fieldValidation", "string")])),
         "patch" => parameters.extend(query(&[("dryRun", "string"), ("fieldManager", "string"), ("fieldValidation", "string"), ("force", "boolean")])),
         // What is built in has no choice of versions to read.
         "get" if kind.custom.is_some() => parameters.extend(query(&[("resourceVersion", "string")])),
         _ => {}
+    }
+    if matches!(action, "list" | "watch" | "watchlist") || (action == "deletecollection" && kind.custom.is_some()) {
+        parameters.extend(query(&[("allowWatchBookmarks", "boolean"), ("watch", "boolean")]));
     }
     if action == "delete" || (action == "deletecollection" && kind.custom.is_none()) {
         parameters.extend(query(&[
@@ -444,17 +463,18 @@ fn operation(kind: &Kind, version: &str, action: &str, (group, shown_version, sh
     };
     let answer = match action {
         "list" => name_of(&kind.group, version, &kind.list_kind),
-        "delete" | "deletecollection" => Some("io.k8s.apimachinery.pkg.apis.meta.v1.Status".to_string()),
+        "delete" | "deletecollection" => Some(format!("{META}.Status")),
+        "watch" | "watchlist" => Some(format!("{META}.WatchEvent")),
         _ => name_of(group, shown_version, shown),
     };
-    let reference = |name: &str| json!({"$ref": if v3 { format!("#/components/schemas/{name}") } else { format!("#/definitions/{name}") }});
+    let is_text = action == "connect" || part == operations::LOG;
+    let answer = if is_text { Some(json!({"type": "string"})) } else { answer.map(|name| form.reference(&name)) };
     let response = |description: &str| {
         let mut response = json!({"description": description});
-        if let Some(name) = &answer {
-            if v3 {
-                response["content"] = operations::content(operations::answers(kind.custom.is_some(), action), &reference(name));
-            } else {
-                response["schema"] = reference(name);
+        if let Some(answer) = &answer {
+            match form {
+                Form::V2 => response["schema"] = answer.clone(),
+                Form::V3 => response["content"] = operations::content(operations::answers(kind.custom.is_some(), action, part), answer),
             }
         }
         response
@@ -467,7 +487,6 @@ fn operation(kind: &Kind, version: &str, action: &str, (group, shown_version, sh
         "x-kubernetes-group-version-kind": {"group": group, "version": shown_version, "kind": shown},
         "responses": responses,
     });
-    const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
     let body = match action {
         "post" | "put" => name_of(group, shown_version, shown),
         "patch" => Some(format!("{META}.Patch")),
@@ -477,14 +496,15 @@ fn operation(kind: &Kind, version: &str, action: &str, (group, shown_version, sh
     };
     if let Some(name) = body {
         let required = matches!(action, "post" | "put" | "patch");
-        if v3 {
-            operation["requestBody"] = json!({"content": operations::content(operations::bodies(kind.custom.is_some(), action), &reference(&name))});
+        if form == Form::V3 {
+            operation["requestBody"] =
+                json!({"content": operations::content(operations::bodies(kind.custom.is_some(), action), &form.reference(&name))});
             if required {
                 operation["requestBody"]["required"] = json!(true);
             }
         } else {
             let mut body = json!({"name": "body", "in": "body"});
-            body["schema"] = reference(&name);
+            body["schema"] = form.reference(&name);
             if required {
                 body["required"] = json!(true);
             }
@@ -492,10 +512,11 @@ fn operation(kind: &Kind, version: &str, action: &str, (group, shown_version, sh
         }
     }
     if !parameters.is_empty() {
+        parameters.sort_by_key(|parameter| parameter["name"].as_str().map(String::from));
         operation["parameters"] = parameters.into();
     }
-    if !v3 {
-        operation["produces"] = json!(operations::answers(kind.custom.is_some(), action));
+    if form == Form::V2 {
+        operation["produces"] = json!(operations::answers(kind.custom.is_some(), action, part));
         operation["consumes"] = json!(operations::bodies(kind.custom.is_some(), action));
     }
     operation

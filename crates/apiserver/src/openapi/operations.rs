@@ -11,13 +11,18 @@ const PROTOBUF_STREAM: &str = "application/vnd.kubernetes.protobuf;stream=watch"
 const PATCHES: &[&str] =
     &["application/apply-patch+yaml", "application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
 
-fn capital(word: &str) -> String {
+/// The part of a pod that is text.
+pub const LOG: &str = "log";
+/// The end of a path that goes on as it likes.
+pub const REST: &str = "/{path}";
+
+pub fn capital(word: &str) -> String {
     let mut letters = word.chars();
     letters.next().map_or(String::new(), |first| first.to_uppercase().chain(letters).collect())
 }
 
 /// The group in one word: `RbacAuthorization`; Kubernetes' own groups go without their common end.
-fn group_word(kind: &Kind) -> String {
+pub fn group_word(kind: &Kind) -> String {
     match kind.group.as_str() {
         "" => "Core".to_string(),
         group => group.strip_suffix(".k8s.io").unwrap_or(group).split('.').map(capital).collect(),
@@ -26,10 +31,14 @@ fn group_word(kind: &Kind) -> String {
 
 /// `apps_v1`.
 pub fn tag(kind: &Kind, version: &str) -> String {
+    format!("{}_{version}", group_tag(kind))
+}
+
+/// `apps`.
+pub fn group_tag(kind: &Kind) -> String {
     let word = group_word(kind);
     let mut letters = word.chars();
-    let small: String = letters.next().map_or(String::new(), |first| first.to_lowercase().chain(letters).collect());
-    format!("{small}_{version}")
+    letters.next().map_or(String::new(), |first| first.to_lowercase().chain(letters).collect())
 }
 
 /// `listAppsV1NamespacedDeployment`. `part` is the rest of the path behind the name, `everywhere` means the list of all namespaces.
@@ -41,6 +50,7 @@ pub fn id(kind: &Kind, version: &str, method: &str, action: &str, part: &str, ev
         "put" => "replace",
         "patch" => "patch",
         "delete" | "deletecollection" => "delete",
+        "watchlist" => "watch",
         other => other,
     };
     let mut id = format!("{verb}{}{}", group_word(kind), capital(version));
@@ -53,7 +63,13 @@ pub fn id(kind: &Kind, version: &str, method: &str, action: &str, part: &str, ev
         id.push_str("Namespaced");
     }
     id.push_str(&kind.kind);
-    id.push_str(&capital(part));
+    match part.strip_suffix(REST) {
+        Some(part) => id.extend([&capital(part), "WithPath"]),
+        None => id.push_str(&capital(part)),
+    }
+    if action == "watchlist" {
+        id.push_str("List");
+    }
     if everywhere {
         id.push_str("ForAllNamespaces");
     }
@@ -62,6 +78,7 @@ pub fn id(kind: &Kind, version: &str, method: &str, action: &str, part: &str, ev
 
 /// What it does, in a few words.
 pub fn description(kind: &Kind, action: &str, part: &str) -> String {
+    let part = part.strip_suffix(REST).unwrap_or(part);
     let list = if kind.custom.is_some() { "list" } else { "list or watch" };
     let of = if part.is_empty() { kind.kind.clone() } else { format!("{part} of the specified {}", kind.kind) };
     let (new, known) = if part.is_empty() { ("a ", "the specified ") } else { ("", "") };
@@ -73,6 +90,8 @@ pub fn description(kind: &Kind, action: &str, part: &str) -> String {
         "patch" => format!("partially update {known}{of}"),
         "delete" => format!("delete {new}{of}"),
         "deletecollection" => format!("delete collection of {of}"),
+        "watch" => format!("watch changes to an object of kind {of}"),
+        "watchlist" => format!("watch individual changes to a list of {of}"),
         _ => format!("connect requests to {of}"),
     }
 }
@@ -100,11 +119,12 @@ pub fn defaults(schema: &mut Value) {
 }
 
 /// In which media types it is answered.
-pub fn answers(custom: bool, action: &str) -> &'static [&'static str] {
+pub fn answers(custom: bool, action: &str, part: &str) -> &'static [&'static str] {
     match action {
+        _ if part == LOG => &["text/plain", JSON, PROTOBUF, YAML],
         _ if custom => &[JSON, YAML],
         "connect" => &["*/*"],
-        "list" => &[JSON, JSON_STREAM, PROTOBUF, PROTOBUF_STREAM, YAML],
+        "list" | "watch" | "watchlist" => &[JSON, JSON_STREAM, PROTOBUF, PROTOBUF_STREAM, YAML],
         _ => &[JSON, PROTOBUF, YAML],
     }
 }
@@ -160,7 +180,12 @@ mod tests {
         check(&deployments, "get", "list", "", true, "listAppsV1DeploymentForAllNamespaces");
         check(&deployments, "delete", "deletecollection", "", false, "deleteAppsV1CollectionNamespacedDeployment");
         check(&deployments, "put", "put", "scale", false, "replaceAppsV1NamespacedDeploymentScale");
-        check(&Kind::namespaced("", "v1", "Pod", "pods"), "post", "connect", "exec", false, "connectCoreV1PostNamespacedPodExec");
+        check(&deployments, "get", "watch", "", false, "watchAppsV1NamespacedDeployment");
+        check(&deployments, "get", "watchlist", "", false, "watchAppsV1NamespacedDeploymentList");
+        check(&deployments, "get", "watchlist", "", true, "watchAppsV1DeploymentListForAllNamespaces");
+        let pods = Kind::namespaced("", "v1", "Pod", "pods");
+        check(&pods, "post", "connect", "exec", false, "connectCoreV1PostNamespacedPodExec");
+        check(&pods, "get", "connect", "proxy/{path}", false, "connectCoreV1GetNamespacedPodProxyWithPath");
         check(
             &Kind::cluster("rbac.authorization.k8s.io", "v1", "ClusterRole", "clusterroles"),
             "post",
