@@ -515,7 +515,7 @@ async fn watch_pressure(cx: Arc<Context>, shutdown: CancellationToken) {
             tracing::warn!(%error, "images cannot be removed though the disk is full");
         }
         if read.memory || (read.disk && before.disk) {
-            evict_one(&cx, if read.memory { "memory" } else { "ephemeral-storage" }).await;
+            evict_one(&cx, read.memory).await;
         }
         tokio::select! {
             () = tokio::time::sleep(PRESSURE_EVERY) => {}
@@ -524,13 +524,21 @@ async fn watch_pressure(cx: Arc<Context>, shutdown: CancellationToken) {
     }
 }
 
-async fn evict_one(cx: &Context, resource: &str) {
-    let mut used: BTreeMap<String, u64> = BTreeMap::new();
-    for usage in cx.stats.containers(cx).await.unwrap_or_default() {
-        *used.entry(usage.uid).or_default() += usage.memory_bytes;
-    }
-    let ranked = eviction::rank(&cx.pods(), &used);
+async fn evict_one(cx: &Arc<Context>, is_memory: bool) {
+    let pods = cx.pods();
+    let ranked = if is_memory {
+        let mut used: BTreeMap<String, u64> = BTreeMap::new();
+        for usage in cx.stats.containers(cx).await.unwrap_or_default() {
+            *used.entry(usage.uid).or_default() += usage.memory_bytes;
+        }
+        eviction::rank(&pods, &used, eviction::memory_asked)
+    } else {
+        let of_pod = |(pod, used): (Arc<Pod>, local_storage::Used)| (pod.metadata.uid.clone().unwrap_or_default(), used.total());
+        let used = disk_used(cx, pods.clone()).await.into_iter().map(of_pod).collect();
+        eviction::rank(&pods, &used, local_storage::asked)
+    };
     let Some(victim) = ranked.first() else { return };
+    let resource = if is_memory { "memory" } else { "ephemeral-storage" };
     tracing::warn!(pod = %PodId::of(victim), resource, "a pod is evicted");
     evict(cx, victim, format!("The node was low on resource: {resource}. "));
 }
@@ -554,25 +562,33 @@ async fn watch_local_storage(cx: Arc<Context>, shutdown: CancellationToken) {
         if pods.is_empty() {
             continue;
         }
-        let Ok(usages) = cx.stats.containers(&cx).await else { continue };
-        for pod in pods {
-            let written = usages.iter().filter(|usage| Some(&usage.uid) == pod.metadata.uid.as_ref());
-            let written = written.map(|usage| (usage.container.clone(), usage.written_bytes)).collect();
-            let logs = cx.config.log_dir.join(spec::log_directory_name(&PodId::of(&pod)));
-            let (cx, pod) = (cx.clone(), pod.clone());
-            let measured = tokio::task::spawn_blocking(move || {
-                let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-                let used = local_storage::measure(&pod, |volume| cx.volumes.place(uid, volume), &logs, &written);
-                if let Some(message) = local_storage::excess(&pod, &used) {
-                    tracing::warn!(pod = %PodId::of(&pod), message, "a pod is evicted");
-                    evict(&cx, &pod, message);
-                }
-            });
-            if let Err(error) = measured.await {
-                tracing::warn!(%error, "the disk that a pod fills cannot be measured");
+        for (pod, used) in disk_used(&cx, pods).await {
+            if let Some(message) = local_storage::excess(&pod, &used) {
+                tracing::warn!(pod = %PodId::of(&pod), message, "a pod is evicted");
+                evict(&cx, &pod, message);
             }
         }
     }
+}
+
+/// What each of these pods fills of the disk. Nothing is said of any when what they wrote cannot be learnt.
+async fn disk_used(cx: &Arc<Context>, pods: Vec<Arc<Pod>>) -> Vec<(Arc<Pod>, local_storage::Used)> {
+    let Ok(usages) = cx.stats.containers(cx).await else { return Vec::new() };
+    let cx = cx.clone();
+    let measure = move || {
+        let of_pod = |pod: Arc<Pod>| {
+            let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+            let written = usages.iter().filter(|usage| usage.uid == uid).map(|usage| (usage.container.clone(), usage.written_bytes)).collect();
+            let logs = cx.config.log_dir.join(spec::log_directory_name(&PodId::of(&pod)));
+            let used = local_storage::measure(&pod, |volume| cx.volumes.place(uid, volume), &logs, &written);
+            (pod, used)
+        };
+        pods.into_iter().map(of_pod).collect()
+    };
+    tokio::task::spawn_blocking(measure).await.unwrap_or_else(|error| {
+        tracing::warn!(%error, "the disk that pods fill cannot be measured");
+        Vec::new()
+    })
 }
 
 /// Removes idle images when the disk that holds them is nearly full.

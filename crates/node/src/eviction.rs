@@ -140,21 +140,26 @@ pub fn has_ended(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_some() || matches!(phase, Some("Succeeded" | "Failed"))
 }
 
-/// The pods that may go, first the one that should.
-pub fn rank(pods: &[Arc<Pod>], memory_used: &BTreeMap<String, u64>) -> Vec<Arc<Pod>> {
+/// The pods that may go, first the one that should: who uses more than it has asked for, by priority, then by how much more
+/// (<https://kubernetes.io/docs/concepts/scheduling-eviction/node-pressure-eviction/>). `used` and `asked` are bytes of what is low.
+pub fn rank(pods: &[Arc<Pod>], used: &BTreeMap<String, u64>, asked: impl Fn(&Pod) -> u64) -> Vec<Arc<Pod>> {
     let mut out: Vec<_> = pods
         .iter()
         .filter(|pod| !is_critical(pod) && !has_ended(pod))
         .map(|pod| {
-            let used = memory_used.get(pod.metadata.uid.as_deref().unwrap_or_default()).copied().unwrap_or(0);
-            let asked = resources::pod_amount(pod).0.memory_request.max(0).unsigned_abs();
+            let used = used.get(pod.metadata.uid.as_deref().unwrap_or_default()).copied().unwrap_or(0);
             let priority = pod.spec.as_ref().and_then(|spec| spec.priority).unwrap_or(0);
-            let over = i128::from(used) - i128::from(asked);
+            let over = i128::from(used) - i128::from(asked(pod));
             ((over <= 0, priority, -over), pod.clone())
         })
         .collect();
     out.sort_by_key(|(a, _)| *a);
     out.into_iter().map(|(_, pod)| pod).collect()
+}
+
+/// The bytes of memory that a pod has asked for.
+pub fn memory_asked(pod: &Pod) -> u64 {
+    resources::pod_amount(pod).0.memory_request.max(0).unsigned_abs()
 }
 
 /// Why a pod may not be started while the node is short of something; while that is memory alone, one that has asked for
@@ -194,7 +199,7 @@ mod tests {
         ];
         let used = [("modest", 500 << 20), ("greedy", 100 << 20), ("greedier", 200 << 20), ("dear", 900 << 20), ("critical", 1 << 40)];
         let used = used.map(|(uid, bytes)| (uid.to_owned(), bytes)).into();
-        let order: Vec<_> = rank(&pods, &used).iter().map(|pod| pod.metadata.uid.clone().unwrap()).collect();
+        let order: Vec<_> = rank(&pods, &used, memory_asked).iter().map(|pod| pod.metadata.uid.clone().unwrap()).collect();
         assert_eq!(order, ["greedier", "greedy", "dear", "modest"]);
     }
 

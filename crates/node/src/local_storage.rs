@@ -18,6 +18,26 @@ pub struct Used {
     pub containers: BTreeMap<String, u64>,
 }
 
+impl Used {
+    /// In all, bytes.
+    pub fn total(&self) -> u64 {
+        self.volumes.values().chain(self.containers.values()).sum()
+    }
+}
+
+/// The bytes of disk that the pod has asked for.
+pub fn asked(pod: &Pod) -> u64 {
+    let request = |container: &Container| Some(bytes(container.resources.as_ref()?.requests.as_ref()?.get("ephemeral-storage")?));
+    of_containers(pod, |container| request(container).unwrap_or(0))
+}
+
+/// What all containers come to: init containers run one after the other, before the others.
+fn of_containers(pod: &Pod, of: impl Fn(&Container) -> u64) -> u64 {
+    let (first, rest): (Vec<_>, Vec<_>) = spec::containers(pod).into_iter().partition(|(role, _)| *role == Role::Init);
+    let rest: u64 = rest.iter().map(|(_, container)| of(container)).sum();
+    rest.max(first.iter().map(|(_, container)| of(container)).max().unwrap_or(0))
+}
+
 fn limit(container: &Container) -> Option<&Quantity> {
     container.resources.as_ref()?.limits.as_ref()?.get("ephemeral-storage")
 }
@@ -53,12 +73,8 @@ pub fn excess(pod: &Pod, used: &Used) -> Option<String> {
     let limits = || containers.iter().filter_map(|(_, container)| Some((container, limit(container)?)));
     let of_pod = || {
         limits().next()?;
-        // Init containers run one after the other, before the others.
-        let (first, rest): (Vec<_>, Vec<_>) = containers.iter().partition(|(role, _)| *role == Role::Init);
-        let of = |(_, container): &(Role, Container)| limit(container).map_or(0, bytes);
-        let total = rest.into_iter().map(of).sum::<u64>().max(first.into_iter().map(of).max().unwrap_or(0));
-        let used: u64 = used.volumes.values().chain(used.containers.values()).sum();
-        (used > total).then(|| {
+        let total = of_containers(pod, |container| limit(container).map_or(0, bytes));
+        (used.total() > total).then(|| {
             let total = api::quantity::Quantity::from_units(i64::try_from(total).unwrap_or(i64::MAX), Format::BinarySi);
             format!("Pod ephemeral local storage usage exceeds the total limit of containers {total}. ")
         })
@@ -127,6 +143,17 @@ mod tests {
         let unlimited = spec::testing::pod(json!({"volumes": [{"name": "free", "emptyDir": {}}], "containers": [{"name": "a"}]}));
         assert!(is_limited(&pod()) && !is_limited(&unlimited));
         assert_eq!(excess(&unlimited, &used(&[("free", 1 << 20)], &[("a", 1 << 20)])), None);
+    }
+
+    #[test]
+    fn init_containers_ask_for_what_comes_after_them_too() {
+        let asks = |name: &str, amount: &str| json!({"name": name, "resources": {"requests": {"ephemeral-storage": amount}}});
+        let pod = |first: &str| {
+            let containers = [asks("a", "2Mi"), asks("b", "1Mi"), json!({"name": "c"})];
+            spec::testing::pod(json!({"initContainers": [asks("first", first)], "containers": containers}))
+        };
+        assert_eq!([asked(&pod("1Mi")), asked(&pod("5Mi"))], [3 << 20, 5 << 20]);
+        assert_eq!(used(&[("v", 1)], &[("a", 2)]).total(), 3 << 20);
     }
 
     #[test]
