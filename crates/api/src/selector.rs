@@ -401,21 +401,45 @@ pub fn validate(selector: &Value, path: &field::Path, errors: &mut field::Errors
     }
     for (i, expression) in selector.get("matchExpressions").and_then(Value::as_array).into_iter().flatten().enumerate() {
         let path = path.child("matchExpressions").index(i);
-        let values = expression.get("values").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-        match expression.get("operator").and_then(Value::as_str).unwrap_or_default() {
-            "In" | "NotIn" if values.is_empty() => errors.required(path.child("values"), "must be specified when `operator` is 'In' or 'NotIn'"),
-            "Exists" | "DoesNotExist" if !values.is_empty() => {
-                errors.forbidden(path.child("values"), "may not be specified when `operator` is 'Exists' or 'DoesNotExist'")
-            }
-            "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
-            other => errors.invalid(path.child("operator"), other, "not a valid selector operator"),
+        if let Some(operator) = validate_operator(expression, &path, errors) {
+            errors.invalid(path.child("operator"), operator, "not a valid selector operator");
         }
-        let key = expression.get("key").and_then(Value::as_str).unwrap_or_default();
-        errors.invalid_all(&path.child("key"), key, names::qualified_name(key));
-        for (j, value) in values.iter().enumerate() {
-            let value = value.as_str().unwrap_or_default();
-            errors.invalid_all(&path.child("values").index(j), value, names::label_value(value));
+        validate_label(expression, &path, errors);
+    }
+}
+
+/// One requirement as an access review asks about it: operators may be such as are not known yet.
+pub fn validate_asked(requirement: &Value, of_labels: bool, path: &field::Path, errors: &mut field::Errors) {
+    if !of_labels && requirement.get("key").and_then(Value::as_str).unwrap_or_default().is_empty() {
+        errors.required(path.child("key"), "must be specified");
+    }
+    validate_operator(requirement, path, errors);
+    if of_labels {
+        validate_label(requirement, path, errors);
+    }
+}
+
+/// That values are there where the operator needs some, and only there. Gives an operator that is not known.
+fn validate_operator<'v>(requirement: &'v Value, path: &field::Path, errors: &mut field::Errors) -> Option<&'v str> {
+    let has_values = requirement.get("values").and_then(Value::as_array).is_some_and(|values| !values.is_empty());
+    match requirement.get("operator").and_then(Value::as_str).unwrap_or_default() {
+        "In" | "NotIn" if !has_values => errors.required(path.child("values"), "must be specified when `operator` is 'In' or 'NotIn'"),
+        "Exists" | "DoesNotExist" if has_values => {
+            errors.forbidden(path.child("values"), "may not be specified when `operator` is 'Exists' or 'DoesNotExist'")
         }
+        "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
+        other => return Some(other),
+    }
+    None
+}
+
+/// That key and values of a requirement can be a label's.
+fn validate_label(requirement: &Value, path: &field::Path, errors: &mut field::Errors) {
+    let key = requirement.get("key").and_then(Value::as_str).unwrap_or_default();
+    errors.invalid_all(&path.child("key"), key, names::qualified_name(key));
+    for (j, value) in requirement.get("values").and_then(Value::as_array).into_iter().flatten().enumerate() {
+        let value = value.as_str().unwrap_or_default();
+        errors.invalid_all(&path.child("values").index(j), value, names::label_value(value));
     }
 }
 

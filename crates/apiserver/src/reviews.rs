@@ -5,7 +5,11 @@
 use crate::authorization::{Attributes, Decision, decide, node, rbac};
 use crate::connect::{Answer, Call};
 use crate::{Server, User};
-use api::{Status, Value, field, object::ObjectExt, selector::FieldSelector};
+use api::{
+    Status, Value, field, internal,
+    object::ObjectExt,
+    selector::{self, FieldSelector},
+};
 use http::StatusCode;
 use serde_json::{Map, json};
 use std::collections::BTreeMap;
@@ -18,6 +22,8 @@ pub async fn subject_access_review(mut call: Call) -> Answer {
     let mut errors = field::Errors::default();
     check_attributes(&review, &mut errors);
     check_user(&review, &mut errors);
+    check_selectors(&review, &mut errors);
+    check_metadata(&review, &[], "must be empty except for managedFields", &mut errors);
     refuse_invalid(&errors)?;
     let user = subject(&review);
     answer_review(&call, review, &user)
@@ -35,6 +41,8 @@ pub async fn local_subject_access_review(mut call: Call) -> Answer {
     let mut errors = field::Errors::default();
     check_attributes(&review, &mut errors);
     check_user(&review, &mut errors);
+    check_selectors(&review, &mut errors);
+    check_metadata(&review, &["namespace"], "must be empty except for namespace and managedFields", &mut errors);
     let spec = field::Path::new("spec");
     let asked = review.str_at("spec.resourceAttributes.namespace").unwrap_or_default();
     if given(&review, "spec.resourceAttributes") && asked != namespace {
@@ -53,6 +61,8 @@ pub async fn self_subject_access_review(mut call: Call) -> Answer {
     let review = call.review(GROUP, "v1", "SelfSubjectAccessReview").await?;
     let mut errors = field::Errors::default();
     check_attributes(&review, &mut errors);
+    check_selectors(&review, &mut errors);
+    check_metadata(&review, &[], "must be empty except for managedFields", &mut errors);
     refuse_invalid(&errors)?;
     let user = call.user.clone();
     answer_review(&call, review, &user)
@@ -153,6 +163,47 @@ fn check_attributes(review: &Value, errors: &mut field::Errors) {
 fn check_user(review: &Value, errors: &mut field::Errors) {
     if review.str_at("spec.user").unwrap_or_default().is_empty() && review.list_at("spec.groups").is_empty() {
         errors.invalid(field::Path::new("spec").child("user"), "", "at least one of user or group must be specified");
+    }
+}
+
+/// Requests that are restricted by a selector: in one of its two forms, and such as can be.
+fn check_selectors(review: &Value, errors: &mut field::Errors) {
+    let path = field::Path::new("spec").child("resourceAttributes");
+    for (name, of_labels) in [("fieldSelector", false), ("labelSelector", true)] {
+        let Some(asked) = review.at(&format!("spec.resourceAttributes.{name}")).filter(|asked| !asked.is_null()) else { continue };
+        let path = path.child(name);
+        let (raw, requirements) = (asked.str_at("rawSelector").unwrap_or_default(), asked.list_at("requirements"));
+        match (raw.is_empty(), requirements.is_empty()) {
+            (false, false) => errors.invalid(path.child("rawSelector"), raw, "may not specified at the same time as requirements"),
+            (true, true) => {
+                errors.required(path.child("requirements"), &format!("when {path} is specified, requirements or rawSelector is required"))
+            }
+            _ => {}
+        }
+        for (i, requirement) in requirements.iter().enumerate() {
+            selector::validate_asked(requirement, of_labels, &path.child("requirements").index(i), errors);
+        }
+    }
+}
+
+/// A review is not stored, and has no name or labels; `allowed` is what it may say.
+fn check_metadata(review: &Value, allowed: &[&str], detail: &str, errors: &mut field::Errors) {
+    // What the server would set is as if not said.
+    const OF_THE_SERVER: &[&str] = &["managedFields", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink"];
+    let mut metadata = review.at("metadata").and_then(Value::as_object).cloned().unwrap_or_default();
+    metadata.retain(|key, value| key == "managedFields" || !OF_THE_SERVER.contains(&key.as_str()) && !is_nothing(value));
+    if metadata.keys().any(|key| key != "managedFields" && !allowed.contains(&key.as_str())) {
+        errors.invalid_structure(field::Path::new("metadata"), &internal::show("meta.v1.ObjectMeta", &Value::Object(metadata)), detail);
+    }
+}
+
+fn is_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        other => other == &json!(0),
     }
 }
 

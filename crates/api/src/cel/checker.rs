@@ -1,10 +1,11 @@
 //! Of what type an expression is, and what is wrong with it, in cel-go's words.
 
 use super::{
-    functions,
+    functions, library,
     syntax::{Expr, Kind, Literal, MacroName, Problem, dotted},
     types::Type,
 };
+use crate::custom::{formats, pattern};
 use std::collections::HashMap;
 
 /// Complaints about one expression; more are left out.
@@ -75,15 +76,46 @@ fn resolve(type_: &Type, bound: &Bound) -> Type {
     }
 }
 
-/// The type of items that may be of both types.
-fn joined(a: Type, b: Type) -> Type {
-    let mut bound = Bound::new();
-    match (&a, &b) {
-        (a, b) if a == b => a.clone(),
-        (Type::Param(_), _) => b,
-        (_, Type::Param(_)) => a,
-        (a, b) if fits(a, b, &mut bound) && !is_dyn(b) => a.clone(),
-        _ => Type::Dyn,
+/// The type of items that may be of both types; `None` if there is none: what is written in one list or map is of one type.
+fn joined(a: &Type, b: &Type) -> Option<Type> {
+    match (a, b) {
+        (a, b) if a == b => Some(a.clone()),
+        (Type::Param(_), other) | (other, Type::Param(_)) => Some(other.clone()),
+        (a, b) if is_dyn(a) || is_dyn(b) => Some(Type::Dyn),
+        (a, b) => fits(a, b, &mut Bound::new()).then(|| a.clone()),
+    }
+}
+
+/// Literals that can be seen to be wrong: durations, times and patterns that a program would only fail on when it runs.
+pub fn wrong_literals(tree: &Expr) -> Vec<Problem> {
+    let mut problems = vec![];
+    find_wrong_literals(tree, &mut problems);
+    problems
+}
+
+fn find_wrong_literals(expr: &Expr, problems: &mut Vec<Problem>) {
+    let mut below = |expr: &Expr| find_wrong_literals(expr, problems);
+    match &expr.kind {
+        Kind::Literal(_) | Kind::Ident(_) => {}
+        Kind::Select { operand, .. } => below(operand),
+        Kind::List(items) => items.iter().for_each(|(item, _)| below(item)),
+        Kind::Map(entries) => entries.iter().for_each(|(key, value, _)| [key, value].into_iter().for_each(&mut below)),
+        Kind::Struct(_, fields) => fields.iter().for_each(|(_, value, _)| below(value)),
+        Kind::Macro(m) => [&m.range, &m.body].into_iter().chain(&m.filter).for_each(below),
+        Kind::Call { target, function, args } => {
+            target.iter().for_each(|target| below(target));
+            args.iter().for_each(&mut below);
+            let Some((Expr { at, kind: Kind::Literal(Literal::String(text)), .. }, _)) = args.split_first() else { return };
+            let wrong = match function.as_str() {
+                "duration" => formats::go_duration_ns(text).is_none(),
+                "timestamp" => library::timestamp(text).is_none(),
+                "matches" => pattern::compile(text).is_err(),
+                _ => false,
+            };
+            if wrong && problems.len() < PROBLEMS_MAX {
+                problems.push(Problem { at: *at, message: format!("invalid {function} argument") });
+            }
+        }
     }
 }
 
@@ -113,25 +145,19 @@ impl Checker {
             Kind::Select { operand, field, test, optional } => self.select(expr, operand, field, *test, *optional),
             Kind::Call { target, function, args } => self.call(expr.at, target.as_deref(), function, args),
             Kind::List(items) => {
-                let types: Vec<Type> = items
-                    .iter()
-                    .map(|(item, optional)| match (self.type_of(item), optional) {
-                        (Type::Optional(of), true) => *of,
-                        (type_, _) => type_,
-                    })
-                    .collect();
-                Type::List(Box::new(types.into_iter().reduce(joined).unwrap_or(Type::Param('A'))))
+                let mut all = None;
+                for (item, optional) in items {
+                    let type_ = self.item(item, *optional);
+                    all = Some(self.join(item.at, all, type_));
+                }
+                Type::List(Box::new(all.unwrap_or(Type::Param('A'))))
             }
             Kind::Map(entries) => {
                 let (mut keys, mut values) = (None, None);
                 for (key, value, optional) in entries {
-                    let key = self.type_of(key);
-                    let value = match (self.type_of(value), optional) {
-                        (Type::Optional(of), true) => *of,
-                        (type_, _) => type_,
-                    };
-                    keys = Some(keys.map_or(key.clone(), |known| joined(known, key)));
-                    values = Some(values.map_or(value.clone(), |known| joined(known, value)));
+                    let (of_key, of_value) = (self.type_of(key), self.item(value, *optional));
+                    keys = Some(self.join(key.at, keys, of_key));
+                    values = Some(self.join(value.at, values, of_value));
                 }
                 Type::Map(Box::new(keys.unwrap_or(Type::Param('A'))), Box::new(values.unwrap_or(Type::Param('B'))))
             }
@@ -149,6 +175,19 @@ impl Checker {
             }
             Kind::Macro(_) => self.macro_(expr),
         }
+    }
+
+    /// The type of what an item adds to its list or map: an optional one what it holds.
+    fn item(&mut self, item: &Expr, optional: bool) -> Type {
+        match (self.type_of(item), optional) {
+            (Type::Optional(of), true) => *of,
+            (type_, _) => type_,
+        }
+    }
+
+    fn join(&mut self, at: usize, known: Option<Type>, next: Type) -> Type {
+        let Some(known) = known else { return next };
+        joined(&known, &next).unwrap_or_else(|| self.problem(at, format!("expected type '{}' but found '{}'", shown(&known), shown(&next))))
     }
 
     fn ident(&mut self, at: usize, name: &str) -> Type {
@@ -318,6 +357,10 @@ impl Checker {
                 let items = self.scope[depth].1.clone();
                 Type::List(Box::new(items))
             }
+            MacroName::SortBy => {
+                self.type_of(&m.body);
+                range.clone()
+            }
             MacroName::Map | MacroName::TransformList => Type::List(Box::new(self.type_of(&m.body))),
             MacroName::TransformMap => {
                 let keys = self.scope[depth].1.clone();
@@ -400,12 +443,22 @@ mod tests {
     }
 
     #[test]
+    fn literals_are_read_before_a_program_runs() {
+        let found = |source: &str| wrong_literals(&syntax::parse(source).unwrap()).into_iter().map(|problem| problem.message).collect::<Vec<_>>();
+        assert_eq!(found("[duration('1x')].exists(d, timestamp('y') == d)"), ["invalid duration argument", "invalid timestamp argument"]);
+        assert_eq!(found("self.s.matches('(') ? 1 : 2"), ["invalid matches argument"]);
+        assert!(found("duration('1h') == duration(self.s) && self.s.matches('a+') && timestamp('2020-01-01T00:00:00Z') != self.t").is_empty());
+    }
+
+    #[test]
     fn complaints_are_those_of_cel_go() {
         for (source, message) in [
             ("this", "undeclared reference to 'this' (in container '')"),
             ("self.z", "undefined field 'z'"),
             ("self.n == 'a'", "found no matching overload for '_==_' applied to '(int, string)'"),
             ("foo(self)", "undeclared reference to 'foo' (in container '')"),
+            ("[1, 'a']", "expected type 'int' but found 'string'"),
+            ("{'a': 1, 'b': ['c']}", "expected type 'int' but found 'list(string)'"),
             ("self.s.startsWith(1)", "found no matching overload for 'startsWith' applied to 'string.(int)'"),
             ("self.n.x", "type 'int' does not support field selection"),
             ("self.n.all(x, true)", "expression of type 'int' cannot be range of a comprehension (must be list, map, or dynamic)"),

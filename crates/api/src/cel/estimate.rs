@@ -224,14 +224,14 @@ impl<'p> Estimator<'p> {
         self.scope.truncate(depth);
         let step = match m.name {
             MacroName::All | MacroName::Exists => 3,
-            MacroName::Map | MacroName::TransformList => 13,
+            MacroName::Map | MacroName::TransformList | MacroName::SortBy => 13,
             MacroName::TransformMap | MacroName::TransformMapEntry => 33,
             _ => 12,
         };
         let each = body.saturating_add(filter).saturating_add(step);
         let cost = range_cost.saturating_add(range.size.saturating_mul(each)).saturating_add(1);
         let result = match m.name {
-            MacroName::Filter => range,
+            MacroName::Filter | MacroName::SortBy => range,
             MacroName::Map | MacroName::TransformList => Known { size: range.size, is_text: false, props: None, item: made.size },
             _ => SCALAR,
         };

@@ -7,7 +7,7 @@ use super::{
     functions, library,
     syntax::{Expr, Kind, Literal, Macro, MacroName, dotted},
     types,
-    value::{Val, equal},
+    value::{Val, compare, equal},
 };
 use std::{borrow::Cow, rc::Rc};
 
@@ -310,6 +310,11 @@ impl<'a> Machine<'a, '_> {
                     self.pay(11)?;
                     list.push(item);
                 }
+                MacroName::SortBy => {
+                    let by = self.value(&m.body)?;
+                    self.pay(11)?;
+                    map.push((by, second));
+                }
                 MacroName::TransformMap => {
                     let value = self.value(&m.body)?;
                     self.pay(31)?;
@@ -328,10 +333,23 @@ impl<'a> Machine<'a, '_> {
             (MacroName::All, None) => Ok(Val::Bool(true)),
             (MacroName::Exists, None) => Ok(Val::Bool(false)),
             (MacroName::ExistsOne, None) => Ok(Val::Bool(found == 1)),
+            (MacroName::SortBy, None) => sorted_by(map),
             (MacroName::TransformMap | MacroName::TransformMapEntry, None) => Ok(Val::Map(Rc::new(map))),
             _ => Ok(Val::list(list)),
         }
     }
+}
+
+/// Values in the order of what they are sorted by, which must be of one type that has an order.
+fn sorted_by<'a>(mut pairs: Vec<(Val<'a>, Val<'a>)>) -> Outcome<'a> {
+    if let Some((first, _)) = pairs.first() {
+        let type_name = first.type_name().into_owned();
+        if pairs.iter().any(|(by, _)| by.type_name() != type_name.as_str() || compare(by, by).is_none()) {
+            return Err(Error::failed("list elements must be comparable and of the same type"));
+        }
+    }
+    pairs.sort_by(|(a, _), (b, _)| compare(a, b).unwrap_or(std::cmp::Ordering::Equal));
+    Ok(Val::list(pairs.into_iter().map(|(_, value)| value).collect()))
 }
 
 /// The value of a type's name.
@@ -381,6 +399,7 @@ mod tests {
             ("isIP('::1') && ip('::1').isLoopback()", json!(true)),
             ("cidr('10.0.0.0/8').containsIP('10.1.2.3')", json!(true)),
             ("cel.bind(x, self.n * 2, x + x)", json!(12)),
+            ("[{'a': 2}, {'a': 1}].sortBy(e, e.a).map(e, e.a)", json!([1, 2])),
             ("false && self.q > 1", json!(false)),
             ("self.q > 1 || true", json!(true)),
             ("int('5') + int(2.9)", json!(7)),

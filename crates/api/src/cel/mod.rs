@@ -57,6 +57,7 @@ impl Program {
     pub fn compile(source: &str, variables: &[(&str, Type)]) -> Result<Program, String> {
         let tree = syntax::parse(source).map_err(|problem| problem.shown(source))?;
         let type_ = checker::check(&tree, variables)
+            .and_then(|type_| Some(checker::wrong_literals(&tree)).filter(|problems| !problems.is_empty()).map_or(Ok(type_), Err))
             .map_err(|problems| problems.iter().map(|problem| problem.shown(source)).collect::<Vec<_>>().join("\n"))?;
         Ok(Program { source: source.to_string(), tree, type_ })
     }
