@@ -361,9 +361,10 @@ pub fn not_over_100_percent(value: &Value, path: &Path, errors: &mut Errors) {
         errors.invalid(path.clone(), value.clone(), "must not be greater than 100%");
     }
 }
-/// The number that a count or percentage says, the percent sign left out; absent is 0.
+/// The number that a count or percentage says, the percent sign left out; absent is 0, and so is what is no number.
 pub fn plain_number(value: Option<&Value>) -> i64 {
-    value.map_or(0, |v| v.as_i64().or_else(|| percent(v)).unwrap_or(0))
+    let plain = |v: &Value| v.as_str()?.parse().ok();
+    value.map_or(0, |v| v.as_i64().or_else(|| percent(v)).or_else(|| plain(v)).unwrap_or(0))
 }
 
 /// A quantity at `path` that must not be negative. Gives it, if it is a quantity.

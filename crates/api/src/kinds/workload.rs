@@ -21,23 +21,30 @@ pub fn status(object: &Value) -> &Value {
     object.get("status").unwrap_or(&Value::Null)
 }
 
-/// The selector of a Deployment or ReplicaSet: needed, not empty, well-formed.
+/// The selector of a Deployment or ReplicaSet: needed, not empty, well-formed. Of one that selects, the template is checked too.
 pub fn required_selector(spec: &Value, path: &Path, errors: &mut Errors) {
-    let path = path.child("selector");
+    let at = path.child("selector");
     match member(spec, "selector") {
-        None => errors.required(path, ""),
+        None => errors.required(at.clone(), ""),
         Some(selector) => {
-            let before = errors.0.len();
-            selector::validate(selector, &path, errors);
-            let wrong = errors.0.len() > before;
+            selector::validate(selector, &at, errors);
             if is_everything(selector) {
-                errors.invalid_structure(path.clone(), &internal::selector(Some(selector)), "empty selector is invalid for deployment");
-            }
-            if wrong && selector::LabelSelector::from_value(selector).is_err() {
-                errors.invalid_structure(path, &internal::selector(Some(selector)), "invalid label selector");
+                errors.invalid_structure(at.clone(), &internal::selector(Some(selector)), "empty selector is invalid for deployment");
             }
         }
     }
+    let selector = spec.get("selector").unwrap_or(&Value::Null);
+    if is_selector(selector) {
+        template::validate_running(spec, "ReplicaSet", Some(selector), &path.child("template"), errors);
+    } else {
+        errors.invalid_structure(at, &internal::selector(Some(selector)), "invalid label selector");
+    }
+}
+/// Whether a LabelSelector object is one.
+pub fn is_selector(selector: &Value) -> bool {
+    let mut errors = Errors::default();
+    selector::validate(selector, &Path::root(), &mut errors);
+    errors.is_empty()
 }
 /// Whether a selector names no label at all.
 pub fn is_everything(selector: &Value) -> bool {
@@ -50,12 +57,12 @@ pub fn immutable_selector(spec: &Value, old: &Value, path: &Path, errors: &mut E
     }
 }
 
-/// Counters of a status: not negative, and none above `replicas`.
+/// Counters of a status: not negative, and those that count a part of the `replicas` not above them.
 pub fn counters(status: &Value, keys: &[&str], path: &Path, errors: &mut Errors) {
-    checks::not_negatives(status, &["replicas"], path, errors);
     checks::not_negatives(status, keys, path, errors);
     let replicas = int(status, "replicas").unwrap_or(0);
-    for key in keys.iter().filter(|key| key.ends_with("Replicas")) {
+    let part = |key: &&&str| key.ends_with("Replicas") && !matches!(**key, "unavailableReplicas" | "terminatingReplicas");
+    for key in keys.iter().filter(part) {
         if let Some(count) = int(status, key).filter(|count| *count > replicas) {
             errors.invalid(path.child(key), count, "cannot be greater than status.replicas");
         }

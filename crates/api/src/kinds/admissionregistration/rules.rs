@@ -13,7 +13,9 @@ use crate::{
     names, selector,
 };
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
+const CONDITIONS_MAX: usize = 64;
 const OPERATIONS: &[&str] = &["*", "CONNECT", "CREATE", "DELETE", "UPDATE"];
 
 /// Defaults of the rules in `parent`.
@@ -41,6 +43,14 @@ fn alone(values: &[&str], star: &str, what: &str, path: &Path, errors: &mut Erro
 /// Checks one rule.
 pub fn validate_rule(rule: &Value, path: &Path, errors: &mut Errors) {
     let of = |key: &str| strings(rule, key).collect::<Vec<_>>();
+    let names_of = of("resourceNames");
+    for (i, name) in names_of.iter().enumerate() {
+        let at = path.child("resourceNames").index(i);
+        errors.invalid_all(&at, *name, checks::path_segment(name));
+        if names_of[..i].contains(name) {
+            errors.duplicate(at, *name);
+        }
+    }
     let operations = of("operations");
     alone(&operations, "*", "operations", &path.child("operations"), errors);
     for (i, operation) in operations.iter().enumerate() {
@@ -55,14 +65,6 @@ pub fn validate_rule(rule: &Value, path: &Path, errors: &mut Errors) {
         errors.required(path.child("apiVersions").index(i), "");
     }
     resources(&of("resources"), &path.child("resources"), errors);
-    let names_of = of("resourceNames");
-    for (i, name) in names_of.iter().enumerate() {
-        let at = path.child("resourceNames").index(i);
-        errors.invalid_all(&at, *name, checks::path_segment(name));
-        if names_of[..i].contains(name) {
-            errors.duplicate(at, *name);
-        }
-    }
     checks::one_of(rule, "scope", &["*", "Cluster", "Namespaced"], path, errors);
 }
 
@@ -70,25 +72,35 @@ fn resources(resources: &[&str], path: &Path, errors: &mut Errors) {
     if resources.is_empty() {
         errors.required(path.clone(), "");
     }
-    let whole = |subresource: &str| resources.contains(&format!("*/{subresource}").as_str());
+    // Wildcards hold for what comes after them.
+    let (mut whole_names, mut whole_subresources, mut plain) = (BTreeSet::new(), BTreeSet::new(), false);
     for (i, resource) in resources.iter().enumerate() {
         let at = path.index(i);
         if resource.is_empty() {
             errors.required(at, "");
             continue;
         }
-        let Some((name, subresource)) = resource.split_once('/') else { continue };
-        if *resource != "*/*" && subresource != "*" && name != "*" && resources.contains(&format!("{name}/*").as_str()) {
+        let Some((name, subresource)) = resource.split_once('/') else {
+            plain = *resource != "*";
+            continue;
+        };
+        if whole_names.contains(name) {
             errors.invalid(at.clone(), *resource, &format!("if '{name}/*' is present, must not specify {resource}"));
         }
-        if name != "*" && subresource != "*" && whole(subresource) {
+        if whole_subresources.contains(subresource) {
             errors.invalid(at, *resource, &format!("if '*/{subresource}' is present, must not specify {resource}"));
+        }
+        if subresource == "*" {
+            whole_names.insert(name);
+        }
+        if name == "*" {
+            whole_subresources.insert(subresource);
         }
     }
     if resources.len() > 1 && resources.contains(&"*/*") {
         errors.invalid(path.clone(), json!(resources), "if '*/*' is present, must not specify other resources");
     }
-    if resources.contains(&"*") && resources.iter().any(|r| !r.is_empty() && *r != "*" && !r.contains('/')) {
+    if resources.contains(&"*") && plain {
         errors.invalid(path.clone(), json!(resources), "if '*' is present, must not specify other resources without subresources");
     }
 }
@@ -136,10 +148,11 @@ pub fn validate_webhooks(configuration: &Value, mutating: bool, errors: &mut Err
         let name = text(webhook, "name");
         if checks::required(webhook, "name", &path, errors) {
             let problems = names::dns1123_subdomain(name);
-            if problems.is_empty() && name.split('.').count() < 3 {
+            if !problems.is_empty() {
+                errors.invalid(path.child("name"), name, &problems.join(","));
+            } else if name.split('.').count() < 3 {
                 errors.invalid(path.child("name"), name, "should be a domain with at least three segments separated by dots");
             }
-            errors.invalid_all(&path.child("name"), name, problems);
         }
         for (i, rule) in list(webhook, "rules").iter().enumerate() {
             validate_rule(rule, &path.child("rules").index(i), errors);
@@ -150,61 +163,78 @@ pub fn validate_webhooks(configuration: &Value, mutating: bool, errors: &mut Err
             "" => errors.required(path.child("sideEffects"), "must specify one of None, NoneOnDryRun"),
             _ => checks::one_of(webhook, "sideEffects", &["None", "NoneOnDryRun"], &path, errors),
         }
-        if mutating {
-            checks::one_of(webhook, "reinvocationPolicy", &["IfNeeded", "Never"], &path, errors);
-        }
         if let Some(seconds) = webhook.get("timeoutSeconds").and_then(Value::as_i64)
             && !(1..=30).contains(&seconds)
         {
             errors.invalid(path.child("timeoutSeconds"), seconds, "the timeout value must be between 1 and 30 seconds");
         }
         validate_selectors(webhook, &path, errors);
+        if mutating {
+            checks::one_of(webhook, "reinvocationPolicy", &["IfNeeded", "Never"], &path, errors);
+        }
         client(webhook.get("clientConfig").unwrap_or(&Value::Null), &path.child("clientConfig"), errors);
         match_conditions(webhook, &Scope { authorizer: true, ..Scope::default() }, &path, errors);
-        review_versions(webhook, &path, errors);
+        let versions: Vec<&str> = strings(webhook, "admissionReviewVersions").collect();
+        review_versions(&versions, "must specify one of v1, v1beta1", path.child("admissionReviewVersions"), errors);
         if !name.is_empty() && webhooks[..i].iter().any(|other| text(other, "name") == name) {
             errors.duplicate(path.child("name"), name);
         }
     }
 }
 
-fn review_versions(webhook: &Value, path: &Path, errors: &mut Errors) {
-    let versions: Vec<&str> = strings(webhook, "admissionReviewVersions").collect();
-    let at = path.child("admissionReviewVersions");
+/// Versions of reviews that a webhook understands, at `at`. `missing` says what there should be.
+pub fn review_versions(versions: &[&str], missing: &str, at: Path, errors: &mut Errors) {
     if versions.is_empty() {
-        return errors.required(at, "must specify one of v1, v1beta1");
+        return errors.required(at, missing);
     }
     for (i, version) in versions.iter().enumerate() {
         if versions[..i].contains(version) {
             errors.invalid(at.index(i), *version, "duplicate version");
+        } else {
+            errors.invalid_all(&at.index(i), *version, names::dns1035_label(version));
         }
-        errors.invalid_all(&at.index(i), *version, names::dns1035_label(version));
     }
-    let well_formed = versions.iter().all(|v| names::dns1035_label(v).is_empty());
-    if well_formed && !versions.iter().any(|v| matches!(*v, "v1" | "v1beta1")) {
+    if !versions.iter().any(|v| matches!(*v, "v1" | "v1beta1")) {
         errors.invalid(at, json!(versions), "must include at least one of v1, v1beta1");
     }
 }
 
 /// Where a webhook is: exactly one of a URL and a Service.
-fn client(client: &Value, path: &Path, errors: &mut Errors) {
+pub fn client(client: &Value, path: &Path, errors: &mut Errors) {
     match (member(client, "url"), member(client, "service")) {
         (Some(Value::String(url)), None) => web_address(url, &path.child("url"), errors),
-        (None, Some(service)) => {
-            let path = path.child("service");
-            checks::required(service, "name", &path, errors);
-            checks::required(service, "namespace", &path, errors);
-            let port = service.get("port").and_then(Value::as_i64).unwrap_or(0);
-            if !checks::is_port(port) {
-                errors.invalid(path.child("port"), port, &format!("port is not valid: {}", checks::PORT_RANGE));
-            }
-            if let Some(target) = member(service, "path").and_then(Value::as_str)
-                && !target.starts_with('/')
-            {
-                errors.invalid(path.child("path"), target, "must start with a '/'");
-            }
-        }
+        (None, Some(service)) => target(service, &path.child("service"), errors),
         _ => errors.required(path.clone(), "exactly one of url or service is required"),
+    }
+}
+/// The Service of a webhook. Clients are told of a missing name at `namespace` and the other way round.
+fn target(service: &Value, path: &Path, errors: &mut Errors) {
+    for (key, shown) in [("namespace", "name"), ("name", "namespace")] {
+        if text(service, key).is_empty() {
+            errors.required(path.child(shown), "");
+        }
+    }
+    let port = service.get("port").and_then(Value::as_i64).unwrap_or(0);
+    if !checks::is_port(port) {
+        errors.invalid(path.child("port"), port, &format!("port is not valid: {}", checks::PORT_RANGE));
+    }
+    let target = text(service, "path");
+    let at = path.child("path");
+    match target {
+        "" | "/" => return,
+        "//" => return errors.invalid(at, target, "segment[0] may not be empty"),
+        _ if !target.starts_with('/') => errors.invalid(at.clone(), target, "must start with a '/'"),
+        _ => {}
+    }
+    let steps: String = target.chars().skip(1).collect();
+    for (i, step) in steps.strip_suffix('/').unwrap_or(&steps).split('/').enumerate() {
+        if step.is_empty() {
+            errors.invalid(at.clone(), target, &format!("segment[{i}] may not be empty"));
+            continue;
+        }
+        for problem in names::dns1123_subdomain(step) {
+            errors.invalid(at.clone(), target, &format!("segment[{i}]: {problem}"));
+        }
     }
 }
 fn web_address(url: &str, path: &Path, errors: &mut Errors) {
@@ -273,13 +303,16 @@ pub fn policy_scope(spec: &Value, path: &Path, errors: &mut Errors) -> Scope {
 /// Match conditions: their names, and that their expressions compile.
 pub fn match_conditions(parent: &Value, scope: &Scope, path: &Path, errors: &mut Errors) {
     let conditions = list(parent, "matchConditions");
+    if conditions.len() > CONDITIONS_MAX {
+        errors.too_many(path.child("matchConditions"), conditions.len(), CONDITIONS_MAX);
+    }
     for (i, condition) in conditions.iter().enumerate() {
         let path = path.child("matchConditions").index(i);
         let name = text(condition, "name");
         if text(condition, "expression").trim().is_empty() {
             errors.required(path.child("expression"), "");
         } else {
-            expression(text(condition, "expression"), scope, &[Type::Bool], path.child("expression"), errors);
+            expression(text(condition, "expression").trim(), scope, &[Type::Bool], path.child("expression"), errors);
         }
         if checks::required(condition, "name", &path, errors) {
             errors.invalid_all(&path.child("name"), name, names::qualified_name(name));
@@ -329,16 +362,41 @@ pub fn default_policy(policy: &mut Value) {
 pub fn default_binding(binding: &mut Value) {
     within(made(binding, "spec"), "matchResources", default_match);
 }
+/// A version, maybe with its group, at `path`.
+fn group_version(text: &str, path: &Path, errors: &mut Errors) {
+    if text.matches('/').count() > 1 {
+        return errors.invalid(path.clone(), text, &format!("unexpected GroupVersion string: {text}"));
+    }
+    let (group, version) = text.split_once('/').unwrap_or(("", text));
+    let problems = names::dns1123_subdomain(group);
+    if !group.is_empty() && !problems.is_empty() {
+        errors.invalid(path.clone(), group, &problems.join(","));
+    }
+    let problems = names::dns1035_label(version);
+    if version.is_empty() {
+        errors.invalid(path.clone(), text, "version must be specified");
+    } else if !problems.is_empty() {
+        errors.invalid(path.clone(), version, &problems.join(","));
+    }
+}
+
 /// Checks of a policy that need no expressions.
 pub fn validate_policy(spec: &Value, path: &Path, errors: &mut Errors) {
     checks::one_of(spec, "failurePolicy", &["Fail", "Ignore"], path, errors);
     if let Some(kind) = member(spec, "paramKind") {
         let path = path.child("paramKind");
         let version = text(kind, "apiVersion");
-        if checks::required(kind, "apiVersion", &path, errors) && version.split('/').count() > 2 {
-            errors.invalid(path.child("apiVersion"), version, &format!("unexpected GroupVersion string: {version}"));
+        if checks::required(kind, "apiVersion", &path, errors) {
+            group_version(version, &path.child("apiVersion"), errors);
         }
-        checks::required(kind, "kind", &path, errors);
+        let name = text(kind, "kind");
+        if checks::required(kind, "kind", &path, errors) {
+            let problems = names::dns1035_label(&name.to_lowercase());
+            if !problems.is_empty() {
+                let detail = format!("may have mixed case, but should otherwise match: {}", problems.join(","));
+                errors.invalid(path.child("kind"), name, &detail);
+            }
+        }
     }
     match member(spec, "matchConstraints") {
         None => errors.required(path.child("matchConstraints"), ""),
@@ -358,13 +416,20 @@ pub fn validate_binding(spec: &Value, path: &Path, errors: &mut Errors) {
     checks::required_checked(spec, "policyName", path, names::dns1123_subdomain, errors);
     if let Some(reference) = member(spec, "paramRef") {
         let path = path.child("paramRef");
-        match (text(reference, "name").is_empty(), member(reference, "selector")) {
-            (false, Some(_)) => {
-                errors.forbidden(path.child("name"), "name and selector are mutually exclusive");
-                errors.forbidden(path.child("selector"), "name and selector are mutually exclusive");
+        let (name, selected) = (text(reference, "name"), member(reference, "selector"));
+        let both = |key: &str, errors: &mut Errors| {
+            if !name.is_empty() && selected.is_some() {
+                errors.forbidden(path.child(key), "name and selector are mutually exclusive");
             }
-            (true, None) => errors.required(path.clone(), "one of name or selector must be specified"),
-            _ => {}
+        };
+        checks::checked(reference, "name", &path, checks::path_segment, errors);
+        both("name", errors);
+        if let Some(selected) = selected {
+            selector::validate(selected, &path.child("selector"), errors);
+        }
+        both("selector", errors);
+        if name.is_empty() && selected.is_none() {
+            errors.required(path.clone(), "one of name or selector must be specified");
         }
         match text(reference, "parameterNotFoundAction") {
             "" => errors.required(path.child("parameterNotFoundAction"), ""),

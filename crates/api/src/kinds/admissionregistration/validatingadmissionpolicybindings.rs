@@ -43,9 +43,6 @@ fn actions(spec: &Value, path: &Path, errors: &mut Errors) {
     const ACTIONS: &[&str] = &["Audit", "Deny", "Warn"];
     let actions: Vec<&str> = strings(spec, "validationActions").collect();
     let path = path.child("validationActions");
-    if actions.is_empty() {
-        errors.required(path.clone(), "at least one validation action is required");
-    }
     for (i, action) in actions.iter().enumerate() {
         if !ACTIONS.contains(action) {
             errors.not_supported(path.index(i), *action, ACTIONS);
@@ -55,6 +52,9 @@ fn actions(spec: &Value, path: &Path, errors: &mut Errors) {
         }
     }
     if actions.contains(&"Deny") && actions.contains(&"Warn") {
-        errors.invalid(path, json!(actions), "must not contain both Deny and Warn (repeating the same validation failure information in the API response and headers serves no purpose)");
+        errors.invalid(path.clone(), json!(actions), "must not contain both Deny and Warn (repeating the same validation failure information in the API response and headers serves no purpose)");
+    }
+    if actions.is_empty() {
+        errors.required(path.clone(), "at least one validation action is required");
     }
 }

@@ -3,16 +3,19 @@
 use crate::{
     custom::{CLEANUP_FINALIZER, json_path::JsonPath, structural},
     field::{Errors, Path},
+    internal::{self, Tree},
     kind::{Hooks, Kind},
     kinds::{
+        admissionregistration::rules,
         checks,
-        values::{each, fill, flag, int, list, made, member, put, strings, text, within},
+        values::{each, fill, flag, has, is_empty, list, made, member, put, strings, text, within},
         workload,
     },
     names,
     object::ObjectExt,
 };
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
 pub fn kind() -> Kind {
     Kind::cluster("apiextensions.k8s.io", "v1", "CustomResourceDefinition", "customresourcedefinitions")
@@ -28,8 +31,7 @@ struct CustomResourceDefinitions;
 
 const COLUMN_TYPES: &[&str] = &["boolean", "date", "integer", "number", "string"];
 const COLUMN_FORMATS: &[&str] = &["byte", "date", "date-time", "double", "float", "int32", "int64", "password"];
-/// Characters of a deprecation warning.
-const WARNING_CHARS_MAX: usize = 256;
+const WARNING_BYTES_MAX: usize = 256;
 
 impl Hooks for CustomResourceDefinitions {
     fn default(&self, definition: &mut Value) {
@@ -85,20 +87,24 @@ impl Hooks for CustomResourceDefinitions {
         }
         validate_spec(spec, old.map(workload::spec), &path, errors);
         if let Some(old) = old {
-            immutable(spec, workload::spec(old), &path, errors);
+            let established = list(workload::status(old), "conditions")
+                .iter()
+                .any(|condition| text(condition, "type") == "Established" && text(condition, "status") == "True");
+            immutable(spec, workload::spec(old), established, &path, errors);
         }
-        approval(definition, errors);
+        stored_versions(definition, errors);
+        approval(definition, old, errors);
+        if flag(spec, "preserveUnknownFields") && !old.is_some_and(|old| flag(workload::spec(old), "preserveUnknownFields")) {
+            errors.invalid(
+                path.child("preserveUnknownFields"),
+                true,
+                "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead",
+            );
+        }
     }
     fn validate_status(&self, definition: &Value, _old: &Value, errors: &mut Errors) {
-        let (spec, status) = (workload::spec(definition), workload::status(definition));
-        let path = Path::new("status").child("storedVersions");
-        let known: Vec<&str> = list(spec, "versions").iter().map(|version| text(version, "name")).collect();
-        if list(status, "storedVersions").is_empty() {
-            errors.invalid(path.clone(), json!([]), "must have at least one stored version");
-        }
-        for (i, version) in strings(status, "storedVersions").enumerate().filter(|(_, version)| !known.contains(version)) {
-            errors.invalid(path.index(i), version, "must appear in spec.versions");
-        }
+        let accepted = workload::status(definition).get("acceptedNames").unwrap_or(&Value::Null);
+        validate_names(accepted, &Path::new("status").child("acceptedNames"), errors);
     }
     fn warnings(&self, definition: &Value, _old: Option<&Value>) -> Vec<String> {
         let mut formats = vec![];
@@ -183,29 +189,31 @@ fn validate_spec(spec: &Value, old: Option<&Value>, path: &Path, errors: &mut Er
         }
     }
     checks::required_one_of(spec, "scope", &["Cluster", "Namespaced"], path, errors);
-    if flag(spec, "preserveUnknownFields") {
-        errors.invalid(
-            path.child("preserveUnknownFields"),
-            true,
-            "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead",
-        );
-    }
     let versions = list(spec, "versions");
-    if versions.is_empty() {
-        errors.required(path.child("versions"), "must have at least one version");
+    for (i, _) in versions.iter().enumerate().filter(|(_, version)| version.at("schema.openAPIV3Schema").is_none()) {
+        errors.required(path.child("versions").index(i).child("schema").child("openAPIV3Schema"), "schemas are required");
     }
     for (i, version) in versions.iter().enumerate() {
-        validate_version(version, &versions[..i], versions, &path.child("versions").index(i), errors);
+        validate_version(version, versions, &path.child("versions").index(i), errors);
     }
-    let stored = versions.iter().filter(|version| flag(version, "storage")).count();
-    if stored != 1 && !versions.is_empty() {
-        errors.invalid(path.child("versions"), json!(versions), "must have exactly one version marked as storage version");
+    let refuse = |errors: &mut Errors, detail: &str| errors.invalid_structure(path.child("versions"), &shown_versions(versions), detail);
+    let distinct: BTreeSet<&str> = versions.iter().map(|version| text(version, "name")).collect();
+    if distinct.len() != versions.len() {
+        refuse(errors, "must contain unique version names");
     }
-    validate_names(spec.get("names").unwrap_or(&Value::Null), &path.child("names"), errors);
+    if versions.iter().filter(|version| flag(version, "storage")).count() != 1 {
+        refuse(errors, "must have exactly one version marked as storage version");
+    }
+    let (given, at) = (spec.get("names").unwrap_or(&Value::Null), path.child("names"));
+    for key in ["plural", "singular", "kind", "listKind"] {
+        checks::required(given, key, &at, errors);
+    }
+    validate_names(given, &at, errors);
     // What was accepted once is not checked again: definitions outlive the rules for them.
     let before = |key: &str| old.and_then(|old| hoisted(list(old, "versions"), key));
     if let Some(schema) = hoisted(versions, "schema").filter(|schema| before("schema") != Some(*schema)) {
-        validate_schema(schema, &path.child("validation"), errors);
+        let with_status = versions.iter().any(has_status);
+        validate_schema(schema, with_status, &path.child("validation"), errors);
     }
     if let Some(subresources) = hoisted(versions, "subresources") {
         validate_subresources(subresources, &path.child("subresources"), errors);
@@ -219,35 +227,60 @@ fn validate_spec(spec: &Value, old: Option<&Value>, path: &Path, errors: &mut Er
     validate_conversion(spec.get("conversion").unwrap_or(&Value::Null), &path.child("conversion"), errors);
 }
 
-fn validate_version(version: &Value, before: &[Value], all: &[Value], path: &Path, errors: &mut Errors) {
-    let name = text(version, "name");
-    if before.iter().any(|other| text(other, "name") == name) {
-        errors.duplicate(path.child("name"), name);
+fn has_status(version: &Value) -> bool {
+    version.get("subresources").is_some_and(|subresources| has(subresources, "status"))
+}
+
+/// Versions as messages show them: without what they all share.
+fn shown_versions(versions: &[Value]) -> Tree {
+    let own = |version: &Value, key: &str| version.get(key).filter(|_| hoisted(versions, key).is_none()).cloned().unwrap_or_default();
+    let show = |version: &Value| {
+        internal::fields([
+            ("Name", json!(text(version, "name"))),
+            ("Served", json!(flag(version, "served"))),
+            ("Storage", json!(flag(version, "storage"))),
+            ("Deprecated", json!(flag(version, "deprecated"))),
+            ("DeprecationWarning", version.get("deprecationWarning").cloned().unwrap_or_default()),
+            ("Schema", own(version, "schema")),
+            ("Subresources", own(version, "subresources")),
+            ("AdditionalPrinterColumns", own(version, "additionalPrinterColumns")),
+            ("SelectableFields", own(version, "selectableFields")),
+        ])
+    };
+    if versions.is_empty() { Tree::Leaf(Value::Null) } else { Tree::List(versions.iter().map(show).collect()) }
+}
+
+/// Versions in which objects may be stored: the one to store in now is one of them, and none of them is gone.
+fn stored_versions(definition: &Value, errors: &mut Errors) {
+    let path = Path::new("status").child("storedVersions");
+    let stored: Vec<&str> = strings(workload::status(definition), "storedVersions").collect();
+    if stored.is_empty() {
+        return errors.invalid(path, Value::Null, "must have at least one stored version");
     }
+    let versions = list(workload::spec(definition), "versions");
+    for version in versions.iter().filter(|version| flag(version, "storage") && !stored.contains(&text(version, "name"))) {
+        errors.invalid(path.clone(), json!(stored), &format!("must have the storage version {}", text(version, "name")));
+    }
+    for (i, name) in stored.iter().enumerate().filter(|(_, name)| !versions.iter().any(|version| text(version, "name") == **name)) {
+        let detail = format!(
+            "missing from spec.versions; {name} was previously a storage version, and must remain in spec.versions until a storage migration ensures no data remains persisted in {name} and removes {name} from status.storedVersions"
+        );
+        errors.invalid(path.index(i), *name, &detail);
+    }
+}
+
+fn validate_version(version: &Value, all: &[Value], path: &Path, errors: &mut Errors) {
+    let name = text(version, "name");
     let problems = names::dns1035_label(name);
     if !problems.is_empty() {
         errors.invalid(path.child("name"), name, &problems.join(","));
     }
     if let Some(warning) = version.get("deprecationWarning").and_then(Value::as_str) {
-        let at = path.child("deprecationWarning");
-        if !flag(version, "deprecated") {
-            errors.invalid(at.clone(), warning, "can only be set for deprecated versions");
-        }
-        if warning.is_empty() {
-            errors.invalid(at.clone(), warning, "must not be an empty string");
-        }
-        if warning.chars().count() > WARNING_CHARS_MAX {
-            errors.invalid(at.clone(), warning, &format!("must be <= {WARNING_CHARS_MAX} characters long"));
-        }
-        if let Some(index) = warning.chars().position(|c| c.is_control()) {
-            errors.invalid(at, warning, &format!("must only contain printable UTF-8 characters; non-printable character found at index {index}"));
-        }
+        deprecation_warning(warning, flag(version, "deprecated"), &path.child("deprecationWarning"), errors);
     }
     let own = |key: &str| version.get(key).filter(|_| hoisted(all, key).is_none());
     if let Some(schema) = own("schema") {
-        validate_schema(schema, &path.child("schema"), errors);
-    } else if version.at("schema.openAPIV3Schema").is_none() {
-        errors.required(path.child("schema").child("openAPIV3Schema"), "schemas are required");
+        validate_schema(schema, has_status(version), &path.child("schema"), errors);
     }
     if let Some(subresources) = own("subresources") {
         validate_subresources(subresources, &path.child("subresources"), errors);
@@ -260,19 +293,82 @@ fn validate_version(version: &Value, before: &[Value], all: &[Value], path: &Pat
     }
 }
 
-fn validate_schema(schema: &Value, path: &Path, errors: &mut Errors) {
-    match schema.get("openAPIV3Schema").filter(|schema| schema.is_object()) {
-        Some(schema) => structural::validate(schema, &path.child("openAPIV3Schema"), errors),
-        None => errors.required(path.child("openAPIV3Schema"), "schemas are required"),
+fn deprecation_warning(warning: &str, deprecated: bool, path: &Path, errors: &mut Errors) {
+    let mut refuse = |detail: &str| errors.invalid(path.clone(), warning, detail);
+    if !deprecated {
+        return refuse("can only be set for deprecated versions");
+    }
+    if warning.len() > WARNING_BYTES_MAX {
+        refuse(&format!("must be <= {WARNING_BYTES_MAX} characters long"));
+    }
+    if warning.is_empty() {
+        refuse("must not be an empty string");
+    }
+    if let Some((index, _)) = warning.char_indices().find(|(_, c)| c.is_control() || c.is_whitespace() && *c != ' ') {
+        refuse(&format!("must only contain printable UTF-8 characters; non-printable character found at index {index}"));
+    }
+}
+
+fn validate_schema(schema: &Value, with_status: bool, path: &Path, errors: &mut Errors) {
+    let path = path.child("openAPIV3Schema");
+    let Some(schema) = schema.get("openAPIV3Schema").filter(|schema| schema.is_object()) else { return };
+    if with_status {
+        root_of_status(schema, &path, errors);
+    }
+    if flag(schema, "nullable") {
+        errors.forbidden(path.child("nullable"), "nullable cannot be true at the root");
+    }
+    structural::validate(schema, &path, errors);
+}
+
+/// With a status of its own, the schema says little at its root: the status is taken out from below it.
+fn root_of_status(schema: &Value, path: &Path, errors: &mut Errors) {
+    const KEYS: &[&str] = &[
+        "description",
+        "type",
+        "format",
+        "title",
+        "maximum",
+        "exclusiveMaximum",
+        "minimum",
+        "exclusiveMinimum",
+        "maxLength",
+        "minLength",
+        "pattern",
+        "maxItems",
+        "minItems",
+        "uniqueItems",
+        "multipleOf",
+        "required",
+        "items",
+        "properties",
+        "externalDocs",
+        "example",
+        "x-kubernetes-preserve-unknown-fields",
+        "x-kubernetes-validations",
+    ];
+    let type_ = text(schema, "type");
+    let odd = |key: &str| has(schema, key) && !KEYS.contains(&key) && !is_empty(&schema[key]) && schema[key] != json!(false);
+    let first = ["id", "$schema", "$ref"].into_iter().any(odd);
+    if !first && !type_.is_empty() && type_ != "object" {
+        let detail = "only \"object\" is allowed as the type at the root of the schema if the status subresource is enabled";
+        errors.invalid(path.child("type"), type_, detail);
+    } else if schema.as_object().is_some_and(|schema| schema.keys().any(|key| odd(key))) {
+        // Go's names of the fields.
+        let names: Vec<String> = KEYS
+            .iter()
+            .map(|key| match key.strip_prefix("x-kubernetes-") {
+                Some("validations") => "XValidations".into(),
+                Some(_) => "XPreserveUnknownFields".into(),
+                None => format!("{}{}", key[..1].to_uppercase(), &key[1..]),
+            })
+            .collect();
+        let detail = format!("only [{}] fields are allowed at the root of the schema if the status subresource is enabled", names.join(" "));
+        errors.invalid(path.clone(), schema.clone(), &detail);
     }
 }
 
 fn validate_names(given: &Value, path: &Path, errors: &mut Errors) {
-    for key in ["plural", "singular", "kind", "listKind"] {
-        if text(given, key).is_empty() {
-            errors.required(path.child(key), "");
-        }
-    }
     for key in ["plural", "singular"] {
         let problems = names::dns1035_label(text(given, key));
         if !text(given, key).is_empty() && !problems.is_empty() {
@@ -285,17 +381,19 @@ fn validate_names(given: &Value, path: &Path, errors: &mut Errors) {
             errors.invalid(path.child(key), text(given, key), &format!("may have mixed case, but should otherwise match: {}", problems.join(",")));
         }
     }
-    for key in ["shortNames", "categories"] {
+    let all = |key: &str, errors: &mut Errors| {
         for (i, name) in strings(given, key).enumerate() {
             let problems = names::dns1035_label(name);
             if !problems.is_empty() {
                 errors.invalid(path.child(key).index(i), name, &problems.join(","));
             }
         }
-    }
+    };
+    all("shortNames", errors);
     if !text(given, "kind").is_empty() && text(given, "kind") == text(given, "listKind") {
         errors.invalid(path.child("listKind"), text(given, "listKind"), "kind and listKind may not be the same");
     }
+    all("categories", errors);
 }
 
 /// A path of plain fields that begins with a dot. Answers whether it is one.
@@ -306,10 +404,6 @@ fn simple_path(path_text: &str, path: Path, errors: &mut Errors) -> bool {
     }
     if !path_text.starts_with('.') {
         errors.invalid(path, path_text, "must be a simple json path starting with .");
-        return false;
-    }
-    if let Err(why) = JsonPath::parse(path_text) {
-        errors.invalid(path, path_text, &format!("is an invalid JSON path: {why}"));
         return false;
     }
     true
@@ -360,9 +454,7 @@ fn validate_columns(columns: &Value, path: &Path, errors: &mut Errors) {
 fn validate_selectable(fields: &Value, schema: Option<&Value>, path: &Path, errors: &mut Errors) {
     const FIELDS_MAX: usize = 8;
     let fields = fields.as_array().map(Vec::as_slice).unwrap_or_default();
-    if fields.len() > FIELDS_MAX {
-        errors.too_many(path.clone(), fields.len(), FIELDS_MAX);
-    }
+    let mut distinct = BTreeSet::new();
     for (i, field) in fields.iter().enumerate() {
         let at = path.index(i).child("jsonPath");
         let given = text(field, "jsonPath");
@@ -370,90 +462,72 @@ fn validate_selectable(fields: &Value, schema: Option<&Value>, path: &Path, erro
             errors.required(at, "");
             continue;
         }
-        if fields[..i].iter().any(|other| text(other, "jsonPath") == given) {
-            errors.duplicate(at.clone(), given);
-        }
         let parsed = JsonPath::parse(given).ok().filter(|_| given.starts_with('.'));
         let Some(names) = parsed.as_ref().and_then(JsonPath::fields) else {
             errors.invalid(at, given, "is an invalid path: must be a simple json path starting with .");
             continue;
         };
-        if names.first() == Some(&"metadata") {
-            errors.invalid(at, given, "must not point to fields in metadata");
-            continue;
-        }
         let mut here = schema.and_then(|schema| schema.get("openAPIV3Schema"));
         for name in &names {
             here = here.and_then(|here| here.get("properties")?.get(name));
         }
+        let in_metadata = names.first() == Some(&"metadata");
+        if in_metadata {
+            errors.invalid(at.clone(), given, "must not point to fields in metadata");
+        }
         match here.map(|here| text(here, "type")) {
-            None => errors.invalid(at, given, "is an invalid path: does not refer to a valid field"),
+            None if in_metadata => continue,
+            None => {
+                errors.invalid(at, given, "is an invalid path: does not refer to a valid field");
+                continue;
+            }
             Some("string" | "integer" | "boolean") => {}
             Some(_) => errors.invalid(
-                at,
+                at.clone(),
                 given,
                 "must point to a field of type string, boolean or integer. Enum string fields and strings with formats are allowed.",
             ),
         }
+        if !distinct.insert(given) {
+            errors.duplicate(at, given);
+        }
+    }
+    if distinct.len() > FIELDS_MAX {
+        errors.too_many(path.clone(), distinct.len(), FIELDS_MAX);
     }
 }
 
+/// Clients are told of the members of `webhook` by the names that these once had.
 fn validate_conversion(conversion: &Value, path: &Path, errors: &mut Errors) {
-    if !checks::required(conversion, "strategy", path, errors) {
+    checks::required_one_of(conversion, "strategy", &["None", "Webhook"], path, errors);
+    let webhook = conversion.get("webhook").unwrap_or(&Value::Null);
+    let (client, at) = (member(webhook, "clientConfig"), path.child("webhookClientConfig"));
+    let (reviewed, reviewed_at) = (strings(webhook, "conversionReviewVersions").collect::<Vec<_>>(), path.child("conversionReviewVersions"));
+    if text(conversion, "strategy") != "Webhook" {
+        let detail = "should not be set when strategy is not set to Webhook";
+        if client.is_some() {
+            errors.forbidden(at, detail);
+        }
+        if !reviewed.is_empty() {
+            errors.forbidden(reviewed_at, detail);
+        }
         return;
     }
-    checks::one_of(conversion, "strategy", &["None", "Webhook"], path, errors);
-    let webhook = member(conversion, "webhook");
-    let at = path.child("webhook");
-    match (text(conversion, "strategy"), webhook) {
-        ("Webhook", None) => errors.required(at.child("clientConfig"), "required when strategy is set to Webhook"),
-        ("Webhook", Some(webhook)) => {
-            match member(webhook, "clientConfig") {
-                None => errors.required(at.child("clientConfig"), "required when strategy is set to Webhook"),
-                Some(client) => client_config(client, &at.child("clientConfig"), errors),
-            }
-            let reviewed: Vec<&str> = strings(webhook, "conversionReviewVersions").collect();
-            let at = at.child("conversionReviewVersions");
-            if reviewed.is_empty() {
-                errors.required(at, "");
-            } else if !reviewed.iter().any(|version| matches!(*version, "v1" | "v1beta1")) {
-                errors.invalid(at, json!(reviewed), "must include at least one of v1, v1beta1");
-            }
-        }
-        ("None", Some(_)) => errors.forbidden(at.child("clientConfig"), "should not be set when strategy is not set to Webhook"),
-        _ => {}
+    match client {
+        None => errors.required(at, "required when strategy is set to Webhook"),
+        Some(client) => rules::client(client, &at, errors),
     }
+    rules::review_versions(&reviewed, "", reviewed_at, errors);
 }
 
-fn client_config(client: &Value, path: &Path, errors: &mut Errors) {
-    let (url, service) = (client.get("url").and_then(Value::as_str), member(client, "service"));
-    match (url, service) {
-        (Some(_), Some(_)) | (None, None) => errors.required(path.clone(), "exactly one of url or service is required"),
-        (Some(url), None) => {
-            if !url.starts_with("https://") {
-                errors.invalid(path.child("url"), url, "'https' is the only allowed URL scheme; desired format: https://host[/path]");
-            }
-        }
-        (None, Some(service)) => {
-            let path = path.child("service");
-            for key in ["name", "namespace"] {
-                if text(service, key).is_empty() {
-                    errors.required(path.child(key), &format!("service {key} is required"));
-                }
-            }
-            if let Some(port) = int(service, "port").filter(|port| !checks::is_port(*port)) {
-                errors.invalid(path.child("port"), port, "port is not valid: must be between 1 and 65535, inclusive");
-            }
-        }
-    }
-}
-
-fn immutable(spec: &Value, old: &Value, path: &Path, errors: &mut Errors) {
+/// Who has objects keeps their kind and scope; no one can move to another group or be renamed.
+fn immutable(spec: &Value, old: &Value, established: bool, path: &Path, errors: &mut Errors) {
     let of = |spec: &Value, key: &str| match key.split_once('.') {
         Some((parent, key)) => spec.get(parent).map(|parent| text(parent, key).to_string()).unwrap_or_default(),
         None => text(spec, key).to_string(),
     };
-    for key in ["group", "scope", "names.kind", "names.plural"] {
+    let kept: &[&str] = if established { &["scope", "names.kind", "group", "names.plural"] } else { &["group", "names.plural"] };
+    for key in kept {
         let (new, was) = (of(spec, key), of(old, key));
         if new != was {
             let path = key.split('.').fold(path.clone(), |path, part| path.child(part));
@@ -462,22 +536,39 @@ fn immutable(spec: &Value, old: &Value, path: &Path, errors: &mut Errors) {
     }
 }
 
-/// Groups of Kubernetes' own need somebody's approval.
-fn approval(definition: &Value, errors: &mut Errors) {
+/// Groups of Kubernetes' own need somebody's approval. Who did without it still can.
+fn approval(definition: &Value, old: Option<&Value>, errors: &mut Errors) {
     const ANNOTATION: &str = "api-approved.kubernetes.io";
+    #[derive(PartialEq)]
+    enum State {
+        Missing,
+        Bypassed,
+        Approved,
+        Invalid,
+    }
+    let state = |definition: &Value| match definition.annotation(ANNOTATION) {
+        None | Some("") => State::Missing,
+        Some(text) if text.starts_with("unapproved") => State::Bypassed,
+        Some(text) => match text.split_once("://") {
+            Some((scheme, rest)) if !scheme.is_empty() && !rest.is_empty() && !rest.starts_with('/') => State::Approved,
+            _ => State::Invalid,
+        },
+    };
     let group = text(workload::spec(definition), "group");
     let protected = group == "k8s.io" || group == "kubernetes.io" || group.ends_with(".k8s.io") || group.ends_with(".kubernetes.io");
-    if !protected {
+    let now = state(definition);
+    if !protected || old.is_some_and(|old| state(old) == now) {
         return;
     }
     let path = Path::new("metadata").child("annotations").key(ANNOTATION);
-    match definition.annotation(ANNOTATION) {
-        None | Some("") => errors.required(path, "protected groups must have approval annotation \"api-approved.kubernetes.io\", see https://github.com/kubernetes/enhancements/pull/1111"),
-        Some(text) if text.starts_with("unapproved") || text.starts_with("https://") || text.starts_with("http://") => {}
-        Some(text) => errors.invalid(
-            path,
-            text,
-            "protected groups must have approval annotation \"api-approved.kubernetes.io\" with either a URL or a reason starting with \"unapproved\", see https://github.com/kubernetes/enhancements/pull/1111",
-        ),
+    let wanted = format!("protected groups must have approval annotation \"{ANNOTATION}\"");
+    let see = "see https://github.com/kubernetes/enhancements/pull/1111";
+    match now {
+        State::Missing => errors.required(path, &format!("{wanted}, {see}")),
+        State::Invalid => {
+            let detail = format!("{wanted} with either a URL or a reason starting with \"unapproved\", {see}");
+            errors.invalid(path, definition.annotation(ANNOTATION).unwrap_or_default(), &detail);
+        }
+        State::Bypassed | State::Approved => {}
     }
 }

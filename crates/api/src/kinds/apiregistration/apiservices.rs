@@ -4,7 +4,7 @@ use crate::{
     field::{Errors, Path},
     kind::{Hooks, Kind, NameRule},
     kinds::{
-        checks,
+        base64, checks,
         values::{fill, flag, has, int, list, made, put, text, within},
         workload,
     },
@@ -44,6 +44,9 @@ impl Hooks for ApiServices {
         if service.name() != wanted {
             errors.invalid(Path::new("metadata").child("name"), service.name(), &format!("must be `spec.version+\".\"+spec.group`: {wanted:?}"));
         }
+        if group.is_empty() && version != "v1" {
+            errors.required(path.child("group"), "only v1 may have an empty group and it better be legacy kube");
+        }
         checks::checked(spec, "group", &path, names::dns1123_subdomain, errors);
         errors.invalid_all(&path.child("version"), version, names::dns1035_label(version));
         for (key, max) in [("groupPriorityMinimum", 20_000), ("versionPriority", 1000)] {
@@ -57,7 +60,7 @@ impl Hooks for ApiServices {
             if !text(spec, "caBundle").is_empty() {
                 errors.invalid(
                     path.child("caBundle"),
-                    format!("{} bytes", text(spec, "caBundle").len()),
+                    format!("{} bytes", base64::decode(text(spec, "caBundle")).map_or(0, |bytes| bytes.len())),
                     "local APIServices may not have a caBundle",
                 );
             }
@@ -75,6 +78,12 @@ impl Hooks for ApiServices {
         }
         if insecure && !text(spec, "caBundle").is_empty() {
             errors.invalid(path.child("insecureSkipTLSVerify"), true, "may not be true if caBundle is present");
+        }
+    }
+    fn validate_status(&self, service: &Value, _old: &Value, errors: &mut Errors) {
+        for (i, condition) in list(workload::status(service), "conditions").iter().enumerate() {
+            let path = Path::new("status").child("conditions").index(i);
+            checks::supported(condition, "status", &["True", "False", "Unknown"], &path, errors);
         }
     }
     fn cells(&self, service: &Value, now_unix_s: i64) -> Vec<Value> {

@@ -63,7 +63,6 @@ impl Hooks for Deployments {
         let (spec, path) = (workload::spec(deployment), Path::new("spec"));
         checks::not_negative(spec, "replicas", &path, errors);
         workload::required_selector(spec, &path, errors);
-        template::validate_running(spec, "ReplicaSet", Some(spec.get("selector").unwrap_or(&Value::Null)), &path.child("template"), errors);
         strategy(spec, &path, errors);
         checks::not_negatives(spec, &["minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"], &path, errors);
         if let Some(deadline) = int(spec, "progressDeadlineSeconds")
@@ -77,8 +76,17 @@ impl Hooks for Deployments {
     }
     fn validate_status(&self, deployment: &Value, old: &Value, errors: &mut Errors) {
         let (status, path) = (workload::status(deployment), Path::new("status"));
-        workload::counters(status, &["updatedReplicas", "readyReplicas", "availableReplicas"], &path, errors);
-        checks::not_negatives(status, &["unavailableReplicas", "terminatingReplicas", "observedGeneration", "collisionCount"], &path, errors);
+        let keys = [
+            "observedGeneration",
+            "replicas",
+            "updatedReplicas",
+            "readyReplicas",
+            "availableReplicas",
+            "unavailableReplicas",
+            "terminatingReplicas",
+            "collisionCount",
+        ];
+        workload::counters(status, &keys, &path, errors);
         workload::available_within_ready(status, &path, "cannot be greater than readyReplicas", errors);
         workload::collision_count(status, workload::status(old), &path, errors);
     }

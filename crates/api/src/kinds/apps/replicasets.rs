@@ -28,7 +28,7 @@ struct ReplicaSets;
 /// Rules for the status of a ReplicaSet or ReplicationController.
 pub fn validate_status(object: &Value, errors: &mut Errors) {
     let (status, path) = (workload::status(object), Path::new("status"));
-    workload::counters(status, &["fullyLabeledReplicas", "readyReplicas", "availableReplicas", "observedGeneration"], &path, errors);
+    workload::counters(status, &["replicas", "fullyLabeledReplicas", "readyReplicas", "availableReplicas", "observedGeneration"], &path, errors);
     workload::available_within_ready(status, &path, "cannot be greater than readyReplicas", errors);
 }
 
@@ -63,7 +63,6 @@ impl Hooks for ReplicaSets {
         let (spec, path) = (workload::spec(set), Path::new("spec"));
         checks::not_negatives(spec, &["replicas", "minReadySeconds"], &path, errors);
         workload::required_selector(spec, &path, errors);
-        template::validate_running(spec, "ReplicaSet", Some(spec.get("selector").unwrap_or(&Value::Null)), &path.child("template"), errors);
         if let Some(old) = old {
             workload::immutable_selector(spec, workload::spec(old), &path, errors);
         }

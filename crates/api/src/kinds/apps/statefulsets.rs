@@ -115,8 +115,8 @@ impl Hooks for StatefulSets {
     }
     fn validate_status(&self, set: &Value, old: &Value, errors: &mut Errors) {
         let (status, path) = (workload::status(set), Path::new("status"));
-        workload::counters(status, &["readyReplicas", "currentReplicas", "updatedReplicas", "availableReplicas"], &path, errors);
-        checks::not_negatives(status, &["observedGeneration", "collisionCount"], &path, errors);
+        let keys = ["replicas", "readyReplicas", "currentReplicas", "updatedReplicas", "availableReplicas", "observedGeneration", "collisionCount"];
+        workload::counters(status, &keys, &path, errors);
         workload::available_within_ready(status, &path, "cannot be greater than status.readyReplicas", errors);
         workload::collision_count(status, workload::status(old), &path, errors);
     }

@@ -47,7 +47,7 @@ impl Hooks for CronJobs {
         } else {
             let path = path.child("schedule");
             let old_zone = old.is_some_and(|old| text(workload::spec(old), "schedule").contains("TZ"));
-            if let Err(problem) = Schedule::parse(schedule) {
+            if let Err(problem) = Schedule::parse(without_zone(schedule)) {
                 errors.invalid(path.clone(), schedule, &problem);
             }
             match schedule.contains("TZ") {
@@ -115,6 +115,12 @@ impl Hooks for CronJobs {
         cells.extend(workload::wide(job_spec, table::selector_text(job_spec.get("selector"))));
         cells
     }
+}
+
+/// The schedule in a text that may begin with a time zone, `TZ=UTC `.
+fn without_zone(schedule: &str) -> &str {
+    let zoned = ["TZ=", "CRON_TZ="].iter().any(|prefix| schedule.starts_with(prefix));
+    schedule.split_once(' ').filter(|_| zoned).map_or(schedule, |(_, rest)| rest.trim())
 }
 
 fn time_zone(zone: &str, path: &Path, errors: &mut Errors) {

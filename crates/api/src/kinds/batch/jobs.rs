@@ -347,9 +347,10 @@ fn failure_policy(spec: &Value, path: &Path, errors: &mut Errors) {
                 _ => checks::one_of(condition, "status", conditions::STATUSES, &path, errors),
             }
         }
+        let omit = |errors: &mut Errors, detail: &str| errors.push(Reason::Invalid, path.clone(), None, detail);
         match (codes, patterns.is_empty()) {
-            (Some(_), false) => errors.invalid(path.clone(), Value::Null, "specifying both OnExitCodes and OnPodConditions is not supported"),
-            (None, true) => errors.invalid(path.clone(), Value::Null, "specifying one of OnExitCodes and OnPodConditions is required"),
+            (Some(_), false) => omit(errors, "specifying both OnExitCodes and OnPodConditions is not supported"),
+            (None, true) => omit(errors, "specifying one of OnExitCodes and OnPodConditions is required"),
             _ => {}
         }
     }

@@ -1,10 +1,10 @@
 //! CertificateSigningRequest of certificates.k8s.io. Who asks (`username`, `groups`, ...) is set by the API server.
 
 use crate::{
-    field::{Errors, Path},
+    field::{Errors, Path, quoted},
     kind::{Hooks, Kind, NameRule},
     kinds::{
-        base64, conditions,
+        base64, checks, conditions,
         values::{each, fill, int, list, put, shown, strings, text, within},
         workload,
     },
@@ -50,6 +50,9 @@ const USAGES: &[&str] = &[
     "timestamping",
 ];
 const DURATION_MIN_S: i64 = 600;
+const DOMAIN_CHARS_MAX: usize = 253;
+/// Two domains, a label and what is between them.
+const SIGNER_CHARS_MAX: usize = 253 + 1 + 253 + 63 + 1;
 
 struct CertificateSigningRequests;
 
@@ -128,21 +131,22 @@ impl Hooks for CertificateSigningRequests {
         }
     }
     fn validate_status(&self, request: &Value, old: &Value, errors: &mut Errors) {
-        validate_conditions(request, old, false, errors);
-        let (status, before) = (workload::status(request), workload::status(old));
-        let certificate = text(status, "certificate");
+        let (now, before) = (text(workload::status(request), "certificate"), text(workload::status(old), "certificate"));
+        validate_conditions(request, old, errors);
         let path = Path::new("status").child("certificate");
-        if !text(before, "certificate").is_empty() && certificate != text(before, "certificate") {
+        if now != before
+            && let Some(problem) = certificate_problem(now)
+        {
+            errors.invalid(path.clone(), "<certificate data>", &problem);
+        }
+        kept_conditions(request, old, false, errors);
+        if !before.is_empty() && now != before {
             errors.forbidden(path, "updates may not modify existing certificate content");
-        } else if !certificate.is_empty() {
-            let pem = base64::decode(certificate).and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default();
-            if !pem.contains("-----BEGIN CERTIFICATE-----") {
-                errors.invalid(path, "<certificate data>", "must contain at least one CERTIFICATE PEM block");
-            }
         }
     }
     fn validate_view(&self, _view: &str, request: &Value, old: &Value, errors: &mut Errors) {
-        validate_conditions(request, old, true, errors);
+        validate_conditions(request, old, errors);
+        kept_conditions(request, old, true, errors);
     }
     fn cells(&self, request: &Value, now_unix_s: i64) -> Vec<Value> {
         let (spec, status) = (workload::spec(request), workload::status(request));
@@ -189,48 +193,126 @@ pub fn signer_name(name: &str, path: &Path, errors: &mut Errors) {
     if name.is_empty() {
         return errors.required(path.clone(), "");
     }
-    let Some((domain, rest)) = name.split_once('/').filter(|(domain, rest)| domain.contains('.') && !rest.is_empty()) else {
-        return errors.invalid(path.clone(), name, "must be a fully qualified domain and path of the form 'example.com/signer-name'");
+    let (domain, rest) = match name.split('/').collect::<Vec<_>>().as_slice() {
+        [domain, rest] => (*domain, *rest),
+        _ => return errors.invalid(path.clone(), name, "must be a fully qualified domain and path of the form 'example.com/signer-name'"),
     };
-    for label in domain.split('.') {
-        for problem in names::dns1123_label(label) {
-            errors.invalid(path.clone(), domain, &format!("validating label {label:?}: {problem}"));
-        }
+    if domain.len() > DOMAIN_CHARS_MAX {
+        errors.too_long(path.clone(), domain, DOMAIN_CHARS_MAX);
     }
-    for part in rest.split('/') {
-        for problem in names::dns1123_subdomain(part) {
-            errors.invalid(path.clone(), part, &format!("validating label {part:?}: {problem}"));
+    // Of several bad parts, the first is named.
+    let first_bad = |whole: &str, check: fn(&str) -> Vec<String>, errors: &mut Errors| {
+        let bad = whole.split('.').map(|part| (part, check(part))).find(|(_, problems)| !problems.is_empty());
+        for (part, problem) in bad.iter().flat_map(|(part, problems)| problems.iter().map(move |problem| (part, problem))) {
+            errors.invalid(path.clone(), whole, &format!("validating label {}: {problem}", quoted(part)));
+        }
+    };
+    first_bad(domain, names::dns1123_label, errors);
+    if !domain.contains('.') {
+        errors.invalid(path.clone(), domain, "should be a domain with at least two segments separated by dots");
+    }
+    first_bad(rest, names::dns1123_subdomain, errors);
+    if name.len() > SIGNER_CHARS_MAX {
+        errors.too_long(path.clone(), name, SIGNER_CHARS_MAX);
+    }
+}
+
+/// What is wrong with the certificates that a signer made, as PEM in base64.
+fn certificate_problem(certificate: &str) -> Option<String> {
+    if certificate.is_empty() {
+        return None;
+    }
+    let pem = base64::decode(certificate).and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default();
+    let mut blocks = 0;
+    for (start, _) in pem.match_indices("-----BEGIN ") {
+        let (label, rest) = pem[start + "-----BEGIN ".len()..].split_once("-----\n").unwrap_or_default();
+        let Some((body, _)) = rest.split_once(&format!("-----END {label}-----")) else { continue };
+        if label != "CERTIFICATE" {
+            return Some(format!("only CERTIFICATE PEM blocks are allowed, found {}", quoted(label)));
+        }
+        if body.contains(':') {
+            return Some("no PEM block headers are permitted".into());
+        }
+        blocks += 1;
+    }
+    (blocks == 0).then(|| "must contain at least one CERTIFICATE PEM block".into())
+}
+
+/// Checks the conditions, but for what was already wrong before.
+fn validate_conditions(request: &Value, old: &Value, errors: &mut Errors) {
+    let path = Path::new("status").child("conditions");
+    let (conditions, before) = (list(workload::status(request), "conditions"), list(workload::status(old), "conditions"));
+    let has = |conditions: &[Value], kind: &str| conditions.iter().any(|c| text(c, "type") == kind);
+    let twice = |conditions: &[Value], i: usize| has(&conditions[..i], text(&conditions[i], "type"));
+    let were_twice = (0..before.len()).any(|i| twice(before, i));
+    let were_both = has(before, "Approved") && has(before, "Denied");
+    for (i, condition) in conditions.iter().enumerate() {
+        let at = path.index(i);
+        let kind = text(condition, "type");
+        if kind.is_empty() && !has(before, "") {
+            errors.required(at.child("type"), "");
+        }
+        let supported: &[&str] = if matches!(kind, "Approved" | "Denied" | "Failed") { &["True"] } else { conditions::STATUSES };
+        checks::required_one_of(condition, "status", supported, &at, errors);
+        let opposite = match kind {
+            "Approved" => "Denied",
+            "Denied" => "Approved",
+            _ => "",
+        };
+        if !opposite.is_empty() && has(&conditions[..i], opposite) && !were_both {
+            errors.invalid(path.clone(), kind, "Approved and Denied conditions are mutually exclusive");
+        }
+        if twice(conditions, i) && !were_twice {
+            errors.duplicate(at.child("type"), kind);
         }
     }
 }
 
-fn validate_conditions(request: &Value, old: &Value, approval: bool, errors: &mut Errors) {
+/// What was decided stays, and only an approval decides.
+fn kept_conditions(request: &Value, old: &Value, approval: bool, errors: &mut Errors) {
     let path = Path::new("status").child("conditions");
-    let (conditions, before) = (list(workload::status(request), "conditions"), list(workload::status(old), "conditions"));
-    let has = |conditions: &[Value], kind: &str| conditions.iter().any(|c| text(c, "type") == kind);
-    if has(conditions, "Approved") && has(conditions, "Denied") {
-        errors.invalid(path.clone(), "Denied", "Approved and Denied conditions are mutually exclusive");
-    }
-    for (i, condition) in conditions.iter().enumerate() {
-        let path = path.index(i);
-        let kind = text(condition, "type");
-        if kind.is_empty() {
-            errors.required(path.child("type"), "");
-        }
-        let status = text(condition, "status");
-        let supported: &[&str] = if matches!(kind, "Approved" | "Denied" | "Failed") { &["True"] } else { conditions::STATUSES };
-        if status.is_empty() {
-            errors.required(path.child("status"), "");
-        } else if !supported.contains(&status) {
-            errors.not_supported(path.child("status"), status, supported);
-        }
-    }
+    let count = |object: &Value, kind: &str| list(workload::status(object), "conditions").iter().filter(|c| text(c, "type") == kind).count();
     for kind in ["Approved", "Denied", "Failed"] {
-        if has(before, kind) && !has(conditions, kind) {
+        if count(request, kind) < count(old, kind) {
             errors.forbidden(path.clone(), &format!("updates may not remove a condition of type {kind:?}"));
         }
-        if !approval && kind != "Failed" && !has(before, kind) && has(conditions, kind) {
+    }
+    for kind in ["Approved", "Denied"] {
+        if !approval && count(request, kind) > count(old, kind) {
             errors.forbidden(path.clone(), &format!("updates may not add a condition of type {kind:?}"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signers_are_a_domain_and_a_path() {
+        for (name, problem) in [
+            ("example.com/a", ""),
+            ("example.com/a.b", ""),
+            ("example/a", "should be a domain with at least two segments separated by dots"),
+            ("example.com/a/b", "must be a fully qualified domain and path of the form 'example.com/signer-name'"),
+            ("me", "must be a fully qualified domain and path of the form 'example.com/signer-name'"),
+        ] {
+            let mut errors = Errors::default();
+            signer_name(name, &Path::new("at"), &mut errors);
+            assert!(errors.to_string().ends_with(problem) && errors.is_empty() == problem.is_empty(), "{name}: {errors}");
+        }
+    }
+
+    #[test]
+    fn what_a_signer_makes_is_certificates() {
+        let pem = |label: &str, body: &str| base64::encode(format!("-----BEGIN {label}-----\n{body}\n-----END {label}-----\n").as_bytes());
+        for (certificate, problem) in [
+            (pem("CERTIFICATE", "AAAA"), None),
+            (pem("PRIVATE KEY", "AAAA"), Some("only CERTIFICATE PEM blocks are allowed, found \"PRIVATE KEY\"")),
+            (pem("CERTIFICATE", "a: b\n\nAAAA"), Some("no PEM block headers are permitted")),
+            (base64::encode(b"x"), Some("must contain at least one CERTIFICATE PEM block")),
+        ] {
+            assert_eq!(certificate_problem(&certificate).as_deref(), problem);
         }
     }
 }

@@ -56,6 +56,8 @@ impl Hooks for Pods {
         within(pod, "spec", defaults::drop_disabled);
         let labels = pod.labels().cloned().unwrap_or_default();
         within(pod, "spec", |spec| scheduling::merge_label_keys(spec, &labels));
+        let metadata = pod.get("metadata").cloned().unwrap_or_default();
+        within(pod, "spec", |spec| annotations::app_armor_fields(&metadata, spec));
         let spec = pod.get("spec").unwrap_or(&Value::Null);
         let mut status = json!({"phase": "Pending", "qosClass": resources::quality_of_service(spec)});
         if !list(spec, "schedulingGates").is_empty() {

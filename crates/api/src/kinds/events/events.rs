@@ -8,6 +8,8 @@ use crate::{
         core::events as core,
         values::{has, int, is_empty, member, put, take, text},
     },
+    names,
+    object::ObjectExt,
 };
 use serde_json::{Value, json};
 
@@ -74,25 +76,14 @@ impl Hooks for Events {
     fn validate(&self, event: &Value, old: Option<&Value>, errors: &mut Errors) {
         core::validate(event, "reportingController", errors);
         if let Some(old) = old {
-            for key in [
-                "involvedObject",
-                "reason",
-                "message",
-                "source",
-                "firstTimestamp",
-                "lastTimestamp",
-                "count",
-                "reportingComponent",
-                "reportingInstance",
-                "action",
-                "related",
-                "type",
-                "eventTime",
-            ] {
-                checks::immutable(event.get(key), old.get(key), &Path::new(key), errors);
+            if event.get("series") != old.get("series") {
+                series(event, errors);
             }
+            immutable(event, old, errors);
             return;
         }
+        errors.invalid_all(&Path::new("metadata").child("name"), event.name(), names::dns1123_subdomain(event.name()));
+        series(event, errors);
         if !has(event, "eventTime") {
             errors.required(Path::new("eventTime"), "");
         }
@@ -102,14 +93,6 @@ impl Hooks for Events {
         for key in ["firstTimestamp", "lastTimestamp", "count", "source"] {
             if event.get(key).is_some_and(|value| !is_empty(value) && *value != json!(0)) {
                 errors.invalid(Path::new(key), "", "needs to be unset");
-            }
-        }
-        if let Some(series) = member(event, "series") {
-            if int(series, "count").unwrap_or(0) < 2 {
-                errors.invalid(Path::new("series").child("count"), "", "should be at least 2");
-            }
-            if !has(series, "lastObservedTime") {
-                errors.required(Path::new("series").child("lastObservedTime"), "");
             }
         }
     }
@@ -122,5 +105,43 @@ impl Hooks for Events {
     }
     fn cells(&self, event: &Value, now_unix_s: i64) -> Vec<Value> {
         core::cells(event, now_unix_s)
+    }
+}
+
+/// A series is of more than one.
+fn series(event: &Value, errors: &mut Errors) {
+    let Some(series) = member(event, "series") else { return };
+    if int(series, "count").unwrap_or(0) < 2 {
+        errors.invalid(Path::new("series").child("count"), "", "should be at least 2");
+    }
+    if !has(series, "lastObservedTime") {
+        errors.required(Path::new("series").child("lastObservedTime"), "");
+    }
+}
+
+/// All but the series stays as it was.
+fn immutable(event: &Value, old: &Value, errors: &mut Errors) {
+    for (key, shown, type_) in [
+        ("involvedObject", "involvedObject", "core.v1.ObjectReference"),
+        ("reason", "reason", ""),
+        ("message", "message", ""),
+        ("source", "source", "core.v1.EventSource"),
+        ("firstTimestamp", "firstTimestamp", ""),
+        ("lastTimestamp", "lastTimestamp", ""),
+        ("count", "count", ""),
+        ("reason", "reason", ""),
+        ("type", "type", ""),
+        ("eventTime", "eventTime", ""),
+        ("action", "action", ""),
+        ("related", "related", "core.v1.ObjectReference"),
+        ("reportingComponent", "reportingController", ""),
+        ("reportingInstance", "reportingInstance", ""),
+    ] {
+        let (new, old, path) = (event.get(key), old.get(key), Path::new(shown));
+        if type_.is_empty() {
+            checks::immutable(new, old, &path, errors);
+        } else {
+            checks::immutable_structure(type_, new, old, &path, errors);
+        }
     }
 }

@@ -56,9 +56,12 @@ impl Hooks for FlowSchemas {
                 errors.not_supported(path.child("distinguisherMethod").child("type"), json!({"Type": kind}), &["ByNamespace", "ByUser"]);
             }
         }
-        if spec.str_at("priorityLevelConfiguration.name").unwrap_or_default().is_empty() {
-            errors.required(path.child("priorityLevelConfiguration").child("name"), "must reference a priority level");
+        let level = spec.get("priorityLevelConfiguration").unwrap_or(&Value::Null);
+        let at = path.child("priorityLevelConfiguration");
+        if text(level, "name").is_empty() {
+            errors.required(at.child("name"), "must reference a priority level");
         }
+        checks::checked(level, "name", &at, names::dns1123_subdomain, errors);
         for (i, rule) in list(spec, "rules").iter().enumerate() {
             validate_rule(rule, &path.child("rules").index(i), errors);
         }
@@ -70,6 +73,9 @@ impl Hooks for FlowSchemas {
             let shown = internal::show("flowcontrol.v1.FlowSchemaSpec", spec);
             errors.invalid_structure(path, &shown, &format!("spec of '{}' must equal the fixed value", schema.name()));
         }
+    }
+    fn validate_status(&self, schema: &Value, _old: &Value, errors: &mut Errors) {
+        validate_conditions(schema, errors);
     }
     fn cells(&self, schema: &Value, now_unix_s: i64) -> Vec<Value> {
         let (spec, status) = (workload::spec(schema), workload::status(schema));
@@ -85,8 +91,23 @@ impl Hooks for FlowSchemas {
     }
 }
 
+/// Conditions of a status have types, each another.
+pub fn validate_conditions(object: &Value, errors: &mut Errors) {
+    let conditions = list(workload::status(object), "conditions");
+    for (i, condition) in conditions.iter().enumerate() {
+        let path = Path::new("status").child("conditions").index(i).child("type");
+        let kind = text(condition, "type");
+        if conditions[..i].iter().any(|other| text(other, "type") == kind) {
+            errors.duplicate(path.clone(), kind);
+        }
+        if kind.is_empty() {
+            errors.required(path, "must not be empty");
+        }
+    }
+}
+
 /// Kinds of subjects, and the members that describe them.
-const SUBJECTS: &[(&str, &str)] = &[("User", "user"), ("Group", "group"), ("ServiceAccount", "serviceAccount")];
+const SUBJECTS: &[(&str, &str)] = &[("ServiceAccount", "serviceAccount"), ("User", "user"), ("Group", "group")];
 
 fn validate_rule(rule: &Value, path: &Path, errors: &mut Errors) {
     if list(rule, "subjects").is_empty() {
@@ -95,31 +116,28 @@ fn validate_rule(rule: &Value, path: &Path, errors: &mut Errors) {
     for (i, subject) in list(rule, "subjects").iter().enumerate() {
         let path = path.child("subjects").index(i);
         let kind = text(subject, "kind");
-        if !SUBJECTS.iter().any(|(known, _)| *known == kind) {
+        let Some((_, key)) = SUBJECTS.iter().find(|(known, _)| *known == kind) else {
             errors.not_supported(path.child("kind"), kind, &["Group", "ServiceAccount", "User"]);
             continue;
-        }
-        for (known, key) in SUBJECTS {
-            match (*known == kind, has(subject, key)) {
-                (true, false) => errors.required(path.child(key), &format!("{key} is required when subject kind is '{kind}'")),
-                (false, true) => errors.forbidden(path.child(key), &format!("{key} is forbidden when subject kind is not '{known}'")),
-                _ => {}
-            }
-        }
-        let own = SUBJECTS.iter().find(|(known, _)| *known == kind).and_then(|(_, key)| Some((*key, member(subject, key)?)));
-        if let Some((key, own)) = own {
-            let path = path.child(key);
-            if key == "serviceAccount" {
-                for key in ["namespace", "name"] {
-                    let name = text(own, key);
-                    if checks::required(own, key, &path, errors) && name != "*" {
-                        let problems = if key == "namespace" { names::dns1123_label(name) } else { names::dns1123_subdomain(name) };
-                        errors.invalid_all(&path.child(key), name, problems);
-                    }
+        };
+        let at = path.child(key);
+        match member(subject, key) {
+            None => errors.required(at, &format!("{key} is required when subject kind is '{kind}'")),
+            Some(own) => {
+                let name = text(own, "name");
+                if checks::required(own, "name", &at, errors) && *key == "serviceAccount" && name != "*" {
+                    errors.invalid_all(&at.child("name"), name, names::dns1123_subdomain(name));
                 }
-            } else {
-                checks::required(own, "name", &path, errors);
+                if *key == "serviceAccount" {
+                    if text(own, "namespace").is_empty() {
+                        errors.required(at.child("namespace"), "must specify namespace for service account");
+                    }
+                    checks::checked(own, "namespace", &at, names::dns1123_label, errors);
+                }
             }
+        }
+        for (other, key) in SUBJECTS.iter().filter(|(other, key)| *other != kind && has(subject, key)) {
+            errors.forbidden(path.child(key), &format!("{key} is forbidden when subject kind is not '{other}'"));
         }
     }
     if list(rule, "resourceRules").is_empty() && list(rule, "nonResourceRules").is_empty() {
@@ -142,7 +160,10 @@ fn validate_rule(rule: &Value, path: &Path, errors: &mut Errors) {
             }
         } else {
             for (i, name) in namespaces.iter().enumerate() {
-                errors.invalid_all(&at.index(i), *name, names::dns1123_label(name));
+                for problem in names::dns1123_label(name) {
+                    let detail = format!("each member of this list must be '*' or a DNS-1123 label; {problem}");
+                    errors.invalid(at.index(i), *name, &detail);
+                }
             }
         }
     }

@@ -1,6 +1,6 @@
 //! PriorityLevelConfiguration of flowcontrol.apiserver.k8s.io.
 
-use super::flowschemas::MANDATORY;
+use super::flowschemas::{MANDATORY, validate_conditions};
 use crate::{
     field::{Errors, Path},
     internal,
@@ -57,7 +57,7 @@ impl Hooks for PriorityLevelConfigurations {
     fn validate(&self, level: &Value, old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(level), Path::new("spec"));
         let kind = text(spec, "type");
-        if (kind == "Exempt") != (level.name() == EXEMPT) && matches!(kind, "Exempt" | "Limited") {
+        if (kind == "Exempt") != (level.name() == EXEMPT) {
             errors.invalid(path.child("type"), kind, "must be 'Exempt' if and only if `name` is 'exempt'");
         }
         match kind {
@@ -90,6 +90,9 @@ impl Hooks for PriorityLevelConfigurations {
             let shown = internal::show("flowcontrol.v1.PriorityLevelConfigurationSpec", spec);
             errors.invalid_structure(path, &shown, "spec of 'exempt' except the 'spec.exempt' field must equal the fixed value");
         }
+    }
+    fn validate_status(&self, level: &Value, _old: &Value, errors: &mut Errors) {
+        validate_conditions(level, errors);
     }
     fn cells(&self, level: &Value, now_unix_s: i64) -> Vec<Value> {
         let spec = workload::spec(level);
@@ -129,9 +132,11 @@ fn validate_limited(limited: &Value, path: &Path, errors: &mut Errors) {
                     errors.invalid(at.child(key), queues, &format!("must not be greater than {QUEUES_MAX}"));
                 }
             }
-            if hand > queues && queues > 0 {
+            if hand <= 0 {
+                // Said above.
+            } else if hand > queues {
                 errors.invalid(at.child("handSize"), hand, &format!("should not be greater than queues ({queues})"));
-            } else if hand > 0 && queues <= QUEUES_MAX {
+            } else {
                 // Hands are dealt from the bits of one hash.
                 let bits: f64 = (0..hand).map(|dealt| ((queues - dealt) as f64).log2()).sum();
                 if bits.ceil() > HASH_BITS_MAX {

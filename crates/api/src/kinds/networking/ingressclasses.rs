@@ -25,12 +25,8 @@ struct IngressClasses;
 /// A reference to an object by group, kind and name.
 pub fn typed_reference(reference: &Value, path: &Path, errors: &mut Errors) {
     checks::checked(reference, "apiGroup", path, names::dns1123_subdomain, errors);
-    for key in ["kind", "name"] {
-        if text(reference, key).is_empty() {
-            errors.required(path.child(key), &format!("{key} is required"));
-        }
-        checks::checked(reference, key, path, checks::path_segment, errors);
-    }
+    checks::required_checked(reference, "kind", path, checks::path_segment, errors);
+    checks::required_checked(reference, "name", path, checks::path_segment, errors);
 }
 
 impl Hooks for IngressClasses {

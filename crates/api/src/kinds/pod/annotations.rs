@@ -3,9 +3,9 @@
 
 use crate::{
     field::{Errors, Path},
-    kinds::values::{entries, list, map, member, text},
+    kinds::values::{each, entries, has, list, made, map, member, put, text},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 const SECCOMP_POD: &str = "seccomp.security.alpha.kubernetes.io/pod";
@@ -88,6 +88,32 @@ pub fn match_fields(metadata: &Value, spec: &Value, path: &Path, errors: &mut Er
     }
 }
 
+/// A container whose AppArmor profile only an annotation names gets it as a field, where it is not that of the pod already.
+pub fn app_armor_fields(metadata: &Value, spec: &mut Value) {
+    const LOCAL_BYTES_MAX: usize = 4095;
+    let by_pod = spec.get("securityContext").and_then(|context| member(context, "appArmorProfile")).cloned();
+    if spec.get("os").is_some_and(|os| text(os, "name") == "windows") {
+        return;
+    }
+    for key in ["initContainers", "containers"] {
+        each(spec, key, |container| {
+            let said = annotation(metadata, &format!("{APP_ARMOR}{}", text(container, "name"))).unwrap_or_default();
+            let profile = match (said, said.strip_prefix(LOCAL)) {
+                ("unconfined", _) => json!({"type": "Unconfined"}),
+                ("runtime/default", _) => json!({"type": "RuntimeDefault"}),
+                (_, Some(local)) if !local.is_empty() && local.trim() == local && local.len() <= LOCAL_BYTES_MAX => {
+                    json!({"type": "Localhost", "localhostProfile": local})
+                }
+                _ => return,
+            };
+            let own = container.get("securityContext").is_some_and(|context| has(context, "appArmorProfile"));
+            if !own && by_pod.as_ref() != Some(&profile) {
+                put(made(container, "securityContext"), "appArmorProfile", profile);
+            }
+        });
+    }
+}
+
 fn agree(profile: &Value, said: &str, defaults: &[&str], what: &str, path: &Path, errors: &mut Errors) {
     let kind = match text(profile, "type") {
         "Unconfined" => said == "unconfined",
@@ -126,7 +152,6 @@ pub fn validate_update(metadata: &Value, old: &Value, spec: &Value, path: &Path,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     fn said(annotations: Value, spec: Value) -> String {
         let (metadata, mut errors) = (json!({"annotations": annotations}), Errors::default());
@@ -160,5 +185,16 @@ mod tests {
         ] {
             assert_eq!(said(annotations, spec), wanted);
         }
+    }
+
+    #[test]
+    fn app_armor_profiles_of_annotations_become_fields() {
+        let metadata =
+            json!({"annotations": {format!("{APP_ARMOR}a"): "localhost/x", format!("{APP_ARMOR}b"): "unconfined", format!("{APP_ARMOR}c"): "odd"}});
+        let mut spec =
+            json!({"securityContext": {"appArmorProfile": {"type": "Unconfined"}}, "containers": [{"name": "a"}, {"name": "b"}, {"name": "c"}]});
+        app_armor_fields(&metadata, &mut spec);
+        let local = json!({"appArmorProfile": {"type": "Localhost", "localhostProfile": "x"}});
+        assert_eq!(spec["containers"], json!([{"name": "a", "securityContext": local}, {"name": "b"}, {"name": "c"}]));
     }
 }

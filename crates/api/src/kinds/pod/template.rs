@@ -5,6 +5,7 @@ use crate::{
     kinds::{
         checks,
         values::{fill, list, made, map, member, shown, text, within},
+        workload,
     },
     selector::LabelSelector,
 };
@@ -60,7 +61,7 @@ pub fn validate_running(owner: &Value, kind: &str, selector: Option<&Value>, pat
 
 /// A selector that selects something must select the template.
 pub fn matches(selector: &Value, template: &Value, path: &Path, errors: &mut Errors) {
-    let Ok(selector) = LabelSelector::from_value(selector) else { return };
+    let Some(selector) = LabelSelector::from_value(selector).ok().filter(|_| workload::is_selector(selector)) else { return };
     let metadata = template.get("metadata").unwrap_or(&Value::Null);
     if !selector.is_everything() && !selector.matches_map(map(metadata, "labels")) {
         errors.invalid(path.child("metadata").child("labels"), shown(metadata, "labels"), "`selector` does not match template `labels`");

@@ -137,7 +137,8 @@ pub fn pod(pod: &Value, at: &Path, template: bool) -> Vec<String> {
             let key = format!("{APP_ARMOR_CONTAINER}{}", text(one, "name"));
             let covered =
                 profile("appArmorProfile") || below(spec, &["securityContext", "appArmorProfile"]).is_some_and(|profile| !profile.is_null());
-            if template && !covered && annotated(&key) {
+            // What only an annotation said has become a field of a pod by now.
+            if (!template && profile("appArmorProfile") || template && !covered) && annotated(&key) {
                 warnings.push(format!("{}: deprecated since v1.30; use the \"appArmorProfile\" field instead", annotation.key(&key)));
             }
         }
