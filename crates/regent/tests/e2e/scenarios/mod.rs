@@ -9,6 +9,7 @@ mod kube_client;
 mod manifests;
 mod many_masters;
 mod network;
+mod objects;
 mod pods;
 mod resize;
 mod volumes;
@@ -18,7 +19,7 @@ mod workloads;
 use super::Scenario;
 
 /// Every scenario.
-pub const ALL: [&[Scenario]; 12] = [
+pub const ALL: [&[Scenario]; 13] = [
     network::SCENARIOS,
     client::SCENARIOS,
     clients::SCENARIOS,
@@ -28,6 +29,7 @@ pub const ALL: [&[Scenario]; 12] = [
     pods::SCENARIOS,
     resize::SCENARIOS,
     manifests::SCENARIOS,
+    objects::SCENARIOS,
     access::SCENARIOS,
     failures::SCENARIOS,
     without_a_server::SCENARIOS,
