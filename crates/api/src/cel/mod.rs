@@ -55,10 +55,11 @@ pub struct Program {
 impl Program {
     /// Parses and checks. `variables` are the names that it may use and their types. The error is as cel-go shows it.
     pub fn compile(source: &str, variables: &[(&str, Type)]) -> Result<Program, String> {
-        let tree = syntax::parse(source).map_err(|problem| problem.shown(source))?;
+        let shown = |problems: Vec<syntax::Problem>| problems.iter().map(|problem| problem.shown(source)).collect::<Vec<_>>().join("\n");
+        let tree = syntax::parse(source).map_err(shown)?;
         let type_ = checker::check(&tree, variables)
             .and_then(|type_| Some(checker::wrong_literals(&tree)).filter(|problems| !problems.is_empty()).map_or(Ok(type_), Err))
-            .map_err(|problems| problems.iter().map(|problem| problem.shown(source)).collect::<Vec<_>>().join("\n"))?;
+            .map_err(shown)?;
         Ok(Program { source: source.to_string(), tree, type_ })
     }
     /// Computes it. What it costs is taken from `budget`; an empty budget is an error.

@@ -135,9 +135,14 @@ pub const RESERVED: &[&str] = &[
     "while",
 ];
 
+/// Characters of one expression that nobody knows and that are named; of more, the rest is left out.
+const UNKNOWN_MAX: usize = 20;
+
 struct Lexer<'a> {
     chars: &'a [char],
     at: usize,
+    /// What was left out because it begins no token.
+    unknown: Vec<Problem>,
 }
 
 impl Lexer<'_> {
@@ -146,6 +151,16 @@ impl Lexer<'_> {
     }
     fn problem<T>(&self, at: usize, message: impl Into<String>) -> Result<T, Problem> {
         Err(Problem { at, message: format!("Syntax error: {}", message.into()) })
+    }
+
+    /// Goes on behind characters that begin no token.
+    fn leave_out(&mut self, length: usize) {
+        let start = self.at;
+        self.at = self.chars.len().min(start + length);
+        if self.unknown.len() < UNKNOWN_MAX {
+            let text: String = self.chars[start..self.at].iter().collect();
+            self.unknown.push(Problem { at: start, message: format!("Syntax error: token recognition error at: '{text}'") });
+        }
     }
 
     fn all(&mut self) -> Result<Vec<(Token, usize)>, Problem> {
@@ -192,7 +207,12 @@ impl Lexer<'_> {
                 }
             } else {
                 let found = OPERATORS.iter().find(|op| op.chars().enumerate().all(|(i, c)| self.peek(i) == Some(c)));
-                let Some(op) = found else { return self.problem(start, format!("token recognition error at: '{c}'")) };
+                let Some(op) = found else {
+                    // Half an operator goes with what stands in the place of the other half.
+                    let length = if matches!(c, '=' | '|' | '&') { 2 } else { 1 };
+                    self.leave_out(length);
+                    continue;
+                };
                 self.at += op.len();
                 Token::Op(op)
             };
@@ -327,16 +347,27 @@ impl Lexer<'_> {
     }
 }
 
-/// Parses one expression.
-pub fn parse(source: &str) -> Result<Expr, Problem> {
+/// Parses one expression. Errors come in the order of their places.
+pub fn parse(source: &str) -> Result<Expr, Vec<Problem>> {
     if source.len() > limits::SOURCE_BYTES_MAX {
-        return Err(Problem {
-            at: 0,
-            message: format!("expression code point size exceeds limit: size: {}, limit {}", source.len(), limits::SOURCE_BYTES_MAX),
-        });
+        let message = format!("expression code point size exceeds limit: size: {}, limit {}", source.len(), limits::SOURCE_BYTES_MAX);
+        return Err(vec![Problem { at: 0, message }]);
     }
     let chars: Vec<char> = source.chars().collect();
-    let tokens = Lexer { chars: &chars, at: 0 }.all()?;
+    let mut lexer = Lexer { chars: &chars, at: 0, unknown: vec![] };
+    let parsed = lexer.all().and_then(whole);
+    let mut problems = lexer.unknown;
+    match parsed {
+        Ok(expression) if problems.is_empty() => return Ok(expression),
+        Ok(_) => {}
+        Err(problem) => problems.push(problem),
+    }
+    problems.sort_by_key(|problem| problem.at);
+    Err(problems)
+}
+
+/// The expression that all tokens make.
+fn whole(tokens: Vec<(Token, usize)>) -> Parsed {
     let mut parser = Parser { tokens, at: 0, depth: 0 };
     let expression = parser.expression()?;
     match parser.peek() {
@@ -695,7 +726,15 @@ mod tests {
 
     #[test]
     fn errors_look_like_those_of_cel_go() {
-        let problem = parse("self >").unwrap_err();
+        let shown = |source: &str| parse(source).unwrap_err().iter().map(|problem| problem.shown(source)).collect::<Vec<_>>();
+        assert_eq!(
+            shown("a | b"),
+            [
+                "ERROR: <input>:1:3: Syntax error: token recognition error at: '| '\n | a | b\n | ..^",
+                "ERROR: <input>:1:5: Syntax error: extraneous input 'b' expecting <EOF>\n | a | b\n | ....^"
+            ]
+        );
+        let problem = parse("self >").unwrap_err().remove(0);
         assert_eq!(
             problem.shown("self >"),
             "ERROR: <input>:1:7: Syntax error: mismatched input '<EOF>' expecting {'[', '{', '(', '.', '-', '!', 'true', 'false', 'null', NUM_FLOAT, NUM_INT, NUM_UINT, STRING, BYTES, IDENTIFIER}\n | self >\n | ......^"
