@@ -64,8 +64,8 @@ pub struct Load {
     /// Pods in the table of phases.
     #[arg(long, default_value_t = 5000)]
     pods: usize,
-    /// Stored pods at which the cost of single requests is compared; empty leaves that out.
-    #[arg(long, value_delimiter = ',', default_value = "1000,10000,100000")]
+    /// Stored pods at which the cost of single requests is compared; without a value that is left out.
+    #[arg(long, value_delimiter = ',', num_args = 0..=1, default_value = "1000,10000,100000")]
     stored: Vec<usize>,
     /// Idle watchers whose memory is measured; 0 leaves that out.
     #[arg(long, default_value_t = 5000)]
