@@ -200,12 +200,8 @@ impl Writer<'_> {
     }
 
     fn count_generation(&self, new: &mut Value, old: &Value) {
-        let content = |object: &Value, other: &Value| {
-            let mut members = object.as_object().into_iter().flatten().filter(|(key, _)| !matches!(key.as_str(), "metadata" | "status"));
-            members.all(|(key, value)| other.get(key) == Some(value))
-        };
         // A hook may have counted what is not content here but counts for its kind.
-        if self.kind.has_generation && new.generation() <= old.generation() && !(content(new, old) && content(old, new)) {
+        if self.kind.has_generation && new.generation() <= old.generation() && !same_content(new, old) {
             new.set("metadata.generation", old.generation() + 1);
         }
     }
@@ -226,6 +222,14 @@ fn take_back(new: &mut Value, old: &Value, key: &str) {
         Some(before) => new.set(key, before.clone()),
         None => drop(new.remove(key)),
     }
+}
+
+/// Whether two states of an object differ in nothing but metadata and status.
+fn same_content(new: &Value, old: &Value) -> bool {
+    fn members(object: &Value) -> impl Iterator<Item = (&String, &Value)> {
+        object.as_object().into_iter().flatten().filter(|(key, _)| !matches!(key.as_str(), "metadata" | "status"))
+    }
+    members(new).all(|(key, value)| old.get(key) == Some(value)) && members(old).all(|(key, _)| new.get(key).is_some())
 }
 
 /// Whether two states of an object differ in nothing but their version and the times at which somebody said the same.
@@ -258,6 +262,15 @@ fn same_but(new: Option<&Value>, old: Option<&Value>, but: &str, equal: impl Fn(
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn content_is_what_is_neither_metadata_nor_status() {
+        let old = json!({"metadata": {"labels": {"a": "b"}}, "spec": {"replicas": 1}, "status": {"replicas": 1}});
+        assert!(same_content(&json!({"metadata": {}, "spec": {"replicas": 1}}), &old));
+        for other in [json!({"spec": {"replicas": 2}}), json!({}), json!({"spec": {"replicas": 1}, "data": {}})] {
+            assert!(!same_content(&other, &old), "{other}");
+        }
+    }
 
     #[test]
     fn sameness_leaves_out_the_version_alone() {
