@@ -23,6 +23,7 @@ use crate::{
 use api::{
     Kind, Status, Value,
     field::{Errors, Path},
+    kinds::core::services,
     object::ObjectExt,
 };
 use rand::Rng;
@@ -341,8 +342,14 @@ async fn reserve_in<L: Ledger>(ranges: &Ranges, ledger: &mut L, service: &mut Va
     if service.str_at("spec.type") == Some("ExternalName") {
         return Ok(errors);
     }
+    services::validate_addresses(service, old, &mut errors);
+    if errors.is_empty() {
+        families(ranges, service, old, &mut errors);
+    }
     let before = old.map(held).unwrap_or_default();
-    if families(ranges, service, &mut errors) && errors.is_empty() {
+    // Who has an address keeps it; who asks for another is told so when the Service is checked.
+    let has_address = old.is_some_and(|old| old.str_at("spec.type") != Some("ExternalName") && !old.list_at("spec.clusterIPs").is_empty());
+    if errors.is_empty() && !has_address {
         addresses(ranges, ledger, service, &before, &mut errors).await?;
     }
     if errors.is_empty() {
@@ -355,54 +362,69 @@ fn is_headless(service: &Value) -> bool {
     service.str_at("spec.clusterIP") == Some("None")
 }
 
-/// Fills in policy and families. False if they make no sense and validation will say so.
-fn families(ranges: &Ranges, service: &mut Value, errors: &mut Errors) -> bool {
+/// Fills in policy and families, of addresses that are well-formed.
+fn families(ranges: &Ranges, service: &mut Value, old: Option<&Value>, errors: &mut Errors) {
     let spec = Path::new("spec");
-    let listed = service.list_at("spec.clusterIPs").to_vec();
-    let first = service.str_at("spec.clusterIP").unwrap_or_default();
-    if listed.len() > 2 || listed.first().is_some_and(|address| address != first) || listed.iter().skip(1).any(|_| first == "None") {
-        return false;
-    }
-    let (own, other) = match ranges.family {
-        "IPv4" => ("IPv4", "IPv6"),
-        _ => ("IPv6", "IPv4"),
-    };
-    let given: Vec<String> = service.list_at("spec.ipFamilies").iter().filter_map(Value::as_str).map(String::from).collect();
-    let policy = service.str_at("spec.ipFamilyPolicy").map(String::from);
-    let known = given.iter().all(|family| family == own || family == other);
-    let twice = given.len() > 1 && (given.len() > 2 || given[0] == given[1] || policy.as_deref() == Some("SingleStack"));
-    if !known || twice || policy.as_deref().is_some_and(|policy| !matches!(policy, "SingleStack" | "PreferDualStack" | "RequireDualStack")) {
-        return false;
-    }
+    let policy_at = spec.child("ipFamilyPolicy");
+    let (own, other) = if ranges.family == "IPv4" { ("IPv4", "IPv6") } else { ("IPv6", "IPv4") };
     // Without address and selector the cluster has no part in what the endpoints are.
     let anything_goes = is_headless(service) && service.map_at("spec.selector").is_none_or(|selector| selector.is_empty());
+    let said = |service: &Value| service.str_at("spec.ipFamilyPolicy").filter(|policy| !policy.is_empty()).map(String::from);
+    let default = if anything_goes { "RequireDualStack" } else { "SingleStack" };
+    let policy = said(service).or_else(|| old.and_then(said)).unwrap_or_else(|| default.into());
+    let single = policy == "SingleStack";
+    if let Some(old) = old {
+        for (key, what) in [("spec.clusterIPs", "cluster IP"), ("spec.ipFamilies", "IP family")] {
+            let (now, before) = (service.list_at(key).to_vec(), old.list_at(key));
+            if single && now == before && now.len() > 1 {
+                service.set(key, vec![now[0].clone()]);
+            } else if !single && !now.is_empty() && now.len() < before.len() {
+                errors.invalid(policy_at.clone(), policy.as_str(), &format!("must be 'SingleStack' to release the secondary {what}"));
+            }
+        }
+    }
+    let listed = service.list_at("spec.clusterIPs").to_vec();
+    let mut families: Vec<String> = service.list_at("spec.ipFamilies").iter().filter_map(Value::as_str).map(String::from).collect();
+    for (count, what) in [(listed.len(), "cluster IPs"), (families.len(), "IP families")] {
+        if single && count == 2 {
+            let detail = format!("must be 'RequireDualStack' or 'PreferDualStack' when multiple {what} are specified");
+            errors.invalid(policy_at.clone(), policy.as_str(), &detail);
+        }
+    }
+    for (i, address) in listed.iter().enumerate().skip(families.len()) {
+        match address.as_str().and_then(|address| address.parse::<IpAddr>().ok()) {
+            Some(address) if address.is_ipv4() == (own == "IPv4") => families.push(own.into()),
+            Some(_) => {
+                errors.invalid(spec.child("clusterIPs").index(i), listed.clone(), &format!("{other} is not configured on this cluster"));
+            }
+            None => {}
+        }
+    }
+    if !errors.is_empty() {
+        return;
+    }
     if anything_goes {
-        let policy = policy.unwrap_or_else(|| "RequireDualStack".into());
-        let mut families = if given.is_empty() { vec![own.to_string()] } else { given };
-        if policy != "SingleStack" && families.len() == 1 {
+        if families.is_empty() {
+            families.push(own.into());
+        }
+        if !single && families.len() == 1 {
             families.push(if families[0] == own { other } else { own }.into());
         }
-        service.set("spec.ipFamilies", families);
-        service.set("spec.ipFamilyPolicy", policy);
-        return true;
-    }
-    for (i, family) in given.iter().enumerate().filter(|(_, family)| *family != own) {
-        errors.invalid(spec.child("ipFamilies").index(i), family.as_str(), "not configured on this cluster");
-    }
-    if policy.as_deref() == Some("RequireDualStack") {
-        errors.invalid(spec.child("ipFamilyPolicy"), "RequireDualStack", "this cluster is not configured for dual-stack services");
-    }
-    for (i, address) in listed.iter().enumerate() {
-        let parsed = address.as_str().and_then(|address| address.parse::<IpAddr>().ok());
-        if parsed.is_some_and(|address| address.is_ipv4() != (own == "IPv4")) {
-            errors.invalid(spec.child("clusterIPs").index(i), listed.clone(), &format!("{other} is not configured on this cluster"));
+    } else {
+        if policy == "RequireDualStack" {
+            errors.invalid(policy_at, policy.as_str(), "this cluster is not configured for dual-stack services");
+        }
+        for (i, family) in families.iter().enumerate().filter(|(_, family)| *family != own) {
+            errors.invalid(spec.child("ipFamilies").index(i), family.as_str(), "not configured on this cluster");
+        }
+        if families.is_empty() {
+            families.push(own.into());
         }
     }
     if errors.is_empty() {
-        service.set("spec.ipFamilies", vec![own]);
-        service.set_default("spec.ipFamilyPolicy", "SingleStack");
+        service.set("spec.ipFamilies", families);
+        service.set("spec.ipFamilyPolicy", policy);
     }
-    true
 }
 
 async fn addresses<L: Ledger>(ranges: &Ranges, ledger: &mut L, service: &mut Value, before: &[Item], errors: &mut Errors) -> Result<(), Status> {
@@ -612,7 +634,7 @@ mod tests {
         check(&mut pools, "fd00::1", r#"spec.clusterIPs[0]: Invalid value: ["fd00::1"]: IPv6 is not configured on this cluster"#);
         pools.free(Item::Address("10.96.0.10".parse().unwrap()));
         assert!(reserve(&mut pools, explicit("10.96.0.10")).is_ok(), "free again");
-        assert_eq!(reserve(&mut pools, explicit("abc")).unwrap()["clusterIP"], "abc", "left to validation");
+        assert!(reserve(&mut pools, explicit("abc")).unwrap_err().contains("must be a valid IP address"));
     }
 
     #[test]
@@ -634,7 +656,7 @@ mod tests {
         let mut pools = pools();
         let spec = reserve(&mut pools, json!({"type": "ClusterIP", "clusterIP": "None", "clusterIPs": ["None"], "selector": {"a": "b"}})).unwrap();
         assert_eq!((&spec["ipFamilies"], &spec["ipFamilyPolicy"]), (&json!(["IPv4"]), &json!("SingleStack")));
-        let spec = reserve(&mut pools, json!({"type": "ClusterIP", "clusterIP": "None", "ipFamilies": ["IPv6"]})).unwrap();
+        let spec = reserve(&mut pools, json!({"type": "ClusterIP", "clusterIP": "None", "clusterIPs": ["None"], "ipFamilies": ["IPv6"]})).unwrap();
         assert_eq!((&spec["ipFamilies"], &spec["ipFamilyPolicy"]), (&json!(["IPv6", "IPv4"]), &json!("RequireDualStack")));
     }
 

@@ -150,10 +150,7 @@ impl Hooks for Services {
         ports(spec, &path, errors);
         checks::labels(map(spec, "selector"), &path.child("selector"), errors);
         session_affinity(spec, &path, errors);
-        if !is_external_name(spec) {
-            let before = old.map(|old| strings(workload::spec(old), "clusterIPs").collect::<Vec<_>>()).unwrap_or_default();
-            addresses(spec, &before, &path, errors);
-        }
+        validate_addresses(service, old, errors);
         let before = |key: &str| old.map(|old| strings(workload::spec(old), key).map(str::trim).collect::<Vec<_>>()).unwrap_or_default();
         let known = before("externalIPs");
         for (i, ip) in strings(spec, "externalIPs").enumerate() {
@@ -463,6 +460,15 @@ fn session_affinity(spec: &Value, path: &Path, errors: &mut Errors) {
     }
 }
 
+/// Checks what a Service says of its addresses and their families.
+pub fn validate_addresses(service: &Value, old: Option<&Value>, errors: &mut Errors) {
+    let spec = workload::spec(service);
+    if !is_external_name(spec) {
+        let before = old.map(|old| strings(workload::spec(old), "clusterIPs").collect::<Vec<_>>()).unwrap_or_default();
+        addresses(spec, &before, &Path::new("spec"), errors);
+    }
+}
+
 /// `before` are the addresses that the Service has had.
 fn addresses(spec: &Value, before: &[&str], path: &Path, errors: &mut Errors) {
     let (ip, ips) = (text(spec, "clusterIP"), list(spec, "clusterIPs"));
@@ -487,17 +493,6 @@ fn addresses(spec: &Value, before: &[&str], path: &Path, errors: &mut Errors) {
     let policy = text(spec, "ipFamilyPolicy");
     if !policy.is_empty() {
         checks::one_of(spec, "ipFamilyPolicy", &["PreferDualStack", "RequireDualStack", "SingleStack"], path, errors);
-        if policy == "SingleStack" {
-            for (count, what) in [(ips.len(), "cluster IPs"), (families.len(), "IP families")] {
-                if count > 1 {
-                    errors.invalid(
-                        path.child("ipFamilyPolicy"),
-                        policy,
-                        &format!("must be 'RequireDualStack' or 'PreferDualStack' when multiple {what} are specified"),
-                    );
-                }
-            }
-        }
     }
     let mut wrong = false;
     for (i, value) in ips.iter().enumerate() {
