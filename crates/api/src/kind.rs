@@ -173,6 +173,10 @@ pub trait Hooks: Send + Sync {
     fn row_conditions(&self, _object: &Value) -> Vec<Value> {
         Vec::new()
     }
+    /// Where the object's row stands among those of a list, the lowest first; rows of one place stay in the order of names.
+    fn row_place(&self, _object: &Value) -> i64 {
+        0
+    }
     /// Cells of the object's row, one per column of [`Kind::columns`]. `now_unix_s` is for ages.
     /// The default serves kinds whose columns are `Name` and `Created At`.
     fn cells(&self, object: &Value, now_unix_s: i64) -> Vec<Value> {

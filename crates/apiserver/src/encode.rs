@@ -357,9 +357,10 @@ impl Output {
     /// A Table of objects in stored form.
     pub fn table(&self, view: &View, objects: impl IntoIterator<Item = Value>, list_metadata: Value, headers: bool, version: &str) -> Value {
         let now_unix_s = jiff::Timestamp::now().as_second();
-        let rows = objects
+        let mut rows: Vec<(i64, Value)> = objects
             .into_iter()
             .map(|mut object| {
+                let place = view.kind.hooks.row_place(&object);
                 let mut row = table::row(&view.kind, &object, self.include, now_unix_s);
                 if self.include == IncludeObject::Object && !view.is_stored_form() {
                     view.show(&mut object);
@@ -368,9 +369,11 @@ impl Output {
                 if version != "v1" {
                     relabel(row.get_mut("object"), version);
                 }
-                row
+                (place, row)
             })
             .collect();
+        rows.sort_by_key(|(place, _)| *place);
+        let rows = rows.into_iter().map(|(_, row)| row).collect();
         let mut table = table::table(&view.kind.columns, rows, list_metadata, headers);
         if version != "v1" {
             relabel(Some(&mut table), version);

@@ -77,6 +77,9 @@ impl Hooks for FlowSchemas {
     fn validate_status(&self, schema: &Value, _old: &Value, errors: &mut Errors) {
         validate_conditions(schema, errors);
     }
+    fn row_place(&self, schema: &Value) -> i64 {
+        int(workload::spec(schema), "matchingPrecedence").unwrap_or(0)
+    }
     fn cells(&self, schema: &Value, now_unix_s: i64) -> Vec<Value> {
         let (spec, status) = (workload::spec(schema), workload::status(schema));
         let dangling = list(status, "conditions").iter().find(|c| text(c, "type") == "Dangling").map_or("?", |c| text(c, "status"));
