@@ -344,7 +344,8 @@ pub async fn start(
     let sources = sources(cx, pod, container).await.map_err(config_error)?;
     let environment = env::environment(pod, container, facts, &sources).map_err(|error| config_error(error.to_string()))?;
     let known: HashMap<String, String> = environment.iter().cloned().collect();
-    let mut binds = cx.volumes.binds(pod, container, |text| env::expand(text, |name| known.get(name).cloned())).await.map_err(config_error)?;
+    let expand = |text: &str| env::expand_path(text, |name| known.get(name).cloned());
+    let mut binds = cx.volumes.binds(pod, container, expand).await.map_err(config_error)?;
     let message_file = prepare_files(cx, pod, container, attempt, facts, &mut binds).map_err(|error| config_error(error.to_string()))?;
 
     let parts =

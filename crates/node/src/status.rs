@@ -286,8 +286,38 @@ fn names(list: impl Iterator<Item = String>) -> String {
     list.collect::<Vec<_>>().join(" ")
 }
 
+/// The status of a pod that the node never took on: none of its containers ever was.
+fn refused(inputs: &Inputs<'_>) -> Option<PodStatus> {
+    let before = inputs.before;
+    if !inputs.observed.containers.is_empty() {
+        return None;
+    }
+    let now = inputs.end.filter(|end| !end.deleted && before.start_time.is_none());
+    let earlier = before.phase.as_deref() == Some("Failed") && before.container_statuses.is_none() && before.start_time.is_some();
+    let (reason, message) = match now {
+        Some(end) => (Some(end.reason.clone()), Some(end.message.clone())),
+        None if earlier => (before.reason.clone(), before.message.clone()),
+        None => return None,
+    };
+    let ours = |condition: &&PodCondition| OWN_CONDITIONS.contains(&condition.type_.as_str()) || condition.type_ == "PodScheduled";
+    let conditions: Vec<_> = before.conditions.iter().flatten().filter(|condition| !ours(condition)).cloned().collect();
+    Some(PodStatus {
+        phase: Some("Failed".into()),
+        reason,
+        message,
+        conditions: (!conditions.is_empty()).then_some(conditions),
+        start_time: Some(before.start_time.clone().unwrap_or_else(|| time(inputs.now))),
+        qos_class: Some(before.qos_class.clone().unwrap_or_else(|| resources::qos(inputs.pod).as_str().to_owned())),
+        observed_generation: inputs.pod.metadata.generation,
+        ..PodStatus::default()
+    })
+}
+
 /// The whole status.
 pub fn compute(inputs: &Inputs<'_>) -> PodStatus {
+    if let Some(refused) = refused(inputs) {
+        return refused;
+    }
     let spec = spec::spec_of(inputs.pod);
     let has_init = spec.init_containers.as_ref().is_some_and(|list| !list.is_empty());
     let default_reason = if has_init { "PodInitializing" } else { "ContainerCreating" };

@@ -101,6 +101,20 @@ fn a_pod_being_made_is_pending() {
 }
 
 #[test]
+fn a_pod_that_was_refused_has_no_containers() {
+    let mut case = Case::new(one(), vec![]);
+    case.end = Some(pod::End { grace_s: 0, deleted: false, reason: "OutOfcpu".into(), message: "Pod was rejected: no room".into() });
+    for _ in 0..2 {
+        let status = case.status();
+        assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Failed"), Some("OutOfcpu")));
+        assert_eq!((&status.container_statuses, &status.conditions, status.qos_class.as_deref()), (&None, &None, Some("BestEffort")));
+        assert!(status.start_time.is_some());
+        // Reported, and said again by an agent that has forgotten why.
+        (case.before, case.end) = (status, None);
+    }
+}
+
+#[test]
 fn a_running_pod_is_ready_and_keeps_its_times() {
     let mut case = Case::new(one(), vec![seen("a", 1, State::Running, 0), seen("a", 0, State::Exited, 1)]);
     let status = case.status();

@@ -9,6 +9,7 @@ use k8s_openapi::{
     apimachinery::pkg::api::resource::Quantity,
 };
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
@@ -100,6 +101,20 @@ pub fn expand(text: &str, lookup: impl Fn(&str) -> Option<String>) -> String {
     }
     out.push_str(rest);
     out
+}
+
+/// The same for a path in a volume, which must be known as a whole: what has no value is named.
+pub fn expand_path(text: &str, lookup: impl Fn(&str) -> Option<String>) -> Result<String, String> {
+    let missing = RefCell::new(BTreeSet::new());
+    let path = expand(text, |name| {
+        let value = lookup(name).filter(|value| !value.is_empty());
+        if value.is_none() {
+            missing.borrow_mut().insert(name.to_owned());
+        }
+        value
+    });
+    let missing: Vec<String> = missing.into_inner().into_iter().collect();
+    if missing.is_empty() { Ok(path) } else { Err(format!("missing value for {}", missing.join(", "))) }
 }
 
 /// The value of a field reference.
@@ -327,6 +342,13 @@ mod tests {
     use super::*;
     use crate::spec::testing::pod;
     use serde_json::json;
+
+    #[test]
+    fn a_path_is_known_as_a_whole() {
+        let lookup = |name: &str| [("A", "1"), ("EMPTY", "")].iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+        assert_eq!(expand_path("x/$(A)", lookup).as_deref(), Ok("x/1"));
+        assert_eq!(expand_path("$(B)/$(A)/$(EMPTY)/$(B)", lookup), Err("missing value for B, EMPTY".into()));
+    }
 
     #[test]
     fn variables_are_expanded_where_known() {

@@ -164,8 +164,8 @@ impl Volumes {
         .await
     }
 
-    /// What a container mounts, in its order. `expand` resolves `subPathExpr`.
-    pub async fn binds(&self, pod: &Pod, container: &Container, expand: impl Fn(&str) -> String) -> Result<Vec<Bind>, String> {
+    /// What a container mounts, in its order. `expand` resolves `subPathExpr`, or says what is missing.
+    pub async fn binds(&self, pod: &Pod, container: &Container, expand: impl Fn(&str) -> Result<String, String>) -> Result<Vec<Bind>, String> {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         let volumes = self.volumes_of(pod).await.map_err(|error| error.to_string())?;
         let volumes: HashMap<&str, &Volume> = volumes.iter().map(|volume| (volume.name.as_str(), volume)).collect();
@@ -176,7 +176,7 @@ impl Volumes {
                 .ok_or_else(|| format!("cannot find volume \"{}\" to mount into container \"{}\"", mount.name, container.name))?;
             let place = self.place(&uid, volume).ok_or_else(|| format!("volume \"{}\" is of a sort that this node does not know", mount.name))?;
             let sub_path = match (&mount.sub_path_expr, &mount.sub_path) {
-                (Some(expression), _) if !expression.is_empty() => expand(expression),
+                (Some(expression), _) if !expression.is_empty() => expand(expression)?,
                 (_, Some(path)) => path.clone(),
                 _ => String::new(),
             };

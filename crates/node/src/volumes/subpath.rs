@@ -19,7 +19,7 @@ fn open(root: impl AsFd, path: &Path) -> Result<OwnedFd, Errno> {
     rustix::fs::openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), INSIDE)
 }
 
-/// Opens `sub_path` inside `volume`, making directories that are missing.
+/// Opens `sub_path` inside `volume`, making directories that are missing. The last of them is open to whom the volume is.
 fn open_or_make(volume: &Path, sub_path: &str) -> io::Result<OwnedFd> {
     let relative = Path::new(sub_path);
     if relative.components().any(|component| !matches!(component, Component::Normal(_) | Component::CurDir)) {
@@ -31,15 +31,21 @@ fn open_or_make(volume: &Path, sub_path: &str) -> io::Result<OwnedFd> {
         Err(Errno::NOENT) => {}
         Err(error) => return Err(error.into()),
     }
-    let mut here = open(&root, Path::new("."))?;
+    let mode = Mode::from_raw_mode(rustix::fs::fstat(&root)?.st_mode & 0o7777);
+    let (mut here, mut is_new) = (open(&root, Path::new("."))?, false);
     for component in relative.components() {
         let Component::Normal(name) = component else { continue };
         let name = Path::new(name);
-        match rustix::fs::mkdirat(&here, name, Mode::from_raw_mode(0o750)) {
-            Ok(()) | Err(Errno::EXIST) => {}
+        is_new = match rustix::fs::mkdirat(&here, name, mode) {
+            Ok(()) => true,
+            Err(Errno::EXIST) => false,
             Err(error) => return Err(error.into()),
-        }
+        };
         here = open(&here, name)?;
+    }
+    if is_new {
+        // What is opened as a place alone cannot be changed by its descriptor; this is still that place.
+        rustix::fs::chmod(format!("/proc/self/fd/{}", here.as_raw_fd()), mode)?;
     }
     Ok(here)
 }
@@ -65,6 +71,7 @@ pub fn bind(volume: &Path, sub_path: &str, target: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn a_sub_path_stays_inside_and_is_made() {
@@ -72,7 +79,11 @@ mod tests {
         std::os::unix::fs::symlink("/etc", dir.path().join("out")).unwrap();
         assert!(open_or_make(dir.path(), "out/passwd").is_err());
         assert!(open_or_make(dir.path(), "../x").is_err());
+        let mode = |path: &str| dir.path().join(path).metadata().unwrap().permissions().mode() & 0o7777;
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o2777)).unwrap();
         assert!(open_or_make(dir.path(), "a/b").is_ok());
-        assert!(dir.path().join("a/b").is_dir());
+        assert!(dir.path().join("a/b").is_dir() && mode("a/b") == 0o2777);
+        fs::set_permissions(dir.path().join("a/b"), fs::Permissions::from_mode(0o700)).unwrap();
+        assert!(open_or_make(dir.path(), "a/b").is_ok() && mode("a/b") == 0o700, "what is there stays as it is");
     }
 }
