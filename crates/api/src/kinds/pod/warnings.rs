@@ -94,16 +94,15 @@ pub fn pod(pod: &Value, at: &Path, template: bool) -> Vec<String> {
         let is_old = |source: &String| OLD_VOLUMES.iter().any(|(old, _)| old == source);
         let old = volume.as_object().is_some_and(|volume| volume.keys().any(is_old));
         for (source, why) in OLD_VOLUMES.iter().filter(|(source, _)| old && has(volume, source)) {
-            warnings.push(format!("{}: {why}", path.child(source)));
+            // One source is named in another way than it is written.
+            let shown = if *source == "storageos" { "storageOS" } else { source };
+            warnings.push(format!("{}: {why}", path.child(shown)));
         }
         if let Some(claim) = below(volume, &["ephemeral", "volumeClaimTemplate", "spec"]) {
             warnings.extend(claim_spec(claim, &path.child("ephemeral").child("volumeClaimTemplate").child("spec")));
         }
-        let empty = |source: &Value| source.as_object().is_some_and(|source| source.values().all(Value::is_null));
-        if below(volume, &["projected", "sources"]).and_then(Value::as_array).is_some_and(|sources| sources.iter().any(empty)) {
-            warnings.push(format!("volume {:?} (Projected) has no sources provided", text(volume, "name")));
-        }
     }
+    overlapping_paths(list(spec, "volumes"), &mut warnings);
     let aliases = list(spec, "hostAliases");
     for (i, alias) in aliases.iter().enumerate() {
         let ip = text(alias, "ip");
@@ -164,6 +163,62 @@ pub fn pod(pod: &Value, at: &Path, template: bool) -> Vec<String> {
         }
     }
     warnings
+}
+
+/// Files of a volume that are in each other's place.
+fn overlapping_paths(volumes: &[Value], warnings: &mut Vec<String>) {
+    let nothing = Value::Null;
+    let of_items = |source: &Value| list(source, "items").iter().map(|item| text(item, "path").to_string()).collect::<Vec<_>>();
+    for volume in volumes {
+        let name = text(volume, "name");
+        for (key, kind, from) in [("configMap", "ConfigMap", "name"), ("secret", "Secret", "secretName"), ("downwardAPI", "DownwardAPI", "")] {
+            let Some(source) = member(volume, key) else { continue };
+            let from = if from.is_empty() { String::new() } else { format!(" {:?}", text(source, from)) };
+            collisions(&of_items(source), &format!("volume {name:?} ({kind}{from}): overlapping paths"), warnings);
+        }
+        let mut before: Vec<String> = vec![];
+        for source in list(volume.get("projected").unwrap_or(&nothing), "sources") {
+            let Some((key, source)) = source.as_object().and_then(|source| source.iter().find(|(_, value)| !value.is_null())) else {
+                warnings.push(format!("volume {name:?} (Projected) has no sources provided"));
+                continue;
+            };
+            let path = || vec![text(source, "path").to_string()];
+            let (what, paths) = match key.as_str() {
+                "configMap" => (format!("ConfigMap {:?}", text(source, "name")), of_items(source)),
+                "secret" => (format!("Secret {:?}", text(source, "name")), of_items(source)),
+                "downwardAPI" => ("DownwardAPI".to_string(), of_items(source)),
+                "serviceAccountToken" => ("ServiceAccountToken".to_string(), path()),
+                "clusterTrustBundle" => {
+                    let bundle = if has(source, "name") { text(source, "name") } else { text(source, "signerName") };
+                    (format!("ClusterTrustBundle {bundle:?}"), path())
+                }
+                _ => continue,
+            };
+            let what = format!("volume {name:?} (Projected {what}): overlapping paths");
+            collisions(&paths, &what, warnings);
+            let mut once = paths;
+            once.sort();
+            once.dedup();
+            let mut all = [once.as_slice(), before.as_slice()].concat();
+            all.sort();
+            if !once.is_empty() {
+                collisions(&all, &what, warnings);
+            }
+            before.extend(once.into_iter().filter(|path| !before.contains(path)).collect::<Vec<_>>());
+        }
+    }
+}
+
+/// Paths that are, or begin with, one that came before.
+fn collisions(paths: &[String], what: &str, warnings: &mut Vec<String>) {
+    let mut seen: Vec<&str> = vec![];
+    for path in paths.iter().map(|path| path.trim_end_matches('/')) {
+        let meets = |other: &&&str| !other.is_empty() && (format!("{other}/").starts_with(path) || format!("{path}/").starts_with(**other));
+        if let Some(other) = seen.iter().find(meets).filter(|_| !path.is_empty()) {
+            warnings.push(format!("{what}: {path:?} with {other:?}"));
+        }
+        seen.push(path);
+    }
 }
 
 fn below<'a>(value: &'a Value, path: &[&str]) -> Option<&'a Value> {
@@ -326,6 +381,23 @@ mod tests {
             &[
                 "spec.nodeSelector[beta.kubernetes.io/os]: deprecated since v1.14; use \"kubernetes.io/os\" instead",
                 "spec.affinity.podAffinity.preferredDuringSchedulingIgnoredDuringExecution[0].podAffinityTerm.labelSelector: a null labelSelector results in matching no pod",
+            ],
+        );
+    }
+
+    #[test]
+    fn files_in_each_others_place_are_told() {
+        let items = |paths: &[&str]| paths.iter().map(|path| json!({"key": "k", "path": path})).collect::<Vec<_>>();
+        check(
+            json!({"volumes": [
+                {"name": "a", "configMap": {"name": "m", "items": items(&["x", "x/y", "z"])}},
+                {"name": "b", "projected": {"sources": [{}, {"secret": {"name": "s", "items": items(&["t"])}}, {"serviceAccountToken": {"path": "t"}}]}},
+                {"name": "c", "downwardAPI": {"items": items(&["l", "m"])}},
+            ]}),
+            &[
+                "volume \"a\" (ConfigMap \"m\"): overlapping paths: \"x/y\" with \"x\"",
+                "volume \"b\" (Projected) has no sources provided",
+                "volume \"b\" (Projected ServiceAccountToken): overlapping paths: \"t\" with \"t\"",
             ],
         );
     }
