@@ -293,12 +293,11 @@ fn field_path(props: &Props, text: &str) -> Result<Path, String> {
         let below = if here.properties.is_empty() { here.additional() } else { here.properties.get(&name) };
         path = if here.properties.is_empty() { path.key(&name) } else { path.child(&name) };
         here = below.ok_or("does not refer to a valid field")?;
-        match piece {
-            "[" => match pieces.next().ok_or_else(end)? {
-                "]" => {}
-                other => return Err(format!("expected ] but got {other}")),
-            },
-            _ => {}
+        if piece == "[" {
+            let closing = pieces.next().ok_or_else(end)?;
+            if closing != "]" {
+                return Err(format!("expected ] but got {closing}"));
+            }
         }
     }
     Ok(path)

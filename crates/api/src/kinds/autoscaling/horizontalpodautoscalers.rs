@@ -196,9 +196,8 @@ fn validate_source(name: &str, source: &Value, path: &Path, errors: &mut Errors)
         }
     }
     let at = path.child("target");
-    match text(target, "type") {
-        "" => errors.required(at.child("type"), "must specify a metric target type"),
-        _ => {}
+    if text(target, "type").is_empty() {
+        errors.required(at.child("type"), "must specify a metric target type");
     }
     if !matches!(text(target, "type"), "Utilization" | "Value" | "AverageValue") {
         errors.invalid(at.child("type"), text(target, "type"), "must be either Utilization, Value, or AverageValue");
