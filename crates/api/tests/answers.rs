@@ -11,6 +11,10 @@ const ANSWERS: &str = include_str!("../facts/answers.jsonl");
 /// Runs an object through the hooks as the pipeline does. Gives what would be stored, or what is wrong.
 fn create(kind: &Kind, version: &str, mut object: Value) -> (Value, Errors) {
     kind.hooks.to_stored(version, &mut object);
+    if kind.resource == "pods" {
+        // Admission has done this before anything is judged.
+        object.set_default("spec.serviceAccountName", "default");
+    }
     kind.hooks.default(&mut object);
     kind.hooks.prepare_create(&mut object);
     let mut errors = Errors::default();

@@ -656,6 +656,8 @@ mod tests {
         let mut pools = pools();
         let spec = reserve(&mut pools, json!({"type": "ClusterIP", "clusterIP": "None", "clusterIPs": ["None"], "selector": {"a": "b"}})).unwrap();
         assert_eq!((&spec["ipFamilies"], &spec["ipFamilyPolicy"]), (&json!(["IPv4"]), &json!("SingleStack")));
+        let both = json!({"type": "ClusterIP", "ipFamilies": ["IPv4", "IPv6"], "ipFamilyPolicy": "SingleStack"});
+        assert!(reserve(&mut pools, both).unwrap_err().contains("when multiple IP families are specified"));
         let spec = reserve(&mut pools, json!({"type": "ClusterIP", "clusterIP": "None", "clusterIPs": ["None"], "ipFamilies": ["IPv6"]})).unwrap();
         assert_eq!((&spec["ipFamilies"], &spec["ipFamilyPolicy"]), (&json!(["IPv6", "IPv4"]), &json!("RequireDualStack")));
     }

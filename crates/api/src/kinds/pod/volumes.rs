@@ -367,6 +367,8 @@ fn projected(value: &Value, path: &Path, errors: &mut Errors) {
                     }
                 }
                 "clusterTrustBundle" => {
+                    // Kubernetes' own name for the place.
+                    let here = at.child("clusterTrustBundlePEM");
                     trust_bundle(source, &here, errors);
                     checks::required(source, "path", &here, errors);
                     file_path(text(source, "path"), &here.child("path"), errors);
