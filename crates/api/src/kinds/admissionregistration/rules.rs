@@ -43,11 +43,11 @@ fn alone(values: &[&str], star: &str, what: &str, path: &Path, errors: &mut Erro
 /// Checks one rule.
 pub fn validate_rule(rule: &Value, path: &Path, errors: &mut Errors) {
     let of = |key: &str| strings(rule, key).collect::<Vec<_>>();
-    let names_of = of("resourceNames");
-    for (i, name) in names_of.iter().enumerate() {
+    let mut known = BTreeSet::new();
+    for (i, name) in of("resourceNames").iter().enumerate() {
         let at = path.child("resourceNames").index(i);
         errors.invalid_all(&at, *name, checks::path_segment(name));
-        if names_of[..i].contains(name) {
+        if !known.insert(*name) {
             errors.duplicate(at, *name);
         }
     }

@@ -33,7 +33,8 @@ const COMPUTE: &[&str] = &[
     "limits.memory",
     "limits.ephemeral-storage",
 ];
-const COUNTED: &[&str] = &[
+/// What is counted by number under a name of its own.
+pub const COUNTED: &[&str] = &[
     "pods",
     "resourcequotas",
     "services",

@@ -5,6 +5,7 @@ use crate::{
     internal,
     kinds::{
         checks,
+        core::resourcequotas,
         values::{entries, has, list, member, text},
     },
     names,
@@ -94,18 +95,6 @@ pub fn quality_of_service(spec: &Value) -> &'static str {
 }
 
 const STANDARD: &[&str] = &["cpu", "memory", "ephemeral-storage"];
-/// What a quota counts.
-const COUNTED: &[&str] = &[
-    "pods",
-    "resourcequotas",
-    "services",
-    "replicationcontrollers",
-    "secrets",
-    "configmaps",
-    "persistentvolumeclaims",
-    "services.nodeports",
-    "services.loadbalancers",
-];
 const HUGE_PAGES: &str = "hugepages-";
 
 /// Whether a resource name has no domain of its own: Kubernetes' own resources.
@@ -145,7 +134,7 @@ pub fn overcommits(name: &str) -> bool {
 }
 /// Whether a resource is counted in whole numbers.
 fn whole_only(name: &str) -> bool {
-    COUNTED.contains(&name) || is_extended(name)
+    resourcequotas::COUNTED.contains(&name) || is_extended(name)
 }
 /// The amount of a resource: not negative, and whole where it is counted.
 pub fn quantity(name: &str, value: &Value, path: &Path, errors: &mut Errors) -> Option<Quantity> {
