@@ -1,19 +1,20 @@
 //! Many small writes made one: what stands between HTTP and TLS.
 //!
 //! HTTP/2 writes frame by frame, and a TLS stream makes of each write a record and of each record a system call. Here frames
-//! are gathered until there is enough or until HTTP says that it has no more; then they go out as full records, many to one
-//! call. A list of 24 MB is a few hundred calls instead of thousands; a change that two hundred watchers of one connection wait
-//! for is a handful.
+//! are gathered until there is enough or until HTTP has no more; then they go out as full records, many to one call. A list of
+//! 24 MB is a few hundred calls instead of thousands; a change that two hundred watchers of one connection wait for is a handful.
 //!
-//! HTTP/2 flushes after every frame of data, and once more at the end of each of its turns. It is told each time that it is
-//! done, and gets one turn more: only that one's flush sends what is gathered ([`Gathered::of_http2`]).
+//! HTTP/2 flushes after every frame of data. So its end of the stream only says that it did, and whoever runs the connection sends
+//! what is gathered when its turn is over ([`Outlet::poll_turn`]).
 //!
 //! What must stay true: an idle connection holds no buffer.
 
 use bytes::BufMut;
+use parking_lot::Mutex;
 use std::{
     io::{self, IoSlice},
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -40,22 +41,11 @@ pub struct Gathered<S> {
     bytes: Vec<u8>,
     /// How much of it has gone out.
     sent: usize,
-    /// Whether others have had their turn to add to what is to be flushed.
-    waited: bool,
-    /// Whether whoever writes here first reads and in the end flushes in each of its turns, whatever an earlier flush has said.
-    flushes_again: bool,
-    /// Whether that turn has come.
-    again: bool,
 }
 
 impl<S> Gathered<S> {
     pub fn new(stream: S) -> Gathered<S> {
-        Gathered { stream, bytes: Vec::new(), sent: 0, waited: false, flushes_again: false, again: false }
-    }
-
-    /// For a connection that is HTTP/2 from its first byte on.
-    pub fn of_http2(stream: S) -> Gathered<S> {
-        Gathered { flushes_again: true, ..Gathered::new(stream) }
+        Gathered { stream, bytes: Vec::new(), sent: 0 }
     }
 }
 
@@ -98,27 +88,23 @@ impl<S: AsyncWrite + Unpin> Gathered<S> {
         append(&mut self.bytes, bytes);
     }
 
-    /// An idle connection holds no buffer.
-    fn give_back(&mut self) {
+    /// Sends all, and holds no buffer then.
+    fn poll_empty(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_send(cx))?;
         self.bytes = Vec::new();
-        self.waited = false;
-        self.again = false;
+        Poll::Ready(Ok(()))
     }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Gathered<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.again = self.waited;
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let room = ready!(self.poll_room(cx))?;
-        let taken = bytes.len().min(room);
-        self.take(&bytes[..taken]);
-        Poll::Ready(Ok(taken))
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
     }
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let room = ready!(self.poll_room(cx))?;
@@ -137,27 +123,82 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
         true
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Whoever is ready to write to the same connection comes first: one change has many watchers.
-        let is_time = if self.flushes_again { self.again } else { self.waited };
-        if !is_time && self.length() > 0 && self.length() < GATHERED_BYTES_MAX {
-            self.waited = true;
-            cx.waker().wake_by_ref();
-            return if self.flushes_again { Poll::Ready(Ok(())) } else { Poll::Pending };
-        }
-        ready!(self.poll_send(cx))?;
-        self.give_back();
+        ready!(self.poll_empty(cx))?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_send(cx))?;
-        self.give_back();
+        ready!(self.poll_empty(cx))?;
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// A gathered stream of which one end is HTTP's and the other is of whoever runs the connection. Both are in one task.
+pub struct Outlet<S> {
+    shared: Arc<Mutex<Gathered<S>>>,
+    /// Whether the other end has had a turn since something was gathered.
+    waited: bool,
+}
+
+/// HTTP's end of an [`Outlet`].
+pub struct Inlet<S> {
+    shared: Arc<Mutex<Gathered<S>>>,
+    /// Whether a flush may wait for the end of the turn. HTTP/2 flushes frame by frame.
+    by_turns: bool,
+}
+
+/// The two ends. `by_turns` for what is HTTP/2 from its first byte on.
+pub fn outlet<S>(stream: S, by_turns: bool) -> (Outlet<S>, Inlet<S>) {
+    let shared = Arc::new(Mutex::new(Gathered::new(stream)));
+    (Outlet { shared: shared.clone(), waited: false }, Inlet { shared, by_turns })
+}
+
+impl<S: AsyncWrite + Unpin> Outlet<S> {
+    /// At the end of a turn: sends what is gathered, now or, if that can wait, at the end of the next. The next is asked for, so
+    /// that others who are ready to answer on the same connection come first.
+    pub fn poll_turn(&mut self, cx: &mut Context<'_>, can_wait: bool) -> Poll<io::Result<()>> {
+        let mut gathered = self.shared.lock();
+        if gathered.length() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        if can_wait && !std::mem::replace(&mut self.waited, true) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        ready!(Pin::new(&mut *gathered).poll_flush(cx))?;
+        self.waited = false;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Inlet<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.shared.lock()).poll_read(cx, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Inlet<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.shared.lock()).poll_write(cx, bytes)
+    }
+    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.shared.lock()).poll_write_vectored(cx, slices)
+    }
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.by_turns { Poll::Ready(Ok(())) } else { Pin::new(&mut *self.shared.lock()).poll_flush(cx) }
+    }
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.shared.lock()).poll_shutdown(cx)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures::poll;
+    use std::{future::poll_fn, pin::pin};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     #[tokio::test]
@@ -192,18 +233,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn frames_that_are_flushed_one_by_one_go_out_together() {
+    async fn frames_that_are_flushed_one_by_one_go_out_at_the_end_of_a_turn() {
         let (near, mut far) = tokio::io::duplex(1000);
-        let mut gathered = Gathered::of_http2(near);
-        for frame in [b"one", b"two", b"six"] {
-            gathered.write_all(frame).await.unwrap();
-            gathered.flush().await.unwrap();
-        }
+        let (mut outlet, mut inlet) = outlet(near, true);
+        let mut turn = async |can_wait| poll!(poll_fn(|cx| outlet.poll_turn(cx, can_wait))).map(Result::unwrap);
         let mut arrived = [0; 20];
-        assert!(futures::poll!(std::pin::pin!(far.read(&mut arrived))).is_pending(), "the next turn sends");
-        assert!(futures::poll!(std::pin::pin!(gathered.read(&mut arrived))).is_pending());
-        gathered.flush().await.unwrap();
-        assert_eq!(far.read(&mut arrived).await.unwrap(), 9);
-        assert!(arrived.starts_with(b"onetwosix") && gathered.bytes.capacity() == 0);
+        for (can_wait, turns) in [(true, 2), (false, 1)] {
+            for frame in [b"one", b"two", b"six"] {
+                inlet.write_all(frame).await.unwrap();
+                inlet.flush().await.unwrap();
+            }
+            for left in (0..turns).rev() {
+                assert!(poll!(pin!(far.read(&mut arrived))).is_pending());
+                assert_eq!(turn(can_wait).await.is_ready(), left == 0);
+            }
+            assert_eq!(far.read(&mut arrived).await.unwrap(), 9);
+            assert!(arrived.starts_with(b"onetwosix") && inlet.shared.lock().bytes.capacity() == 0);
+            assert!(turn(can_wait).await.is_ready(), "nothing is left");
+        }
     }
 }

@@ -1,11 +1,17 @@
 //! Serving: TLS with optional client certificates, HTTP/1.1 and HTTP/2, upgrades, graceful shutdown; and the same server
 //! without any of it, as a tower service for components in this process.
 
-use crate::{Body, BoxError, Identity, Server, User, audit::PeerAddress, encode::respond, gathered::Gathered, turns::Turns};
+use crate::{
+    Body, BoxError, Identity, Server, User,
+    audit::PeerAddress,
+    encode::respond,
+    gathered::outlet,
+    streams::{Streams, Turns},
+};
 use futures::future::BoxFuture;
 use http::{Request, Response, StatusCode, Version};
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioIo, TokioTimer},
     server::conn::auto,
 };
 use rustls::{ServerConfig, pki_types::CertificateDer};
@@ -96,14 +102,17 @@ async fn connection(server: Arc<Server>, acceptor: TlsAcceptor, stream: TcpStrea
     let certificates = stream.get_ref().1.peer_certificates().filter(|chain| !chain.is_empty());
     let identity =
         Identity::Peer(certificates.map(|chain| Arc::new(chain.iter().map(|certificate| CertificateDer::into_owned(certificate.clone())).collect())));
-    let turns = Arc::new(Turns::default());
-    let shared = turns.clone();
+    let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let streams = Streams::default();
+    let (outlet, inlet) = outlet(stream, is_http2);
+    let mut turns = Turns::new(&streams, outlet);
+    let placing = streams.clone();
     let asked = Arc::new(AtomicBool::new(false));
     let asks = asked.clone();
     let service = hyper::service::service_fn(move |mut request: Request<hyper::body::Incoming>| {
         asks.store(true, Relaxed);
         if request.version() == Version::HTTP_2 {
-            request.extensions_mut().insert(shared.clone());
+            request.extensions_mut().insert(placing.place());
         }
         if server.audit.is_some() {
             request.extensions_mut().insert(PeerAddress(peer));
@@ -111,7 +120,7 @@ async fn connection(server: Arc<Server>, acceptor: TlsAcceptor, stream: TcpStrea
         let (server, identity) = (server.clone(), identity.clone());
         async move { Ok::<_, Infallible>(server.handle(request.map(Body::new), identity).await) }
     });
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+    let mut builder = auto::Builder::new(streams);
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     builder
         .http2()
@@ -120,9 +129,7 @@ async fn connection(server: Arc<Server>, acceptor: TlsAcceptor, stream: TcpStrea
         .keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE)
         .adaptive_window(true);
-    let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    let stream = if is_http2 { Gathered::of_http2(stream) } else { Gathered::new(stream) };
-    let running = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+    let running = builder.serve_connection_with_upgrades(TokioIo::new(inlet), service);
     tokio::pin!(running);
     let ended = tokio::select! {
         ended = turns.run(running.as_mut()) => ended,

@@ -9,7 +9,7 @@ use crate::{
     conversion,
     encode::{Format, Output, Shape, View, metadata_bytes, metadata_value, respond},
     read::{invalid_options, number, selection},
-    turns::Turns,
+    streams::Place,
     websocket,
 };
 use api::{
@@ -35,11 +35,12 @@ const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
 pub async fn watch(mut call: Call) -> Answer {
     let socket = websocket::asked(&mut call.request, &[])?;
-    if socket.is_some() {
-        // It does not take turns with other answers of its connection any more.
-        call.request.extensions_mut().remove::<Arc<Turns>>();
+    let (server, place) = (call.server.clone(), call.request.extensions_mut().remove::<Place>());
+    let events = events(call).await?;
+    if let (Some(place), None) = (place, &socket) {
+        place.stay();
     }
-    Ok(websocket::answer(&call.server.clone(), socket, events(call).await?))
+    Ok(websocket::answer(&server, socket, events))
 }
 
 async fn events(call: Call) -> Answer {
@@ -74,7 +75,7 @@ async fn events(call: Call) -> Answer {
         .unwrap_or_else(|| limits::WATCH_TIMEOUT_DEFAULT_S + rand::rng().random_range(0..limits::WATCH_TIMEOUT_DEFAULT_S));
     let deadline = Instant::now() + Duration::from_secs(timeout_s.min(limits::WATCH_TIMEOUT_DEFAULT_S * 100));
     let later = selection.fields_later.then(|| Selection { fields_later: false, ..selection.clone() });
-    let mut watch = match resource.watch(selection, from, cache.reached()) {
+    let watch = match resource.watch(selection, from, cache.reached()) {
         Ok(watch) => watch,
         Err(TooOld { oldest }) => {
             let asked = version.unwrap_or_default();
@@ -88,9 +89,6 @@ async fn events(call: Call) -> Answer {
     let bookmarks = options.allow_bookmarks.then(|| tokio::time::interval_at(Instant::now() + period, period));
     let framer = Framer::of(&call);
     let media_type = framer.media_type();
-    if let Some(connection) = call.request.extensions().get::<Arc<Turns>>() {
-        watch.live.writes_to(connection.clone());
-    }
     // Looked at after the watch has begun: whoever begins later than this is not ended with the others.
     let ended = call.server.config.shutdown.is_cancelled();
     let over = Box::pin(tokio::time::sleep_until(deadline));

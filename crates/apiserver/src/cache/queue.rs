@@ -1,19 +1,14 @@
 //! What one watcher has not taken yet: a bounded queue from the cache to one reader.
 //!
 //! Putting in and waking are two steps ([`Wakes`]): a change is first put into the queues of all who see it, under the cache's
-//! lock, and then they are woken, so that nobody runs against the rest of the round. A reader that writes to a connection with
-//! others says so ([`Receiver::writes_to`]), and is expected there from its wake until it has come.
+//! lock, and then they are woken, so that nobody runs against the rest of the round.
 //!
 //! Many are not woken one by one either. For each task that a running worker wakes, tokio wakes another worker if that one sleeps:
 //! a system call, and with fewer processors than there is to do also a change of threads. It comes, finds the one task, runs it and
 //! sleeps again before the next is woken: two hundred watchers were seventeen such rounds. What a worker wakes while it looks for
 //! events is taken in one piece, and then one other is woken: that is where the wakes of a round are put off to.
-//!
-//! What must stay true: a reader is expected only while it waits in [`Receiver::recv`]; it has arrived as soon as that is
-//! polled or given up.
 
 use super::resource::Message;
-use crate::turns::Turns;
 use parking_lot::Mutex;
 use std::{
     collections::VecDeque,
@@ -31,18 +26,8 @@ struct State {
     messages: VecDeque<Message>,
     /// The reader, while it waits.
     waiting: Option<Waker>,
-    /// Whether its connection expects it.
-    expected: bool,
     /// Whether one of the two ends is gone.
     closed: bool,
-    connection: Option<Arc<Turns>>,
-}
-
-impl State {
-    /// The connection to be told that the reader is there.
-    fn arrived(&mut self) -> Option<Arc<Turns>> {
-        if std::mem::take(&mut self.expected) { self.connection.clone() } else { None }
-    }
 }
 
 /// Readers to be woken when the round is over: from when this is dropped on, and before its worker next sleeps.
@@ -94,10 +79,6 @@ impl Sender {
         }
         state.messages.push_back(message);
         if let Some(waker) = state.waiting.take() {
-            if let Some(connection) = &state.connection {
-                connection.expect();
-                state.expected = true;
-            }
             wakes.0.push(waker);
         }
         true
@@ -123,13 +104,9 @@ impl Drop for Sender {
 pub struct Receiver(Arc<Mutex<State>>);
 
 impl Receiver {
-    /// Says to which connection the reader writes what it takes from here; see [`Turns`] for who may say so.
-    pub fn writes_to(&mut self, connection: Arc<Turns>) {
-        self.0.lock().connection = Some(connection);
-    }
     /// The next message, or `None` at the end.
     pub fn recv(&mut self) -> Receive<'_> {
-        Receive { queue: self, over: false }
+        Receive(self)
     }
     /// The next message, if it is there already.
     pub fn take(&mut self) -> Option<Message> {
@@ -141,15 +118,6 @@ impl Receiver {
     /// Whether nothing more will be put in.
     pub fn is_closed(&self) -> bool {
         self.0.lock().closed
-    }
-    /// The reader is there, or does not wait any more.
-    fn arrive(&self) {
-        let connection = {
-            let mut state = self.0.lock();
-            state.waiting = None;
-            state.arrived()
-        };
-        connection.iter().for_each(|connection| connection.arrived());
     }
 }
 
@@ -165,45 +133,33 @@ impl Drop for Receiver {
 }
 
 /// Waits for the next message.
-pub struct Receive<'a> {
-    queue: &'a mut Receiver,
-    over: bool,
-}
+pub struct Receive<'a>(&'a mut Receiver);
 
 impl Future for Receive<'_> {
     type Output = Option<Message>;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Message>> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Message>> {
         let coop = ready!(coop::poll_proceed(cx));
-        let (next, connection) = {
-            let mut state = self.queue.0.lock();
-            let next = match state.messages.pop_front() {
-                Some(message) => Poll::Ready(Some(message)),
-                None if state.closed => Poll::Ready(None),
-                None => {
-                    match &mut state.waiting {
-                        Some(waker) => waker.clone_from(cx.waker()),
-                        none => *none = Some(cx.waker().clone()),
-                    }
-                    Poll::Pending
+        let mut state = self.0.0.lock();
+        let next = match state.messages.pop_front() {
+            Some(message) => Some(message),
+            None if state.closed => None,
+            None => {
+                match &mut state.waiting {
+                    Some(waker) => waker.clone_from(cx.waker()),
+                    none => *none = Some(cx.waker().clone()),
                 }
-            };
-            (next, state.arrived())
+                return Poll::Pending;
+            }
         };
-        connection.iter().for_each(|connection| connection.arrived());
-        self.over = next.is_ready();
-        if self.over {
-            coop.made_progress();
-        }
-        next
+        coop.made_progress();
+        Poll::Ready(next)
     }
 }
 
 impl Drop for Receive<'_> {
     fn drop(&mut self) {
-        if !self.over {
-            self.queue.arrive();
-        }
+        self.0.0.lock().waiting = None;
     }
 }
 
@@ -254,29 +210,22 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_is_expected_from_its_wake_until_it_has_come_or_given_up() {
+    fn a_reader_is_woken_while_it_waits_and_a_full_queue_takes_no_more() {
         let (sender, mut receiver) = queue(2);
-        let connection = Arc::new(Turns::default());
-        receiver.writes_to(connection.clone());
         let mut cx = Context::from_waker(noop_waker_ref());
         let mut wakes = Wakes::default();
-        assert!(sender.put(message(1), &mut wakes) && wakes.0.is_empty() && connection.expected() == 0, "it does not wait");
+        assert!(sender.put(message(1), &mut wakes) && wakes.0.is_empty(), "it does not wait");
         assert!(Pin::new(&mut receiver.recv()).poll(&mut cx).is_ready());
         {
             let mut waiting = receiver.recv();
             assert!(Pin::new(&mut waiting).poll(&mut cx).is_pending());
             assert!(sender.put(message(2), &mut wakes) && sender.put(message(3), &mut wakes));
-            assert_eq!((wakes.0.len(), connection.expected()), (1, 1));
+            assert_eq!(wakes.0.len(), 1);
             assert!(Pin::new(&mut waiting).poll(&mut cx).is_ready());
-            assert_eq!(connection.expected(), 0);
         }
         assert!(receiver.take().is_some() && receiver.take().is_none());
-        {
-            let mut waiting = receiver.recv();
-            assert!(Pin::new(&mut waiting).poll(&mut cx).is_pending());
-            assert!(sender.put(message(4), &mut wakes) && connection.expected() == 1);
-        }
-        assert_eq!(connection.expected(), 0, "it was given up");
+        assert!(Pin::new(&mut receiver.recv()).poll(&mut cx).is_pending(), "and it is given up");
+        assert!(sender.put(message(4), &mut wakes) && wakes.0.len() == 1);
         assert!(sender.put(message(5), &mut wakes) && !sender.put(message(6), &mut wakes), "it is full");
         drop(sender);
         let left: Vec<bool> = (0..3).map(|_| matches!(Pin::new(&mut receiver.recv()).poll(&mut cx), Poll::Ready(Some(_)))).collect();

@@ -1,0 +1,213 @@
+//! Who runs the answers of one connection, and when the connection gets its turn.
+//!
+//! The requests of an HTTP/2 connection run beside one another: the answer to each begins as a task of its own. A watch has most of
+//! the time nothing to say, and then not alone: one change has many watchers. So it says that it stays ([`Place::stay`]), and its
+//! answer, as it is, moves into the connection's own task. That is woken once for a change; in one turn all watches say their
+//! lines, HTTP/2 makes frames of them, and what came of it goes out ([`Outlet`]).
+//!
+//! What must stay true: whatever moved here is polled by the connection's task alone, before the connection itself. That is why
+//! nobody has to be woken for what it does there.
+
+use crate::{BoxError, gathered::Outlet};
+use futures::{StreamExt, future::pending, stream::FuturesUnordered, task::AtomicWaker};
+use hyper::rt::Executor;
+use parking_lot::Mutex;
+use std::{
+    future::poll_fn,
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    task::{Context, Poll, Wake, Waker},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    task::unconstrained,
+};
+
+/// The answer to a request, on its way.
+type Stream = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Where the answer to one request runs. Found among the extensions of HTTP/2 requests.
+#[derive(Clone, Debug, Default)]
+pub struct Place(Arc<AtomicBool>);
+
+impl Place {
+    /// Says that the answer has no end of its own, and mostly waits: it moves into the connection's task as soon as it does.
+    pub fn stay(&self) {
+        self.0.store(true, SeqCst);
+    }
+    fn stays(&self) -> bool {
+        self.0.load(SeqCst)
+    }
+}
+
+/// The answers of a connection, for those who begin them.
+#[derive(Clone, Default)]
+pub struct Streams(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    /// The place of the request whose answer begins next.
+    next: Mutex<Option<Place>>,
+    /// Those who stay and have not been taken in yet.
+    staying: Mutex<Vec<Stream>>,
+    /// Whether the connection is about to be polled, so that whoever wakes it wakes nobody.
+    at_it: AtomicBool,
+    /// Whether somebody wanted to, meanwhile.
+    spoken: AtomicBool,
+    task: AtomicWaker,
+}
+
+impl Streams {
+    /// The place of a request whose answer is the next to be given to this executor.
+    pub fn place(&self) -> Place {
+        let place = Place::default();
+        *self.0.next.lock() = Some(place.clone());
+        place
+    }
+}
+
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
+    fn execute(&self, stream: F) {
+        let (shared, place) = (self.0.clone(), self.0.next.lock().take().unwrap_or_default());
+        let mut stream: Stream = Box::pin(stream);
+        tokio::spawn(async move {
+            let over = poll_fn(|cx| match stream.as_mut().poll(cx) {
+                Poll::Ready(()) => Poll::Ready(true),
+                Poll::Pending if place.stays() => Poll::Ready(false),
+                Poll::Pending => Poll::Pending,
+            });
+            if !over.await {
+                shared.staying.lock().push(stream);
+                shared.task.wake();
+            }
+        });
+    }
+}
+
+impl Wake for Shared {
+    fn wake(self: Arc<Shared>) {
+        self.wake_by_ref();
+    }
+    fn wake_by_ref(self: &Arc<Shared>) {
+        if self.at_it.load(SeqCst) {
+            self.spoken.store(true, SeqCst);
+        } else {
+            self.task.wake();
+        }
+    }
+}
+
+/// A connection with the answers that stay, turn by turn.
+pub struct Turns<S> {
+    shared: Arc<Shared>,
+    /// Never empty: of nobody but those who have all spoken it would be thought that they take more than their share.
+    staying: FuturesUnordered<Stream>,
+    outlet: Outlet<S>,
+    waker: Waker,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Turns<S> {
+    pub fn new(streams: &Streams, outlet: Outlet<S>) -> Turns<S> {
+        let (shared, staying) = (streams.0.clone(), FuturesUnordered::new());
+        staying.push(Box::pin(pending()) as Stream);
+        Turns { waker: Waker::from(shared.clone()), shared, staying, outlet }
+    }
+
+    /// Runs the connection to its end. May be given up and begun again with the same one.
+    pub async fn run<F>(&mut self, mut connection: Pin<&mut F>) -> Result<(), BoxError>
+    where
+        F: Future<Output = Result<(), BoxError>>,
+    {
+        poll_fn(|cx| self.turn(cx, connection.as_mut())).await
+    }
+
+    fn turn<F>(&mut self, cx: &mut Context<'_>, connection: Pin<&mut F>) -> Poll<Result<(), BoxError>>
+    where
+        F: Future<Output = Result<(), BoxError>>,
+    {
+        self.shared.task.register(cx.waker());
+        self.shared.at_it.store(true, SeqCst);
+        self.staying.extend(std::mem::take(&mut *self.shared.staying.lock()));
+        // A turn ends by itself: each says what it has, at most as much as HTTP/2 takes of it.
+        let all = unconstrained(poll_fn(|cx| -> Poll<()> {
+            while let Poll::Ready(Some(())) = self.staying.poll_next_unpin(cx) {}
+            Poll::Pending
+        }));
+        let _ = pin!(all).poll(cx);
+        self.shared.at_it.store(false, SeqCst);
+        let spoken = self.shared.spoken.swap(false, SeqCst);
+        let over = connection.poll(&mut Context::from_waker(&self.waker));
+        match self.outlet.poll_turn(cx, !spoken) {
+            Poll::Ready(Err(error)) if over.is_pending() => Poll::Ready(Err(error.into())),
+            _ => over,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gathered::outlet;
+    use std::sync::atomic::AtomicUsize;
+    use tokio::{
+        sync::{mpsc, watch},
+        task,
+    };
+
+    /// A hundred who stay, and one who does not: where each of them runs, and that a change that all see is one turn.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn who_stays_runs_in_the_task_of_the_connection() {
+        const STAYING: usize = 100;
+        let (near, _far) = tokio::io::duplex(1000);
+        let (streams, turns) = (Streams::default(), Arc::new(AtomicUsize::new(0)));
+        let mut running = Turns::new(&streams, outlet(near, true).0);
+        let counted = turns.clone();
+        let connection = task::spawn(async move {
+            let connection = pin!(poll_fn(move |_| {
+                counted.fetch_add(1, SeqCst);
+                Poll::<Result<(), BoxError>>::Pending
+            }));
+            running.run(connection).await
+        });
+        let (say, heard) = watch::channel(0);
+        let (tell, mut told) = mpsc::unbounded_channel();
+        let stream = |mut heard: watch::Receiver<usize>| {
+            let tell = tell.clone();
+            async move {
+                while heard.changed().await.is_ok() {
+                    let _ = tell.send((task::id(), *heard.borrow_and_update()));
+                }
+            }
+        };
+        for _ in 0..STAYING {
+            streams.place().stay();
+            streams.execute(stream(heard.clone()));
+        }
+        streams.place();
+        streams.execute(stream(heard));
+        for round in 1.. {
+            say.send(round).unwrap();
+            let mut here = 0;
+            for _ in 0..=STAYING {
+                let (id, said) = told.recv().await.unwrap();
+                assert_eq!(said, round);
+                here += usize::from(id == connection.id());
+            }
+            assert!(here <= STAYING);
+            // Until then one or the other has not moved yet.
+            if here == STAYING {
+                break;
+            }
+        }
+        let before = turns.load(SeqCst);
+        say.send(0).unwrap();
+        for _ in 0..=STAYING {
+            told.recv().await.unwrap();
+        }
+        assert!(turns.load(SeqCst) - before < STAYING, "one by one they would be as many turns as there are of them");
+        connection.abort();
+    }
+}
