@@ -5,6 +5,8 @@
 //! answer, as it is, moves into the connection's own task. That is woken once for a change; in one turn all watches say their
 //! lines, HTTP/2 makes frames of them, and what came of it goes out ([`Outlet`]).
 //!
+//! Whoever wakes many says so ([`together`]): a connection gets its turn when all have been woken, not from the first on.
+//!
 //! What must stay true: whatever moved here is polled by the connection's task alone, before the connection itself. That is why
 //! nobody has to be woken for what it does there.
 
@@ -13,6 +15,7 @@ use futures::{StreamExt, future::pending, stream::FuturesUnordered, task::Atomic
 use hyper::rt::Executor;
 use parking_lot::Mutex;
 use std::{
+    cell::RefCell,
     future::poll_fn,
     pin::{Pin, pin},
     sync::{
@@ -100,20 +103,57 @@ impl Wake for Shared {
     }
 }
 
+/// Wakes the connection of answers that stay.
+struct Staying(Arc<Shared>);
+
+impl Wake for Staying {
+    fn wake(self: Arc<Staying>) {
+        self.wake_by_ref();
+    }
+    fn wake_by_ref(self: &Arc<Staying>) {
+        let later = TOGETHER.with_borrow_mut(|later| match later {
+            Some(later) => {
+                later.push(self.clone());
+                true
+            }
+            None => false,
+        });
+        if !later {
+            self.0.task.wake();
+        }
+    }
+}
+
+thread_local! {
+    /// Who is woken when all have been; nothing while they are woken one by one.
+    static TOGETHER: RefCell<Option<Vec<Arc<Staying>>>> = const { RefCell::new(None) };
+}
+
+/// Does something that wakes many, and lets none of their connections have its turn before it is done.
+pub fn together(wake: impl FnOnce()) {
+    let outer = TOGETHER.replace(Some(Vec::new()));
+    wake();
+    for staying in TOGETHER.replace(outer).into_iter().flatten() {
+        staying.0.task.wake();
+    }
+}
+
 /// A connection with the answers that stay, turn by turn.
 pub struct Turns<S> {
     shared: Arc<Shared>,
     /// Never empty: of nobody but those who have all spoken it would be thought that they take more than their share.
     staying: FuturesUnordered<Stream>,
     outlet: Outlet<S>,
-    waker: Waker,
+    /// What the connection is polled with, and what those who stay are.
+    wakers: [Waker; 2],
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Turns<S> {
     pub fn new(streams: &Streams, outlet: Outlet<S>) -> Turns<S> {
         let (shared, staying) = (streams.0.clone(), FuturesUnordered::new());
         staying.push(Box::pin(pending()) as Stream);
-        Turns { waker: Waker::from(shared.clone()), shared, staying, outlet }
+        let wakers = [Waker::from(shared.clone()), Waker::from(Arc::new(Staying(shared.clone())))];
+        Turns { shared, staying, outlet, wakers }
     }
 
     /// Runs the connection to its end. May be given up and begun again with the same one.
@@ -136,10 +176,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Turns<S> {
             while let Poll::Ready(Some(())) = self.staying.poll_next_unpin(cx) {}
             Poll::Pending
         }));
-        let _ = pin!(all).poll(cx);
+        let _ = pin!(all).poll(&mut Context::from_waker(&self.wakers[1]));
         self.shared.at_it.store(false, SeqCst);
         let spoken = self.shared.spoken.swap(false, SeqCst);
-        let over = connection.poll(&mut Context::from_waker(&self.waker));
+        let over = connection.poll(&mut Context::from_waker(&self.wakers[0]));
         match self.outlet.poll_turn(cx, !spoken) {
             Poll::Ready(Err(error)) if over.is_pending() => Poll::Ready(Err(error.into())),
             _ => over,

@@ -9,6 +9,7 @@
 //! events is taken in one piece, and then one other is woken: that is where the wakes of a round are put off to.
 
 use super::resource::Message;
+use crate::streams::together;
 use parking_lot::Mutex;
 use std::{
     collections::VecDeque,
@@ -39,7 +40,7 @@ impl Drop for Wakes {
     fn drop(&mut self) {
         let wakers = std::mem::take(&mut self.0);
         if wakers.len() < ROUND_WAKES_MIN {
-            return wakers.into_iter().for_each(Waker::wake);
+            return together(|| wakers.into_iter().for_each(Waker::wake));
         }
         // Whoever yields is woken where its worker next looks for events; outside of a runtime that is at once.
         let round = Waker::from(Arc::new(Round(Mutex::new(wakers))));
@@ -53,7 +54,7 @@ struct Round(Mutex<Vec<Waker>>);
 impl Wake for Round {
     fn wake(self: Arc<Round>) {
         let wakers = std::mem::take(&mut *self.0.lock());
-        wakers.into_iter().for_each(Waker::wake);
+        together(|| wakers.into_iter().for_each(Waker::wake));
     }
 }
 
