@@ -11,26 +11,30 @@
 //! nobody has to be woken for what it does there.
 
 use crate::{BoxError, gathered::Outlet};
-use futures::{StreamExt, future::pending, stream::FuturesUnordered, task::AtomicWaker};
+use futures::task::AtomicWaker;
 use hyper::rt::Executor;
 use parking_lot::Mutex;
+use slab::Slab;
 use std::{
     cell::RefCell,
     future::poll_fn,
     pin::{Pin, pin},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU8, Ordering::SeqCst},
     },
     task::{Context, Poll, Wake, Waker},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    task::unconstrained,
+    task::coop::unconstrained,
 };
 
 /// The answer to a request, on its way.
 type Stream = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// So often an answer is polled in one turn if it goes on asking for it. HTTP/2 asks once in the name of each that asks for room.
+const POLLS_MAX: usize = 3;
 
 /// Where the answer to one request runs. Found among the extensions of HTTP/2 requests.
 #[derive(Clone, Debug, Default)]
@@ -55,7 +59,11 @@ struct Shared {
     /// The place of the request whose answer begins next.
     next: Mutex<Option<Place>>,
     /// Those who stay and have not been taken in yet.
-    staying: Mutex<Vec<Stream>>,
+    arriving: Mutex<Vec<Stream>>,
+    /// Those who stay and have been woken since the last turn.
+    woken: Mutex<Vec<usize>>,
+    /// Whether the task has been woken for one of these.
+    called: AtomicBool,
     /// Whether the connection is about to be polled, so that whoever wakes it wakes nobody.
     at_it: AtomicBool,
     /// Whether somebody wanted to, meanwhile.
@@ -83,13 +91,14 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
                 Poll::Pending => Poll::Pending,
             });
             if !over.await {
-                shared.staying.lock().push(stream);
+                shared.arriving.lock().push(stream);
                 shared.task.wake();
             }
         });
     }
 }
 
+/// The connection itself is woken.
 impl Wake for Shared {
     fn wake(self: Arc<Shared>) {
         self.wake_by_ref();
@@ -103,57 +112,96 @@ impl Wake for Shared {
     }
 }
 
-/// Wakes the connection of answers that stay.
-struct Staying(Arc<Shared>);
+/// What wakes one of those who stay.
+struct Call {
+    key: usize,
+    /// [`ASKED`] and [`POLLED`], or neither while it waits.
+    state: AtomicU8,
+    shared: Arc<Shared>,
+}
 
-impl Wake for Staying {
-    fn wake(self: Arc<Staying>) {
+/// It has been woken, and will be polled.
+const ASKED: u8 = 1;
+/// It is being polled, by the one who looks afterwards whether it was woken meanwhile.
+const POLLED: u8 = 2;
+
+impl Call {
+    fn put(self: &Arc<Call>) {
+        self.shared.woken.lock().push(self.key);
+        if !self.shared.called.swap(true, SeqCst) {
+            let later = TOGETHER.with_borrow_mut(|later| later.as_mut().map(|later| later.push(self.shared.clone())));
+            if later.is_none() {
+                self.shared.task.wake();
+            }
+        }
+    }
+}
+
+impl Wake for Call {
+    fn wake(self: Arc<Call>) {
         self.wake_by_ref();
     }
-    fn wake_by_ref(self: &Arc<Staying>) {
-        let later = TOGETHER.with_borrow_mut(|later| match later {
-            Some(later) => {
-                later.push(self.clone());
-                true
-            }
-            None => false,
-        });
-        if !later {
-            self.0.task.wake();
+    fn wake_by_ref(self: &Arc<Call>) {
+        if self.state.fetch_or(ASKED, SeqCst) == 0 {
+            self.put();
         }
     }
 }
 
 thread_local! {
-    /// Who is woken when all have been; nothing while they are woken one by one.
-    static TOGETHER: RefCell<Option<Vec<Arc<Staying>>>> = const { RefCell::new(None) };
+    /// Whose task is woken when all have been; `None` while they are woken one by one.
+    static TOGETHER: RefCell<Option<Vec<Arc<Shared>>>> = const { RefCell::new(None) };
 }
 
 /// Does something that wakes many, and lets none of their connections have its turn before it is done.
 pub fn together(wake: impl FnOnce()) {
     let outer = TOGETHER.replace(Some(Vec::new()));
     wake();
-    for staying in TOGETHER.replace(outer).into_iter().flatten() {
-        staying.0.task.wake();
+    for shared in TOGETHER.replace(outer).into_iter().flatten() {
+        shared.task.wake();
+    }
+}
+
+/// One of those who stay.
+struct Staying {
+    stream: Stream,
+    call: Arc<Call>,
+    waker: Waker,
+}
+
+impl Staying {
+    /// Lets it say what it has, which is at most as much as HTTP/2 takes of it. Returns whether it is over.
+    fn speak(&mut self) -> bool {
+        for _ in 0..POLLS_MAX {
+            self.call.state.store(POLLED, SeqCst);
+            let polled = pin!(unconstrained(&mut self.stream)).poll(&mut Context::from_waker(&self.waker));
+            if polled.is_ready() {
+                return true;
+            }
+            if self.call.state.compare_exchange(POLLED, 0, SeqCst, SeqCst).is_ok() {
+                return false;
+            }
+        }
+        self.call.state.store(ASKED, SeqCst);
+        self.call.put();
+        false
     }
 }
 
 /// A connection with the answers that stay, turn by turn.
 pub struct Turns<S> {
     shared: Arc<Shared>,
-    /// Never empty: of nobody but those who have all spoken it would be thought that they take more than their share.
-    staying: FuturesUnordered<Stream>,
+    staying: Slab<Staying>,
+    /// Room for those who are woken, kept from turn to turn.
+    woken: Vec<usize>,
     outlet: Outlet<S>,
-    /// What the connection is polled with, and what those who stay are.
-    wakers: [Waker; 2],
+    waker: Waker,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Turns<S> {
     pub fn new(streams: &Streams, outlet: Outlet<S>) -> Turns<S> {
-        let (shared, staying) = (streams.0.clone(), FuturesUnordered::new());
-        staying.push(Box::pin(pending()) as Stream);
-        let wakers = [Waker::from(shared.clone()), Waker::from(Arc::new(Staying(shared.clone())))];
-        Turns { shared, staying, outlet, wakers }
+        let shared = streams.0.clone();
+        Turns { waker: Waker::from(shared.clone()), shared, staying: Slab::new(), woken: Vec::new(), outlet }
     }
 
     /// Runs the connection to its end. May be given up and begun again with the same one.
@@ -170,19 +218,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Turns<S> {
     {
         self.shared.task.register(cx.waker());
         self.shared.at_it.store(true, SeqCst);
-        self.staying.extend(std::mem::take(&mut *self.shared.staying.lock()));
-        // A turn ends by itself: each says what it has, at most as much as HTTP/2 takes of it.
-        let all = unconstrained(poll_fn(|cx| -> Poll<()> {
-            while let Poll::Ready(Some(())) = self.staying.poll_next_unpin(cx) {}
-            Poll::Pending
-        }));
-        let _ = pin!(all).poll(&mut Context::from_waker(&self.wakers[1]));
+        self.take_in();
+        self.shared.called.store(false, SeqCst);
+        std::mem::swap(&mut self.woken, &mut *self.shared.woken.lock());
+        for key in self.woken.drain(..) {
+            if self.staying.get_mut(key).is_some_and(Staying::speak) {
+                self.staying.remove(key);
+            }
+        }
         self.shared.at_it.store(false, SeqCst);
         let spoken = self.shared.spoken.swap(false, SeqCst);
-        let over = connection.poll(&mut Context::from_waker(&self.wakers[0]));
+        let over = connection.poll(&mut Context::from_waker(&self.waker));
         match self.outlet.poll_turn(cx, !spoken) {
             Poll::Ready(Err(error)) if over.is_pending() => Poll::Ready(Err(error.into())),
             _ => over,
+        }
+    }
+
+    fn take_in(&mut self) {
+        let arriving = std::mem::take(&mut *self.shared.arriving.lock());
+        for stream in arriving {
+            let place = self.staying.vacant_entry();
+            let call = Arc::new(Call { key: place.key(), state: AtomicU8::new(ASKED), shared: self.shared.clone() });
+            call.put();
+            place.insert(Staying { stream, waker: Waker::from(call.clone()), call });
         }
     }
 }
@@ -229,7 +288,7 @@ mod tests {
         streams.place();
         streams.execute(stream(heard));
         for round in 1.. {
-            say.send(round).unwrap();
+            together(|| say.send(round).unwrap());
             let mut here = 0;
             for _ in 0..=STAYING {
                 let (id, said) = told.recv().await.unwrap();
@@ -243,11 +302,37 @@ mod tests {
             }
         }
         let before = turns.load(SeqCst);
-        say.send(0).unwrap();
+        together(|| say.send(0).unwrap());
         for _ in 0..=STAYING {
             told.recv().await.unwrap();
         }
-        assert!(turns.load(SeqCst) - before < STAYING, "one by one they would be as many turns as there are of them");
+        assert!(turns.load(SeqCst) <= before + 2, "one by one they would be as many turns as there are of them");
         connection.abort();
+    }
+
+    #[tokio::test]
+    async fn who_asks_again_and_again_gets_turns_and_who_ends_is_forgotten() {
+        let (near, _far) = tokio::io::duplex(1000);
+        let streams = Streams::default();
+        let mut running = Turns::new(&streams, outlet(near, true).0);
+        let (say, mut heard) = mpsc::unbounded_channel();
+        let mut left = 100;
+        streams.place().stay();
+        streams.execute(poll_fn(move |cx| {
+            if left == 0 {
+                return Poll::Ready(());
+            }
+            left -= 1;
+            let _ = say.send(left);
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        }));
+        let connection = pin!(poll_fn(|_| Poll::<Result<(), BoxError>>::Pending));
+        let all = async { while heard.recv().await.is_some() {} };
+        tokio::select! {
+            _ = running.run(connection) => unreachable!("the connection has no end"),
+            () = all => {}
+        }
+        assert!(running.staying.is_empty());
     }
 }
