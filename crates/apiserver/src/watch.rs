@@ -3,7 +3,7 @@
 //! A plain JSON watch sends the cache's own frames, shared by all its watchers. Tables and metadata are made per watcher.
 
 use crate::{
-    body::{self, BoxError},
+    body::{self, Body, BoxError},
     cache::{ChangeKind, Entry, From, Message, Selection, TooOld, Watch, frame},
     connect::{Answer, Call},
     conversion,
@@ -19,17 +19,23 @@ use api::{
     request::{ListOptions, VersionMatch},
 };
 use bytes::{Bytes, BytesMut};
-use futures::{Stream, stream};
+use futures::future::BoxFuture;
 use http::StatusCode;
-use parking_lot::Mutex;
+use http_body::Frame;
 use rand::Rng;
 use serde_json::json;
-use std::{future::poll_fn, pin::Pin, sync::Arc, task::Poll, time::Duration};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker, ready},
+    time::Duration,
+};
 use store::Revision;
-use tokio::time::{Instant, Interval, Sleep};
+use tokio::time::{Instant, Sleep};
 
 /// Events that are ready go out together up to about this many bytes.
 const BATCH_BYTES: usize = 64 * 1024;
+const BOOKMARK_PERIOD: Duration = Duration::from_secs(limits::WATCH_BOOKMARK_PERIOD_S);
 /// The annotation of the bookmark that ends the initial events.
 const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
@@ -85,15 +91,16 @@ async fn events(call: Call) -> Answer {
         }
     };
     let first = options.allow_bookmarks && from == From::Now;
-    let period = Duration::from_secs(limits::WATCH_BOOKMARK_PERIOD_S);
-    let bookmarks = options.allow_bookmarks.then(|| tokio::time::interval_at(Instant::now() + period, period));
     let framer = Framer::of(&call);
     let media_type = framer.media_type();
+    let alarm = Alarm::new(deadline, options.allow_bookmarks);
+    let conversion = conversion::is_by_webhook(&call.kind).then_some(Conversion { later, running: None, failed: false });
     // Looked at after the watch has begun: whoever begins later than this is not ended with the others.
-    let ended = call.server.config.shutdown.is_cancelled();
-    let over = Box::pin(tokio::time::sleep_until(deadline));
-    let running = Running { call: Arc::new(call), watch, framer, first, bookmarks, over, ended, later };
-    Ok(respond(StatusCode::OK, media_type, body::stream(lines(running))))
+    if call.server.config.shutdown.is_cancelled() {
+        return Ok(respond(StatusCode::OK, media_type, body::empty()));
+    }
+    let running = Running { watch, framer, first, alarm, call: Arc::new(call), conversion };
+    Ok(respond(StatusCode::OK, media_type, Body::new(running)))
 }
 
 fn check(options: &ListOptions) -> Result<(), Status> {
@@ -112,131 +119,168 @@ fn check(options: &ListOptions) -> Result<(), Status> {
     invalid_options(&errors)
 }
 
-/// What a watch says, line by line. One future makes all of it and stays where it is: it is large, and `unfold` would move it for
-/// every event and watcher.
-fn lines(mut running: Running) -> impl Stream<Item = Result<Bytes, BoxError>> {
-    let made = Arc::new(Mutex::new(None));
-    let making = made.clone();
-    let mut all = Box::pin(async move {
-        while let Some(lines) = running.next().await {
-            *making.lock() = Some(lines);
-            // Goes on when more is asked for, which wakes nobody.
-            let mut asked = false;
-            poll_fn(|_| if std::mem::replace(&mut asked, true) { Poll::Ready(()) } else { Poll::Pending }).await;
-        }
-    });
-    let mut over = false;
-    stream::poll_fn(move |cx| {
-        over = over || all.as_mut().poll(cx).is_ready();
-        match made.lock().take() {
-            Some(lines) => Poll::Ready(Some(Ok(lines))),
-            None if over => Poll::Ready(None),
-            None => Poll::Pending,
-        }
-    })
-}
-
-/// A watch on its way to the client.
+/// A watch on its way to the client: what it says, line by line.
+///
+/// It is polled by hand, for hundreds of watchers see one change: each touches as little memory as it can.
 struct Running {
-    call: Arc<Call>,
     watch: Watch,
     framer: Framer,
     /// Whether the bookmark that ends the initial events is still to come.
     first: bool,
-    bookmarks: Option<Interval>,
-    /// Done when its time is up. Kept over events, for it is dear to begin anew.
-    over: Pin<Box<Sleep>>,
-    ended: bool,
+    alarm: Alarm,
+    call: Arc<Call>,
+    /// Only for what a webhook converts.
+    conversion: Option<Conversion>,
+}
+
+/// How events come into the version of the watch if that takes a while.
+struct Conversion {
     /// What is selected by fields that are only there once an object has been converted.
     later: Option<Selection>,
+    /// The event that is being converted; nothing comes of it if it is nothing to this watcher.
+    running: Option<BoxFuture<'static, Result<Option<(ChangeKind, Arc<Entry>)>, Status>>>,
+    /// Whether an object could not be converted, which is the watch's end.
+    failed: bool,
+}
+
+impl http_body::Body for Running {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        self.get_mut().poll_lines(cx).map(|lines| lines.map(|lines| Ok(Frame::data(lines))))
+    }
 }
 
 impl Running {
     /// The next lines, or `None` at the end.
-    async fn next(&mut self) -> Option<Bytes> {
-        loop {
-            let lines = self.lines().await?;
-            if !lines.is_empty() {
-                return Some(lines);
-            }
+    fn poll_lines(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if self.conversion.is_some() {
+            return self.poll_converted(cx);
+        }
+        if let Some(message) = self.watch.past.pop_front() {
+            return Poll::Ready(Some(self.batch(&message, |watch| watch.past.pop_front())));
+        }
+        if std::mem::take(&mut self.first) {
+            return Poll::Ready(Some(self.framer.bookmark(self.watch.revision, true)));
+        }
+        match self.watch.live.poll_recv(cx) {
+            Poll::Ready(message) => Poll::Ready(message.map(|message| self.batch(&message, |watch| watch.live.take()))),
+            Poll::Pending => self.poll_alarm(cx),
         }
     }
 
-    /// The same, or nothing for events that are not for this watcher.
-    async fn lines(&mut self) -> Option<Bytes> {
-        if self.ended {
-            return None;
+    /// The line of an event, with those of events that are there already.
+    fn batch(&mut self, message: &Message, mut next: impl FnMut(&mut Watch) -> Option<Message>) -> Bytes {
+        let first = self.framer.event(message);
+        let Some(second) = next(&mut self.watch) else { return first };
+        let mut lines = BytesMut::from(first.as_ref());
+        lines.extend_from_slice(&self.framer.event(&second));
+        while lines.len() < BATCH_BYTES {
+            let Some(message) = next(&mut self.watch) else { break };
+            lines.extend_from_slice(&self.framer.event(&message));
         }
-        if let Some(message) = self.watch.past.pop_front() {
-            let mut lines = BytesMut::from(self.event(&message).await.as_ref());
-            while lines.len() < BATCH_BYTES && !self.ended {
-                let Some(message) = self.watch.past.pop_front() else { break };
-                lines.extend_from_slice(&self.event(&message).await);
+        lines.freeze()
+    }
+
+    /// While nothing happens: bookmarks, and the end of the time.
+    fn poll_alarm(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        while let Alarmed::Bookmark = ready!(self.alarm.poll(cx)) {
+            // Read first: every change up to here is in the queue already, so an empty queue means all was sent.
+            let reached = self.call.server.cache.reached();
+            let resource = self.call.server.cache.of(&self.call.kind);
+            let sent = resource.between_changes(|changed| self.watch.live.is_empty().then_some(changed.max(reached)));
+            if let Some(revision) = sent {
+                return Poll::Ready(Some(self.framer.bookmark(revision, false)));
             }
-            return Some(lines.freeze());
         }
-        if std::mem::take(&mut self.first) {
-            return Some(self.framer.bookmark(self.watch.revision, true));
-        }
+        Poll::Ready(None)
+    }
+
+    /// The same for objects that a webhook converts, one after the other.
+    fn poll_converted(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         loop {
-            let bookmark = async {
-                match &mut self.bookmarks {
-                    Some(interval) => drop(interval.tick().await),
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                biased;
-                message = self.watch.live.recv() => {
-                    let first = self.event(&message?).await;
-                    if self.ended {
-                        return Some(first);
-                    }
-                    let Some(second) = self.watch.live.take() else { return Some(first) };
-                    let mut lines = BytesMut::from(first.as_ref());
-                    lines.extend_from_slice(&self.event(&second).await);
-                    while lines.len() < BATCH_BYTES && !self.ended {
-                        let Some(message) = self.watch.live.take() else { break };
-                        lines.extend_from_slice(&self.event(&message).await);
-                    }
-                    return Some(lines.freeze());
-                }
-                () = &mut self.over => return None,
-                () = bookmark => {
-                    // Read first: every change up to here is in the queue already, so an empty queue means all was sent.
-                    let reached = self.call.server.cache.reached();
-                    let resource = self.call.server.cache.of(&self.call.kind);
-                    let sent = resource.between_changes(|changed| self.watch.live.is_empty().then_some(changed.max(reached)));
-                    if let Some(revision) = sent {
-                        return Some(self.framer.bookmark(revision, false));
+            let Some(conversion) = &mut self.conversion else { return Poll::Ready(None) };
+            if conversion.failed {
+                return Poll::Ready(None);
+            }
+            if let Some(running) = &mut conversion.running {
+                let event = ready!(running.as_mut().poll(cx));
+                conversion.running = None;
+                match event {
+                    Ok(Some((kind, entry))) => return Poll::Ready(Some(self.framer.shown(kind, &entry))),
+                    Ok(None) => continue,
+                    Err(status) => {
+                        conversion.failed = true;
+                        return Poll::Ready(Some(self.framer.frame("ERROR", &status.to_value())));
                     }
                 }
             }
+            let message = match self.watch.past.pop_front() {
+                Some(message) => message,
+                None if std::mem::take(&mut self.first) => return Poll::Ready(Some(self.framer.bookmark(self.watch.revision, true))),
+                None => match self.watch.live.poll_recv(cx) {
+                    Poll::Ready(Some(message)) => message,
+                    Poll::Ready(None) => return Poll::Ready(None),
+                    Poll::Pending => return self.poll_alarm(cx),
+                },
+            };
+            conversion.running = Some(Box::pin(converted(self.call.clone(), conversion.later.clone(), message)));
         }
     }
 }
 
-impl Running {
-    /// The line or frame of an event. An object that cannot be converted is the watch's end.
-    async fn event(&mut self, message: &Message) -> Bytes {
-        if self.framer.as_cached {
-            return message.frame();
+/// When a watch has to do something though nothing has happened.
+struct Alarm {
+    /// The time is up.
+    over: Instant,
+    bookmark: Option<Instant>,
+    /// Set to the earlier of the two, and looked at only then: it is dear to ask.
+    sleep: Pin<Box<Sleep>>,
+    /// Who is woken by it.
+    set_for: Option<Waker>,
+}
+
+enum Alarmed {
+    Over,
+    Bookmark,
+}
+
+impl Alarm {
+    fn new(over: Instant, bookmarks: bool) -> Alarm {
+        let bookmark = bookmarks.then(|| Instant::now() + BOOKMARK_PERIOD);
+        let alarm = Alarm { over, bookmark, sleep: Box::pin(tokio::time::sleep_until(over)), set_for: None };
+        Alarm { sleep: Box::pin(tokio::time::sleep_until(alarm.next())), ..alarm }
+    }
+    fn next(&self) -> Instant {
+        self.bookmark.map_or(self.over, |bookmark| bookmark.min(self.over))
+    }
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Alarmed> {
+        let (now, next) = (Instant::now(), self.next());
+        if now < next && self.set_for.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            return Poll::Pending;
         }
-        if !conversion::is_by_webhook(&self.call.kind) {
-            return self.framer.event(message);
+        if self.sleep.as_mut().poll(cx).is_pending() {
+            self.set_for = Some(cx.waker().clone());
+            return Poll::Pending;
         }
-        let event = match &self.later {
-            Some(selection) => selected(&self.call, &self.framer.view, selection, message).await,
-            None => conversion::entry(&self.call.server, &self.framer.view, message.entry()).await.map(|entry| Some((message.kind(), entry))),
-        };
-        match event {
-            Ok(Some((kind, entry))) => self.framer.shown(kind, &entry),
-            Ok(None) => Bytes::new(),
-            Err(status) => {
-                self.ended = true;
-                self.framer.frame("ERROR", &status.to_value())
-            }
+        if next >= self.over {
+            return Poll::Ready(Alarmed::Over);
         }
+        self.bookmark = Some(now + BOOKMARK_PERIOD);
+        self.set_for = None;
+        let next = self.next();
+        self.sleep.as_mut().reset(next);
+        Poll::Ready(Alarmed::Bookmark)
+    }
+}
+
+/// An event in the version of the watch; `None` if it is nothing to the watcher.
+async fn converted(call: Arc<Call>, later: Option<Selection>, message: Message) -> Result<Option<(ChangeKind, Arc<Entry>)>, Status> {
+    let view = call.view();
+    match later {
+        Some(selection) => selected(&call, &view, &selection, &message).await,
+        None => conversion::entry(&call.server, &view, message.entry()).await.map(|entry| Some((message.kind(), entry))),
     }
 }
 
@@ -287,7 +331,11 @@ impl Framer {
             _ => frame(kind, object.to_string().as_bytes()),
         }
     }
+    /// The line or frame of an event whose object is in the version of the watch.
     fn event(&mut self, message: &Message) -> Bytes {
+        if self.as_cached {
+            return message.frame();
+        }
         if self.output.format == Format::Protobuf {
             let object = (self.output.shape == Shape::Object).then(|| self.view.protobuf(&message.entry())).flatten();
             return match object {

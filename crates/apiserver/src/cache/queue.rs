@@ -13,7 +13,8 @@ use crate::streams::together;
 use parking_lot::Mutex;
 use std::{
     collections::VecDeque,
-    pin::{Pin, pin},
+    future::poll_fn,
+    pin::pin,
     sync::Arc,
     task::{Context, Poll, Wake, Waker, ready},
 };
@@ -106,8 +107,26 @@ pub struct Receiver(Arc<Mutex<State>>);
 
 impl Receiver {
     /// The next message, or `None` at the end.
-    pub fn recv(&mut self) -> Receive<'_> {
-        Receive(self)
+    pub async fn recv(&mut self) -> Option<Message> {
+        poll_fn(|cx| self.poll_recv(cx)).await
+    }
+    /// The same; whoever asked last is woken.
+    pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Message>> {
+        let coop = ready!(coop::poll_proceed(cx));
+        let mut state = self.0.lock();
+        let next = match state.messages.pop_front() {
+            Some(message) => Some(message),
+            None if state.closed => None,
+            None => {
+                match &mut state.waiting {
+                    Some(waker) => waker.clone_from(cx.waker()),
+                    none => *none = Some(cx.waker().clone()),
+                }
+                return Poll::Pending;
+            }
+        };
+        coop.made_progress();
+        Poll::Ready(next)
     }
     /// The next message, if it is there already.
     pub fn take(&mut self) -> Option<Message> {
@@ -130,37 +149,6 @@ impl Drop for Receiver {
             std::mem::take(&mut state.messages)
         };
         drop(messages);
-    }
-}
-
-/// Waits for the next message.
-pub struct Receive<'a>(&'a mut Receiver);
-
-impl Future for Receive<'_> {
-    type Output = Option<Message>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Message>> {
-        let coop = ready!(coop::poll_proceed(cx));
-        let mut state = self.0.0.lock();
-        let next = match state.messages.pop_front() {
-            Some(message) => Some(message),
-            None if state.closed => None,
-            None => {
-                match &mut state.waiting {
-                    Some(waker) => waker.clone_from(cx.waker()),
-                    none => *none = Some(cx.waker().clone()),
-                }
-                return Poll::Pending;
-            }
-        };
-        coop.made_progress();
-        Poll::Ready(next)
-    }
-}
-
-impl Drop for Receive<'_> {
-    fn drop(&mut self) {
-        self.0.0.lock().waiting = None;
     }
 }
 
@@ -216,20 +204,16 @@ mod tests {
         let mut cx = Context::from_waker(noop_waker_ref());
         let mut wakes = Wakes::default();
         assert!(sender.put(message(1), &mut wakes) && wakes.0.is_empty(), "it does not wait");
-        assert!(Pin::new(&mut receiver.recv()).poll(&mut cx).is_ready());
-        {
-            let mut waiting = receiver.recv();
-            assert!(Pin::new(&mut waiting).poll(&mut cx).is_pending());
-            assert!(sender.put(message(2), &mut wakes) && sender.put(message(3), &mut wakes));
-            assert_eq!(wakes.0.len(), 1);
-            assert!(Pin::new(&mut waiting).poll(&mut cx).is_ready());
-        }
+        assert!(receiver.poll_recv(&mut cx).is_ready());
+        assert!(receiver.poll_recv(&mut cx).is_pending());
+        assert!(sender.put(message(2), &mut wakes) && sender.put(message(3), &mut wakes));
+        assert_eq!(wakes.0.len(), 1);
+        assert!(receiver.poll_recv(&mut cx).is_ready());
         assert!(receiver.take().is_some() && receiver.take().is_none());
-        assert!(Pin::new(&mut receiver.recv()).poll(&mut cx).is_pending(), "and it is given up");
-        assert!(sender.put(message(4), &mut wakes) && wakes.0.len() == 1);
+        assert!(sender.put(message(4), &mut wakes) && wakes.0.len() == 1, "it does not wait again yet");
         assert!(sender.put(message(5), &mut wakes) && !sender.put(message(6), &mut wakes), "it is full");
         drop(sender);
-        let left: Vec<bool> = (0..3).map(|_| matches!(Pin::new(&mut receiver.recv()).poll(&mut cx), Poll::Ready(Some(_)))).collect();
+        let left: Vec<bool> = (0..3).map(|_| matches!(receiver.poll_recv(&mut cx), Poll::Ready(Some(_)))).collect();
         assert_eq!(left, [true, true, false]);
     }
 }
