@@ -12,6 +12,7 @@
 use bytes::BufMut;
 use parking_lot::Mutex;
 use std::{
+    cell::Cell,
     io::{self, IoSlice},
     pin::Pin,
     sync::Arc,
@@ -26,12 +27,19 @@ const GATHERED_BYTES_FIRST: usize = 8 * 1024;
 /// What stands unused before the first byte. TLS copies each record to a place five bytes behind the beginning of a page; from
 /// the beginning of another page the C library's copy is ten times slower on some processors than from the middle of one.
 const OFFSET_BYTES: usize = 2048;
+/// A buffer for as much as is ever gathered.
+const BUFFER_BYTES: usize = OFFSET_BYTES + GATHERED_BYTES_MAX;
 /// Bytes are copied in pieces of this size, below which the C library does not use the instruction that is slow there.
 const COPIED_BYTES_MAX: usize = 2048;
 
 /// Appends bytes; see [`COPIED_BYTES_MAX`].
 pub fn append(to: &mut impl BufMut, bytes: &[u8]) {
     bytes.chunks(COPIED_BYTES_MAX).for_each(|piece| to.put_slice(piece));
+}
+
+thread_local! {
+    /// The large buffer that was given back last: its memory is in the processor's cache.
+    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
 /// A stream that gathers what is written to it until it is flushed.
@@ -79,11 +87,12 @@ impl<S: AsyncWrite + Unpin> Gathered<S> {
 
     fn take(&mut self, bytes: &[u8]) {
         if self.bytes.is_empty() {
+            self.bytes = SPARE.take();
             self.bytes.reserve_exact(OFFSET_BYTES + GATHERED_BYTES_FIRST.max(bytes.len()));
             self.bytes.resize(OFFSET_BYTES, 0);
         } else if self.bytes.capacity() - self.bytes.len() < bytes.len() {
             // What does not fit into little room is the beginning of much.
-            self.bytes.reserve_exact(OFFSET_BYTES + GATHERED_BYTES_MAX - self.bytes.len());
+            self.bytes.reserve_exact(BUFFER_BYTES - self.bytes.len());
         }
         append(&mut self.bytes, bytes);
     }
@@ -91,7 +100,11 @@ impl<S: AsyncWrite + Unpin> Gathered<S> {
     /// Sends all, and holds no buffer then.
     fn poll_empty(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_send(cx))?;
-        self.bytes = Vec::new();
+        let mut bytes = std::mem::take(&mut self.bytes);
+        if bytes.capacity() >= BUFFER_BYTES {
+            bytes.clear();
+            SPARE.set(bytes);
+        }
         Poll::Ready(Ok(()))
     }
 }

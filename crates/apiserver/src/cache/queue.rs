@@ -2,11 +2,6 @@
 //!
 //! Putting in and waking are two steps ([`Wakes`]): a change is first put into the queues of all who see it, under the cache's
 //! lock, and then they are woken, so that nobody runs against the rest of the round.
-//!
-//! Many are not woken one by one either. For each task that a running worker wakes, tokio wakes another worker if that one sleeps:
-//! a system call, and with fewer processors than there is to do also a change of threads. It comes, finds the one task, runs it and
-//! sleeps again before the next is woken: two hundred watchers were seventeen such rounds. What a worker wakes while it looks for
-//! events is taken in one piece, and then one other is woken: that is where the wakes of a round are put off to.
 
 use super::resource::Message;
 use crate::streams::together;
@@ -14,14 +9,10 @@ use parking_lot::Mutex;
 use std::{
     collections::VecDeque,
     future::poll_fn,
-    pin::pin,
     sync::Arc,
-    task::{Context, Poll, Wake, Waker, ready},
+    task::{Context, Poll, Waker, ready},
 };
-use tokio::task::{coop, yield_now};
-
-/// Fewer are woken at once, one by one.
-const ROUND_WAKES_MIN: usize = 3;
+use tokio::task::coop;
 
 #[derive(Default)]
 struct State {
@@ -32,7 +23,7 @@ struct State {
     closed: bool,
 }
 
-/// Readers to be woken when the round is over: from when this is dropped on, and before its worker next sleeps.
+/// Readers to be woken when the round is over, which is when this is dropped.
 #[derive(Default)]
 #[must_use]
 pub struct Wakes(Vec<Waker>);
@@ -40,21 +31,6 @@ pub struct Wakes(Vec<Waker>);
 impl Drop for Wakes {
     fn drop(&mut self) {
         let wakers = std::mem::take(&mut self.0);
-        if wakers.len() < ROUND_WAKES_MIN {
-            return together(|| wakers.into_iter().for_each(Waker::wake));
-        }
-        // Whoever yields is woken where its worker next looks for events; outside of a runtime that is at once.
-        let round = Waker::from(Arc::new(Round(Mutex::new(wakers))));
-        let _ = pin!(yield_now()).poll(&mut Context::from_waker(&round));
-    }
-}
-
-/// Wakes all at once.
-struct Round(Mutex<Vec<Waker>>);
-
-impl Wake for Round {
-    fn wake(self: Arc<Round>) {
-        let wakers = std::mem::take(&mut *self.0.lock());
         together(|| wakers.into_iter().for_each(Waker::wake));
     }
 }
