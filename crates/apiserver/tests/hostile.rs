@@ -2,6 +2,8 @@
 //!
 //! Each gets a clear 4xx or a closed connection, and a client beside them is answered all the while.
 
+#[path = "hostile/company.rs"]
+mod company;
 #[path = "hostile/wire.rs"]
 mod wire;
 
