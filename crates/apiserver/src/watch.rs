@@ -152,80 +152,96 @@ impl http_body::Body for Running {
     }
 }
 
+/// What comes next.
+enum Next {
+    Event(Message),
+    Line(Bytes),
+    End,
+}
+
 impl Running {
     /// The next lines, or `None` at the end.
     fn poll_lines(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         if self.conversion.is_some() {
             return self.poll_converted(cx);
         }
+        Poll::Ready(match ready!(self.poll_next(cx)) {
+            Next::Event(message) => Some(self.batch(&message)),
+            Next::Line(line) => Some(line),
+            Next::End => None,
+        })
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
         if let Some(message) = self.watch.past.pop_front() {
-            return Poll::Ready(Some(self.batch(&message, |watch| watch.past.pop_front())));
+            return Poll::Ready(Next::Event(message));
         }
         if std::mem::take(&mut self.first) {
-            return Poll::Ready(Some(self.framer.bookmark(self.watch.revision, true)));
+            return Poll::Ready(Next::Line(self.framer.bookmark(self.watch.revision, true)));
         }
         match self.watch.live.poll_recv(cx) {
-            Poll::Ready(message) => Poll::Ready(message.map(|message| self.batch(&message, |watch| watch.live.take()))),
+            Poll::Ready(message) => Poll::Ready(message.map_or(Next::End, Next::Event)),
             Poll::Pending => self.poll_alarm(cx),
         }
     }
 
-    /// The line of an event, with those of events that are there already.
-    fn batch(&mut self, message: &Message, mut next: impl FnMut(&mut Watch) -> Option<Message>) -> Bytes {
-        let first = self.framer.event(message);
-        let Some(second) = next(&mut self.watch) else { return first };
-        let mut lines = BytesMut::from(first.as_ref());
-        lines.extend_from_slice(&self.framer.event(&second));
-        while lines.len() < BATCH_BYTES {
-            let Some(message) = next(&mut self.watch) else { break };
-            lines.extend_from_slice(&self.framer.event(&message));
-        }
-        lines.freeze()
-    }
-
     /// While nothing happens: bookmarks, and the end of the time.
-    fn poll_alarm(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+    fn poll_alarm(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
         while let Alarmed::Bookmark = ready!(self.alarm.poll(cx)) {
             // Read first: every change up to here is in the queue already, so an empty queue means all was sent.
             let reached = self.call.server.cache.reached();
             let resource = self.call.server.cache.of(&self.call.kind);
             let sent = resource.between_changes(|changed| self.watch.live.is_empty().then_some(changed.max(reached)));
             if let Some(revision) = sent {
-                return Poll::Ready(Some(self.framer.bookmark(revision, false)));
+                return Poll::Ready(Next::Line(self.framer.bookmark(revision, false)));
             }
         }
-        Poll::Ready(None)
+        Poll::Ready(Next::End)
     }
 
-    /// The same for objects that a webhook converts, one after the other.
+    /// The line of an event, with those of events that are there already.
+    fn batch(&mut self, message: &Message) -> Bytes {
+        let first = self.framer.event(message);
+        let Some(second) = self.at_hand() else { return first };
+        let mut lines = BytesMut::from(first.as_ref());
+        lines.extend_from_slice(&self.framer.event(&second));
+        while lines.len() < BATCH_BYTES {
+            let Some(message) = self.at_hand() else { break };
+            lines.extend_from_slice(&self.framer.event(&message));
+        }
+        lines.freeze()
+    }
+
+    /// The next event, if it is there and nothing comes before it.
+    fn at_hand(&mut self) -> Option<Message> {
+        self.watch.past.pop_front().or_else(|| if self.first { None } else { self.watch.live.take() })
+    }
+
+    /// The next line where a webhook converts objects, one after the other.
     fn poll_converted(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         loop {
-            let Some(conversion) = &mut self.conversion else { return Poll::Ready(None) };
-            if conversion.failed {
-                return Poll::Ready(None);
-            }
+            let Some(conversion) = self.conversion.as_mut().filter(|conversion| !conversion.failed) else { return Poll::Ready(None) };
             if let Some(running) = &mut conversion.running {
                 let event = ready!(running.as_mut().poll(cx));
                 conversion.running = None;
                 match event {
                     Ok(Some((kind, entry))) => return Poll::Ready(Some(self.framer.shown(kind, &entry))),
-                    Ok(None) => continue,
+                    Ok(None) => {}
                     Err(status) => {
                         conversion.failed = true;
                         return Poll::Ready(Some(self.framer.frame("ERROR", &status.to_value())));
                     }
                 }
             }
-            let message = match self.watch.past.pop_front() {
-                Some(message) => message,
-                None if std::mem::take(&mut self.first) => return Poll::Ready(Some(self.framer.bookmark(self.watch.revision, true))),
-                None => match self.watch.live.poll_recv(cx) {
-                    Poll::Ready(Some(message)) => message,
-                    Poll::Ready(None) => return Poll::Ready(None),
-                    Poll::Pending => return self.poll_alarm(cx),
-                },
-            };
-            conversion.running = Some(Box::pin(converted(self.call.clone(), conversion.later.clone(), message)));
+            match ready!(self.poll_next(cx)) {
+                Next::Event(message) => {
+                    if let Some(conversion) = &mut self.conversion {
+                        conversion.running = Some(Box::pin(converted(self.call.clone(), conversion.later.clone(), message)));
+                    }
+                }
+                Next::Line(line) => return Poll::Ready(Some(line)),
+                Next::End => return Poll::Ready(None),
+            }
         }
     }
 }
@@ -249,14 +265,12 @@ enum Alarmed {
 impl Alarm {
     fn new(over: Instant, bookmarks: bool) -> Alarm {
         let bookmark = bookmarks.then(|| Instant::now() + BOOKMARK_PERIOD);
-        let alarm = Alarm { over, bookmark, sleep: Box::pin(tokio::time::sleep_until(over)), set_for: None };
-        Alarm { sleep: Box::pin(tokio::time::sleep_until(alarm.next())), ..alarm }
+        let sleep = Box::pin(tokio::time::sleep_until(next_of(over, bookmark)));
+        Alarm { over, bookmark, sleep, set_for: None }
     }
-    fn next(&self) -> Instant {
-        self.bookmark.map_or(self.over, |bookmark| bookmark.min(self.over))
-    }
+    /// Ready when the time is up, and whenever a bookmark is due.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Alarmed> {
-        let (now, next) = (Instant::now(), self.next());
+        let (now, next) = (Instant::now(), next_of(self.over, self.bookmark));
         if now < next && self.set_for.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
             return Poll::Pending;
         }
@@ -269,10 +283,13 @@ impl Alarm {
         }
         self.bookmark = Some(now + BOOKMARK_PERIOD);
         self.set_for = None;
-        let next = self.next();
-        self.sleep.as_mut().reset(next);
+        self.sleep.as_mut().reset(next_of(self.over, self.bookmark));
         Poll::Ready(Alarmed::Bookmark)
     }
+}
+
+fn next_of(over: Instant, bookmark: Option<Instant>) -> Instant {
+    bookmark.map_or(over, |bookmark| bookmark.min(over))
 }
 
 /// An event in the version of the watch; `None` if it is nothing to the watcher.
