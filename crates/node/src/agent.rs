@@ -32,7 +32,7 @@ use crate::{
     worker::{self, Handle},
 };
 use client::{
-    Informer,
+    Informer, Key,
     events::{Normal, Recorder, Warning},
     informer::{Change, Selection},
 };
@@ -176,7 +176,10 @@ impl Context {
     fn pods_in_place(&self) -> Vec<Arc<Pod>> {
         let taken: Vec<_> = self.workers.lock().values().filter_map(Handle::taken_pod).collect();
         let has_ended = |pod: &Pod| eviction::is_over(pod) || self.reporter.has_ended(pod.metadata.uid.as_deref().unwrap_or_default());
-        taken.iter().filter(|pod| !has_ended(pod)).map(|pod| self.allocations.applied(pod)).collect()
+        // After a new list the word that a pod is gone may come behind the one whose room it has left.
+        let is_listed = |pod: &Pod| self.api_pods.get(&Key::of(pod)).is_some_and(|listed| listed.metadata.uid == pod.metadata.uid);
+        let is_in_place = |pod: &&Arc<Pod>| !has_ended(pod) && (manifest::is_static(pod) || is_listed(pod));
+        taken.iter().filter(is_in_place).map(|pod| self.allocations.applied(pod)).collect()
     }
 
     /// Why the node does not take the pod as things stand.

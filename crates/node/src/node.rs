@@ -290,6 +290,7 @@ pub async fn run(cx: std::sync::Arc<Context>, shutdown: CancellationToken) {
             None => match register(&cx).await {
                 Ok(found) => {
                     wait = REGISTER_RETRY_MIN;
+                    cx.set_registered(Some(&found));
                     if lease_task.is_none() {
                         lease_task = Some(tokio::spawn(renew(cx.clone(), found.metadata.uid.clone(), shutdown.clone())));
                     }
@@ -306,7 +307,6 @@ pub async fn run(cx: std::sync::Arc<Context>, shutdown: CancellationToken) {
                 }
             },
         };
-        cx.set_registered(Some(&known));
         match report(&cx, &reference, known, &mut reported_at).await {
             Ok(now) => {
                 cx.set_registered(Some(&now));

@@ -93,9 +93,9 @@ impl Reporter {
 
     /// Whether the pod has nothing left to run, as far as the node has found out.
     pub fn has_ended(&self, uid: &str) -> bool {
-        let entries = self.entries.lock();
-        let status = entries.get(uid).and_then(|entry| entry.status.as_ref());
-        status.is_some_and(|status| matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")))
+        let has_ended = |status: &PodStatus| matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+        self.found.lock().get(uid).is_some_and(has_ended)
+            || self.entries.lock().get(uid).and_then(|entry| entry.status.as_ref()).is_some_and(has_ended)
     }
 
     /// How many pods have something that the API has not been told.
