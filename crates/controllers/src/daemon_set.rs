@@ -11,6 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use client::controller::{Controller, Error, Inputs, Next};
 use client::events::{Recorder, Warning};
+use client::placement::NodeMatch;
 use client::taints::untolerated;
 use client::{Change, Clock, ErrorExt, Informer, Key};
 use jiff::Timestamp;
@@ -24,7 +25,7 @@ use crate::common::amounts::resolve;
 use crate::common::history::{self, HASH_LABEL, Outcome};
 use crate::common::owner::{Owner, annotation, labels_of, name_of, workload_selector};
 use crate::common::pods::{PodControl, from_template, slow_start};
-use crate::common::{claim, patch, placement, pod_state};
+use crate::common::{claim, patch, pod_state};
 
 /// Pods created or deleted in one reconcile at most.
 const BURST_PODS: usize = 250;
@@ -91,7 +92,13 @@ fn pod_spec_for(template: &PodSpec, node: &str) -> PodSpec {
     let affinity: &mut NodeAffinity = affinity.node_affinity.get_or_insert_default();
     // The template's own terms have been checked by us; the scheduler needs only the node.
     affinity.required_during_scheduling_ignored_during_execution = Some(NodeSelector { node_selector_terms: vec![here] });
-    let tolerations = spec.tolerations.get_or_insert_default();
+    spec.tolerations = Some(tolerations_for(template));
+    spec
+}
+
+/// What the DaemonSet's pods tolerate: what the template says, and what happens to nodes.
+fn tolerations_for(template: &PodSpec) -> Vec<Toleration> {
+    let mut tolerations = template.tolerations.clone().unwrap_or_default();
     let mut tolerated = vec![
         ("node.kubernetes.io/not-ready", "NoExecute"),
         ("node.kubernetes.io/unreachable", "NoExecute"),
@@ -100,7 +107,7 @@ fn pod_spec_for(template: &PodSpec, node: &str) -> PodSpec {
         ("node.kubernetes.io/pid-pressure", "NoSchedule"),
         ("node.kubernetes.io/unschedulable", "NoSchedule"),
     ];
-    if spec.host_network == Some(true) {
+    if template.host_network == Some(true) {
         tolerated.push(("node.kubernetes.io/network-unavailable", "NoSchedule"));
     }
     for (key, effect) in tolerated {
@@ -109,20 +116,36 @@ fn pod_spec_for(template: &PodSpec, node: &str) -> PodSpec {
         tolerations.retain(|t| t.key != toleration.key || t.effect != toleration.effect);
         tolerations.push(toleration);
     }
-    spec
+    tolerations
 }
 
-/// Whether the DaemonSet's pods should come to the node, and whether one that is there may stay.
-fn belongs(template: &PodSpec, node: &Node) -> (bool, bool) {
-    let bound_elsewhere = template.node_name.as_deref().is_some_and(|name| !name.is_empty() && name != name_of(node));
-    if bound_elsewhere || !placement::affinity_allows(template, node) {
-        return (false, false);
+/// What a DaemonSet's template says of nodes: read once, asked about each.
+struct Placement<'a> {
+    node_name: Option<&'a str>,
+    nodes: NodeMatch,
+    tolerations: Vec<Toleration>,
+}
+
+impl Placement<'_> {
+    fn of(template: &PodSpec) -> Placement<'_> {
+        Placement {
+            node_name: template.node_name.as_deref().filter(|name| !name.is_empty()),
+            nodes: NodeMatch::of_spec(template),
+            tolerations: tolerations_for(template),
+        }
     }
-    let tolerations = pod_spec_for(template, name_of(node)).tolerations.unwrap_or_default();
-    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
-    let may_come = untolerated(taints, &tolerations, &["NoSchedule", "NoExecute"]).is_none();
-    let may_stay = untolerated(taints, &tolerations, &["NoExecute"]).is_none();
-    (may_come, may_stay)
+
+    /// Whether the DaemonSet's pods should come to the node, and whether one that is there may stay.
+    fn allows(&self, node: &Node) -> (bool, bool) {
+        let bound_elsewhere = self.node_name.is_some_and(|name| name != name_of(node));
+        if bound_elsewhere || !self.nodes.matches(name_of(node), labels_of(node)) {
+            return (false, false);
+        }
+        let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
+        let may_come = untolerated(taints, &self.tolerations, &["NoSchedule", "NoExecute"]).is_none();
+        let may_stay = untolerated(taints, &self.tolerations, &["NoExecute"]).is_none();
+        (may_come, may_stay)
+    }
 }
 
 /// The node that a pod is on, or is meant for.
@@ -174,11 +197,12 @@ fn decide(view: &View<'_>) -> Plan {
     }
     let is_current = |pod: &Pod| labels_of(pod).get(HASH_LABEL).is_some_and(|hash| hash == view.hash);
     let available = |pod: &Pod| pod_state::is_available(pod, min_ready, view.now);
+    let placement = Placement::of(&template);
     let placed: Vec<(&str, bool, bool)> = view
         .nodes
         .iter()
         .map(|node| {
-            let (may_come, may_stay) = belongs(&template, node);
+            let (may_come, may_stay) = placement.allows(node);
             (name_of(&**node), may_come, may_stay)
         })
         .collect();
@@ -465,9 +489,10 @@ impl DaemonSets {
 fn sets_affected(change: &Change<Node>, sets: &Informer<DaemonSet>) -> Vec<Key> {
     let differs = |set: &DaemonSet| {
         let Some(template) = set.spec.as_ref().and_then(|spec| spec.template.spec.as_ref()) else { return false };
+        let placement = Placement::of(template);
         match change {
-            Change::Applied { old: Some(old), new } => belongs(template, old) != belongs(template, new),
-            Change::Applied { old: None, new } => belongs(template, new) != (false, false),
+            Change::Applied { old: Some(old), new } => placement.allows(old) != placement.allows(new),
+            Change::Applied { old: None, new } => placement.allows(new) != (false, false),
             Change::Deleted(_) => true,
         }
     };

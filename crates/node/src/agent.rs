@@ -9,6 +9,7 @@
 
 use crate::{
     Config, Error,
+    admission::{self, Place, Refusal, Registered},
     allocations::{Allocations, Outcome},
     cgroups::Cgroups,
     contact::Contact,
@@ -31,13 +32,13 @@ use crate::{
     worker::{self, Handle},
 };
 use client::{
-    Informer,
+    Informer, Key,
     events::{Normal, Recorder, Warning},
     informer::{Change, Selection},
 };
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::{
-    core::v1::{Pod, Service},
+    core::v1::{Node, Pod, Service},
     node::v1::RuntimeClass,
 };
 use parking_lot::Mutex;
@@ -63,6 +64,8 @@ const LOCAL_STORAGE_EVERY: Duration = Duration::from_secs(10);
 const ORPHANS_EVERY: Duration = Duration::from_secs(5);
 /// How often pods that wait for more resources are looked at, when nothing has happened that would let them have it.
 const RESIZES_EVERY: Duration = Duration::from_secs(5);
+/// The longest that pods wait for what the API has of the node, when it speaks against one of them.
+const NODE_ANSWER: Duration = Duration::from_secs(2);
 const IMAGES_EVERY: Duration = Duration::from_secs(300);
 /// The longest that pods wait for the Services' rules: a node whose proxy is another's, or is broken, still runs its pods.
 const RULES_WAIT: Duration = Duration::from_secs(3);
@@ -101,6 +104,8 @@ pub struct Context {
     workers: Mutex<BTreeMap<String, Handle>>,
     network_ready: AtomicBool,
     pressures: Mutex<eviction::Pressures>,
+    /// This node as the API had it last.
+    registered: Mutex<Option<Arc<Registered>>>,
 }
 
 impl Context {
@@ -160,6 +165,35 @@ impl Context {
 
     pub fn pressures(&self) -> eviction::Pressures {
         *self.pressures.lock()
+    }
+
+    /// Notes what the API has of this node; `None` if it has nothing, or cannot be asked.
+    pub fn set_registered(&self, node: Option<&Node>) {
+        *self.registered.lock() = node.map(|node| Arc::new(Registered::of(node)));
+    }
+
+    /// The pods that hold something of this node until they have ended, each with the resources that are set aside for it.
+    fn pods_in_place(&self) -> Vec<Arc<Pod>> {
+        let taken: Vec<_> = self.workers.lock().values().filter_map(Handle::taken_pod).collect();
+        let has_ended = |pod: &Pod| eviction::is_over(pod) || self.reporter.has_ended(pod.metadata.uid.as_deref().unwrap_or_default());
+        // After a new list the word that a pod is gone may come behind the one whose room it has left.
+        let is_listed = |pod: &Pod| self.api_pods.get(&Key::of(pod)).is_some_and(|listed| listed.metadata.uid == pod.metadata.uid);
+        let is_in_place = |pod: &&Arc<Pod>| !has_ended(pod) && (manifest::is_static(pod) || is_listed(pod));
+        taken.iter().filter(is_in_place).map(|pod| self.allocations.applied(pod)).collect()
+    }
+
+    /// Why the node does not take the pod as things stand.
+    fn refusal(&self, pod: &Pod) -> Option<Refusal> {
+        let registered = self.registered.lock().clone();
+        let place = Place {
+            node_name: &self.config.node_name,
+            allocatable: &self.machine.allocatable(),
+            pods_max: self.machine.pods_max as usize,
+            pressures: self.pressures(),
+            allowed_unsafe_sysctls: &self.config.allowed_unsafe_sysctls,
+            registered: registered.as_deref(),
+        };
+        admission::refusal(pod, &self.pods_in_place(), &place)
     }
 
     /// The agent's own metrics, in Prometheus' form.
@@ -226,6 +260,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         workers: Mutex::default(),
         network_ready: AtomicBool::new(false),
         pressures: Mutex::default(),
+        registered: Mutex::default(),
         config,
     });
     cx.set_runtime_state(&node::runtime_state(&cx.cri).await);
@@ -302,7 +337,13 @@ async fn follow(cx: Arc<Context>, pods: Informer<Pod>, tasks: TaskTracker, shutd
                         handle.update(new);
                         cx.resizes.notify_one();
                     }
-                    None => begin(&cx, new, &tasks, &shutdown),
+                    None => {
+                        let refusal = tokio::select! {
+                            refusal = judge(&cx, &new) => refusal,
+                            () = shutdown.cancelled() => return,
+                        };
+                        begin(&cx, new, refusal, &tasks, &shutdown);
+                    }
                 }
             }
             Change::Deleted(last) => {
@@ -314,15 +355,29 @@ async fn follow(cx: Arc<Context>, pods: Informer<Pod>, tasks: TaskTracker, shutd
     }
 }
 
-/// Takes a pod on.
-pub(crate) fn begin(cx: &Arc<Context>, pod: Arc<Pod>, tasks: &TaskTracker, shutdown: &CancellationToken) {
+/// Whether the node takes a pod of the API. What is held against the pod because of the node's object is looked up first: whoever
+/// bound it may have seen a newer one. Without an answer that is not known, and not held against the pod.
+async fn judge(cx: &Context, pod: &Pod) -> Option<Refusal> {
+    if admission::is_settled(pod) || cx.reporter.has_status(pod.metadata.uid.as_deref().unwrap_or_default()) {
+        return None;
+    }
+    let refusal = cx.refusal(pod)?;
+    if !refusal.is_of_registered {
+        return Some(refusal);
+    }
+    let node = if cx.contact.is_there_now() { tokio::time::timeout(NODE_ANSWER, node::read(cx)).await.ok().and_then(Result::ok) } else { None };
+    cx.set_registered(node.as_ref());
+    cx.refusal(pod)
+}
+
+/// Begins with a pod: takes it on, or fails it.
+pub(crate) fn begin(cx: &Arc<Context>, pod: Arc<Pod>, refusal: Option<Refusal>, tasks: &TaskTracker, shutdown: &CancellationToken) {
     let uid = pod.metadata.uid.clone().unwrap_or_default();
-    let others = cx.pods_as_given();
     cx.allocations.admit(&pod);
     let handle = Handle::new(pod.clone());
-    if let Some((reason, message)) = refusal(cx, &pod, &others) {
+    if let Some(Refusal { reason, message, .. }) = refusal {
         cx.recorder.about(&*pod, Warning, &reason, message.clone());
-        handle.evict(End { grace_s: 0, deleted: false, reason, message });
+        handle.refuse(reason, format!("Pod was rejected: {message}"));
     }
     cx.workers.lock().insert(uid.clone(), handle.clone());
     share_burstable(cx);
@@ -333,49 +388,6 @@ pub(crate) fn begin(cx: &Arc<Context>, pod: Arc<Pod>, tasks: &TaskTracker, shutd
         share_burstable(&cx);
         cx.resizes.notify_one();
     });
-}
-
-/// Why the node cannot take a pod that was bound to it, if it cannot. One that already has a status was taken before.
-fn refusal(cx: &Context, pod: &Pod, others: &[Arc<Pod>]) -> Option<(String, String)> {
-    if manifest::is_static(pod) {
-        return None;
-    }
-    if pod.metadata.deletion_timestamp.is_some() || pod.status.as_ref().is_some_and(|status| status.start_time.is_some()) {
-        return None;
-    }
-    if let Some(why) = spec::security::forbidden_sysctl(pod, &cx.config.allowed_unsafe_sysctls) {
-        return Some(("SysctlForbidden".into(), format!("Pod was rejected: {why}")));
-    }
-    if let Some(why) = eviction::refusal(pod, cx.pressures()) {
-        return Some(("Evicted".into(), format!("Pod was rejected: {why}")));
-    }
-    let active = |pod: &&Arc<Pod>| {
-        pod.metadata.deletion_timestamp.is_none() && !pod.status.as_ref().is_some_and(|s| matches!(s.phase.as_deref(), Some("Succeeded" | "Failed")))
-    };
-    let others: Vec<&Arc<Pod>> = others.iter().filter(active).collect();
-    if others.len() >= cx.machine.pods_max as usize {
-        return Some((
-            "OutOfpods".into(),
-            format!(
-                "Pod was rejected: Node didn't have enough resource: pods, requested: 1, used: {}, capacity: {}",
-                others.len(),
-                cx.machine.pods_max
-            ),
-        ));
-    }
-    let allocatable = cx.machine.allocatable();
-    let own = resources::pod_amount(pod).0;
-    let sum = |field: fn(&resources::Amount) -> i64| others.iter().map(|pod| field(&resources::pod_amount(pod).0)).sum::<i64>();
-    for (name, wanted, used, whole) in [
-        ("cpu", own.cpu_milli_request, sum(|a| a.cpu_milli_request), allocatable.get("cpu").map(resources::milli).unwrap_or(0)),
-        ("memory", own.memory_request, sum(|a| a.memory_request), allocatable.get("memory").map(resources::value).unwrap_or(0)),
-    ] {
-        if wanted > 0 && used + wanted > whole {
-            let message = format!("Pod was rejected: Node didn't have enough resource: {name}, requested: {wanted}, used: {used}, capacity: {whole}");
-            return Some((format!("OutOf{name}"), message));
-        }
-    }
-    None
 }
 
 /// Gives the burstable class the shares of its pods.

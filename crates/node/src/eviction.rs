@@ -4,9 +4,13 @@
 //! then by priority, then by how much more; critical and already ending pods never. One at a time, so that the effect of
 //! one is seen before the next.
 
-use crate::spec::resources::{self, Qos};
+use crate::spec::{
+    self,
+    resources::{self, Qos},
+};
 use api::quantity::Quantity;
-use k8s_openapi::api::core::v1::Pod;
+use client::taints;
+use k8s_openapi::api::core::v1::{Pod, Taint};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// When a resource counts as low: an amount, or a share (0 to 1) of the whole.
@@ -134,10 +138,15 @@ pub fn is_critical(pod: &Pod) -> bool {
     priority >= 2_000_000_000 || crate::static_pods::manifest::is_static(pod)
 }
 
+/// Whether a pod has nothing left to run.
+pub fn is_over(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
 /// Whether a pod has nothing left to run, or is about to go.
 pub fn has_ended(pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    pod.metadata.deletion_timestamp.is_some() || matches!(phase, Some("Succeeded" | "Failed"))
+    pod.metadata.deletion_timestamp.is_some() || is_over(pod)
 }
 
 /// The pods that may go, first the one that should: who uses more than it has asked for, by priority, then by how much more
@@ -163,14 +172,17 @@ pub fn memory_asked(pod: &Pod) -> u64 {
 }
 
 /// Why a pod may not be started while the node is short of something; while that is memory alone, one that has asked for
-/// some may.
+/// some may, and one that tolerates the taint that says so.
 pub fn refusal(pod: &Pod, pressures: Pressures) -> Option<String> {
     let short: Vec<&str> = [(pressures.memory, "MemoryPressure"), (pressures.disk, "DiskPressure"), (pressures.pids, "PIDPressure")]
         .into_iter()
         .filter_map(|(is_low, name)| is_low.then_some(name))
         .collect();
-    let has_asked = short == ["MemoryPressure"] && resources::qos(pod) != Qos::BestEffort;
-    (!short.is_empty() && !is_critical(pod) && !has_asked).then(|| format!("The node had condition: [{}]. ", short.join(" ")))
+    let spec = spec::spec_of(pod);
+    let taint = Taint { key: "node.kubernetes.io/memory-pressure".into(), effect: "NoSchedule".into(), ..Default::default() };
+    let tolerates = || taints::untolerated(&[taint], spec.tolerations.as_deref().unwrap_or_default(), &["NoSchedule"]).is_none();
+    let is_spared = short == ["MemoryPressure"] && (resources::qos(pod) != Qos::BestEffort || tolerates());
+    (!short.is_empty() && !is_critical(pod) && !is_spared).then(|| format!("The node had condition: [{}]. ", short.join(" ")))
 }
 
 #[cfg(test)]
@@ -232,6 +244,10 @@ mod tests {
         assert_eq!(refusal(&best_effort, Pressures::default()), None);
         assert_eq!(refusal(&modest, memory), None);
         assert_eq!(refusal(&best_effort, memory).as_deref(), Some("The node had condition: [MemoryPressure]. "));
+        let toleration = json!([{ "key": "node.kubernetes.io/memory-pressure", "operator": "Exists", "effect": "NoSchedule" }]);
+        let tolerant = spec::testing::pod(json!({ "containers": [{ "name": "a" }], "tolerations": toleration }));
+        assert_eq!(refusal(&tolerant, memory), None);
+        assert!(refusal(&tolerant, both).is_some(), "it says nothing of disks");
         assert_eq!(refusal(&modest, both).as_deref(), Some("The node had condition: [MemoryPressure DiskPressure]. "));
         assert_eq!(refusal(&pod("critical", "1Gi", 2_000_000_000), both), None);
     }

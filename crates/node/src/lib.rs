@@ -2,7 +2,7 @@
 //!
 //! [`agent`] is the shell (and [`static_pods`] for the pods that a file on the node asks for); each pod has a [`worker`] that observes, asks the pure [`pod::decide`], acts through
 //! [`runtime`] and hands what [`status::compute`] makes of it to the [`reporter`]. [`spec`] turns pods into the runtime's
-//! configurations; [`allocations`] and [`resize`] say which resources each pod has of those that it wants; [`volumes`],
+//! configurations; [`admission`] says which pods the node takes; [`allocations`] and [`resize`] say which resources each pod has of those that it wants; [`volumes`],
 //! [`images`], [`probes`], [`cgroups`] and [`logs`] are what containers need beside it;
 //! [`node`] registers and renews, [`server`] is the node's own HTTPS API, [`eviction`] and [`stats`] watch the machine.
 //!
@@ -13,6 +13,7 @@
 //! What this crate does not know: how the API stores things, and anything of the servers' insides. The pod network is
 //! made by CNI plugins whose configuration is written elsewhere; here it is only asked whether it is ready.
 
+mod admission;
 pub mod agent;
 mod allocations;
 pub mod backoff;

@@ -5,6 +5,7 @@
 //! lease is renewed on its own task, so that slow statuses never make a node look dead.
 
 use crate::{Config, agent::Context, eviction::Pressures, machine::Machine};
+use api::kinds::pod::resources::is_native;
 use client::{
     Api, Json,
     error::ErrorExt,
@@ -19,6 +20,7 @@ use k8s_openapi::{
             ObjectReference,
         },
     },
+    apimachinery::pkg::api::resource::Quantity,
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference},
 };
 use kube::api::{Patch, PatchParams};
@@ -91,6 +93,12 @@ pub fn labels(config: &Config, machine: &Machine) -> BTreeMap<String, String> {
     out
 }
 
+/// What the node has, and what is offered on it by others, who write it into the status under names of their own.
+fn with_offered(own: BTreeMap<String, Quantity>, before: Option<&BTreeMap<String, Quantity>>) -> BTreeMap<String, Quantity> {
+    let offered = before.into_iter().flatten().filter(|(name, _)| !is_native(name));
+    offered.map(|(name, amount)| (name.clone(), amount.clone())).chain(own).collect()
+}
+
 /// The status as it is now. `before` gives the times of transitions, and the conditions of others.
 pub fn describe(
     config: &Config,
@@ -156,8 +164,8 @@ pub fn describe(
     addresses.push(NodeAddress { address: config.node_name.clone(), type_: "Hostname".into() });
     NodeStatus {
         addresses: Some(addresses),
-        capacity: Some(machine.capacity()),
-        allocatable: Some(machine.allocatable()),
+        capacity: Some(with_offered(machine.capacity(), before.capacity.as_ref())),
+        allocatable: Some(with_offered(machine.allocatable(), before.allocatable.as_ref())),
         conditions: Some(conditions),
         daemon_endpoints: Some(NodeDaemonEndpoints { kubelet_endpoint: Some(DaemonEndpoint { port: config.port.into() }) }),
         images: Some(images),
@@ -253,6 +261,12 @@ async fn register(cx: &Context) -> Result<Node, kube::Error> {
     }
 }
 
+/// The node's object as the API has it now.
+pub async fn read(cx: &Context) -> Result<Node, kube::Error> {
+    let api: Api<Node> = Api::all(cx.client.clone());
+    bounded(api.get(&cx.config.node_name)).await
+}
+
 /// How the node refers to itself in events: its UID is its name, by custom.
 fn own_reference(cx: &Context) -> ObjectReference {
     let name = cx.config.node_name.clone();
@@ -276,6 +290,7 @@ pub async fn run(cx: std::sync::Arc<Context>, shutdown: CancellationToken) {
             None => match register(&cx).await {
                 Ok(found) => {
                     wait = REGISTER_RETRY_MIN;
+                    cx.set_registered(Some(&found));
                     if lease_task.is_none() {
                         lease_task = Some(tokio::spawn(renew(cx.clone(), found.metadata.uid.clone(), shutdown.clone())));
                     }
@@ -293,8 +308,12 @@ pub async fn run(cx: std::sync::Arc<Context>, shutdown: CancellationToken) {
             },
         };
         match report(&cx, &reference, known, &mut reported_at).await {
-            Ok(now) => node = Some(now),
+            Ok(now) => {
+                cx.set_registered(Some(&now));
+                node = Some(now);
+            }
             Err(error) if error.is_not_found() => {
+                cx.set_registered(None);
                 tracing::warn!("the node's object was deleted; it registers again in {} s", REGISTER_AGAIN.as_secs());
                 tokio::select! {
                     () = tokio::time::sleep(REGISTER_AGAIN) => continue,
@@ -334,7 +353,7 @@ async fn report(cx: &Context, reference: &ObjectReference, known: Node, reported
     let runtime = runtime_state(&cx.cri).await;
     cx.set_runtime_state(&runtime);
     // What stands there now, not what was said last: others may have called this node silent meanwhile.
-    let known = if *reported_at == Timestamp::UNIX_EPOCH { known } else { bounded(api.get(&cx.config.node_name)).await? };
+    let known = if *reported_at == Timestamp::UNIX_EPOCH { known } else { read(cx).await? };
     let listed = cx.cri.list_images().await.map(images);
     let before = known.status.clone().unwrap_or_default();
     let shown = listed.unwrap_or_else(|_| before.images.clone().unwrap_or_default());
@@ -361,7 +380,7 @@ async fn report(cx: &Context, reference: &ObjectReference, known: Node, reported
         }
         Err(error) if error.is_conflict() => {
             cx.node_changed.notify_one();
-            bounded(api.get(&cx.config.node_name)).await
+            read(cx).await
         }
         Err(error) => Err(error),
     }
@@ -464,9 +483,17 @@ mod tests {
         assert_eq!((ready(&first).status.as_str(), ready(&first).message.as_deref()), ("False", Some("container runtime network not ready: x")));
         let mut before = first;
         before.conditions.as_mut().unwrap().push(NodeCondition { type_: "NetworkUnavailable".into(), status: "False".into(), ..Default::default() });
+        before.capacity.as_mut().unwrap().insert("example.com/gpu".into(), Quantity("2".into()));
+        before.capacity.as_mut().unwrap().insert("cpu".into(), Quantity("64".into()));
         let second = describe(&config, &machine, &RuntimeState::default(), Pressures::default(), vec![], &before, at(5));
         assert_eq!(ready(&second).last_transition_time, Some(crate::status::time(at(5))));
         assert_eq!(second.conditions.as_ref().unwrap().len(), 5);
+        let capacity = second.capacity.as_ref().unwrap();
+        assert_eq!(
+            (capacity["example.com/gpu"].0.as_str(), capacity["cpu"].0.as_str()),
+            ("2", "2"),
+            "others' resources stay, the node's own are its"
+        );
         let third = describe(&config, &machine, &RuntimeState::default(), Pressures::default(), vec![], &second, at(9));
         assert!(says_the_same(&second, &third) && second != third);
     }

@@ -86,6 +86,18 @@ impl Reporter {
         self.entries.lock().get(uid).and_then(|entry| entry.status.clone())
     }
 
+    /// Whether the agent has given this pod a status, in this life or in one before.
+    pub fn has_status(&self, uid: &str) -> bool {
+        self.found.lock().contains_key(uid) || self.entries.lock().get(uid).is_some_and(|entry| entry.status.is_some())
+    }
+
+    /// Whether the pod has nothing left to run, as far as the node has found out.
+    pub fn has_ended(&self, uid: &str) -> bool {
+        let has_ended = |status: &PodStatus| matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+        self.found.lock().get(uid).is_some_and(has_ended)
+            || self.entries.lock().get(uid).and_then(|entry| entry.status.as_ref()).is_some_and(has_ended)
+    }
+
     /// How many pods have something that the API has not been told.
     pub fn waiting(&self) -> usize {
         let under_way = self.under_way.lock().clone();

@@ -42,6 +42,8 @@ pub struct Inbox {
     pub gone: bool,
     /// The node wants it to end.
     pub evict: Option<End>,
+    /// The node has not taken it: nothing of it was ever there.
+    pub refused: bool,
 }
 
 /// A worker as others hold it.
@@ -53,7 +55,7 @@ pub struct Handle {
 
 impl Handle {
     pub fn new(pod: Arc<Pod>) -> Handle {
-        Handle { inbox: Arc::new(Mutex::new(Inbox { pod, gone: false, evict: None })), wake: Arc::default() }
+        Handle { inbox: Arc::new(Mutex::new(Inbox { pod, gone: false, evict: None, refused: false })), wake: Arc::default() }
     }
 
     pub fn update(&self, pod: Arc<Pod>) {
@@ -72,8 +74,20 @@ impl Handle {
         self.wake.notify_one();
     }
 
+    /// Fails the pod before anything of it is there.
+    pub fn refuse(&self, reason: String, message: String) {
+        self.inbox.lock().refused = true;
+        self.evict(End { grace_s: 0, deleted: false, reason, message });
+    }
+
     pub fn pod(&self) -> Arc<Pod> {
         self.inbox.lock().pod.clone()
+    }
+
+    /// The pod, if the node must have room for it.
+    pub fn taken_pod(&self) -> Option<Arc<Pod>> {
+        let inbox = self.inbox.lock();
+        (!inbox.gone && !inbox.refused).then(|| inbox.pod.clone())
     }
 }
 

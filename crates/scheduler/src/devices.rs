@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use client::Key;
+use client::placement::NodeTerms;
 use k8s_openapi::api::core::v1::{NodeSelector, Pod};
 use serde_json::{Value, json};
 
@@ -21,7 +22,6 @@ pub use offer::DeviceId;
 use offer::{Pools, Slice};
 use search::Request;
 
-use crate::node_selector::NodeTerms;
 use crate::pod::PodInfo;
 use crate::snapshot::NodeInfo;
 

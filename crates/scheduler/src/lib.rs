@@ -19,12 +19,10 @@
 pub mod cycle;
 pub mod devices;
 pub mod framework;
-pub mod node_selector;
 pub mod plugins;
 pub mod pod;
 pub mod preemption;
 pub mod queue;
-pub mod resources;
 mod run;
 #[cfg(test)]
 mod scenario;

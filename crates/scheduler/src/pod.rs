@@ -5,13 +5,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use client::placement::{HostPort, NodeMatch};
+use client::resources::{self, Resources};
 use k8s_openapi::api::core::v1::{Pod, PodAffinityTerm, Toleration, WeightedPodAffinityTerm};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::core::{Expression, Selector, SelectorExt};
 
 use crate::devices::DeviceUse;
-use crate::node_selector::NodeMatch;
-use crate::resources::{self, Resources};
 use crate::snapshot::Snapshot;
 use crate::volumes::ClaimUse;
 
@@ -193,45 +193,6 @@ impl SpreadConstraint {
                 }
             })
             .collect()
-    }
-}
-
-/// A port of the node that a pod takes for itself.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct HostPort {
-    /// The address; `0.0.0.0` is every address.
-    pub ip: String,
-    /// TCP, UDP or SCTP.
-    pub protocol: String,
-    /// The port number.
-    pub port: i32,
-}
-
-impl HostPort {
-    fn of_pod(pod: &Pod) -> Vec<HostPort> {
-        let spec = pod.spec.iter();
-        let containers = spec.flat_map(|spec| {
-            let sidecars = spec.init_containers.iter().flatten();
-            spec.containers.iter().chain(sidecars.filter(|each| each.restart_policy.as_deref() == Some("Always")))
-        });
-        containers
-            .flat_map(|container| container.ports.iter().flatten())
-            .filter_map(|port| {
-                let number = port.host_port.filter(|number| *number > 0)?;
-                let ip = port.host_ip.clone().filter(|ip| !ip.is_empty());
-                Some(HostPort {
-                    ip: ip.unwrap_or_else(|| "0.0.0.0".to_owned()),
-                    protocol: port.protocol.clone().unwrap_or_else(|| "TCP".to_owned()),
-                    port: number,
-                })
-            })
-            .collect()
-    }
-
-    /// Whether two pods can't both have these on one node.
-    pub fn conflicts(&self, other: &HostPort) -> bool {
-        let everywhere = "0.0.0.0";
-        self.port == other.port && self.protocol == other.protocol && (self.ip == other.ip || self.ip == everywhere || other.ip == everywhere)
     }
 }
 

@@ -9,11 +9,12 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use client::placement::HostPort;
+use client::resources::{Resources, amount};
 use k8s_openapi::api::core::v1::{Node, Taint};
 
 use crate::devices::Devices;
-use crate::pod::{HostPort, Labels, PodInfo, PodSelector, labels_or_none};
-use crate::resources::{Resources, amount};
+use crate::pod::{Labels, PodInfo, PodSelector, labels_or_none};
 use crate::volumes::Volumes;
 
 /// One node with what is on it.

@@ -10,11 +10,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use client::Key;
+use client::placement::NodeTerms;
 use client::volumes::{NO_PROVISIONER, SELECTED_NODE, annotation, candidates, claim_of_pod, class_of_claim, is_bound, requested, volume_of_claim};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
 
-use crate::node_selector::NodeTerms;
 use crate::pod::{Labels, PodInfo};
 use crate::snapshot::NodeInfo;
 

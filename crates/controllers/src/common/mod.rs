@@ -11,7 +11,6 @@ pub mod namespaces;
 pub mod on_return;
 pub mod owner;
 pub mod patch;
-pub mod placement;
 pub mod pod_state;
 pub mod pods;
 pub mod slices;

@@ -184,7 +184,7 @@ fn settle(cx: &Arc<Context>, wanted: &BTreeMap<String, Arc<Pod>>, tasks: &TaskTr
         let same_name = |other: &&Arc<Pod>| other.metadata.namespace == pod.metadata.namespace && other.metadata.name == pod.metadata.name;
         if !running.iter().any(|other| same_name(&other)) {
             tracing::info!(pod = %PodId::of(pod), "a static pod begins");
-            agent::begin(cx, pod.clone(), tasks, shutdown);
+            agent::begin(cx, pod.clone(), None, tasks, shutdown);
         }
     }
 }

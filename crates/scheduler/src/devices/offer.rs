@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use client::placement::NodeTerms;
 use serde_json::Value;
 
 use super::terms;
-use crate::node_selector::NodeTerms;
 use crate::snapshot::NodeInfo;
 
 /// A device of the cluster.

@@ -1,6 +1,8 @@
 //! NodeAffinity: `nodeSelector` and required node affinity say where a pod can be, preferred affinity where it would
 //! rather be.
 
+use client::placement::AFFINITY_REFUSED;
+
 use crate::framework::{Causes, Filter, Filtering, Happening, Plugin, Score, Verdict, normalize_to_max};
 use crate::pod::PodInfo;
 use crate::snapshot::{NodeInfo, Snapshot};
@@ -15,7 +17,7 @@ impl Filter<'_> for Required<'_> {
         if self.0.nodes.matches(&node.name, node.labels()) {
             return Verdict::Pass;
         }
-        Verdict::unresolvable("node(s) didn't match Pod's node affinity/selector")
+        Verdict::unresolvable(AFFINITY_REFUSED)
     }
 }
 

@@ -1,5 +1,7 @@
 //! NodeName: a pod that names its node can be nowhere else.
 
+use client::placement::NAME_REFUSED;
+
 use crate::framework::{Causes, Filter, Filtering, Plugin, Verdict};
 use crate::pod::PodInfo;
 use crate::snapshot::{NodeInfo, Snapshot};
@@ -14,7 +16,7 @@ impl Filter<'_> for Named<'_> {
         if node.name == self.0 {
             return Verdict::Pass;
         }
-        Verdict::unresolvable("node(s) didn't match the requested node name")
+        Verdict::unresolvable(NAME_REFUSED)
     }
 }
 

@@ -1,7 +1,9 @@
 //! NodePorts: two pods on one node can't take the same host port.
 
+use client::placement::{HostPort, PORTS_REFUSED};
+
 use crate::framework::{Causes, Filter, Filtering, Happening, Plugin, Verdict};
-use crate::pod::{HostPort, PodInfo};
+use crate::pod::PodInfo;
 use crate::snapshot::{NodeInfo, Snapshot};
 
 /// The plugin.
@@ -13,7 +15,7 @@ impl Filter<'_> for Wanted<'_> {
     fn check(&self, node: &NodeInfo) -> Verdict {
         let taken = |port: &HostPort| node.host_ports.iter().any(|each| each.conflicts(port));
         if self.0.iter().any(taken) {
-            return Verdict::refused("node(s) didn't have free ports for the requested pod ports");
+            return Verdict::refused(PORTS_REFUSED);
         }
         Verdict::Pass
     }

@@ -1,10 +1,23 @@
-//! Which nodes a pod can be on by what it says about nodes: `nodeSelector` and node affinity.
+//! Which nodes a pod can be on by what it says of nodes (`nodeSelector`, node affinity) and by the ports that it takes of them:
+//! facts that the scheduler, the controllers that place pods themselves and the node that takes them must agree on. Taints are
+//! in [`crate::taints`], amounts in [`crate::resources`]. Functions of their arguments.
 //!
-//! Shared by the plugins NodeAffinity and PodTopologySpread (which leaves such nodes out of its count).
+//! What a pod says is compiled once and asked about for every node. What is asked that often is marked `inline`: it is compiled
+//! into the scheduler, which is built to be fast, where this crate is built to be small.
 
-use k8s_openapi::api::core::v1::{NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod};
+use std::collections::BTreeMap;
 
-use crate::pod::Labels;
+use k8s_openapi::api::core::v1::{NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec};
+
+/// Labels of a node.
+type Labels = BTreeMap<String, String>;
+
+/// What is said of a node that [`NodeMatch::matches`] refuses.
+pub const AFFINITY_REFUSED: &str = "node(s) didn't match Pod's node affinity/selector";
+/// What is said of a node where a [`HostPort`] is taken.
+pub const PORTS_REFUSED: &str = "node(s) didn't have free ports for the requested pod ports";
+/// What is said of a node that is not the one that `spec.nodeName` names.
+pub const NAME_REFUSED: &str = "node(s) didn't match the requested node name";
 
 /// One requirement on a label or field.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,6 +54,7 @@ impl Requirement {
         Requirement { key: requirement.key.clone(), test }
     }
 
+    #[inline]
     fn matches(&self, value: Option<&str>) -> bool {
         let number = || value.and_then(|value| value.parse::<i64>().ok());
         match &self.test {
@@ -68,6 +82,7 @@ impl Term {
         Term { labels: compile(&term.match_expressions), fields: compile(&term.match_fields) }
     }
 
+    #[inline]
     fn matches(&self, name: &str, labels: &Labels) -> bool {
         if self.labels.is_empty() && self.fields.is_empty() {
             return false;
@@ -103,6 +118,7 @@ impl NodeTerms {
     }
 
     /// Whether the node is selected.
+    #[inline]
     pub fn matches(&self, name: &str, labels: &Labels) -> bool {
         self.0.iter().any(|term| term.matches(name, labels))
     }
@@ -119,9 +135,11 @@ pub struct NodeMatch {
 impl NodeMatch {
     /// Reads `spec.nodeSelector` and `spec.affinity.nodeAffinity`.
     pub fn of(pod: &Pod) -> NodeMatch {
-        let Some(spec) = &pod.spec else {
-            return NodeMatch::default();
-        };
+        pod.spec.as_ref().map(NodeMatch::of_spec).unwrap_or_default()
+    }
+
+    /// The same of a specification, such as a template's.
+    pub fn of_spec(spec: &PodSpec) -> NodeMatch {
         let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
         let required = affinity.and_then(|each| each.required_during_scheduling_ignored_during_execution.as_ref());
         let preferred = affinity.and_then(|each| each.preferred_during_scheduling_ignored_during_execution.as_ref());
@@ -143,6 +161,7 @@ impl NodeMatch {
     }
 
     /// Whether the pod can be on the node.
+    #[inline]
     pub fn matches(&self, name: &str, labels: &Labels) -> bool {
         let selected = self.selector.iter().all(|(key, value)| labels.get(key) == Some(value));
         let required = |terms: &Vec<Term>| terms.iter().any(|term| term.matches(name, labels));
@@ -150,6 +169,7 @@ impl NodeMatch {
     }
 
     /// The sum of the weights of the preferences that the node fulfils. An empty preference is fulfilled by none.
+    #[inline]
     pub fn preference(&self, name: &str, labels: &Labels) -> i64 {
         let fulfilled = self.preferred.iter().filter(|(_, term)| term.matches(name, labels));
         fulfilled.map(|(weight, _)| weight).sum()
@@ -163,6 +183,47 @@ impl NodeMatch {
             names.extend(term.names()?);
         }
         Some(names)
+    }
+}
+
+/// A port of the node that a pod takes for itself.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct HostPort {
+    /// The address; `0.0.0.0` is every address.
+    pub ip: String,
+    /// TCP, UDP or SCTP.
+    pub protocol: String,
+    /// The port number.
+    pub port: i32,
+}
+
+impl HostPort {
+    /// All that a pod takes, by its containers and sidecars.
+    pub fn of_pod(pod: &Pod) -> Vec<HostPort> {
+        let spec = pod.spec.iter();
+        let containers = spec.flat_map(|spec| {
+            let sidecars = spec.init_containers.iter().flatten();
+            spec.containers.iter().chain(sidecars.filter(|each| each.restart_policy.as_deref() == Some("Always")))
+        });
+        containers
+            .flat_map(|container| container.ports.iter().flatten())
+            .filter_map(|port| {
+                let number = port.host_port.filter(|number| *number > 0)?;
+                let ip = port.host_ip.clone().filter(|ip| !ip.is_empty());
+                Some(HostPort {
+                    ip: ip.unwrap_or_else(|| "0.0.0.0".to_owned()),
+                    protocol: port.protocol.clone().unwrap_or_else(|| "TCP".to_owned()),
+                    port: number,
+                })
+            })
+            .collect()
+    }
+
+    /// Whether two pods can't both have these on one node.
+    #[inline]
+    pub fn conflicts(&self, other: &HostPort) -> bool {
+        let everywhere = "0.0.0.0";
+        self.port == other.port && self.protocol == other.protocol && (self.ip == other.ip || self.ip == everywhere || other.ip == everywhere)
     }
 }
 
@@ -189,11 +250,13 @@ mod tests {
     fn every_operator() {
         for (operator, values, value, expected) in [
             ("In", vec!["a", "b"], Some("b"), true),
+            ("In", vec!["a"], Some("b"), false),
             ("In", vec!["a"], None, false),
             ("NotIn", vec!["a"], None, true),
             ("NotIn", vec!["a"], Some("a"), false),
             ("Exists", vec![], Some(""), true),
-            ("DoesNotExist", vec![], Some("x"), false),
+            ("DoesNotExist", vec![], Some(""), false),
+            ("DoesNotExist", vec![], None, true),
             ("Gt", vec!["3"], Some("4"), true),
             ("Gt", vec!["3"], Some("3"), false),
             ("Lt", vec!["3"], Some("2"), true),
@@ -219,5 +282,43 @@ mod tests {
         assert!(one.matches("n1", &Labels::new()));
         assert!(!one.matches("n2", &Labels::new()));
         assert_eq!(one.names(), Some(vec!["n1".to_owned()]));
+    }
+
+    #[test]
+    fn selector_and_affinity_must_both_agree() {
+        let both = node_match(serde_json::json!({"nodeSelector": {"disk": "ssd"}, "affinity": {"nodeAffinity":
+            {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+                {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]}]}}}}));
+        assert!(both.matches("n", &labels(&[("disk", "ssd"), ("zone", "a")])));
+        assert!(!both.matches("n", &labels(&[("disk", "ssd"), ("zone", "b")])));
+        assert!(!both.matches("n", &labels(&[("zone", "a")])));
+        assert!(node_match(serde_json::json!({})).matches("n", &Labels::new()));
+    }
+
+    fn ports(spec: serde_json::Value) -> Vec<HostPort> {
+        HostPort::of_pod(&serde_json::from_value(serde_json::json!({"spec": spec})).expect("a pod"))
+    }
+
+    #[test]
+    fn containers_and_sidecars_take_ports_and_what_starts_before_them_does_not() {
+        let container = |port: i32| serde_json::json!({"name": "c", "ports": [{"containerPort": 1, "hostPort": port}, {"containerPort": 2}]});
+        let mut sidecar = container(81);
+        sidecar["restartPolicy"] = "Always".into();
+        let taken = ports(serde_json::json!({"containers": [container(80)], "initContainers": [sidecar, container(82)]}));
+        assert_eq!(taken.iter().map(|port| port.port).collect::<Vec<_>>(), [80, 81]);
+        assert_eq!((taken[0].ip.as_str(), taken[0].protocol.as_str()), ("0.0.0.0", "TCP"));
+    }
+
+    #[test]
+    fn ports_conflict_on_one_address_or_on_all() {
+        let port = |ip: &str, protocol: &str, number: i32| {
+            let port = serde_json::json!({"containerPort": 1, "hostPort": number, "hostIP": ip, "protocol": protocol});
+            ports(serde_json::json!({"containers": [{"name": "c", "ports": [port]}]})).remove(0)
+        };
+        let one = port("127.0.0.1", "TCP", 80);
+        assert!(one.conflicts(&port("127.0.0.1", "TCP", 80)));
+        assert!(one.conflicts(&port("", "TCP", 80)) && port("0.0.0.0", "TCP", 80).conflicts(&one));
+        assert!(!one.conflicts(&port("127.0.0.2", "TCP", 80)));
+        assert!(!one.conflicts(&port("", "UDP", 80)) && !one.conflicts(&port("", "TCP", 81)));
     }
 }

@@ -1,4 +1,5 @@
-//! Amounts of resources as plain integers, and what a pod asks for in them.
+//! Amounts of resources as plain integers, and what a pod asks for in them: what the scheduler finds room for, and what the
+//! node that takes the pod counts once more.
 //!
 //! Quantities are parsed once, when a pod or node arrives; every later comparison in a cycle is integer arithmetic.
 //! CPU is in thousandths of a core, everything else in its own unit.
