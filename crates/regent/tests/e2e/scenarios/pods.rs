@@ -12,6 +12,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "limits_are_cgroups_and_too_much_memory_is_killed", run: limits, alone: false },
     Scenario { name: "a_grpc_probe_decides_readiness", run: grpc, alone: false },
     Scenario { name: "a_host_port_answers_on_the_node", run: host_port, alone: false },
+    Scenario { name: "a_pod_that_is_bound_by_hand_is_judged_by_its_node", run: by_hand, alone: false },
     Scenario { name: "logs_are_rotated_at_their_size", run: rotation, alone: false },
     Scenario { name: "a_pod_talks_to_the_api_with_its_token", run: token, alone: false },
 ];
@@ -236,6 +237,35 @@ fn host_port(cluster: &Cluster, namespace: &str) -> Outcome {
     cluster.kubectl(&format!("delete pod first -n {namespace}"))?;
     cluster.kubectl(&format!("wait -n {namespace} --for=condition=Ready pod/second --timeout=60s"))?;
     get()
+}
+
+fn by_hand(cluster: &Cluster, namespace: &str) -> Outcome {
+    let label = format!("regent.example.com/{namespace}");
+    let pod = |name: &str, more: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}, spec: {{nodeName: worker-2, terminationGracePeriodSeconds: 1, nodeSelector: {{{label}: here}}, containers: [{{name: main, image: \"nginx:1.22\", imagePullPolicy: IfNotPresent{more}}}]}}}}"
+        )
+    };
+    let refused = |name: &str, words: &[&str]| {
+        let told = format!("get pod {name} -n {namespace} -o jsonpath={{.status.phase}}/{{.status.reason}}:{{.status.message}}");
+        cluster.wait_for(&format!("{name} to be refused"), &told, |told| words.iter().all(|word| told.contains(word))).map(drop)
+    };
+    let runs = |name: &str| cluster.kubectl(&format!("wait -n {namespace} --for=condition=Ready pod/{name} --timeout=60s")).map(drop);
+    let outcome = (|| {
+        cluster.apply(namespace, &pod("early", ""))?;
+        refused("early", &["Failed/NodeAffinity:", "Pod was rejected: Predicate NodeAffinity failed"])?;
+        // The node is asked for anew, not judged by what it was some seconds ago.
+        cluster.kubectl(&format!("label node worker-2 {label}=here"))?;
+        let port = ", ports: [{containerPort: 80, hostPort: 8089}]";
+        cluster.apply(namespace, &pod("late", port))?;
+        runs("late")?;
+        cluster.apply(namespace, &pod("third", port))?;
+        refused("third", &["Failed/NodePorts:", "didn't have free ports"])
+    })();
+    cluster.kubectl(&format!("label node worker-2 {label}-"))?;
+    outcome?;
+    // What was taken stays, whatever becomes of the labels.
+    runs("late")
 }
 
 fn rotation(cluster: &Cluster, namespace: &str) -> Outcome {
