@@ -13,6 +13,7 @@ use crate::{
     table,
 };
 use serde_json::{Value, json};
+use std::collections::HashSet;
 
 pub fn kind() -> Kind {
     Kind::cluster("certificates.k8s.io", "v1", "CertificateSigningRequest", "certificatesigningrequests")
@@ -80,8 +81,8 @@ impl Hooks for CertificateSigningRequests {
         let before = decided(old);
         within(request, "status", |status| {
             let kept: Vec<Value> = list(status, "conditions").to_vec();
-            let all: Vec<Value> =
-                kept.into_iter().map(|c| before.iter().find(|b| text(b, "type") == text(&c, "type")).cloned().unwrap_or(c)).collect();
+            let before = checks::by_key(&before, |condition| text(condition, "type"));
+            let all: Vec<Value> = kept.into_iter().map(|c| before.get(text(&c, "type")).copied().cloned().unwrap_or(c)).collect();
             if !all.is_empty() {
                 put(status, "conditions", all);
             }
@@ -116,7 +117,7 @@ impl Hooks for CertificateSigningRequests {
         for (i, usage) in usages.iter().enumerate().filter(|(_, usage)| !USAGES.contains(usage)) {
             errors.not_supported(at(i), *usage, USAGES);
         }
-        for (i, usage) in usages.iter().enumerate().filter(|(i, usage)| usages[..*i].contains(usage)) {
+        for (i, usage, _) in checks::distinct(&usages, |usage| *usage).filter(|(.., again)| *again) {
             errors.duplicate(at(i), *usage);
         }
         if text(spec, "signerName") == "kubernetes.io/legacy-unknown" {
@@ -174,10 +175,10 @@ impl Hooks for CertificateSigningRequests {
 
 /// Conditions that were there keep their times.
 fn stamp(request: &mut Value, old: &Value) {
-    let before = list(workload::status(old), "conditions").to_vec();
+    let before = checks::by_key(list(workload::status(old), "conditions"), |condition| text(condition, "type"));
     within(request, "status", |status| {
         each(status, "conditions", |condition| {
-            if let Some(same) = before.iter().find(|b| text(b, "type") == text(condition, "type")) {
+            if let Some(same) = before.get(text(condition, "type")) {
                 for key in ["lastUpdateTime", "lastTransitionTime"] {
                     if let Some(time) = same.get(key) {
                         fill(condition, key, time.clone());
@@ -242,14 +243,17 @@ fn certificate_problem(certificate: &str) -> Option<String> {
 fn validate_conditions(request: &Value, old: &Value, errors: &mut Errors) {
     let path = Path::new("status").child("conditions");
     let (conditions, before) = (list(workload::status(request), "conditions"), list(workload::status(old), "conditions"));
-    let has = |conditions: &[Value], kind: &str| conditions.iter().any(|c| text(c, "type") == kind);
-    let twice = |conditions: &[Value], i: usize| has(&conditions[..i], text(&conditions[i], "type"));
-    let were_twice = (0..before.len()).any(|i| twice(before, i));
-    let were_both = has(before, "Approved") && has(before, "Denied");
-    for (i, condition) in conditions.iter().enumerate() {
+    fn kind(condition: &Value) -> &str {
+        text(condition, "type")
+    }
+    let were = checks::by_key(before, kind);
+    let were_twice = were.len() < before.len();
+    let were_both = ["Approved", "Denied"].iter().all(|kind| were.contains_key(kind));
+    let mut so_far = HashSet::new();
+    for (i, condition, again) in checks::distinct(conditions, kind) {
         let at = path.index(i);
         let kind = text(condition, "type");
-        if kind.is_empty() && !has(before, "") {
+        if kind.is_empty() && !were.contains_key("") {
             errors.required(at.child("type"), "");
         }
         let supported: &[&str] = if matches!(kind, "Approved" | "Denied" | "Failed") { &["True"] } else { conditions::STATUSES };
@@ -259,12 +263,13 @@ fn validate_conditions(request: &Value, old: &Value, errors: &mut Errors) {
             "Denied" => "Approved",
             _ => "",
         };
-        if !opposite.is_empty() && has(&conditions[..i], opposite) && !were_both {
+        if so_far.contains(opposite) && !were_both {
             errors.invalid(path.clone(), kind, "Approved and Denied conditions are mutually exclusive");
         }
-        if twice(conditions, i) && !were_twice {
+        if again && !were_twice {
             errors.duplicate(at.child("type"), kind);
         }
+        so_far.extend(["Approved", "Denied"].into_iter().find(|decision| *decision == kind));
     }
 }
 
