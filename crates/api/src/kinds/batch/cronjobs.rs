@@ -34,7 +34,9 @@ impl Hooks for CronJobs {
         fill(spec, "failedJobsHistoryLimit", 1);
         let job_template = made(spec, "jobTemplate");
         made(job_template, "metadata");
-        template::default(made(job_template, "spec"));
+        let job = made(job_template, "spec");
+        jobs::default_failure_policy(job);
+        template::default(job);
     }
     fn prepare_create(&self, job: &mut Value) {
         put(job, "status", json!({}));
