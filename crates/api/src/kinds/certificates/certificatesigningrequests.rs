@@ -1,10 +1,11 @@
-//! CertificateSigningRequest of certificates.k8s.io. Who asks (`username`, `groups`, ...) is set by the API server.
+//! CertificateSigningRequest of certificates.k8s.io. Who asks (`username`, `groups`, ...) is set by the API server, which also reads what
+//! is in the request: here is no X.509.
 
 use crate::{
     field::{Errors, Path, quoted},
     kind::{Hooks, Kind, NameRule},
     kinds::{
-        base64, checks, conditions,
+        base64, checks, conditions, pem,
         values::{each, fill, int, list, put, shown, strings, text, within},
         workload,
     },
@@ -50,6 +51,8 @@ const USAGES: &[&str] = &[
     "signing",
     "timestamping",
 ];
+/// What a request is called in PEM.
+pub const REQUEST_LABEL: &str = "CERTIFICATE REQUEST";
 const DURATION_MIN_S: i64 = 600;
 const DOMAIN_CHARS_MAX: usize = 253;
 /// Two domains, a label and what is between them.
@@ -105,8 +108,8 @@ impl Hooks for CertificateSigningRequests {
     }
     fn validate(&self, request: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(request), Path::new("spec"));
-        let pem = base64::decode(text(spec, "request")).and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default();
-        if !pem.contains("-----BEGIN CERTIFICATE REQUEST-----") {
+        let request = pem_of(text(spec, "request"));
+        if pem::blocks(&request).next().is_none_or(|block| block.label != REQUEST_LABEL) {
             errors.invalid(path.child("request"), shown(spec, "request"), "PEM block type must be CERTIFICATE REQUEST");
         }
         let usages: Vec<&str> = strings(spec, "usages").collect();
@@ -135,7 +138,9 @@ impl Hooks for CertificateSigningRequests {
         let (now, before) = (text(workload::status(request), "certificate"), text(workload::status(old), "certificate"));
         validate_conditions(request, old, errors);
         let path = Path::new("status").child("certificate");
+        // Who stands with something odd may keep to it.
         if now != before
+            && certificate_problem(before).is_none()
             && let Some(problem) = certificate_problem(now)
         {
             errors.invalid(path.clone(), "<certificate data>", &problem);
@@ -223,20 +228,19 @@ fn certificate_problem(certificate: &str) -> Option<String> {
     if certificate.is_empty() {
         return None;
     }
-    let pem = base64::decode(certificate).and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default();
-    let mut blocks = 0;
-    for (start, _) in pem.match_indices("-----BEGIN ") {
-        let (label, rest) = pem[start + "-----BEGIN ".len()..].split_once("-----\n").unwrap_or_default();
-        let Some((body, _)) = rest.split_once(&format!("-----END {label}-----")) else { continue };
-        if label != "CERTIFICATE" {
-            return Some(format!("only CERTIFICATE PEM blocks are allowed, found {}", quoted(label)));
-        }
-        if body.contains(':') {
-            return Some("no PEM block headers are permitted".into());
-        }
-        blocks += 1;
+    let certificate = pem_of(certificate);
+    let mut blocks = pem::blocks(&certificate).peekable();
+    if blocks.peek().is_none() {
+        return Some("must contain at least one CERTIFICATE PEM block".into());
     }
-    (blocks == 0).then(|| "must contain at least one CERTIFICATE PEM block".into())
+    blocks.find_map(|block| match block.label {
+        "CERTIFICATE" => block.has_headers.then(|| "no PEM block headers are permitted".into()),
+        label => Some(format!("only CERTIFICATE PEM blocks are allowed, found {}", quoted(label))),
+    })
+}
+/// The text of a field of bytes that is PEM.
+pub fn pem_of(bytes: &str) -> String {
+    String::from_utf8_lossy(&base64::decode(bytes).unwrap_or_default()).into_owned()
 }
 
 /// Checks the conditions, but for what was already wrong before.
