@@ -6,7 +6,7 @@ use crate::{
     kind::{Hooks, Kind},
     kinds::{
         checks, conditions,
-        pod::template,
+        pod::{template, warnings},
         values::{each, fill, flag, has, int, list, made, member, put, shown, strings, text, within},
         workload,
     },
@@ -80,7 +80,15 @@ impl Hooks for Jobs {
         job.i64_at("status.succeeded").unwrap_or(0).to_string()
     }
     fn warnings(&self, job: &Value, old: Option<&Value>) -> Vec<String> {
-        crate::kinds::pod::warnings::workload(job, old, true)
+        let spec = workload::spec(job);
+        let mut all: Vec<String> = match old {
+            Some(old) if workload::spec(old) == spec => return vec![],
+            Some(_) => vec![],
+            None => warnings::host_name(job.name(), "Pod names and hostnames").into_iter().collect(),
+        };
+        all.extend(too_many_indexes(spec, "spec"));
+        all.extend(warnings::workload(job, old, false));
+        all
     }
     fn cells(&self, job: &Value, now_unix_s: i64) -> Vec<Value> {
         let (spec, status) = (workload::spec(job), workload::status(job));
@@ -110,6 +118,13 @@ impl Hooks for Jobs {
         cells.extend(workload::wide(spec, workload::selector_text(spec)));
         cells
     }
+}
+
+/// What is said of a Job at `path` that may lose sight of which indexes are done.
+pub fn too_many_indexes(spec: &Value, path: &str) -> Option<String> {
+    let above = |key: &str, limit: i64| int(spec, key).unwrap_or(0) > limit;
+    let many = text(spec, "completionMode") == "Indexed" && above("completions", INDEXES_MAX) && above("parallelism", MANY_INDEXES_MAX);
+    many.then(|| format!("{path}: In Indexed Jobs with a number of completions higher than 10^5 and a parallelism higher than 10^4, Kubernetes might not be able to track completedIndexes when a big number of indexes fail"))
 }
 
 /// A condition that a rule for failed pods names is one that is true.

@@ -7,7 +7,9 @@ use crate::{
         checks,
         values::{each, fill, int, list, member, text},
     },
-    names, table,
+    names,
+    object::ObjectExt,
+    table,
 };
 use serde_json::{Value, json};
 
@@ -79,8 +81,20 @@ impl Hooks for Endpoints {
             }
         }
     }
-    fn warnings(&self, _endpoints: &Value, _old: Option<&Value>) -> Vec<String> {
-        vec!["v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".into()]
+    fn warnings(&self, endpoints: &Value, _old: Option<&Value>) -> Vec<String> {
+        let mut all = vec!["v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".to_string()];
+        // Those of the controller are of addresses that it has put right.
+        if endpoints.label("endpoints.kubernetes.io/managed-by") == Some("endpoint-controller") {
+            return all;
+        }
+        for (i, subset) in list(endpoints, "subsets").iter().enumerate() {
+            for key in ["addresses", "notReadyAddresses"] {
+                let path = Path::new("subsets").index(i).child(key);
+                let addresses = list(subset, key).iter().enumerate();
+                all.extend(addresses.filter_map(|(j, address)| checks::ip_warning(text(address, "ip"), &path.index(j).child("ip"))));
+            }
+        }
+        all
     }
     fn cells(&self, endpoints: &Value, now_unix_s: i64) -> Vec<Value> {
         let subsets = list(endpoints, "subsets");

@@ -100,8 +100,12 @@ impl Hooks for Nodes {
         drop_disabled(node);
     }
     fn warnings(&self, node: &Value, _old: Option<&Value>) -> Vec<String> {
-        let old = !text(workload::spec(node), "externalID").is_empty();
-        old.then(|| "spec.externalID: this field is deprecated, and is unused by Kubernetes".to_string()).into_iter().collect()
+        let spec = workload::spec(node);
+        let old = !text(spec, "externalID").is_empty();
+        let old = old.then(|| "spec.externalID: this field is deprecated, and is unused by Kubernetes".to_string());
+        let path = Path::new("spec").child("podCIDRs");
+        let ranges = strings(spec, "podCIDRs").enumerate();
+        old.into_iter().chain(ranges.filter_map(|(i, range)| checks::cidr_warning(range, &path.index(i)))).collect()
     }
     fn validate(&self, node: &Value, old: Option<&Value>, errors: &mut Errors) {
         avoided_pods(node, errors);
