@@ -1,6 +1,6 @@
 //! Field paths and the errors that name them, as `Invalid` Statuses carry them.
 
-use crate::internal::Tree;
+use crate::{internal::Tree, kinds::checks, limits::ERRORS_BYTES_MAX};
 use serde_json::Value;
 use std::fmt;
 
@@ -229,17 +229,43 @@ impl fmt::Display for Error {
     }
 }
 
-/// What validation collects. Validation goes on after an error, so that a user sees all of them at once.
+/// What validation collects. Validation goes on after an error, so that a user sees all of them at once; but what is found when
+/// [`ERRORS_BYTES_MAX`] are full is left out.
 #[derive(Clone, Debug, Default)]
-pub struct Errors(pub Vec<Error>);
+pub struct Errors(pub Vec<Error>, usize);
+
+/// Bytes of a value, roughly.
+fn weight(value: &Value) -> usize {
+    const VALUE: usize = 8;
+    VALUE
+        + match value {
+            Value::String(text) => text.len(),
+            Value::Array(items) => items.iter().map(weight).sum(),
+            Value::Object(members) => members.iter().map(|(key, value)| key.len() + weight(value)).sum(),
+            _ => 0,
+        }
+}
 
 impl Errors {
     pub fn push(&mut self, reason: Reason, field: Path, value: Option<Value>, detail: impl Into<String>) {
-        self.0.push(Error { reason, field, value, structure: None, detail: detail.into() });
+        self.add(Error { reason, field, value, structure: None, detail: detail.into() });
     }
     /// An error about a structure in the internal form.
     pub fn push_structure(&mut self, reason: Reason, field: Path, structure: &Tree, detail: impl Into<String>) {
-        self.0.push(Error { reason, field, value: None, structure: Some(structure.to_string()), detail: detail.into() });
+        if !self.is_full() {
+            self.add(Error { reason, field, value: None, structure: Some(structure.to_string()), detail: detail.into() });
+        }
+    }
+    fn add(&mut self, error: Error) {
+        if !self.is_full() {
+            let shown = error.value.as_ref().map_or(0, weight) + error.structure.as_ref().map_or(0, String::len);
+            self.1 += error.field.as_str().len() + error.detail.len() + shown;
+            self.0.push(error);
+        }
+    }
+    /// Whether nothing more is collected. Who finds the same large thing wrong again and again MUST ask.
+    pub fn is_full(&self) -> bool {
+        self.1 > ERRORS_BYTES_MAX
     }
     pub fn invalid_structure(&mut self, field: Path, structure: &Tree, detail: &str) {
         self.push_structure(Reason::Invalid, field, structure, detail);
@@ -286,7 +312,7 @@ impl Errors {
         self.push(Reason::Internal, field, None, detail);
     }
     pub fn extend(&mut self, other: Errors) {
-        self.0.extend(other.0);
+        other.0.into_iter().for_each(|error| self.add(error));
     }
     /// Every message in `problems` as an `Invalid` of the same field and value (the shape of name checks).
     pub fn invalid_all(&mut self, field: &Path, value: impl Into<Value>, problems: Vec<String>) {
@@ -300,16 +326,27 @@ impl Errors {
 impl fmt::Display for Errors {
     /// One message as it is, several in brackets; each only once.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut messages: Vec<String> = Vec::with_capacity(self.0.len());
-        for error in &self.0 {
-            let message = error.to_string();
-            if !messages.contains(&message) {
-                messages.push(message);
-            }
-        }
+        let all: Vec<String> = self.0.iter().map(Error::to_string).collect();
+        let messages: Vec<&str> = checks::distinct(&all, |message| message).filter(|(.., again)| !again).map(|(_, message, _)| &**message).collect();
         match messages.as_slice() {
             [one] => f.write_str(one),
             many => write!(f, "[{}]", many.join(", ")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_collected_up_to_a_limit() {
+        let mut errors = Errors::default();
+        let large = "x".repeat(1000);
+        for i in 0..10_000 {
+            errors.invalid(Path::new("items").index(i), large.as_str(), "must be short");
+        }
+        assert!(errors.is_full() && errors.0.len() < 10_000, "{}", errors.0.len());
+        assert!(errors.to_string().starts_with("[items[0]: Invalid value: \"xxx"));
     }
 }

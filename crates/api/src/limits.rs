@@ -18,6 +18,11 @@ pub const STRICT_PROBLEMS_MAX: usize = 100;
 pub const WARNING_HEADERS_BYTES_MAX: usize = 4 * 1024;
 /// Characters of one warning when the warnings of an answer do not fit.
 pub const WARNING_TRUNCATED_CHARS_MAX: usize = 256;
+/// Warnings that are made for one object where there may be more of them than parts of it: more do not fit into an answer.
+pub const WARNINGS_MAX: usize = WARNING_HEADERS_BYTES_MAX / 32;
+/// Bytes of what is found wrong with one object. What is found later is left out: an object of a million wrong items needs no
+/// million answers.
+pub const ERRORS_BYTES_MAX: usize = REQUEST_BODY_BYTES_MAX;
 /// Bytes of all annotations of one object together.
 pub const ANNOTATIONS_BYTES_MAX: usize = 256 * 1024;
 /// Characters of a name before the five random ones that `generateName` adds; longer prefixes are cut.

@@ -85,6 +85,9 @@ fn owners(object: &Value, path: &Path, errors: &mut Errors) {
     let mut controllers = owners.iter().filter(|owner| owner.controller);
     if let Some(first) = controllers.next() {
         for other in controllers {
+            if errors.is_full() {
+                break;
+            }
             let why = format!(
                 "Only one reference can have Controller set to true. Found \"true\" in references for {}/{} and {}/{}",
                 first.kind, first.name, other.kind, other.name

@@ -202,3 +202,31 @@ fn cells_of_what_is_rarely_shown() {
         assert_eq!(api::table::cells(kind, &object, 0)[place], expected, "{resource} {column} of {object}");
     }
 }
+
+#[test]
+fn what_is_odd_is_told() {
+    let catalogue = Catalogue::built_in();
+    let check = |group: &str, resource: &str, object: Value, wanted: &[&str]| {
+        let said = catalogue.resource(group, resource).unwrap().hooks.warnings(&object, None);
+        assert_eq!(said, wanted, "{resource}: {object}");
+    };
+    let range = "non-standard CIDR value \"10.0.0.1/8\" will be considered invalid in a future Kubernetes release: use \"10.0.0.0/8\"";
+    let address = "non-standard IP address \"010.0.0.1\" will be considered invalid in a future Kubernetes release: use \"10.0.0.1\"";
+    let old = "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice";
+    check("", "nodes", json!({"spec": {"podCIDRs": ["10.0.0.1/8"]}}), &[&format!("spec.podCIDRs[0]: {range}")]);
+    let block = json!({"ipBlock": {"cidr": "10.0.0.1/8", "except": ["10.0.0.1/8"]}});
+    let at = "spec.egress[0].to[0].ipBlock";
+    let wanted = [format!("{at}.cidr: {range}"), format!("{at}.except[0]: {range}")];
+    check("networking.k8s.io", "networkpolicies", json!({"spec": {"egress": [{"to": [block]}]}}), &wanted.each_ref().map(String::as_str));
+    let subsets = json!([{"notReadyAddresses": [{"ip": "010.0.0.1"}]}]);
+    check("", "endpoints", json!({"subsets": subsets}), &[old, &format!("subsets[0].notReadyAddresses[0].ip: {address}")]);
+    let managed = json!({"metadata": {"labels": {"endpoints.kubernetes.io/managed-by": "endpoint-controller"}}, "subsets": subsets});
+    check("", "endpoints", managed, &[old]);
+    let mountable = "kubernetes.io/enforce-mountable-secrets";
+    let why = format!("metadata.annotations[{mountable}]: deprecated in v1.32+; prefer separate namespaces to isolate access to mounted secrets");
+    check("", "serviceaccounts", json!({"metadata": {"annotations": {mountable: "true"}}}), &[&why]);
+    let indexed = json!({"completionMode": "Indexed", "completions": 100_001, "parallelism": 10_001});
+    let many = "In Indexed Jobs with a number of completions higher than 10^5 and a parallelism higher than 10^4, Kubernetes might not be able to track completedIndexes when a big number of indexes fail";
+    check("batch", "jobs", json!({"spec": indexed}), &[&format!("spec: {many}")]);
+    check("batch", "cronjobs", json!({"spec": {"jobTemplate": {"spec": indexed}}}), &[&format!("spec.jobTemplate.spec: {many}")]);
+}

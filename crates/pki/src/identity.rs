@@ -190,6 +190,18 @@ pub(crate) fn address(bytes: &[u8]) -> Option<IpAddr> {
     }
 }
 
+/// Whether bytes are certificates, one after the other.
+pub fn are_certificates(der: &[u8]) -> bool {
+    let mut rest = der;
+    while let Ok((behind, _)) = X509Certificate::from_der(rest) {
+        if behind.is_empty() {
+            return true;
+        }
+        rest = behind;
+    }
+    false
+}
+
 /// From when to when a certificate is valid, as Unix seconds.
 pub fn validity(certificate: &CertificateDer<'_>) -> Result<(i64, i64), Error> {
     let (_, parsed) = X509Certificate::from_der(certificate).map_err(|error| malformed("certificate", error))?;

@@ -7,6 +7,7 @@ use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 use rustls::pki_types::CertificateSigningRequestDer;
 use rustls::pki_types::pem::PemObject;
 use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::error::X509Error;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
 
@@ -42,6 +43,29 @@ impl Request {
             }
         }
         Ok(request)
+    }
+}
+
+/// What is wrong with the bytes of a request: whether it is one, and signed by the key that it is for. In the words of Go, where clients of
+/// Kubernetes know some.
+pub fn problem(der: &[u8]) -> Option<&'static str> {
+    const RSA: &str = "1.2.840.113549.1.1.1";
+    const ECDSA: &str = "1.2.840.10045.2.1";
+    const ED25519: &str = "1.3.101.112";
+    let request = match X509CertificationRequest::from_der(der) {
+        Ok((rest, _)) if !rest.is_empty() => return Some("asn1: syntax error: trailing data"),
+        Ok((_, request)) => request,
+        Err(_) => return Some("asn1: structure error: not a certificate request"),
+    };
+    match request.verify_signature() {
+        Ok(()) => None,
+        Err(X509Error::SignatureUnsupportedAlgorithm) => Some("x509: cannot verify signature: algorithm unimplemented"),
+        Err(_) => Some(match request.certification_request_info.subject_pki.algorithm.algorithm.to_id_string().as_str() {
+            RSA => "crypto/rsa: verification error",
+            ECDSA => "x509: ECDSA verification failure",
+            ED25519 => "x509: Ed25519 verification failure",
+            _ => "x509: cannot verify signature: algorithm unimplemented",
+        }),
     }
 }
 
@@ -100,9 +124,16 @@ mod tests {
         use base64::Engine;
         let pem = format!(
             "-----BEGIN CERTIFICATE REQUEST-----\n{}\n-----END CERTIFICATE REQUEST-----\n",
-            base64::engine::general_purpose::STANDARD.encode(der)
+            base64::engine::general_purpose::STANDARD.encode(&der)
         );
         assert!(Request::parse(&pem).is_err());
         assert!(Request::parse("no PEM").is_err());
+        assert_eq!(problem(&der), Some("x509: ECDSA verification failure"));
+        der[last] ^= 1;
+        assert_eq!(problem(&der), None);
+        assert_eq!(problem(&[&der[..], &[0]].concat()), Some("asn1: syntax error: trailing data"));
+        for none in [&der[..last], b"none", b""] {
+            assert_eq!(problem(none), Some("asn1: structure error: not a certificate request"));
+        }
     }
 }

@@ -13,8 +13,35 @@ pub struct Scope {
     pub params_type: Option<Type>,
     pub authorizer: bool,
     pub namespace_object: bool,
-    /// The policy's own variables, in order.
-    pub variables: Vec<(String, Type)>,
+    /// The policy's own variables.
+    pub variables: Declared,
+}
+
+const VARIABLES: &str = "kubernetes.variables";
+
+/// Variables of a policy: one object that grows with each, for each sees those before it and there may be many.
+#[derive(Clone, Debug, Default)]
+pub struct Declared(Arc<Fields>);
+
+impl Declared {
+    /// One more. What has the type of all variables together is of any type: the object MUST NOT contain itself.
+    pub fn push(&mut self, (name, type_): (String, Type)) {
+        fn holds_all(type_: &Type) -> bool {
+            match type_ {
+                Type::Object(fields) => fields.name == VARIABLES,
+                Type::List(inner) | Type::Optional(inner) | Type::Kind(inner) => holds_all(inner),
+                Type::Map(key, value) => holds_all(key) || holds_all(value),
+                _ => false,
+            }
+        }
+        let type_ = if holds_all(&type_) { Type::Dyn } else { type_ };
+        let all = Arc::make_mut(&mut self.0);
+        all.name = VARIABLES.into();
+        all.fields.insert(name, type_);
+    }
+    fn is_empty(&self) -> bool {
+        self.0.fields.is_empty()
+    }
 }
 
 fn object(name: &str, fields: &[(&str, Type)]) -> Type {
@@ -67,8 +94,7 @@ impl Scope {
             names.push(("authorizer.requestResource", Type::Opaque("kubernetes.authorization.ResourceCheck")));
         }
         if !self.variables.is_empty() {
-            let fields = self.variables.iter().map(|(name, type_)| (name.as_str(), type_.clone())).collect::<Vec<_>>();
-            names.push(("variables", object("kubernetes.variables", &fields)));
+            names.push(("variables", Type::Object(self.variables.0.clone())));
         }
         Program::compile(source, &names)
     }
@@ -106,8 +132,14 @@ mod tests {
         assert_eq!(scope.check("'text'", &[Type::Bool]).unwrap_err(), "must evaluate to bool but got string");
         assert!(scope.check("variables.a", &[Type::Bool]).unwrap_err().contains("undeclared reference to 'variables'"));
         assert!(scope.check("request.nothing == 1", &[Type::Bool]).unwrap_err().contains("undefined field 'nothing'"));
-        let scope = Scope { variables: vec![("a".into(), Type::Bool)], ..Scope::default() };
+        let mut scope = Scope::default();
+        scope.variables.push(("a".into(), Type::Bool));
         assert!(scope.check("variables.a", &[Type::Bool]).is_ok());
+        for i in 0..10_000 {
+            let type_ = scope.compile("[variables]").unwrap().type_;
+            scope.variables.push((format!("v{i}"), type_));
+        }
+        assert!(scope.check("variables.v9999[0].a", &[Type::Bool]).is_ok());
         assert!(is_identifier("a1") && !is_identifier("1x") && !is_identifier("in"));
     }
 }

@@ -5,7 +5,7 @@ use crate::custom::props::Props;
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 /// The fields of an object type. Named, so that types that contain themselves can be told apart.
-#[derive(Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Fields {
     pub name: String,
     pub fields: BTreeMap<String, Type>,

@@ -10,6 +10,7 @@ use super::{
 use crate::{
     Value,
     field::{Error, Errors, Path, Reason},
+    kinds::checks,
     merge::go_float,
 };
 use serde_json::json;
@@ -194,7 +195,7 @@ impl Checker<'_> {
         if let Some(max) = props.max_items.filter(|max| count > *max) {
             self.push(found, Reason::TooMany, path, Some(json!(count)), format!("must have at most {max} items"));
         }
-        if props.unique_items && items.iter().enumerate().any(|(i, item)| items[..i].contains(item)) {
+        if props.unique_items && checks::distinct(items, |item| item).any(|(.., again)| again) {
             self.push(found, Reason::Duplicate, path, Some(Value::Array(items.to_vec())), String::new());
         }
     }

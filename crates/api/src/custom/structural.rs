@@ -5,6 +5,7 @@ use super::{check, formats, pattern, props::Props, shape};
 use crate::{
     Value, cel,
     field::{Errors, Path},
+    kinds::checks,
 };
 use serde_json::{Map, json};
 
@@ -210,8 +211,8 @@ fn keyed_items(items: &Map<String, Value>, keys: &[&str], path: &Path, errors: &
     let properties = items.get("properties").and_then(Value::as_object).unwrap_or(&empty);
     let required = strings(items, "required");
     if text(items, "type") == "object" {
-        for (i, key) in keys.iter().enumerate() {
-            if keys[..i].contains(key) {
+        for (i, key, again) in checks::distinct(keys, |key| *key) {
+            if again {
                 errors.invalid(path.child("x-kubernetes-list-map-keys").index(i), *key, "duplicate entries are not allowed");
             }
             let Some(property) = properties.get(*key).and_then(Value::as_object) else {

@@ -7,7 +7,11 @@ use crate::{
     names,
 };
 use serde_json::{Map, Value};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::{HashMap, HashSet},
+    hash::Hash,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 pub const IMMUTABLE: &str = "field is immutable";
 pub const NOT_NEGATIVE: &str = "must be greater than or equal to 0";
@@ -16,6 +20,25 @@ const IP_FORM: &str = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::f
 const CIDR_FORM: &str = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
 const PERCENT_FORM: &str =
     "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')";
+
+/// The items of a list with their places, and whether one before has the same key. Lists come from the network, as long as a body may
+/// be: what is repeated MUST be found in one pass.
+pub fn distinct<'a, T, K: Eq + Hash>(items: &'a [T], key: impl Fn(&'a T) -> K) -> impl Iterator<Item = (usize, &'a T, bool)> {
+    let mut known = HashSet::with_capacity(items.len());
+    items.iter().enumerate().map(move |(i, item)| (i, item, !known.insert(key(item))))
+}
+/// The items of a list by key, to look them up for as many others; of several with one key, the first.
+pub fn by_key<'a, T, K: Eq + Hash>(items: impl IntoIterator<Item = &'a T>, key: impl Fn(&'a T) -> K) -> HashMap<K, &'a T> {
+    let mut all = HashMap::new();
+    for item in items {
+        all.entry(key(item)).or_insert(item);
+    }
+    all
+}
+/// The same by name.
+pub fn by_name<'a>(items: impl IntoIterator<Item = &'a Value>) -> HashMap<&'a str, &'a Value> {
+    by_key(items, |item| text(item, "name"))
+}
 
 /// A number that is there must not be negative.
 pub fn not_negative(parent: &Value, key: &str, path: &Path, errors: &mut Errors) {
@@ -383,4 +406,20 @@ pub fn not_found(path: Path, name: &str, detail: &str, errors: &mut Errors) {
 /// Every string of a map member as an entry (keys that hold odd values are skipped).
 pub fn text_entries<'a>(parent: &'a Value, key: &str) -> impl Iterator<Item = (&'a str, &'a str)> {
     entries(parent, key).map(|(k, v)| (k.as_str(), v.as_str().unwrap_or_default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_is_repeated_is_told_once_for_each_time() {
+        let items = ["a", "b", "a", "c", "a"];
+        let repeated: Vec<usize> = distinct(&items, |item| *item).filter(|(.., again)| *again).map(|(i, ..)| i).collect();
+        assert_eq!(repeated, [2, 4]);
+        let items = [json!({"name": "a", "x": 1}), json!({"name": "b"}), json!({"name": "a", "x": 2}), json!({"x": 3})];
+        let named = by_name(&items);
+        assert_eq!((named.len(), &named["a"]["x"], &named[""]["x"]), (3, &json!(1), &json!(3)));
+    }
 }

@@ -18,11 +18,10 @@ const REASON_FORM: &str = "a condition reason must start with alphabetic charact
 
 /// Checks `conditions` of a status.
 pub fn validate(status: &Value, path: &Path, errors: &mut Errors) {
-    let conditions = list(status, "conditions");
-    for (i, condition) in conditions.iter().enumerate() {
+    for (i, condition, again) in checks::distinct(list(status, "conditions"), |condition| text(condition, "type")) {
         let path = path.child("conditions").index(i);
         let kind = text(condition, "type");
-        if conditions[..i].iter().any(|other| text(other, "type") == kind) {
+        if again {
             errors.duplicate(path.child("type"), kind);
         }
         errors.invalid_all(&path.child("type"), kind, names::qualified_name(kind));

@@ -21,6 +21,7 @@ pub mod flowcontrol;
 pub mod metrics;
 pub mod networking;
 pub mod node;
+pub mod pem;
 pub mod pod;
 pub mod policy;
 pub mod rbac;

@@ -2,15 +2,24 @@
 
 use super::{AdmissionContext, Operation, Plugin};
 use crate::authorization::{Attributes, allowed};
-use api::{Status, Value, object::ObjectExt};
+use api::{
+    Status, Value,
+    field::{Errors, Path},
+    kinds::{
+        certificates::certificatesigningrequests::{REQUEST_LABEL, pem_of},
+        pem,
+    },
+    object::ObjectExt,
+};
 use base64::{Engine, engine::general_purpose::STANDARD};
-use pki::request::Request;
+use pki::{identity::are_certificates, request::Request};
 use serde_json::json;
 
 const GROUP: &str = "certificates.k8s.io";
 const RESOURCE: &str = "certificatesigningrequests";
 
-/// Writes the caller's identity into a new request, whatever the request claims, and the times into its conditions.
+/// Writes the caller's identity into a new request, whatever the request claims, and the times into its conditions. And reads what is asked
+/// for, and what a signer made: that is X.509, which the rules of the kind know nothing of.
 pub(super) struct Requester;
 
 #[async_trait::async_trait]
@@ -37,6 +46,35 @@ impl Plugin for Requester {
             if empty { drop(object.remove(path)) } else { object.set(path, value) }
         }
         Ok(())
+    }
+
+    async fn validate(&self, cx: &AdmissionContext<'_>, object: &Value) -> Result<(), Status> {
+        let mut errors = Errors::default();
+        if cx.is(Operation::Create, GROUP, RESOURCE) {
+            check_request(object, &mut errors);
+        } else if cx.operation == Operation::Update && cx.concerns(GROUP, RESOURCE) && cx.subresource == "status" {
+            check_certificate(object, cx.old, &mut errors);
+        }
+        if errors.is_empty() { Ok(()) } else { Err(Status::invalid(GROUP, "CertificateSigningRequest", object.name(), &errors)) }
+    }
+}
+
+/// The request is one, and signed by the key that it is for.
+fn check_request(object: &Value, errors: &mut Errors) {
+    let request = object.str_at("spec.request").unwrap_or_default();
+    let text = pem_of(request);
+    // Of what is no request at all, the rules of the kind have told.
+    let Some(block) = pem::blocks(&text).next().filter(|block| block.label == REQUEST_LABEL) else { return };
+    if let Some(problem) = pki::request::problem(&block.bytes) {
+        errors.invalid(Path::new("spec").child("request"), request, problem);
+    }
+}
+/// What a signer puts in are certificates.
+fn check_certificate(object: &Value, old: Option<&Value>, errors: &mut Errors) {
+    let certificate = |object: &'_ Value| object.str_at("status.certificate").unwrap_or_default().to_string();
+    let now = certificate(object);
+    if old.map(certificate).unwrap_or_default() != now && pem::blocks(&pem_of(&now)).any(|block| !are_certificates(&block.bytes)) {
+        errors.invalid(Path::new("status").child("certificate"), "<certificate data>", "x509: malformed certificate");
     }
 }
 
@@ -132,6 +170,32 @@ impl Plugin for CertificateSubjectRestriction {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_asked_for_and_what_is_made_is_read() {
+        let identity = pki::Identity::node("worker-1");
+        let (request, _) = pki::request::create(&identity).unwrap();
+        let field = |pem: &str| STANDARD.encode(pem);
+        let asked = |pem: &str| {
+            let mut errors = Errors::default();
+            check_request(&json!({"spec": {"request": field(pem)}}), &mut errors);
+            errors.to_string()
+        };
+        assert_eq!(asked(&request), "[]");
+        let odd = request.replace("MII", "MIA").replace("MIH", "MIG");
+        assert!(asked(&odd).starts_with("spec.request: Invalid value: ") && asked(&odd).contains(": asn1: "), "{}", asked(&odd));
+        let authority = pki::Authority::generate("kubernetes").unwrap();
+        let made = |new: &str, old: &str| {
+            let status = |pem: &str| json!({"status": {"certificate": field(pem)}});
+            let mut errors = Errors::default();
+            check_certificate(&status(new), Some(&status(old)), &mut errors);
+            errors.to_string()
+        };
+        let none = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        assert_eq!(made(authority.certificate_pem(), ""), "[]");
+        assert_eq!(made(none, ""), "status.certificate: Invalid value: \"<certificate data>\": x509: malformed certificate");
+        assert_eq!(made(none, none), "[]");
+    }
 
     #[test]
     fn conditions_get_their_times() {

@@ -43,11 +43,10 @@ fn alone(values: &[&str], star: &str, what: &str, path: &Path, errors: &mut Erro
 /// Checks one rule.
 pub fn validate_rule(rule: &Value, path: &Path, errors: &mut Errors) {
     let of = |key: &str| strings(rule, key).collect::<Vec<_>>();
-    let mut known = BTreeSet::new();
-    for (i, name) in of("resourceNames").iter().enumerate() {
+    for (i, name, again) in checks::distinct(&of("resourceNames"), |name| *name) {
         let at = path.child("resourceNames").index(i);
         errors.invalid_all(&at, *name, checks::path_segment(name));
-        if !known.insert(*name) {
+        if again {
             errors.duplicate(at, *name);
         }
     }
@@ -143,7 +142,7 @@ pub fn default_webhooks(configuration: &mut Value, mutating: bool) {
 /// Checks the webhooks of a configuration.
 pub fn validate_webhooks(configuration: &Value, mutating: bool, errors: &mut Errors) {
     let webhooks = list(configuration, "webhooks");
-    for (i, webhook) in webhooks.iter().enumerate() {
+    for (i, webhook, again) in checks::distinct(webhooks, |webhook| text(webhook, "name")) {
         let path = Path::new("webhooks").index(i);
         let name = text(webhook, "name");
         if checks::required(webhook, "name", &path, errors) {
@@ -176,7 +175,7 @@ pub fn validate_webhooks(configuration: &Value, mutating: bool, errors: &mut Err
         match_conditions(webhook, &Scope { authorizer: true, ..Scope::default() }, &path, errors);
         let versions: Vec<&str> = strings(webhook, "admissionReviewVersions").collect();
         review_versions(&versions, "must specify one of v1, v1beta1", path.child("admissionReviewVersions"), errors);
-        if !name.is_empty() && webhooks[..i].iter().any(|other| text(other, "name") == name) {
+        if !name.is_empty() && again {
             errors.duplicate(path.child("name"), name);
         }
     }
@@ -187,8 +186,8 @@ pub fn review_versions(versions: &[&str], missing: &str, at: Path, errors: &mut 
     if versions.is_empty() {
         return errors.required(at, missing);
     }
-    for (i, version) in versions.iter().enumerate() {
-        if versions[..i].contains(version) {
+    for (i, version, again) in checks::distinct(versions, |version| *version) {
+        if again {
             errors.invalid(at.index(i), *version, "duplicate version");
         } else {
             errors.invalid_all(&at.index(i), *version, names::dns1035_label(version));
@@ -306,7 +305,7 @@ pub fn match_conditions(parent: &Value, scope: &Scope, path: &Path, errors: &mut
     if conditions.len() > CONDITIONS_MAX {
         errors.too_many(path.child("matchConditions"), conditions.len(), CONDITIONS_MAX);
     }
-    for (i, condition) in conditions.iter().enumerate() {
+    for (i, condition, again) in checks::distinct(conditions, |condition| text(condition, "name")) {
         let path = path.child("matchConditions").index(i);
         let name = text(condition, "name");
         if text(condition, "expression").trim().is_empty() {
@@ -316,7 +315,7 @@ pub fn match_conditions(parent: &Value, scope: &Scope, path: &Path, errors: &mut
         }
         if checks::required(condition, "name", &path, errors) {
             errors.invalid_all(&path.child("name"), name, names::qualified_name(name));
-            if conditions[..i].iter().any(|other| text(other, "name") == name) {
+            if again {
                 errors.duplicate(path.child("name"), name);
             }
         }

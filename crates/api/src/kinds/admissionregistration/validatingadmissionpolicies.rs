@@ -76,7 +76,7 @@ impl Hooks for ValidatingAdmissionPolicies {
             let detail = format!("must not have more than {ANNOTATIONS_MAX} auditAnnotations");
             errors.invalid_structure(path.child("auditAnnotations"), &shown, &detail);
         }
-        for (i, annotation) in annotations.iter().enumerate() {
+        for (i, annotation, again) in checks::distinct(annotations, |annotation| text(annotation, "key")) {
             let path = path.child("auditAnnotations").index(i);
             // The annotation's name in the audit log is the policy's name before this one.
             let key = text(annotation, "key");
@@ -91,7 +91,7 @@ impl Hooks for ValidatingAdmissionPolicies {
             } else {
                 rules::expression(source, &scope, &[Type::String, Type::Null], path.child("valueExpression"), errors);
             }
-            if annotations[..i].iter().any(|other| text(other, "key") == key) {
+            if again {
                 errors.duplicate(path.child("key"), key);
             }
         }

@@ -5,6 +5,7 @@ use crate::{
     field::{Errors, Path},
     kind::{Hooks, Kind, MetadataAgain},
     kinds::{
+        checks,
         values::{strings, text},
         workload,
     },
@@ -43,11 +44,11 @@ fn actions(spec: &Value, path: &Path, errors: &mut Errors) {
     const ACTIONS: &[&str] = &["Audit", "Deny", "Warn"];
     let actions: Vec<&str> = strings(spec, "validationActions").collect();
     let path = path.child("validationActions");
-    for (i, action) in actions.iter().enumerate() {
+    for (i, action, again) in checks::distinct(&actions, |action| *action) {
         if !ACTIONS.contains(action) {
             errors.not_supported(path.index(i), *action, ACTIONS);
         }
-        if actions[..i].contains(action) {
+        if again {
             errors.duplicate(path.index(i), *action);
         }
     }

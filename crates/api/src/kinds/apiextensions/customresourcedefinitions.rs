@@ -15,7 +15,7 @@ use crate::{
     object::ObjectExt,
 };
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 pub fn kind() -> Kind {
     Kind::cluster("apiextensions.k8s.io", "v1", "CustomResourceDefinition", "customresourcedefinitions")
@@ -175,6 +175,13 @@ fn hoisted<'a>(versions: &'a [Value], key: &str) -> Option<&'a Value> {
     let first = versions.first()?.get(key)?;
     versions.iter().all(|version| version.get(key) == Some(first)).then_some(first)
 }
+/// All that versions share, by key.
+type Shared<'a> = BTreeMap<&'static str, &'a Value>;
+
+fn shared(versions: &[Value]) -> Shared<'_> {
+    let keys = ["schema", "subresources", "additionalPrinterColumns", "selectableFields"];
+    keys.into_iter().filter_map(|key| Some((key, hoisted(versions, key)?))).collect()
+}
 
 fn validate_spec(spec: &Value, old: Option<&Value>, path: &Path, errors: &mut Errors) {
     let group = text(spec, "group");
@@ -193,10 +200,11 @@ fn validate_spec(spec: &Value, old: Option<&Value>, path: &Path, errors: &mut Er
     for (i, _) in versions.iter().enumerate().filter(|(_, version)| version.at("schema.openAPIV3Schema").is_none()) {
         errors.required(path.child("versions").index(i).child("schema").child("openAPIV3Schema"), "schemas are required");
     }
+    let shared = shared(versions);
     for (i, version) in versions.iter().enumerate() {
-        validate_version(version, versions, &path.child("versions").index(i), errors);
+        validate_version(version, &shared, &path.child("versions").index(i), errors);
     }
-    let refuse = |errors: &mut Errors, detail: &str| errors.invalid_structure(path.child("versions"), &shown_versions(versions), detail);
+    let refuse = |errors: &mut Errors, detail: &str| errors.invalid_structure(path.child("versions"), &shown_versions(versions, &shared), detail);
     let distinct: BTreeSet<&str> = versions.iter().map(|version| text(version, "name")).collect();
     if distinct.len() != versions.len() {
         refuse(errors, "must contain unique version names");
@@ -211,18 +219,18 @@ fn validate_spec(spec: &Value, old: Option<&Value>, path: &Path, errors: &mut Er
     validate_names(given, &at, errors);
     // What was accepted once is not checked again: definitions outlive the rules for them.
     let before = |key: &str| old.and_then(|old| hoisted(list(old, "versions"), key));
-    if let Some(schema) = hoisted(versions, "schema").filter(|schema| before("schema") != Some(*schema)) {
+    if let Some(schema) = shared.get("schema").filter(|schema| before("schema") != Some(**schema)) {
         let with_status = versions.iter().any(has_status);
         validate_schema(schema, with_status, &path.child("validation"), errors);
     }
-    if let Some(subresources) = hoisted(versions, "subresources") {
+    if let Some(subresources) = shared.get("subresources") {
         validate_subresources(subresources, &path.child("subresources"), errors);
     }
-    if let Some(columns) = hoisted(versions, "additionalPrinterColumns") {
+    if let Some(columns) = shared.get("additionalPrinterColumns") {
         validate_columns(columns, &path.child("additionalPrinterColumns"), errors);
     }
-    if let Some(fields) = hoisted(versions, "selectableFields") {
-        validate_selectable(fields, hoisted(versions, "schema"), &path.child("selectableFields"), errors);
+    if let Some(fields) = shared.get("selectableFields") {
+        validate_selectable(fields, shared.get("schema").copied(), &path.child("selectableFields"), errors);
     }
     validate_conversion(spec.get("conversion").unwrap_or(&Value::Null), &path.child("conversion"), errors);
 }
@@ -232,8 +240,8 @@ fn has_status(version: &Value) -> bool {
 }
 
 /// Versions as messages show them: without what they all share.
-fn shown_versions(versions: &[Value]) -> Tree {
-    let own = |version: &Value, key: &str| version.get(key).filter(|_| hoisted(versions, key).is_none()).cloned().unwrap_or_default();
+fn shown_versions(versions: &[Value], shared: &Shared) -> Tree {
+    let own = |version: &Value, key: &str| version.get(key).filter(|_| !shared.contains_key(key)).cloned().unwrap_or_default();
     let show = |version: &Value| {
         internal::fields([
             ("Name", json!(text(version, "name"))),
@@ -254,14 +262,16 @@ fn shown_versions(versions: &[Value]) -> Tree {
 fn stored_versions(definition: &Value, errors: &mut Errors) {
     let path = Path::new("status").child("storedVersions");
     let stored: Vec<&str> = strings(workload::status(definition), "storedVersions").collect();
+    let known: HashSet<&str> = stored.iter().copied().collect();
     if stored.is_empty() {
         return errors.invalid(path, Value::Null, "must have at least one stored version");
     }
     let versions = list(workload::spec(definition), "versions");
-    for version in versions.iter().filter(|version| flag(version, "storage") && !stored.contains(&text(version, "name"))) {
+    let served = checks::by_name(versions);
+    for version in versions.iter().filter(|version| flag(version, "storage") && !known.contains(text(version, "name"))) {
         errors.invalid(path.clone(), json!(stored), &format!("must have the storage version {}", text(version, "name")));
     }
-    for (i, name) in stored.iter().enumerate().filter(|(_, name)| !versions.iter().any(|version| text(version, "name") == **name)) {
+    for (i, name) in stored.iter().enumerate().filter(|(_, name)| !served.contains_key(*name)) {
         let detail = format!(
             "missing from spec.versions; {name} was previously a storage version, and must remain in spec.versions until a storage migration ensures no data remains persisted in {name} and removes {name} from status.storedVersions"
         );
@@ -269,7 +279,7 @@ fn stored_versions(definition: &Value, errors: &mut Errors) {
     }
 }
 
-fn validate_version(version: &Value, all: &[Value], path: &Path, errors: &mut Errors) {
+fn validate_version(version: &Value, shared: &Shared, path: &Path, errors: &mut Errors) {
     let name = text(version, "name");
     let problems = names::dns1035_label(name);
     if !problems.is_empty() {
@@ -278,7 +288,7 @@ fn validate_version(version: &Value, all: &[Value], path: &Path, errors: &mut Er
     if let Some(warning) = version.get("deprecationWarning").and_then(Value::as_str) {
         deprecation_warning(warning, flag(version, "deprecated"), &path.child("deprecationWarning"), errors);
     }
-    let own = |key: &str| version.get(key).filter(|_| hoisted(all, key).is_none());
+    let own = |key: &str| version.get(key).filter(|_| !shared.contains_key(key));
     if let Some(schema) = own("schema") {
         validate_schema(schema, has_status(version), &path.child("schema"), errors);
     }

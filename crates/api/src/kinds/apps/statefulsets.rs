@@ -13,6 +13,7 @@ use crate::{
     names, selector, table,
 };
 use serde_json::{Value, json};
+use std::collections::HashSet;
 
 pub fn kind() -> Kind {
     Kind::namespaced("apps", "v1", "StatefulSet", "statefulsets")
@@ -34,10 +35,13 @@ impl Hooks for StatefulSets {
         fill(spec, "revisionHistoryLimit", 10);
         fill(spec, "podManagementPolicy", "OrderedReady");
         let strategy = made(spec, "updateStrategy");
-        fill(strategy, "type", "RollingUpdate");
+        // A type that is said is the whole strategy, if there is no more of it.
+        if text(strategy, "type").is_empty() {
+            put(strategy, "type", "RollingUpdate");
+            made(strategy, "rollingUpdate");
+        }
         if text(strategy, "type") == "RollingUpdate" {
-            let rolling = made(strategy, "rollingUpdate");
-            fill(rolling, "partition", 0);
+            within(strategy, "rollingUpdate", |rolling| fill(rolling, "partition", 0));
         }
         let retention = made(spec, "persistentVolumeClaimRetentionPolicy");
         fill(retention, "whenDeleted", "Retain");
@@ -159,12 +163,9 @@ fn validate_template(spec: &Value, path: &Path, errors: &mut Errors) {
         .iter()
         .map(|claim| json!({"name": name(claim), "persistentVolumeClaim": {"claimName": name(claim)}}))
         .collect();
+    let claimed: HashSet<&str> = volumes.iter().map(|claim| text(claim, "name")).collect();
     let pod = made(&mut with_claims, "spec");
-    let own = list(pod, "volumes")
-        .iter()
-        .filter(|volume| !volumes.iter().any(|claim| text(claim, "name") == text(volume, "name")))
-        .cloned()
-        .collect::<Vec<_>>();
+    let own = list(pod, "volumes").iter().filter(|volume| !claimed.contains(text(volume, "name"))).cloned().collect::<Vec<_>>();
     volumes.extend(own);
     if !volumes.is_empty() {
         put(pod, "volumes", volumes);

@@ -34,7 +34,9 @@ impl Hooks for CronJobs {
         fill(spec, "failedJobsHistoryLimit", 1);
         let job_template = made(spec, "jobTemplate");
         made(job_template, "metadata");
-        template::default(made(job_template, "spec"));
+        let job = made(job_template, "spec");
+        jobs::default_failure_policy(job);
+        template::default(job);
     }
     fn prepare_create(&self, job: &mut Value) {
         put(job, "status", json!({}));
@@ -88,6 +90,7 @@ impl Hooks for CronJobs {
             None => warnings::host_name(job.name(), "Pod names and hostnames").into_iter().collect(),
             Some(_) => vec![],
         };
+        all.extend(job.at("spec.jobTemplate.spec").and_then(|spec| jobs::too_many_indexes(spec, "spec.jobTemplate.spec")));
         let path = Path::new("spec.jobTemplate.spec.template");
         all.extend(job.at("spec.jobTemplate.spec.template").map(|pod| warnings::pod(pod, &path, true)).unwrap_or_default());
         all

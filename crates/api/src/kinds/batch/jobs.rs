@@ -6,7 +6,7 @@ use crate::{
     kind::{Hooks, Kind},
     kinds::{
         checks, conditions,
-        pod::template,
+        pod::{template, warnings},
         values::{each, fill, flag, has, int, list, made, member, put, shown, strings, text, within},
         workload,
     },
@@ -16,7 +16,7 @@ use crate::{
     table,
 };
 use serde_json::{Map, Value, json};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 pub fn kind() -> Kind {
     Kind::namespaced("batch", "v1", "Job", "jobs").categories(&["all"]).generation().selectable(&["status.successful"]).status().hooks(Jobs)
@@ -50,9 +50,7 @@ impl Hooks for Jobs {
         fill(spec, "manualSelector", false);
         let replacement = if has(spec, "podFailurePolicy") { "Failed" } else { "TerminatingOrFailed" };
         fill(spec, "podReplacementPolicy", replacement);
-        within(spec, "podFailurePolicy", |policy| {
-            each(policy, "rules", |rule| each(rule, "onPodConditions", |condition| fill(condition, "status", "True")))
-        });
+        default_failure_policy(spec);
         template::default(spec);
         labels_from_template(job);
     }
@@ -82,7 +80,15 @@ impl Hooks for Jobs {
         job.i64_at("status.succeeded").unwrap_or(0).to_string()
     }
     fn warnings(&self, job: &Value, old: Option<&Value>) -> Vec<String> {
-        crate::kinds::pod::warnings::workload(job, old, true)
+        let spec = workload::spec(job);
+        let mut all: Vec<String> = match old {
+            Some(old) if workload::spec(old) == spec => return vec![],
+            Some(_) => vec![],
+            None => warnings::host_name(job.name(), "Pod names and hostnames").into_iter().collect(),
+        };
+        all.extend(too_many_indexes(spec, "spec"));
+        all.extend(warnings::workload(job, old, false));
+        all
     }
     fn cells(&self, job: &Value, now_unix_s: i64) -> Vec<Value> {
         let (spec, status) = (workload::spec(job), workload::status(job));
@@ -112,6 +118,20 @@ impl Hooks for Jobs {
         cells.extend(workload::wide(spec, workload::selector_text(spec)));
         cells
     }
+}
+
+/// What is said of a Job at `path` that may lose sight of which indexes are done.
+pub fn too_many_indexes(spec: &Value, path: &str) -> Option<String> {
+    let above = |key: &str, limit: i64| int(spec, key).unwrap_or(0) > limit;
+    let many = text(spec, "completionMode") == "Indexed" && above("completions", INDEXES_MAX) && above("parallelism", MANY_INDEXES_MAX);
+    many.then(|| format!("{path}: In Indexed Jobs with a number of completions higher than 10^5 and a parallelism higher than 10^4, Kubernetes might not be able to track completedIndexes when a big number of indexes fail"))
+}
+
+/// A condition that a rule for failed pods names is one that is true.
+pub fn default_failure_policy(spec: &mut Value) {
+    within(spec, "podFailurePolicy", |policy| {
+        each(policy, "rules", |rule| each(rule, "onPodConditions", |condition| fill(condition, "status", "True")))
+    });
 }
 
 fn is_true(status: &Value, kind: &str) -> bool {
@@ -290,7 +310,7 @@ fn failure_policy(spec: &Value, path: &Path, errors: &mut Errors) {
     if rules.len() > RULES_MAX {
         errors.too_many(path.clone(), rules.len(), RULES_MAX);
     }
-    let containers: Vec<&str> = ["containers", "initContainers"]
+    let containers: HashSet<&str> = ["containers", "initContainers"]
         .into_iter()
         .flat_map(|key| spec.at("template.spec").map(|s| list(s, key)).unwrap_or_default())
         .map(|c| text(c, "name"))
@@ -312,7 +332,7 @@ fn failure_policy(spec: &Value, path: &Path, errors: &mut Errors) {
                 _ => checks::one_of(codes, "operator", &["In", "NotIn"], &path, errors),
             }
             if let Some(name) = member(codes, "containerName").and_then(Value::as_str)
-                && !containers.contains(&name)
+                && !containers.contains(name)
             {
                 errors.invalid(path.child("containerName"), name, "must be one of the container or initContainer names in the pod template");
             }
@@ -322,12 +342,12 @@ fn failure_policy(spec: &Value, path: &Path, errors: &mut Errors) {
             } else if values.len() > CODES_MAX {
                 errors.too_many(path.child("values"), values.len(), CODES_MAX);
             }
-            for (i, value) in values.iter().enumerate() {
+            for (i, value, again) in checks::distinct(values, |value| value) {
                 let at = path.child("values").index(i);
                 if text(codes, "operator") == "In" && value.as_i64() == Some(0) {
                     errors.invalid(at.clone(), 0, "must not be 0 for the In operator");
                 }
-                if values[..i].contains(value) {
+                if again {
                     errors.duplicate(at, value.clone());
                 }
             }
@@ -442,10 +462,20 @@ fn count_indexes(text: &str, completions: i64) -> Result<i64, String> {
 
 /// The first index that two such texts have in common.
 fn overlap(completed: &str, failed: &str, completions: i64) -> Option<i64> {
-    let intervals = |text: &str| text.split(',').filter_map(|part| interval(part, completions).ok()).collect::<Vec<_>>();
-    let failed = intervals(failed);
-    let meets = |&(first, last): &(i64, i64)| failed.iter().find(|(f, l)| first <= *l && *f <= last).map(|(f, _)| first.max(*f));
-    intervals(completed).iter().find_map(meets)
+    let intervals = |text| str::split(text, ',').filter_map(|part| interval(part, completions).ok()).peekable();
+    let (mut completed, mut failed) = (intervals(completed), intervals(failed));
+    // Both grow: of two that do not meet, the lower one meets none of those that follow.
+    while let (Some((first, last)), Some((f, l))) = (completed.peek(), failed.peek()) {
+        if first <= l && f <= last {
+            return Some(*first.max(f));
+        }
+        if first <= f {
+            completed.next()
+        } else {
+            failed.next()
+        };
+    }
+    None
 }
 
 /// What may change in a Job that may have started.

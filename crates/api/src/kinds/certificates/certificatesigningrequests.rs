@@ -1,10 +1,11 @@
-//! CertificateSigningRequest of certificates.k8s.io. Who asks (`username`, `groups`, ...) is set by the API server.
+//! CertificateSigningRequest of certificates.k8s.io. Who asks (`username`, `groups`, ...) is set by the API server, which also reads what
+//! is in the request: here is no X.509.
 
 use crate::{
     field::{Errors, Path, quoted},
     kind::{Hooks, Kind, NameRule},
     kinds::{
-        base64, checks, conditions,
+        base64, checks, conditions, pem,
         values::{each, fill, int, list, put, shown, strings, text, within},
         workload,
     },
@@ -13,6 +14,7 @@ use crate::{
     table,
 };
 use serde_json::{Value, json};
+use std::collections::HashSet;
 
 pub fn kind() -> Kind {
     Kind::cluster("certificates.k8s.io", "v1", "CertificateSigningRequest", "certificatesigningrequests")
@@ -49,6 +51,8 @@ const USAGES: &[&str] = &[
     "signing",
     "timestamping",
 ];
+/// What a request is called in PEM.
+pub const REQUEST_LABEL: &str = "CERTIFICATE REQUEST";
 const DURATION_MIN_S: i64 = 600;
 const DOMAIN_CHARS_MAX: usize = 253;
 /// Two domains, a label and what is between them.
@@ -80,8 +84,8 @@ impl Hooks for CertificateSigningRequests {
         let before = decided(old);
         within(request, "status", |status| {
             let kept: Vec<Value> = list(status, "conditions").to_vec();
-            let all: Vec<Value> =
-                kept.into_iter().map(|c| before.iter().find(|b| text(b, "type") == text(&c, "type")).cloned().unwrap_or(c)).collect();
+            let before = checks::by_key(&before, |condition| text(condition, "type"));
+            let all: Vec<Value> = kept.into_iter().map(|c| before.get(text(&c, "type")).copied().cloned().unwrap_or(c)).collect();
             if !all.is_empty() {
                 put(status, "conditions", all);
             }
@@ -104,8 +108,8 @@ impl Hooks for CertificateSigningRequests {
     }
     fn validate(&self, request: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(request), Path::new("spec"));
-        let pem = base64::decode(text(spec, "request")).and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default();
-        if !pem.contains("-----BEGIN CERTIFICATE REQUEST-----") {
+        let request = pem_of(text(spec, "request"));
+        if pem::blocks(&request).next().is_none_or(|block| block.label != REQUEST_LABEL) {
             errors.invalid(path.child("request"), shown(spec, "request"), "PEM block type must be CERTIFICATE REQUEST");
         }
         let usages: Vec<&str> = strings(spec, "usages").collect();
@@ -116,7 +120,7 @@ impl Hooks for CertificateSigningRequests {
         for (i, usage) in usages.iter().enumerate().filter(|(_, usage)| !USAGES.contains(usage)) {
             errors.not_supported(at(i), *usage, USAGES);
         }
-        for (i, usage) in usages.iter().enumerate().filter(|(i, usage)| usages[..*i].contains(usage)) {
+        for (i, usage, _) in checks::distinct(&usages, |usage| *usage).filter(|(.., again)| *again) {
             errors.duplicate(at(i), *usage);
         }
         if text(spec, "signerName") == "kubernetes.io/legacy-unknown" {
@@ -134,7 +138,9 @@ impl Hooks for CertificateSigningRequests {
         let (now, before) = (text(workload::status(request), "certificate"), text(workload::status(old), "certificate"));
         validate_conditions(request, old, errors);
         let path = Path::new("status").child("certificate");
+        // Who stands with something odd may keep to it.
         if now != before
+            && certificate_problem(before).is_none()
             && let Some(problem) = certificate_problem(now)
         {
             errors.invalid(path.clone(), "<certificate data>", &problem);
@@ -174,10 +180,10 @@ impl Hooks for CertificateSigningRequests {
 
 /// Conditions that were there keep their times.
 fn stamp(request: &mut Value, old: &Value) {
-    let before = list(workload::status(old), "conditions").to_vec();
+    let before = checks::by_key(list(workload::status(old), "conditions"), |condition| text(condition, "type"));
     within(request, "status", |status| {
         each(status, "conditions", |condition| {
-            if let Some(same) = before.iter().find(|b| text(b, "type") == text(condition, "type")) {
+            if let Some(same) = before.get(text(condition, "type")) {
                 for key in ["lastUpdateTime", "lastTransitionTime"] {
                     if let Some(time) = same.get(key) {
                         fill(condition, key, time.clone());
@@ -222,34 +228,36 @@ fn certificate_problem(certificate: &str) -> Option<String> {
     if certificate.is_empty() {
         return None;
     }
-    let pem = base64::decode(certificate).and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default();
-    let mut blocks = 0;
-    for (start, _) in pem.match_indices("-----BEGIN ") {
-        let (label, rest) = pem[start + "-----BEGIN ".len()..].split_once("-----\n").unwrap_or_default();
-        let Some((body, _)) = rest.split_once(&format!("-----END {label}-----")) else { continue };
-        if label != "CERTIFICATE" {
-            return Some(format!("only CERTIFICATE PEM blocks are allowed, found {}", quoted(label)));
-        }
-        if body.contains(':') {
-            return Some("no PEM block headers are permitted".into());
-        }
-        blocks += 1;
+    let certificate = pem_of(certificate);
+    let mut blocks = pem::blocks(&certificate).peekable();
+    if blocks.peek().is_none() {
+        return Some("must contain at least one CERTIFICATE PEM block".into());
     }
-    (blocks == 0).then(|| "must contain at least one CERTIFICATE PEM block".into())
+    blocks.find_map(|block| match block.label {
+        "CERTIFICATE" => block.has_headers.then(|| "no PEM block headers are permitted".into()),
+        label => Some(format!("only CERTIFICATE PEM blocks are allowed, found {}", quoted(label))),
+    })
+}
+/// The text of a field of bytes that is PEM.
+pub fn pem_of(bytes: &str) -> String {
+    String::from_utf8_lossy(&base64::decode(bytes).unwrap_or_default()).into_owned()
 }
 
 /// Checks the conditions, but for what was already wrong before.
 fn validate_conditions(request: &Value, old: &Value, errors: &mut Errors) {
     let path = Path::new("status").child("conditions");
     let (conditions, before) = (list(workload::status(request), "conditions"), list(workload::status(old), "conditions"));
-    let has = |conditions: &[Value], kind: &str| conditions.iter().any(|c| text(c, "type") == kind);
-    let twice = |conditions: &[Value], i: usize| has(&conditions[..i], text(&conditions[i], "type"));
-    let were_twice = (0..before.len()).any(|i| twice(before, i));
-    let were_both = has(before, "Approved") && has(before, "Denied");
-    for (i, condition) in conditions.iter().enumerate() {
+    fn kind(condition: &Value) -> &str {
+        text(condition, "type")
+    }
+    let were = checks::by_key(before, kind);
+    let were_twice = were.len() < before.len();
+    let were_both = ["Approved", "Denied"].iter().all(|kind| were.contains_key(kind));
+    let mut so_far = HashSet::new();
+    for (i, condition, again) in checks::distinct(conditions, kind) {
         let at = path.index(i);
         let kind = text(condition, "type");
-        if kind.is_empty() && !has(before, "") {
+        if kind.is_empty() && !were.contains_key("") {
             errors.required(at.child("type"), "");
         }
         let supported: &[&str] = if matches!(kind, "Approved" | "Denied" | "Failed") { &["True"] } else { conditions::STATUSES };
@@ -259,12 +267,13 @@ fn validate_conditions(request: &Value, old: &Value, errors: &mut Errors) {
             "Denied" => "Approved",
             _ => "",
         };
-        if !opposite.is_empty() && has(&conditions[..i], opposite) && !were_both {
+        if so_far.contains(opposite) && !were_both {
             errors.invalid(path.clone(), kind, "Approved and Denied conditions are mutually exclusive");
         }
-        if twice(conditions, i) && !were_twice {
+        if again && !were_twice {
             errors.duplicate(at.child("type"), kind);
         }
+        so_far.extend(["Approved", "Denied"].into_iter().find(|decision| *decision == kind));
     }
 }
 

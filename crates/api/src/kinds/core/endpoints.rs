@@ -7,7 +7,9 @@ use crate::{
         checks,
         values::{each, fill, int, list, member, text},
     },
-    names, table,
+    names,
+    object::ObjectExt,
+    table,
 };
 use serde_json::{Value, json};
 
@@ -18,10 +20,10 @@ pub fn kind() -> Kind {
 /// Addresses that a cell shows before it only counts.
 pub const SHOWN_MAX: usize = 3;
 
-/// The first few of many, and how many more there are.
-pub fn first_few(all: &[String]) -> String {
-    let shown = all[..all.len().min(SHOWN_MAX)].join(",");
-    match all.len().checked_sub(SHOWN_MAX) {
+/// The first few of `count`, and how many more there are.
+pub fn first_few(all: impl Iterator<Item = String>, count: usize) -> String {
+    let shown = all.take(SHOWN_MAX).collect::<Vec<_>>().join(",");
+    match count.checked_sub(SHOWN_MAX) {
         Some(more) if more > 0 => format!("{shown} + {more} more..."),
         _ => shown,
     }
@@ -79,26 +81,38 @@ impl Hooks for Endpoints {
             }
         }
     }
-    fn warnings(&self, _endpoints: &Value, _old: Option<&Value>) -> Vec<String> {
-        vec!["v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".into()]
+    fn warnings(&self, endpoints: &Value, _old: Option<&Value>) -> Vec<String> {
+        let mut all = vec!["v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".to_string()];
+        // Those of the controller are of addresses that it has put right.
+        if endpoints.label("endpoints.kubernetes.io/managed-by") == Some("endpoint-controller") {
+            return all;
+        }
+        for (i, subset) in list(endpoints, "subsets").iter().enumerate() {
+            for key in ["addresses", "notReadyAddresses"] {
+                let path = Path::new("subsets").index(i).child(key);
+                let addresses = list(subset, key).iter().enumerate();
+                all.extend(addresses.filter_map(|(j, address)| checks::ip_warning(text(address, "ip"), &path.index(j).child("ip"))));
+            }
+        }
+        all
     }
     fn cells(&self, endpoints: &Value, now_unix_s: i64) -> Vec<Value> {
         let subsets = list(endpoints, "subsets");
-        let mut all = vec![];
-        for subset in subsets {
+        // Each port of each address is one: of the many that may be, only those that are shown are made.
+        let count = subsets.iter().map(|subset| list(subset, "addresses").len() * list(subset, "ports").len().max(1)).sum();
+        let all = subsets.iter().flat_map(|subset| {
+            let addresses = |port: Option<i64>| {
+                list(subset, "addresses").iter().map(move |address| match (text(address, "ip"), port) {
+                    (ip, None) => ip.to_string(),
+                    (ip, Some(number)) if ip.contains(':') => format!("[{ip}]:{number}"),
+                    (ip, Some(number)) => format!("{ip}:{number}"),
+                })
+            };
             let ports = list(subset, "ports");
-            if ports.is_empty() {
-                all.extend(list(subset, "addresses").iter().map(|a| text(a, "ip").to_string()));
-            }
-            for port in ports {
-                let number = int(port, "port").unwrap_or(0);
-                all.extend(list(subset, "addresses").iter().map(|a| match text(a, "ip") {
-                    ip if ip.contains(':') => format!("[{ip}]:{number}"),
-                    ip => format!("{ip}:{number}"),
-                }));
-            }
-        }
-        let shown = if subsets.is_empty() { "<none>".into() } else { first_few(&all) };
+            let alone = ports.is_empty().then_some(None);
+            alone.into_iter().chain(ports.iter().map(|port| Some(int(port, "port").unwrap_or(0)))).flat_map(addresses)
+        });
+        let shown = if subsets.is_empty() { "<none>".into() } else { first_few(all, count) };
         vec![table::name(endpoints), json!(shown), table::age(endpoints, now_unix_s)]
     }
 }

@@ -4,6 +4,7 @@ use crate::{
     field::{Errors, Path},
     kind::{Hooks, Kind, MetadataAgain},
     kinds::{
+        checks,
         pod::resources,
         values::{each, entries, has, list, made, map, put, text, within},
         workload,
@@ -31,10 +32,8 @@ impl Hooks for LimitRanges {
     }
     fn validate(&self, range: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let path = Path::new("spec").child("limits");
-        let limits = list(workload::spec(range), "limits");
-        for (i, limit) in limits.iter().enumerate() {
-            let path = path.index(i);
-            validate_limit(limit, limits[..i].iter().any(|other| text(other, "type") == text(limit, "type")), &path, errors);
+        for (i, limit, again) in checks::distinct(list(workload::spec(range), "limits"), |limit| text(limit, "type")) {
+            validate_limit(limit, again, &path.index(i), errors);
         }
     }
 }

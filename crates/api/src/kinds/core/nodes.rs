@@ -100,8 +100,12 @@ impl Hooks for Nodes {
         drop_disabled(node);
     }
     fn warnings(&self, node: &Value, _old: Option<&Value>) -> Vec<String> {
-        let old = !text(workload::spec(node), "externalID").is_empty();
-        old.then(|| "spec.externalID: this field is deprecated, and is unused by Kubernetes".to_string()).into_iter().collect()
+        let spec = workload::spec(node);
+        let old = !text(spec, "externalID").is_empty();
+        let old = old.then(|| "spec.externalID: this field is deprecated, and is unused by Kubernetes".to_string());
+        let path = Path::new("spec").child("podCIDRs");
+        let ranges = strings(spec, "podCIDRs").enumerate();
+        old.into_iter().chain(ranges.filter_map(|(i, range)| checks::cidr_warning(range, &path.index(i)))).collect()
     }
     fn validate(&self, node: &Value, old: Option<&Value>, errors: &mut Errors) {
         avoided_pods(node, errors);
@@ -116,8 +120,7 @@ impl Hooks for Nodes {
     fn validate_status(&self, node: &Value, old: &Value, errors: &mut Errors) {
         avoided_pods(node, errors);
         amounts(node, errors);
-        let addresses = list(workload::status(node), "addresses");
-        for (i, address) in addresses.iter().enumerate().filter(|(i, address)| addresses[..*i].contains(address)) {
+        for (i, address, _) in checks::distinct(list(workload::status(node), "addresses"), |address| address).filter(|(.., again)| *again) {
             let shown = internal::show("core.v1.NodeAddress", address);
             errors.duplicate_structure(Path::new("status").child("addresses").index(i), &shown);
         }
@@ -196,7 +199,7 @@ fn taints(node: &Value, errors: &mut Errors) {
     // Kubernetes names the taints under metadata here.
     let path = Path::new("metadata").child("taints");
     let taints = list(workload::spec(node), "taints");
-    for (i, taint) in taints.iter().enumerate() {
+    for (i, taint, again) in checks::distinct(taints, |taint| ["key", "effect"].map(|part| text(taint, part))) {
         let path = path.index(i);
         let (key, value, effect) = (text(taint, "key"), text(taint, "value"), text(taint, "effect"));
         errors.invalid_all(&path.child("key"), key, names::qualified_name(key));
@@ -209,7 +212,7 @@ fn taints(node: &Value, errors: &mut Errors) {
         } else if !TAINT_EFFECTS.contains(&effect) {
             errors.not_supported(path.child("effect"), effect, TAINT_EFFECTS);
         }
-        if taints[..i].iter().any(|other| text(other, "key") == key && text(other, "effect") == effect) {
+        if again {
             let shown = internal::show("core.v1.Taint", taint);
             errors.push_structure(crate::field::Reason::Duplicate, path, &shown, "taints must be unique by key and effect pair");
         }

@@ -129,7 +129,8 @@ fn applies(scope: &str, resource: &str) -> bool {
 }
 
 fn scopes(spec: &Value, path: &Path, errors: &mut Errors) {
-    let hard: Vec<&String> = entries(spec, "hard").map(|(name, _)| name).collect();
+    // Of other resources no scope says anything.
+    let hard: Vec<&String> = entries(spec, "hard").map(|(name, _)| name).filter(|name| is_quota_name(name)).collect();
     let all: Vec<&str> = strings(spec, "scopes").collect();
     let at = path.child("scopes");
     check_scopes(&all, &hard, &at, &json!(all), errors);
@@ -137,12 +138,18 @@ fn scopes(spec: &Value, path: &Path, errors: &mut Errors) {
     let at = path.child("scopeSelector").child("matchExpressions");
     let mut seen = vec![];
     for expression in list(selector, "matchExpressions") {
+        if errors.is_full() {
+            return;
+        }
         let (scope, operator) = (text(expression, "scopeName"), text(expression, "operator"));
         let values = list(expression, "values");
         if !SCOPES.contains(&scope) {
             errors.invalid(at.child("scopeName"), scope, "unsupported scope");
         }
         for _ in hard.iter().filter(|resource| !applies(scope, resource)) {
+            if errors.is_full() {
+                return;
+            }
             let shown = internal::show("core.v1.ScopeSelector", selector);
             errors.invalid_structure(at.clone(), &shown, "unsupported scope applied to resource");
         }
@@ -173,10 +180,16 @@ fn conflict(scopes: &[&str]) -> bool {
 }
 fn check_scopes(all: &[&str], hard: &[&String], at: &Path, shown: &Value, errors: &mut Errors) {
     for scope in all {
+        if errors.is_full() {
+            break;
+        }
         if !SCOPES.contains(scope) {
             errors.invalid(at.clone(), shown.clone(), "unsupported scope");
         }
         for _ in hard.iter().filter(|resource| !applies(scope, resource)) {
+            if errors.is_full() {
+                return;
+            }
             errors.invalid(at.clone(), shown.clone(), "unsupported scope applied to resource");
         }
     }

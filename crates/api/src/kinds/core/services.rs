@@ -14,6 +14,7 @@ use crate::{
     table,
 };
 use serde_json::{Value, json};
+use std::collections::HashSet;
 
 pub fn kind() -> Kind {
     Kind::namespaced("", "v1", "Service", "services")
@@ -85,6 +86,9 @@ impl Hooks for Services {
         if is_load_balancer(spec) {
             fill(spec, "allocateLoadBalancerNodePorts", true);
         }
+        if !is_load_balancer(workload::spec(service)) {
+            return;
+        }
         within(service, "status", |status| {
             within(status, "loadBalancer", |balancer| {
                 each(balancer, "ingress", |ingress| {
@@ -151,11 +155,11 @@ impl Hooks for Services {
         checks::labels(map(spec, "selector"), &path.child("selector"), errors);
         session_affinity(spec, &path, errors);
         validate_addresses(service, old, errors);
-        let before = |key: &str| old.map(|old| strings(workload::spec(old), key).map(str::trim).collect::<Vec<_>>()).unwrap_or_default();
+        let before = |key: &str| old.map(|old| strings(workload::spec(old), key).map(str::trim).collect::<HashSet<_>>()).unwrap_or_default();
         let known = before("externalIPs");
         for (i, ip) in strings(spec, "externalIPs").enumerate() {
             let path = path.child("externalIPs").index(i);
-            let problems = if known.contains(&ip) { vec![] } else { checks::ip(ip) };
+            let problems = if known.contains(ip) { vec![] } else { checks::ip(ip) };
             if problems.is_empty() {
                 errors.invalid_all(&path, ip, checks::not_special_ip(ip));
             }
@@ -270,19 +274,16 @@ fn keep_allocated(spec: &mut Value, old: &Value) {
         }
     }
     if needs_node_port(spec) && needs_node_port(old) {
-        let mut taken: Vec<(String, i64)> =
+        let mut taken: HashSet<(String, i64)> =
             list(spec, "ports").iter().filter_map(|p| Some((text(p, "protocol").to_string(), int(p, "nodePort").filter(|n| *n != 0)?))).collect();
-        let before = list(old, "ports");
+        let key = |p: &Value| (text(p, "protocol").to_string(), int(p, "port").unwrap_or(0));
+        let before = checks::by_key(list(old, "ports"), key);
         each(spec, "ports", |port| {
-            let key = |p: &Value| (text(p, "protocol").to_string(), int(p, "port").unwrap_or(0));
             if int(port, "nodePort").unwrap_or(0) == 0
-                && let Some(number) = before.iter().find(|p| key(p) == key(port)).and_then(|p| int(p, "nodePort")).filter(|n| *n != 0)
+                && let Some(number) = before.get(&key(port)).and_then(|p| int(p, "nodePort")).filter(|n| *n != 0)
+                && taken.insert((text(port, "protocol").to_string(), number))
             {
-                let pair = (text(port, "protocol").to_string(), number);
-                if !taken.contains(&pair) {
-                    taken.push(pair);
-                    put(port, "nodePort", number);
-                }
+                put(port, "nodePort", number);
             }
         });
     }
@@ -378,7 +379,7 @@ fn warnings(service: &Value) -> Vec<String> {
 
 fn ports(spec: &Value, path: &Path, errors: &mut Errors) {
     let ports = list(spec, "ports");
-    for (i, port) in ports.iter().enumerate() {
+    for (i, port, again) in checks::distinct(ports, |port| text(port, "name")) {
         let path = path.child("ports").index(i);
         let name = text(port, "name");
         if name.is_empty() {
@@ -387,7 +388,7 @@ fn ports(spec: &Value, path: &Path, errors: &mut Errors) {
             }
         } else {
             errors.invalid_all(&path.child("name"), name, names::dns1123_label(name));
-            if ports[..i].iter().any(|other| text(other, "name") == name) {
+            if again {
                 errors.duplicate(path.child("name"), name);
             }
         }
@@ -409,14 +410,13 @@ fn double_ports(spec: &Value, path: &Path, errors: &mut Errors) {
             errors.forbidden(at.index(i).child("nodePort"), "may not be used when `type` is 'ClusterIP'");
         }
     }
-    let same_protocol = |a: &Value, b: &Value| text(a, "protocol") == text(b, "protocol");
-    for (i, port) in ports.iter().enumerate().filter(|(_, port)| node_port(port) != 0) {
-        if ports[..i].iter().any(|other| node_port(other) == node_port(port) && same_protocol(other, port)) {
+    for (i, port, again) in checks::distinct(ports, |port| (text(port, "protocol"), node_port(port))) {
+        if again && node_port(port) != 0 {
             errors.duplicate(at.index(i).child("nodePort"), node_port(port));
         }
     }
-    for (i, port) in ports.iter().enumerate() {
-        if ports[..i].iter().any(|other| int(other, "port") == int(port, "port") && same_protocol(other, port)) {
+    for (i, port, again) in checks::distinct(ports, |port| (text(port, "protocol"), int(port, "port"))) {
+        if again {
             let shown = internal::fields([
                 ("Name", json!("")),
                 ("Protocol", json!(text(port, "protocol"))),
@@ -481,12 +481,12 @@ fn addresses(spec: &Value, before: &[&str], path: &Path, errors: &mut Errors) {
     } else if !ip.is_empty() && ips[0] != ip {
         errors.invalid(at.clone(), Value::from(ips.to_vec()), "first value must match `clusterIP`");
     }
-    for (i, family) in families.iter().enumerate() {
+    for (i, family, again) in checks::distinct(&families, |family| *family) {
         let path = path.child("ipFamilies").index(i);
         if !matches!(*family, "IPv4" | "IPv6") {
             errors.not_supported(path.clone(), *family, &["IPv4", "IPv6"]);
         }
-        if families[..i].contains(family) {
+        if again {
             errors.duplicate(path, *family);
         }
     }
@@ -583,7 +583,7 @@ fn immutable_families(spec: &Value, old: &Value, path: &Path, errors: &mut Error
 }
 
 /// `before` are the ranges that the Service has had.
-fn source_ranges(service: &Value, old: Option<&Value>, before: &[&str], errors: &mut Errors) {
+fn source_ranges(service: &Value, old: Option<&Value>, before: &HashSet<&str>, errors: &mut Errors) {
     const ANNOTATION: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
     let (spec, path) = (workload::spec(service), Path::new("spec").child("LoadBalancerSourceRanges"));
     let ranges = list(spec, "loadBalancerSourceRanges");

@@ -110,13 +110,12 @@ impl Hooks for EndpointSlices {
     }
     fn cells(&self, slice: &Value, now_unix_s: i64) -> Vec<Value> {
         let port = |port| int(port, "port").map_or_else(|| port.str_at("name").unwrap_or("*").to_string(), |number| number.to_string());
-        let ports: Vec<String> = list(slice, "ports").iter().map(port).collect();
-        let addresses: Vec<String> = list(slice, "endpoints").iter().flat_map(|e| strings(e, "addresses")).map(String::from).collect();
-        let shown = |all: &[String]| match first_few(all) {
-            none if none.is_empty() => json!("<unset>"),
-            some => json!(some),
-        };
-        vec![table::name(slice), json!(text(slice, "addressType")), shown(&ports), shown(&addresses), table::age(slice, now_unix_s)]
+        let ports = list(slice, "ports");
+        let addresses = || list(slice, "endpoints").iter().flat_map(|endpoint| strings(endpoint, "addresses"));
+        let or_unset = |shown: String| if shown.is_empty() { json!("<unset>") } else { json!(shown) };
+        let ports = or_unset(first_few(ports.iter().map(port), ports.len()));
+        let addresses = or_unset(first_few(addresses().map(String::from), addresses().count()));
+        vec![table::name(slice), json!(text(slice, "addressType")), ports, addresses, table::age(slice, now_unix_s)]
     }
 }
 
@@ -192,10 +191,10 @@ fn validate_endpoint(endpoint: &Value, kind: &str, path: &Path, errors: &mut Err
             errors.too_many(path.child("hints").child(key), all.len(), HINTS_MAX);
             continue;
         }
-        for (i, hint) in all.iter().enumerate() {
+        for (i, hint, again) in checks::distinct(all, |hint| text(hint, "name")) {
             let at = path.child("hints").child(key).index(i).child("name");
             let name = text(hint, "name");
-            if all[..i].iter().any(|other| text(other, "name") == name) {
+            if again {
                 errors.duplicate(at.clone(), name);
             }
             errors.invalid_all(&at, name, if key == "forZones" { names::label_value(name) } else { names::dns1123_subdomain(name) });

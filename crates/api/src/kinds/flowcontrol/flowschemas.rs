@@ -96,11 +96,10 @@ impl Hooks for FlowSchemas {
 
 /// Conditions of a status have types, each another.
 pub fn validate_conditions(object: &Value, errors: &mut Errors) {
-    let conditions = list(workload::status(object), "conditions");
-    for (i, condition) in conditions.iter().enumerate() {
+    for (i, condition, again) in checks::distinct(list(workload::status(object), "conditions"), |condition| text(condition, "type")) {
         let path = Path::new("status").child("conditions").index(i).child("type");
         let kind = text(condition, "type");
-        if conditions[..i].iter().any(|other| text(other, "type") == kind) {
+        if again {
             errors.duplicate(path.clone(), kind);
         }
         if kind.is_empty() {

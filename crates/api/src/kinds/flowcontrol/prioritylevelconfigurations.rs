@@ -43,12 +43,11 @@ impl Hooks for PriorityLevelConfigurations {
             fill(limited, "nominalConcurrencyShares", SHARES_DEFAULT);
             fill(limited, "lendablePercent", 0);
             let response = made(limited, "limitResponse");
-            if text(response, "type") == "Queue" {
-                let queuing = made(response, "queuing");
+            within(response, "queuing", |queuing| {
                 fill_zero(queuing, "queues", 64);
                 fill_zero(queuing, "handSize", 8);
                 fill_zero(queuing, "queueLengthLimit", 50);
-            }
+            });
         });
     }
     fn prepare_create(&self, level: &mut Value) {
@@ -120,6 +119,9 @@ fn validate_limited(limited: &Value, path: &Path, errors: &mut Errors) {
     match text(response, "type") {
         "Reject" if has(response, "queuing") => errors.forbidden(at.child("queuing"), "must be nil if limited.limitResponse.type is not Limited"),
         "Reject" => {}
+        "Queue" if !has(response, "queuing") => {
+            errors.required(at.child("queuing"), "must not be empty if limited.limitResponse.type is Limited");
+        }
         "Queue" => {
             let queuing = response.get("queuing").unwrap_or(&Value::Null);
             let at = at.child("queuing");

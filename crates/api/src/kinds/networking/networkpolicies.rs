@@ -57,6 +57,21 @@ impl Hooks for NetworkPolicies {
             }
         }
     }
+    fn warnings(&self, policy: &Value, _old: Option<&Value>) -> Vec<String> {
+        let mut all = vec![];
+        for (direction, peers) in [("ingress", "from"), ("egress", "to")] {
+            for (i, rule) in list(workload::spec(policy), direction).iter().enumerate() {
+                for (j, peer) in list(rule, peers).iter().enumerate() {
+                    let Some(block) = member(peer, "ipBlock") else { continue };
+                    let path = Path::new("spec").child(direction).index(i).child(peers).index(j).child("ipBlock");
+                    all.extend(checks::cidr_warning(text(block, "cidr"), &path.child("cidr")));
+                    let except = strings(block, "except").enumerate();
+                    all.extend(except.filter_map(|(k, range)| checks::cidr_warning(range, &path.child("except").index(k))));
+                }
+            }
+        }
+        all
+    }
     fn cells(&self, policy: &Value, now_unix_s: i64) -> Vec<Value> {
         vec![table::name(policy), json!(table::selector_text(workload::spec(policy).get("podSelector"))), table::age(policy, now_unix_s)]
     }

@@ -25,15 +25,15 @@ impl Hooks for RuntimeClasses {
         checks::required_checked(class, "handler", &root, names::dns1123_label, errors);
         if let Some(overhead) = member(class, "overhead") {
             // The overhead is checked as limits, and named so.
-            resources::validate(&json!({"limits": overhead.get("podFixed")}), &root.child("overhead"), &[], errors);
+            resources::validate(&json!({"limits": overhead.get("podFixed")}), &root.child("overhead"), &resources::Claims::default(), errors);
         }
         if let Some(placement) = member(class, "scheduling") {
             let path = root.child("scheduling");
             checks::labels(map(placement, "nodeSelector"), &path.child("nodeSelector"), errors);
             let all = list(placement, "tolerations");
             scheduling::tolerations(all, &path.child("tolerations"), errors);
-            let key = |toleration| ["key", "operator", "value", "effect"].map(|part| text(toleration, part));
-            for (i, toleration) in all.iter().enumerate().filter(|(i, t)| all[..*i].iter().any(|other| key(other) == key(t))) {
+            let repeated = checks::distinct(all, |toleration| ["key", "operator", "value", "effect"].map(|part| text(toleration, part)));
+            for (i, toleration, _) in repeated.filter(|(.., again)| *again) {
                 errors.duplicate_structure(path.child("tolerations").index(i), &internal::show("core.v1.Toleration", toleration));
             }
         }

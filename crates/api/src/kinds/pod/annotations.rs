@@ -6,6 +6,7 @@ use crate::{
     kinds::values::{each, entries, has, list, made, map, member, put, text},
 };
 use serde_json::{Value, json};
+use std::collections::HashSet;
 
 const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 const SECCOMP_POD: &str = "seccomp.security.alpha.kubernetes.io/pod";
@@ -42,10 +43,12 @@ pub fn validate(metadata: &Value, spec: &Value, path: &Path, errors: &mut Errors
             None => errors.invalid(path.child(key), profile, "must be a valid seccomp profile"),
         }
     }
+    let mut known = None;
     for (key, value) in entries(metadata, "annotations") {
         let Some(name) = key.strip_prefix(APP_ARMOR) else { continue };
         let profile = text_of(value);
-        if !containers(spec, path).iter().any(|(container, _)| text(container, "name") == name) {
+        let known = known.get_or_insert_with(|| containers(spec, path).iter().map(|(one, _)| text(one, "name")).collect::<HashSet<_>>());
+        if !known.contains(name) {
             errors.invalid(path.key(key), name, "container not found");
         }
         if !matches!(profile.as_str(), "" | "runtime/default" | "unconfined") && !profile.starts_with(LOCAL) {

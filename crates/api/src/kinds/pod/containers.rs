@@ -4,17 +4,19 @@ use crate::{
     field::{Errors, Path},
     kinds::{
         checks,
+        pod::{resources::Claims, volumes::Volumes},
         values::{has, int, list, member, text},
     },
     names,
 };
 use serde_json::{Value, json};
+use std::collections::HashSet;
 
 const RESTART_RULES_MAX: usize = 20;
 const EXIT_CODES_MAX: usize = 255;
 
 fn ports(container: &Value, path: &Path, errors: &mut Errors) {
-    let mut known = vec![];
+    let mut known = HashSet::new();
     for (i, port) in list(container, "ports").iter().enumerate() {
         let path = path.child("ports").index(i);
         let name = text(port, "name");
@@ -22,10 +24,8 @@ fn ports(container: &Value, path: &Path, errors: &mut Errors) {
             let problems = checks::port_name(name);
             if !problems.is_empty() {
                 errors.invalid_all(&path.child("name"), name, problems);
-            } else if known.contains(&name) {
+            } else if !known.insert(name) {
                 errors.duplicate(path.child("name"), name);
-            } else {
-                known.push(name);
             }
         }
         match int(port, "containerPort").unwrap_or(0) {
@@ -65,15 +65,13 @@ pub fn trimmed_image(container: &Value, path: &Path, errors: &mut Errors) {
 
 /// No two containers of a list may take the same port of the host.
 fn host_port_conflicts(containers: &[Value], path: &Path, errors: &mut Errors) {
-    let mut taken: Vec<String> = vec![];
+    let mut taken = HashSet::new();
     for (i, container) in containers.iter().enumerate() {
         for (j, port) in list(container, "ports").iter().enumerate() {
             let Some(host) = int(port, "hostPort").filter(|host| *host != 0) else { continue };
-            let key = format!("{}/{}/{host}", text(port, "protocol"), text(port, "hostIP"));
-            if taken.contains(&key) {
-                errors.duplicate(path.index(i).child("ports").index(j).child("hostPort"), key);
-            } else {
-                taken.push(key);
+            let (protocol, ip) = (text(port, "protocol"), text(port, "hostIP"));
+            if !taken.insert((protocol, ip, host)) {
+                errors.duplicate(path.index(i).child("ports").index(j).child("hostPort"), format!("{protocol}/{ip}/{host}"));
             }
         }
     }
@@ -106,17 +104,22 @@ fn restart_rules(container: &Value, path: &Path, errors: &mut Errors) {
 }
 
 /// The name of a container is none of those in `known`, and is one of them from now on.
-fn unique_name<'a>(container: &'a Value, known: &mut Vec<&'a str>, path: &Path, errors: &mut Errors) {
+fn unique_name<'a>(container: &'a Value, known: &mut HashSet<&'a str>, path: &Path, errors: &mut Errors) {
     let name = text(container, "name");
-    if known.contains(&name) {
+    if !known.insert(name) {
         errors.duplicate(path.child("name"), name);
-    } else {
-        known.push(name);
     }
 }
 
+/// What of a pod its containers speak of by name.
+struct Pod<'a> {
+    spec: &'a Value,
+    volumes: &'a Volumes<'a>,
+    claims: Claims<'a>,
+}
+
 /// What all containers have in common.
-fn common(container: &Value, spec: &Value, volumes: &[&str], path: &Path, errors: &mut Errors) {
+fn common(container: &Value, pod: &Pod, path: &Path, errors: &mut Errors) {
     let name = text(container, "name");
     if name.is_empty() {
         errors.required(path.child("name"), "");
@@ -130,26 +133,27 @@ fn common(container: &Value, spec: &Value, volumes: &[&str], path: &Path, errors
     }
     ports(container, path, errors);
     super::environment::validate(container, path, errors);
-    super::volumes::validate_mounts(container, spec, volumes, path, errors);
+    super::volumes::validate_mounts(container, pod.volumes, path, errors);
     checks::required_one_of(container, "imagePullPolicy", &["Always", "IfNotPresent", "Never"], path, errors);
     let resources = container.get("resources").unwrap_or(&Value::Null);
-    super::resources::validate(resources, &path.child("resources"), &super::resources::claim_names(spec), errors);
-    super::resources::validate_resize_policy(container, text(spec, "restartPolicy"), path, errors);
-    super::security::validate_container(container, spec, path, errors);
+    super::resources::validate(resources, &path.child("resources"), &pod.claims, errors);
+    super::resources::validate_resize_policy(container, text(pod.spec, "restartPolicy"), path, errors);
+    super::security::validate_container(container, pod.spec, path, errors);
 }
 
-/// All containers of a pod spec. `volumes` are the names of its good volumes.
-pub fn validate(spec: &Value, volumes: &[&str], path: &Path, errors: &mut Errors) {
+/// All containers of a pod spec. `volumes` are those that they may mount.
+pub fn validate(spec: &Value, volumes: &Volumes, path: &Path, errors: &mut Errors) {
+    let pod = &Pod { spec, volumes, claims: Claims::of(spec) };
     let grace_s = int(spec, "terminationGracePeriodSeconds");
     let containers = list(spec, "containers");
     let at = path.child("containers");
     if containers.is_empty() {
         errors.required(at.clone(), "");
     }
-    let mut known = vec![];
+    let mut known = HashSet::new();
     for (i, container) in containers.iter().enumerate() {
         let path = at.index(i);
-        common(container, spec, volumes, &path, errors);
+        common(container, pod, &path, errors);
         unique_name(container, &mut known, &path, errors);
         super::probes::validate(container, grace_s, &path, errors);
         restart_rules(container, &path, errors);
@@ -160,9 +164,9 @@ pub fn validate(spec: &Value, volumes: &[&str], path: &Path, errors: &mut Errors
     let at = path.child("initContainers");
     for (i, container) in inits.iter().enumerate() {
         let path = at.index(i);
-        common(container, spec, volumes, &path, errors);
+        common(container, pod, &path, errors);
         restart_rules(container, &path, errors);
-        if !text(container, "name").is_empty() || known.contains(&"") {
+        if !text(container, "name").is_empty() || known.contains("") {
             unique_name(container, &mut known, &path, errors);
         }
         host_port_conflicts(std::slice::from_ref(container), &at, errors);
@@ -178,21 +182,21 @@ pub fn validate(spec: &Value, volumes: &[&str], path: &Path, errors: &mut Errors
             errors.invalid(at, text(policy, "restartPolicy"), "must not be set to 'RestartContainer' for non-sidecar initContainers");
         }
     }
-    ephemeral(spec, volumes, path, errors);
+    ephemeral(pod, path, errors);
 }
 
 /// Containers for debugging, which nobody relies on.
-fn ephemeral(spec: &Value, volumes: &[&str], path: &Path, errors: &mut Errors) {
+fn ephemeral(pod: &Pod, path: &Path, errors: &mut Errors) {
     const NOT_FOR_THEM: &str = "cannot be set for an Ephemeral Container";
-    let others: Vec<&str> = ["containers", "initContainers"].iter().flat_map(|key| list(spec, key)).map(|c| text(c, "name")).collect();
+    let others: HashSet<&str> = ["containers", "initContainers"].iter().flat_map(|key| list(pod.spec, key)).map(|c| text(c, "name")).collect();
     let mut known = others.clone();
-    for (i, container) in list(spec, "ephemeralContainers").iter().enumerate() {
+    for (i, container) in list(pod.spec, "ephemeralContainers").iter().enumerate() {
         let path = path.child("ephemeralContainers").index(i);
-        common(container, spec, volumes, &path, errors);
+        common(container, pod, &path, errors);
         trimmed_image(container, &path, errors);
         unique_name(container, &mut known, &path, errors);
         let target = text(container, "targetContainerName");
-        if !target.is_empty() && !others.contains(&target) {
+        if !target.is_empty() && !others.contains(target) {
             errors.not_found(path.child("targetContainerName"), target);
         }
         let said = |key: &str| match key {

@@ -1,10 +1,11 @@
 //! What a pod's spec says when it says nothing.
 
+use super::resources;
 use crate::{
     kinds::values::{each, fill, fill_zero, has, int, list, made, put, take, text, within},
     quantity::Quantity,
 };
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 /// Defaults of any pod spec, in a template or in a Pod.
 pub fn spec(spec: &mut Value) {
@@ -63,29 +64,31 @@ fn requests_from_limits(resources: &mut Value) {
     }
 }
 
-/// Pod-level requests are at least those of the containers, then the pod-level limits.
+/// Where a pod has resources as a whole, the huge pages of its containers are limited for all of them, and where it has limits,
+/// its requests are those of the containers, or else the limits.
 fn pod_level_resources(spec: &mut Value) {
-    if !has(spec, "resources") {
+    let said = |spec: &Value, key: &str| spec["resources"].get(key).and_then(Value::as_object).cloned().unwrap_or_default();
+    if !has(spec, "resources") || ["limits", "requests"].iter().all(|key| said(spec, key).is_empty()) {
         return;
     }
-    let limits = spec["resources"].get("limits").and_then(Value::as_object).cloned().unwrap_or_default();
-    let said = spec["resources"].get("requests").and_then(Value::as_object).cloned().unwrap_or_default();
-    let mut sums: Map<String, Value> =
-        super::resources::aggregate_requests(spec).into_iter().map(|(name, quantity)| (name, json!(quantity.to_string()))).collect();
-    sums.retain(|name, _| super::resources::is_pod_level(name));
-    for (name, quantity) in limits.iter().filter(|(name, _)| super::resources::is_pod_level(name)) {
-        if name.starts_with("hugepages-") || !sums.contains_key(name) {
-            sums.insert(name.clone(), quantity.clone());
+    let (mut limits, mut requests) = (said(spec, "limits"), said(spec, "requests"));
+    for (name, sum) in resources::aggregate_limits(spec).into_iter().filter(|(name, _)| resources::is_huge_pages(name)) {
+        if !requests.contains_key(&name) {
+            limits.entry(name).or_insert_with(|| json!(sum.to_string()));
         }
     }
-    if sums.is_empty() {
+    if limits.is_empty() {
         return;
     }
-    let requests = made(&mut spec["resources"], "requests");
-    for (name, quantity) in sums {
-        if !said.contains_key(&name) {
-            put(requests, &name, quantity);
-        }
+    for (name, sum) in resources::aggregate_requests(spec).into_iter().filter(|(name, _)| matches!(name.as_str(), "cpu" | "memory")) {
+        requests.entry(name).or_insert_with(|| json!(sum.to_string()));
+    }
+    for (name, limit) in limits.iter().filter(|(name, _)| resources::is_pod_level(name)) {
+        requests.entry(name.clone()).or_insert_with(|| limit.clone());
+    }
+    put(&mut spec["resources"], "limits", limits);
+    if !requests.is_empty() {
+        put(&mut spec["resources"], "requests", requests);
     }
 }
 
@@ -102,16 +105,30 @@ pub fn service_account(spec: &mut Value) {
     }
 }
 
-/// `Always` for the tag `latest`, said or not; `IfNotPresent` for any other and for a digest.
+/// `Always` for the tag `latest`, said or not; `IfNotPresent` for any other, for a digest, and for what names no image.
 pub fn pull_policy(image: &str) -> &'static str {
     let (name, digest) = image.split_once('@').map_or((image, false), |(name, _)| (name, true));
     let last = name.rsplit('/').next().unwrap_or_default();
-    match last.split_once(':') {
-        Some((_, "latest")) => "Always",
-        // A name in upper case is none, so no tag is read from it.
-        None if !digest && !name.bytes().any(|b| b.is_ascii_uppercase()) => "Always",
-        _ => "IfNotPresent",
-    }
+    let (name, tag) = match last.split_once(':') {
+        Some((_, tag)) => (&name[..name.len() - tag.len() - 1], tag),
+        None => (name, if digest { "" } else { "latest" }),
+    };
+    if tag == "latest" && is_image_name(name) { "Always" } else { "IfNotPresent" }
+}
+/// Whether a name without tag and digest can be an image's: words in lower case, maybe behind the name of a registry.
+fn is_image_name(name: &str) -> bool {
+    let is_registry = |first: &str| first.contains(['.', ':']) || first == "localhost" || first.bytes().any(|b| b.is_ascii_uppercase());
+    let path = name.split_once('/').filter(|(first, _)| is_registry(first)).map_or(name, |(_, rest)| rest);
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let is_word = |word: &str| {
+        let ends_well = |b: Option<&u8>| b.is_some_and(|b| plain(*b));
+        let good = word.bytes().all(|b| plain(b) || matches!(b, b'.' | b'_' | b'-'));
+        good && ends_well(word.as_bytes().first())
+            && ends_well(word.as_bytes().last())
+            && !["..", "___", "._", "_.", ".-", "-."].iter().any(|odd| word.contains(odd))
+    };
+    let is_identifier = name.len() == 64 && name.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'a'..=b'f'));
+    path.split('/').all(is_word) && !is_identifier
 }
 
 fn container(container: &mut Value) {

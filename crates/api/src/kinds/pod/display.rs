@@ -6,6 +6,7 @@ use crate::{
     table,
 };
 use serde_json::{Value, json};
+use std::collections::HashSet;
 
 /// The state of a pod in one word, and its counts.
 pub struct Summary {
@@ -47,15 +48,16 @@ pub fn summary(pod: &Value) -> Summary {
     if condition(status, "PodScheduled").is_some_and(|c| text(c, "reason") == "SchedulingGated") {
         reason = "SchedulingGated".into();
     }
-    let is_sidecar = |name: &str| list(spec, "initContainers").iter().any(|c| text(c, "name") == name && text(c, "restartPolicy") == "Always");
-    let total = list(spec, "containers").len() + list(spec, "initContainers").iter().filter(|c| text(c, "restartPolicy") == "Always").count();
+    let sidecars = || list(spec, "initContainers").iter().filter(|c| text(c, "restartPolicy") == "Always").map(|c| text(c, "name"));
+    let is_sidecar: HashSet<&str> = sidecars().collect();
+    let total = list(spec, "containers").len() + sidecars().count();
     let (mut ready, mut restarts, mut last) = (0, 0, None);
     let (mut sidecar_restarts, mut sidecar_last) = (0, None);
     let mut initializing = false;
     for (i, container) in list(status, "initContainerStatuses").iter().enumerate() {
         restarts += int(container, "restartCount").unwrap_or(0);
         last = last.max(last_ended(container));
-        let sidecar = is_sidecar(text(container, "name"));
+        let sidecar = is_sidecar.contains(text(container, "name"));
         if sidecar {
             sidecar_restarts += int(container, "restartCount").unwrap_or(0);
             sidecar_last = sidecar_last.max(last_ended(container));

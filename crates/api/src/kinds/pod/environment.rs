@@ -98,14 +98,15 @@ fn key_ref(reference: &Value, path: &Path, errors: &mut Errors) {
 
 /// Files that variables are read from are in volumes that live and die with the pod.
 pub fn file_volumes(spec: &Value, path: &Path, errors: &mut Errors) {
-    let volumes = list(spec, "volumes");
+    // Of several with a name, the last counts.
+    let volumes = checks::by_name(list(spec, "volumes").iter().rev());
     for key in ["initContainers", "containers", "ephemeralContainers"] {
         for (i, container) in list(spec, key).iter().enumerate() {
             for (j, variable) in list(container, "env").iter().enumerate() {
                 let Some(file) = variable.get("valueFrom").and_then(|source| member(source, "fileKeyRef")) else { continue };
                 let at = path.child(key).index(i).child("env").index(j).child("valueFrom").child("fileKeyRef").child("volumeName");
                 let name = text(file, "volumeName");
-                match volumes.iter().rfind(|volume| text(volume, "name") == name) {
+                match volumes.get(name) {
                     None => errors.not_found(at, name),
                     Some(volume) if !has(volume, "emptyDir") => errors.invalid(at, name, "referenced volume must be of type emptyDir"),
                     Some(_) => {}

@@ -13,7 +13,7 @@ use crate::{
     quantity::Quantity,
 };
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// Quantities by resource name.
 pub type Resources = BTreeMap<String, Quantity>;
@@ -61,6 +61,11 @@ fn aggregate(spec: &Value, key: &str) -> Resources {
 /// Requests of all containers together.
 pub fn aggregate_requests(spec: &Value) -> Resources {
     aggregate(spec, "requests")
+}
+
+/// Limits of all containers together.
+pub fn aggregate_limits(spec: &Value) -> Resources {
+    aggregate(spec, "limits")
 }
 
 /// Resources that may be said for the pod as a whole.
@@ -121,7 +126,7 @@ pub fn resource_name(name: &str) -> Vec<String> {
     }
     problems
 }
-fn is_huge_pages(name: &str) -> bool {
+pub fn is_huge_pages(name: &str) -> bool {
     name.starts_with(HUGE_PAGES)
 }
 /// Whether a resource is one of somebody's domain, which Kubernetes only counts.
@@ -150,8 +155,8 @@ fn whole_pages(name: &str, quantity: Quantity) -> bool {
     page.is_some_and(|page| page.sign() > 0 && page.milli() % 1000 == 0 && quantity.milli() % page.milli() == 0)
 }
 
-/// Checks the resources of one container. `claims` are the names of the pod's resource claims.
-pub fn validate(resources: &Value, path: &Path, claims: &[&str], errors: &mut Errors) {
+/// Checks the resources of one container. `claims` are those of its pod.
+pub fn validate(resources: &Value, path: &Path, claims: &Claims, errors: &mut Errors) {
     requirements(resources, false, path, errors);
     claims_of(list(resources, "claims"), claims, &path.child("claims"), errors);
 }
@@ -201,8 +206,8 @@ fn requirements(resources: &Value, whole_pod: bool, path: &Path, errors: &mut Er
 }
 
 /// Which of the pod's claims a container uses: each whole, or by its requests, and nothing twice.
-fn claims_of(claims: &[Value], known: &[&str], path: &Path, errors: &mut Errors) {
-    let mut used: Vec<(&str, &str)> = vec![];
+fn claims_of(claims: &[Value], known: &Claims, path: &Path, errors: &mut Errors) {
+    let (mut used, mut counts) = (HashSet::new(), HashMap::new());
     for (i, claim) in claims.iter().enumerate() {
         let path = path.index(i);
         let (name, request) = (text(claim, "name"), text(claim, "request"));
@@ -219,16 +224,16 @@ fn claims_of(claims: &[Value], known: &[&str], path: &Path, errors: &mut Errors)
             if used.contains(&(name, request)) {
                 errors.duplicate(path.clone(), format!("{name}/{request}"));
             } else if request.is_empty() {
-                for _ in used.iter().filter(|(other, _)| *other == name) {
+                for _ in 0..counts.get(name).copied().unwrap_or(0) {
                     errors.duplicate(path.clone(), name);
                 }
             }
-            used.push((name, request));
+            used.insert((name, request));
+            *counts.entry(name).or_insert(0) += 1;
         }
-        if !known.contains(&name) {
-            let mut names: Vec<&str> = known.to_vec();
-            names.sort_unstable();
-            let names = if names.is_empty() { " which is empty".to_string() } else { format!(": {}", names.join(", ")) };
+        if !known.0.contains(name) && !errors.is_full() {
+            let names = known.0.iter().copied().collect::<Vec<&str>>().join(", ");
+            let names = if names.is_empty() { " which is empty".to_string() } else { format!(": {names}") };
             checks::not_found(path, name, &format!("must be one of the names in pod.spec.resourceClaims{names}"), errors);
         }
     }
@@ -244,7 +249,7 @@ pub fn validate_pod_level(spec: &Value, path: &Path, errors: &mut Errors) {
         errors.forbidden(path.child("claims"), "claims may not be set for Resources at pod-level");
     }
     requirements(resources, true, path, errors);
-    claims_of(list(resources, "claims"), &claim_names(spec), &path.child("claims"), errors);
+    claims_of(list(resources, "claims"), &Claims::of(spec), &path.child("claims"), errors);
     let (limits, requests) = (read(resources, "limits"), read(resources, "requests"));
     for (name, sum) in aggregate_requests(spec) {
         if let Some(request) = requests.get(&name).filter(|request| **request < sum) {
@@ -252,7 +257,7 @@ pub fn validate_pod_level(spec: &Value, path: &Path, errors: &mut Errors) {
             errors.invalid(path.child("requests").key(&name), request.to_string(), &why);
         }
     }
-    for (name, sum) in aggregate(spec, "limits").into_iter().filter(|(name, _)| is_huge_pages(name)) {
+    for (name, sum) in aggregate_limits(spec).into_iter().filter(|(name, _)| is_huge_pages(name)) {
         if let Some(limit) = limits.get(&name).filter(|limit| **limit < sum) {
             let why = format!("must be greater than or equal to aggregate container limits of {sum}");
             errors.invalid(path.child("limits").key(&name), limit.to_string(), &why);
@@ -272,13 +277,11 @@ pub fn validate_pod_level(spec: &Value, path: &Path, errors: &mut Errors) {
 pub fn validate_resize_policy(container: &Value, restart_policy: &str, path: &Path, errors: &mut Errors) {
     const RESTART_POLICIES: [&str; 2] = ["NotRequired", "RestartContainer"];
     let path = path.child("resizePolicy");
-    let mut seen = vec![];
-    for (i, policy) in list(container, "resizePolicy").iter().enumerate() {
+    for (i, policy, again) in checks::distinct(list(container, "resizePolicy"), |policy| text(policy, "resourceName")) {
         let name = text(policy, "resourceName");
-        if seen.contains(&name) {
+        if again {
             errors.duplicate(path.index(i), name);
         }
-        seen.push(name);
         match name {
             "cpu" | "memory" => {}
             "" => errors.required(path.clone(), ""),
@@ -297,13 +300,18 @@ pub fn validate_resize_policy(container: &Value, restart_policy: &str, path: &Pa
 }
 
 /// Names of the claims that a pod declares.
-pub fn claim_names(spec: &Value) -> Vec<&str> {
-    list(spec, "resourceClaims").iter().map(|claim| text(claim, "name")).filter(|name| !name.is_empty()).collect()
+#[derive(Default)]
+pub struct Claims<'a>(BTreeSet<&'a str>);
+
+impl<'a> Claims<'a> {
+    pub fn of(spec: &'a Value) -> Claims<'a> {
+        Claims(list(spec, "resourceClaims").iter().map(|claim| text(claim, "name")).filter(|name| !name.is_empty()).collect())
+    }
 }
 
 /// Checks `resourceClaims` of a pod.
 pub fn validate_claims(spec: &Value, pod: Option<&Value>, path: &Path, errors: &mut Errors) {
-    let mut known = vec![];
+    let mut known = HashSet::new();
     for (i, claim) in list(spec, "resourceClaims").iter().enumerate() {
         let path = path.child("resourceClaims").index(i);
         if pod.is_some_and(|pod| pod.annotation(super::update::MIRROR).is_some()) {
@@ -313,11 +321,10 @@ pub fn validate_claims(spec: &Value, pod: Option<&Value>, path: &Path, errors: &
         let name = text(claim, "name");
         if name.is_empty() {
             errors.required(path.child("name"), "");
-        } else if known.contains(&name) {
+        } else if !known.insert(name) {
             errors.duplicate(path.child("name"), name);
         } else {
             errors.invalid_all(&path.child("name"), name, names::dns1123_label(name));
-            known.push(name);
         }
         let sources = ["resourceClaimName", "resourceClaimTemplateName"].map(|key| member(claim, key));
         let shown = || internal::show("core.v1.PodResourceClaim", claim);

@@ -9,6 +9,7 @@ use crate::{
     names,
 };
 use serde_json::Value;
+use std::collections::{HashMap, HashSet};
 
 /// One term of a node selector. `values_too` says whether values that no label can have are refused.
 pub fn node_selector_term(term: &Value, values_too: bool, path: &Path, errors: &mut Errors) {
@@ -109,16 +110,18 @@ fn match_label_keys(term: &Value, path: &Path, errors: &mut Errors) {
     }
     let keys: Vec<&str> = strings(term, "matchLabelKeys").collect();
     if let Some(selector) = selector {
-        let mut said: Vec<&str> = map(selector, "matchLabels").into_iter().flatten().map(|(key, _)| key.as_str()).collect();
+        let mut said: HashSet<&str> = map(selector, "matchLabels").into_iter().flatten().map(|(key, _)| key.as_str()).collect();
+        let place: HashMap<&str, usize> = keys.iter().enumerate().map(|(i, label)| (*label, i)).collect();
         for expression in list(selector, "matchExpressions") {
             let key = text(expression, "key");
-            if let Some(i) = keys.iter().rposition(|label| *label == key).filter(|_| said.contains(&key)) {
-                errors.invalid(path.index(i), key, "exists in both matchLabelKeys and labelSelector");
+            if let Some(i) = place.get(key).filter(|_| said.contains(key)) {
+                errors.invalid(path.index(*i), key, "exists in both matchLabelKeys and labelSelector");
             }
-            said.push(key);
+            said.insert(key);
         }
     }
-    for (i, key) in keys.iter().enumerate().filter(|(_, key)| strings(term, "mismatchLabelKeys").any(|other| other == **key)) {
+    let others: HashSet<&str> = strings(term, "mismatchLabelKeys").collect();
+    for (i, key) in keys.iter().enumerate().filter(|(_, key)| others.contains(*key)) {
         errors.invalid(path.child("matchLabelKeys").index(i), *key, "exists in both matchLabelKeys and mismatchLabelKeys");
     }
 }
@@ -198,6 +201,9 @@ pub fn tolerations(list: &[Value], path: &Path, errors: &mut Errors) {
 pub fn topology_spread(spec: &Value, path: &Path, errors: &mut Errors) {
     const ACTIONS: &[&str] = &["DoNotSchedule", "ScheduleAnyway"];
     let constraints = list(spec, "topologySpreadConstraints");
+    let pair = |constraint: &'_ Value| ["topologyKey", "whenUnsatisfiable"].map(|key| text(constraint, key).to_string());
+    // Of several that are alike, the last is the one that may be there.
+    let last: HashMap<_, _> = constraints.iter().enumerate().map(|(i, constraint)| (pair(constraint), i)).collect();
     for (i, constraint) in constraints.iter().enumerate() {
         let path = path.child("topologySpreadConstraints").index(i);
         let skew = int(constraint, "maxSkew").unwrap_or(0);
@@ -212,7 +218,7 @@ pub fn topology_spread(spec: &Value, path: &Path, errors: &mut Errors) {
         if !ACTIONS.contains(&action) {
             errors.not_supported(path.child("whenUnsatisfiable"), action, ACTIONS);
         }
-        if constraints[i + 1..].iter().any(|other| text(other, "topologyKey") == key && text(other, "whenUnsatisfiable") == action) {
+        if last.get(&pair(constraint)).is_some_and(|last| *last > i) {
             let pair = format!("{{{key}, {action}}}");
             errors.duplicate(path.child("{topologyKey, whenUnsatisfiable}"), pair);
         }
@@ -240,11 +246,11 @@ pub fn topology_spread(spec: &Value, path: &Path, errors: &mut Errors) {
 /// What must go before the pod is scheduled.
 pub fn gates(spec: &Value, path: &Path, errors: &mut Errors) {
     let gates = list(spec, "schedulingGates");
-    for (i, gate) in gates.iter().enumerate() {
+    for (i, gate, again) in checks::distinct(gates, |gate| text(gate, "name")) {
         let name = text(gate, "name");
         let path = path.child("schedulingGates").index(i);
         errors.invalid_all(&path, name, names::qualified_name(name));
-        if gates[..i].iter().any(|other| text(other, "name") == name) {
+        if again {
             errors.duplicate(path, name);
         }
     }

@@ -225,8 +225,7 @@ fn pod_context(context: &Value, spec: &Value, path: &Path, errors: &mut Errors) 
     for (i, group) in list(context, "supplementalGroups").iter().enumerate() {
         id(group.as_i64(), path.child("supplementalGroups").index(i), errors);
     }
-    let mut names = vec![];
-    for (i, sysctl) in list(context, "sysctls").iter().enumerate() {
+    for (i, sysctl, again) in checks::distinct(list(context, "sysctls"), |sysctl| text(sysctl, "name")) {
         let path = path.child("sysctls").index(i);
         let name = text(sysctl, "name");
         if name.is_empty() {
@@ -237,7 +236,7 @@ fn pod_context(context: &Value, spec: &Value, path: &Path, errors: &mut Errors) 
                 name,
                 "must have at most 253 characters and match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$",
             );
-        } else if names.contains(&name) {
+        } else if again {
             errors.duplicate(path.child("name"), name);
         }
         let dotted = with_dots(name);
@@ -247,7 +246,6 @@ fn pod_context(context: &Value, spec: &Value, path: &Path, errors: &mut Errors) 
         } else if flag(spec, "hostIPC") && of_messages {
             errors.invalid(path.child("name"), name, "may not be specified when 'hostIPC' is true");
         }
-        names.push(name);
     }
     checks::one_of(context, "fsGroupChangePolicy", &["Always", "OnRootMismatch"], path, errors);
     seccomp_profile(context, path, errors);

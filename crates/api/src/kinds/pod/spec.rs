@@ -143,7 +143,7 @@ pub fn validate(spec: &Value, pod: Option<&Value>, path: &Path, errors: &mut Err
         _ => checks::one_of(spec, "preemptionPolicy", &["PreemptLowerPriority", "Never"], path, errors),
     }
     if let Some(overhead) = member(spec, "overhead") {
-        super::resources::validate(&serde_json::json!({"limits": overhead}), &path.child("overhead"), &[], errors);
+        super::resources::validate(&serde_json::json!({"limits": overhead}), &path.child("overhead"), &super::resources::Claims::default(), errors);
     }
     super::security::validate_os(spec, path, errors);
     super::environment::file_volumes(spec, path, errors);

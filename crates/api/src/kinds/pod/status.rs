@@ -12,7 +12,10 @@ use crate::{
     object::ObjectExt,
 };
 use serde_json::Value;
-use std::net::IpAddr;
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    net::IpAddr,
+};
 
 /// Conditions of Kubernetes itself.
 const CONDITIONS: &[&str] = &["PodScheduled", "Ready", "Initialized"];
@@ -26,10 +29,13 @@ pub fn keep_observed_generations(pod: &mut Value, old: &Value) {
     if generation(status) == 0 && generation(&before) != 0 {
         put(status, "observedGeneration", generation(&before));
     }
-    let mut known: Vec<(&str, i64)> = list(&before, "conditions").iter().map(|one| (text(one, "type"), generation(one))).collect();
+    // Of several of a type each is kept for one, in their order.
+    let mut known: HashMap<&str, VecDeque<i64>> = HashMap::new();
+    for one in list(&before, "conditions") {
+        known.entry(text(one, "type")).or_default().push_back(generation(one));
+    }
     for condition in status.get_mut("conditions").and_then(Value::as_array_mut).into_iter().flatten() {
-        let Some(i) = known.iter().position(|(kind, _)| *kind == text(condition, "type")) else { continue };
-        let (_, seen) = known.remove(i);
+        let Some(seen) = known.get_mut(text(condition, "type")).and_then(VecDeque::pop_front) else { continue };
         if generation(condition) == 0 && seen != 0 {
             put(condition, "observedGeneration", seen);
         }
@@ -66,9 +72,8 @@ pub fn validate(pod: &Value, old: &Value, errors: &mut Errors) {
     }
     if !all_may_restart(spec) {
         for (statuses, containers) in [("containerStatuses", "containers"), ("initContainerStatuses", "initContainers")] {
-            let may = |name: &str, exit_code: i64| {
-                list(spec, containers).iter().find(|container| text(container, "name") == name).is_some_and(|one| may_restart(one, spec, exit_code))
-            };
+            let by_name = checks::by_name(list(spec, containers));
+            let may = |name: &str, exit_code: i64| by_name.get(name).is_some_and(|one| may_restart(one, spec, exit_code));
             transitions(list(status, statuses), list(before, statuses), may, &path.child(statuses), errors);
         }
     }
@@ -118,23 +123,24 @@ fn may_restart(container: &Value, spec: &Value, exit_code: i64) -> bool {
 /// What has ended for good does not run again.
 fn transitions(new: &[Value], old: &[Value], may: impl Fn(&str, i64) -> bool, path: &Path, errors: &mut Errors) {
     let ended = |status: &Value| status.at("state.terminated").filter(|state| !state.is_null()).cloned();
+    let running: HashSet<&str> = new.iter().filter(|now| ended(now).is_none()).map(|now| text(now, "name")).collect();
     for (i, before) in old.iter().enumerate() {
         let Some(state) = ended(before) else { continue };
         let name = text(before, "name");
-        let runs = new.iter().any(|now| text(now, "name") == name && ended(now).is_none());
-        if runs && !may(name, int(&state, "exitCode").unwrap_or(0)) {
+        if running.contains(name) && !may(name, int(&state, "exitCode").unwrap_or(0)) {
             errors.forbidden(path.index(i).child("state"), "may not be transitioned to non-terminated state");
         }
     }
 }
 
 fn claims(statuses: &[Value], claims: &[Value], path: &Path, errors: &mut Errors) {
-    for (i, status) in statuses.iter().enumerate() {
+    let known = checks::by_name(claims);
+    for (i, status, again) in checks::distinct(statuses, |status| text(status, "name")) {
         let (path, name) = (path.index(i), text(status, "name"));
-        if !claims.iter().any(|claim| text(claim, "name") == name) {
+        if !known.contains_key(name) {
             errors.invalid(path.child("name"), name, "must match the name of an entry in `spec.resourceClaims`");
         }
-        if statuses[..i].iter().any(|other| text(other, "name") == name) {
+        if again {
             errors.duplicate(path.child("name"), name);
         }
         if let Some(Value::String(claim)) = member(status, "resourceClaimName") {
@@ -146,7 +152,8 @@ fn claims(statuses: &[Value], claims: &[Value], path: &Path, errors: &mut Errors
 /// Addresses that are new are good ones, and there is one of each family. Gives all of them.
 fn addresses<'a>(status: &'a Value, before: &Value, key: &str, path: &Path, errors: &mut Errors) -> Vec<&'a str> {
     let ips: Vec<&str> = list(status, key).iter().map(|ip| text(ip, "ip")).collect();
-    for (i, ip) in ips.iter().enumerate().filter(|(_, ip)| !list(before, key).iter().any(|old| text(old, "ip") == **ip)) {
+    let known: HashSet<&str> = list(before, key).iter().map(|old| text(old, "ip")).collect();
+    for (i, ip) in ips.iter().enumerate().filter(|(_, ip)| !known.contains(*ip)) {
         errors.invalid_all(&path.index(i), *ip, checks::ip(ip));
     }
     ips

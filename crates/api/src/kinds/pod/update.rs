@@ -4,10 +4,14 @@ use super::resources::quality_of_service;
 use crate::{
     field::{Errors, Path},
     internal,
-    kinds::values::{int, list, map, member, put, shown, take, text},
+    kinds::{
+        checks,
+        values::{int, list, map, member, put, shown, take, text},
+    },
     object::ObjectExt,
 };
 use serde_json::Value;
+use std::collections::HashSet;
 
 const ALLOWED: &str = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
 
@@ -136,7 +140,7 @@ fn tolerations(spec: &Value, old: &Value, path: &Path, errors: &mut Errors) {
         take(&mut toleration, "tolerationSeconds");
         toleration
     };
-    let new: Vec<Value> = list(spec, "tolerations").iter().map(plain).collect();
+    let new: HashSet<Value> = list(spec, "tolerations").iter().map(plain).collect();
     if list(old, "tolerations").iter().any(|toleration| !new.contains(&plain(toleration))) {
         return errors.forbidden(path.child("tolerations"), "existing toleration can not be modified except its tolerationSeconds");
     }
@@ -195,10 +199,10 @@ pub fn validate_ephemeral_containers(pod: &Value, old: &Value, errors: &mut Erro
         return errors.forbidden(Path::new("[]"), "static pods do not support ephemeral containers");
     }
     let path = Path::new("spec").child("ephemeralContainers");
-    let (new, before) = (list(spec_of(pod), "ephemeralContainers"), list(spec_of(old), "ephemeralContainers"));
-    for container in before {
+    let new = checks::by_name(list(spec_of(pod), "ephemeralContainers"));
+    for container in list(spec_of(old), "ephemeralContainers") {
         let name = text(container, "name");
-        match new.iter().find(|c| text(c, "name") == name) {
+        match new.get(name).copied() {
             None => errors.forbidden(path.clone(), &format!("existing ephemeral containers {name:?} may not be removed\n")),
             Some(same) if same != container => {
                 let difference = internal::difference("core.v1.EphemeralContainer", container, same);
@@ -334,11 +338,8 @@ fn other_resources(resources: Option<&Value>) -> Value {
 /// What was asked for may be asked for differently, but not no longer.
 fn removed(new: Option<&Value>, old: Option<&Value>, what: &str, path: &Path, errors: &mut Errors) {
     for part in ["requests", "limits"] {
-        let names = |resources: Option<&Value>| {
-            resources.and_then(|resources| map(resources, part)).map(|m| m.keys().cloned().collect::<Vec<_>>()).unwrap_or_default()
-        };
-        let left = names(new);
-        if names(old).iter().any(|name| !left.contains(name)) {
+        let [new, old] = [new, old].map(|resources| resources.and_then(|resources| map(resources, part)));
+        if old.into_iter().flatten().any(|(name, _)| new.is_none_or(|new| !new.contains_key(name))) {
             errors.forbidden(path.child(part), &format!("{what} {part} cannot be removed"));
         }
     }

@@ -11,6 +11,7 @@ use crate::{
     quantity::Quantity,
 };
 use serde_json::Value;
+use std::collections::{HashMap, HashSet};
 
 const MANAGED_DISK_FORM: &str = "/subscriptions/{sub-id}/resourcegroups/{group-name}/providers/microsoft.compute/disks/{disk-id}";
 const DISK_FORM: &str = "https://{account-name}.blob.core.windows.net/{container-name}/{disk-name}.vhd";
@@ -329,7 +330,7 @@ fn pod_source(name: &str, value: &Value, path: &Path, errors: &mut Errors) {
 
 fn projected(value: &Value, path: &Path, errors: &mut Errors) {
     mode(int(value, "defaultMode"), &path.child("defaultMode"), errors);
-    let mut paths: Vec<&str> = vec![];
+    let mut paths = HashSet::new();
     for (i, projection) in list(value, "sources").iter().enumerate() {
         let at = path.child("sources").index(i);
         let mut count = 0;
@@ -444,11 +445,9 @@ fn pod_certificate(source: &Value, path: &Path, errors: &mut Errors) {
         }
     }
 }
-fn conflict<'a>(paths: &mut Vec<&'a str>, target: &'a str, shown: &str, path: &Path, errors: &mut Errors) {
-    if paths.contains(&target) {
+fn conflict<'a>(paths: &mut HashSet<&'a str>, target: &'a str, shown: &str, path: &Path, errors: &mut Errors) {
+    if !paths.insert(target) {
         errors.invalid(path.clone(), shown, "conflicting duplicate paths");
-    } else {
-        paths.push(target);
     }
 }
 
@@ -593,12 +592,16 @@ pub fn one_source(volume: &Value, names: &[&str], path: &Path, errors: &mut Erro
     }
 }
 
-/// `volumes` of a pod spec. Gives the names of those that are good.
-pub fn validate<'a>(spec: &'a Value, pod: Option<&Value>, path: &Path, errors: &mut Errors) -> Vec<&'a str> {
+/// Volumes by name, the first of those that have it.
+pub type Volumes<'a> = HashMap<&'a str, &'a Value>;
+
+/// `volumes` of a pod spec. Gives those that containers may mount.
+pub fn validate<'a>(spec: &'a Value, pod: Option<&Value>, path: &Path, errors: &mut Errors) -> Volumes<'a> {
     let volumes = list(spec, "volumes");
     let pod_name = pod.and_then(|pod| pod.get("metadata")).map(|metadata| text(metadata, "name")).unwrap_or_default();
     let claim = |volume: &Value| format!("{pod_name}-{}", text(volume, "name"));
-    let mut good = vec![];
+    let ephemeral: HashSet<String> = volumes.iter().filter(|volume| has(volume, "ephemeral")).map(claim).collect();
+    let mut good = HashSet::new();
     for (i, volume) in volumes.iter().enumerate() {
         let path = path.child("volumes").index(i);
         let before = errors.0.len();
@@ -622,53 +625,53 @@ pub fn validate<'a>(spec: &'a Value, pod: Option<&Value>, path: &Path, errors: &
         } else {
             errors.invalid_all(&path.child("name"), name, names::dns1123_label(name));
         }
-        if good.contains(&name) {
+        if good.contains(name) {
             errors.duplicate(path.child("name"), name);
         }
         if errors.0.len() == before {
-            good.push(name);
+            good.insert(name);
         }
         if let Some(wanted) = member(volume, "persistentVolumeClaim").map(|source| text(source, "claimName"))
             && !pod_name.is_empty()
-            && volumes.iter().any(|other| has(other, "ephemeral") && claim(other) == wanted)
+            && ephemeral.contains(wanted)
         {
             let at = path.child("persistentVolumeClaim").child("claimName");
             errors.invalid(at, wanted, "must not reference a PVC that gets created for an ephemeral volume");
         }
     }
-    good
+    checks::by_name(volumes.iter().filter(|volume| good.contains(text(volume, "name"))))
 }
-/// Whether one of a list is at `target`. Of several with a name, the last counts.
-fn holds(list: &[Value], key: &str, target: &str) -> bool {
-    list.iter().enumerate().any(|(i, one)| text(one, key) == target && !list[i + 1..].iter().any(|later| text(later, "name") == text(one, "name")))
+/// Where the volumes of a list are, by name. Of several with a name, the last counts.
+fn places<'a>(list: &'a [Value], key: &str) -> HashMap<&'a str, &'a str> {
+    list.iter().map(|one| (text(one, "name"), text(one, key))).collect()
 }
 
-/// `volumeMounts` and `volumeDevices` of a container. `good` are the names of the volumes that may be mounted.
-pub fn validate_mounts(container: &Value, spec: &Value, good: &[&str], path: &Path, errors: &mut Errors) {
-    let volumes: Vec<&Value> = list(spec, "volumes").iter().filter(|v| good.contains(&text(v, "name"))).collect();
+/// `volumeMounts` and `volumeDevices` of a container. `volumes` are those that it may mount.
+pub fn validate_mounts(container: &Value, volumes: &Volumes, path: &Path, errors: &mut Errors) {
     let (mounts, devices) = (list(container, "volumeMounts"), list(container, "volumeDevices"));
+    let (mounted, mapped) = (places(mounts, "mountPath"), places(devices, "devicePath"));
+    let [taken_by_mounts, taken_by_devices] = [&mounted, &mapped].map(|places| places.values().copied().collect::<HashSet<&str>>());
     let at = path.child("volumeMounts");
-    for (i, mount) in mounts.iter().enumerate() {
+    for (i, mount, again) in checks::distinct(mounts, |mount| text(mount, "mountPath")) {
         let path = at.index(i);
         let name = text(mount, "name");
         if name.is_empty() {
             errors.required(path.child("name"), "");
         }
-        let volume = volumes.iter().find(|v| text(v, "name") == name);
-        if volume.is_none() {
+        if !volumes.contains_key(name) {
             errors.not_found(path.child("name"), name);
         }
         let target = text(mount, "mountPath");
         if target.is_empty() {
             errors.required(path.child("mountPath"), "");
         }
-        if mounts[..i].iter().any(|other| text(other, "mountPath") == target) {
+        if again {
             errors.invalid(path.child("mountPath"), target, "must be unique");
         }
-        if devices.iter().any(|device| text(device, "name") == name) {
+        if mapped.contains_key(name) {
             errors.invalid(path.child("name"), name, "must not already exist in volumeDevices");
         }
-        if holds(devices, "devicePath", target) {
+        if taken_by_devices.contains(target) {
             errors.invalid(path.child("mountPath"), target, "must not already exist as a path in volumeDevices");
         }
         if !text(mount, "subPath").is_empty() {
@@ -701,16 +704,17 @@ pub fn validate_mounts(container: &Value, spec: &Value, good: &[&str], path: &Pa
             }
         }
     }
-    for (i, device) in devices.iter().enumerate() {
+    let mut targets = HashSet::new();
+    for (i, device, again) in checks::distinct(devices, |device| text(device, "name")) {
         let path = path.child("volumeDevices").index(i);
         let (name, target) = (text(device, "name"), text(device, "devicePath"));
         if name.is_empty() {
             errors.required(path.child("name"), "");
         }
-        if !name.is_empty() && devices[..i].iter().any(|other| text(other, "name") == name) {
+        if !name.is_empty() && again {
             errors.invalid(path.child("name"), name, "must be unique");
         }
-        match volumes.iter().find(|v| text(v, "name") == name) {
+        match volumes.get(name) {
             Some(volume) if !has(volume, "persistentVolumeClaim") && !has(volume, "ephemeral") => {
                 errors.invalid(path.child("name"), name, "can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode")
             }
@@ -721,16 +725,16 @@ pub fn validate_mounts(container: &Value, spec: &Value, good: &[&str], path: &Pa
             errors.required(path.child("devicePath"), "");
         }
         let backsteps = target.split('/').any(|part| part == "..");
-        if !backsteps && devices[..i].iter().any(|other| text(other, "devicePath") == target) {
+        if !targets.insert(target) && !backsteps {
             errors.invalid(path.child("devicePath"), target, "must be unique");
         }
         if backsteps {
             errors.invalid(path.child("devicePath"), target, "can not contain backsteps ('..')");
         }
-        if mounts.iter().any(|mount| text(mount, "name") == name) {
+        if mounted.contains_key(name) {
             errors.invalid(path.child("name"), name, "must not already exist in volumeMounts");
         }
-        if holds(mounts, "mountPath", target) {
+        if taken_by_mounts.contains(target) {
             errors.invalid(path.child("devicePath"), target, "must not already exist as a path in volumeMounts");
         }
     }

@@ -2,11 +2,16 @@
 
 use crate::{
     field::Path,
-    kinds::values::{entries, has, int, list, member, strings, text},
+    kinds::{
+        checks,
+        values::{entries, has, int, list, member, strings, text},
+    },
+    limits::WARNINGS_MAX,
     names,
     quantity::Quantity,
 };
 use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Labels of nodes that have newer names.
 const OLD_LABELS: &[(&str, &str, &str)] = &[
@@ -103,19 +108,12 @@ pub fn pod(pod: &Value, at: &Path, template: bool) -> Vec<String> {
         }
     }
     overlapping_paths(list(spec, "volumes"), &mut warnings);
-    let aliases = list(spec, "hostAliases");
-    for (i, alias) in aliases.iter().enumerate() {
-        let ip = text(alias, "ip");
-        if aliases[..i].iter().any(|other| text(other, "ip") == ip) {
-            warnings.push(format!("{}: duplicate ip {ip:?}", path.child("hostAliases").index(i).child("ip")));
-        }
+    for (i, alias, _) in checks::distinct(list(spec, "hostAliases"), |alias| text(alias, "ip")).filter(|(.., again)| *again) {
+        warnings.push(format!("{}: duplicate ip {:?}", path.child("hostAliases").index(i).child("ip"), text(alias, "ip")));
     }
     let secrets = list(spec, "imagePullSecrets");
-    for (i, secret) in secrets.iter().enumerate() {
-        let (name, path) = (text(secret, "name"), path.child("imagePullSecrets").index(i).child("name"));
-        if secrets[..i].iter().any(|other| text(other, "name") == name) {
-            warnings.push(format!("{path}: duplicate name {name:?}"));
-        }
+    for (i, secret, _) in checks::distinct(secrets, |secret| text(secret, "name")).filter(|(.., again)| *again) {
+        warnings.push(format!("{}: duplicate name {:?}", path.child("imagePullSecrets").index(i).child("name"), text(secret, "name")));
     }
     for (i, secret) in secrets.iter().enumerate().filter(|(_, secret)| text(secret, "name").is_empty()) {
         warnings.push(format!("{}: invalid empty name {:?}", path.child("imagePullSecrets").index(i).child("name"), text(secret, "name")));
@@ -176,7 +174,7 @@ fn overlapping_paths(volumes: &[Value], warnings: &mut Vec<String>) {
             let from = if from.is_empty() { String::new() } else { format!(" {:?}", text(source, from)) };
             collisions(&of_items(source), &format!("volume {name:?} ({kind}{from}): overlapping paths"), warnings);
         }
-        let mut before: Vec<String> = vec![];
+        let (mut before, mut seen, mut met) = (BTreeSet::new(), Seen::default(), false);
         for source in list(volume.get("projected").unwrap_or(&nothing), "sources") {
             let Some((key, source)) = source.as_object().and_then(|source| source.iter().find(|(_, value)| !value.is_null())) else {
                 warnings.push(format!("volume {name:?} (Projected) has no sources provided"));
@@ -196,28 +194,62 @@ fn overlapping_paths(volumes: &[Value], warnings: &mut Vec<String>) {
             };
             let what = format!("volume {name:?} (Projected {what}): overlapping paths");
             collisions(&paths, &what, warnings);
-            let mut once = paths;
-            once.sort();
-            once.dedup();
-            let mut all = [once.as_slice(), before.as_slice()].concat();
-            all.sort();
-            if !once.is_empty() {
+            let once: BTreeSet<String> = paths.into_iter().collect();
+            for path in &once {
+                met |= seen.again(path).is_some();
+            }
+            // With each source all that came before is told anew: not where there is nothing to tell, and not for ever.
+            if met && !once.is_empty() && warnings.len() < WARNINGS_MAX {
+                let mut all: Vec<String> = once.iter().chain(&before).cloned().collect();
+                all.sort();
                 collisions(&all, &what, warnings);
             }
-            before.extend(once.into_iter().filter(|path| !before.contains(path)).collect::<Vec<_>>());
+            before.extend(once);
         }
     }
 }
 
 /// Paths that are, or begin with, one that came before.
 fn collisions(paths: &[String], what: &str, warnings: &mut Vec<String>) {
-    let mut seen: Vec<&str> = vec![];
-    for path in paths.iter().map(|path| path.trim_end_matches('/')) {
-        let meets = |other: &&&str| !other.is_empty() && (format!("{other}/").starts_with(path) || format!("{path}/").starts_with(**other));
-        if let Some(other) = seen.iter().find(meets).filter(|_| !path.is_empty()) {
-            warnings.push(format!("{what}: {path:?} with {other:?}"));
+    let mut seen = Seen::default();
+    for path in paths {
+        if warnings.len() >= WARNINGS_MAX {
+            return;
         }
-        seen.push(path);
+        if let Some(other) = seen.again(path) {
+            warnings.push(format!("{what}: {:?} with {other:?}", path.trim_end_matches('/')));
+        }
+    }
+}
+
+/// Paths that came before, with their places.
+#[derive(Default)]
+struct Seen(BTreeMap<Vec<u8>, usize>);
+
+impl Seen {
+    /// The first path of which this one is the beginning, or which is the beginning of this one. This one came before from now on.
+    fn again(&mut self, path: &str) -> Option<String> {
+        let path = path.trim_end_matches('/').as_bytes();
+        if path.is_empty() {
+            return None;
+        }
+        let longer = self.0.range(path.to_vec()..).take_while(|(other, _)| other.starts_with(path));
+        let mut first = longer.min_by_key(|(_, place)| **place);
+        // In the order of texts, what a text begins with stands before it: between the two is only what begins alike.
+        let mut end = path.len();
+        while let Some(other) = self.0.range(..=path[..end].to_vec()).next_back().filter(|_| end > 0) {
+            let common = other.0.iter().zip(path).take_while(|(a, b)| a == b).count();
+            if common == other.0.len() {
+                first = first.into_iter().chain([other]).min_by_key(|(_, place)| **place);
+                end = common - 1;
+            } else {
+                end = common;
+            }
+        }
+        let first = first.map(|(other, _)| String::from_utf8_lossy(other).into_owned());
+        let place = self.0.len();
+        self.0.entry(path.to_vec()).or_insert(place);
+        first
     }
 }
 
@@ -266,12 +298,8 @@ fn container(container: &Value, path: &Path, warnings: &mut Vec<String>) {
             warnings.extend(fraction(quantities, name, &path.child("resources").child(part)));
         }
     }
-    let variables = list(container, "env");
-    for (i, variable) in variables.iter().enumerate() {
+    for (i, variable, _) in checks::distinct(list(container, "env"), |variable| text(variable, "name")).filter(|(.., again)| *again) {
         let name = text(variable, "name");
-        if !variables[..i].iter().any(|other| text(other, "name") == name) {
-            continue;
-        }
         let (reference, value) = (format!("$({name})"), text(variable, "value"));
         // A value that is made of the one before takes it on.
         if has(variable, "valueFrom") || value == reference || !value.contains(&reference) {
@@ -283,6 +311,9 @@ fn container(container: &Value, path: &Path, warnings: &mut Vec<String>) {
 /// Ports of all containers that are said twice, or get in each other's way.
 fn ports(spec: &Value, path: &Path, warnings: &mut Vec<String>) {
     let mut before: Vec<(&Value, Path)> = vec![];
+    let mut names: HashMap<&str, usize> = HashMap::new();
+    // Places in `before` of the ports of containers, all of a number and protocol, those of a port of the host, those of an address.
+    let mut places: HashMap<(i64, &str, Option<(i64, Option<&str>)>), Vec<usize>> = HashMap::new();
     for (one, path) in containers(spec, path) {
         for (i, port) in list(one, "ports").iter().enumerate() {
             let at = path.child("ports").index(i);
@@ -293,23 +324,39 @@ fn ports(spec: &Value, path: &Path, warnings: &mut Vec<String>) {
                 let shown = format!("{{Name:{name} HostPort:0 ContainerPort:{} Protocol:{protocol} HostIP:{ip}}}", number(port, "containerPort"));
                 warnings.push(format!("{at}: hostIP set without hostPort: {shown}"));
             }
-            for (other, place) in &before {
-                if number(other, "containerPort") != number(port, "containerPort") || text(other, "protocol") != text(port, "protocol") {
-                    continue;
-                }
+            let of = |what| (number(port, "containerPort"), text(port, "protocol"), what);
+            let in_the_way = match (host, ip) {
+                (0, _) => vec![of(None)],
+                (_, "") => vec![of(Some((0, None))), of(Some((host, None)))],
+                _ => vec![of(Some((0, None))), of(Some((host, Some("")))), of(Some((host, Some(ip))))],
+            };
+            let mut others: Vec<usize> = in_the_way.iter().filter_map(|key| places.get(key)).flatten().copied().collect();
+            others.sort_unstable();
+            for (other, place) in others.into_iter().map(|i| &before[i]) {
                 let (other_ip, other_host) = (text(other, "hostIP"), number(other, "hostPort"));
-                if ip == other_ip && host == other_host {
-                    warnings.push(format!("{at}: duplicate port definition with {place}"));
-                } else if host == 0 || other_host == 0 {
-                    warnings.push(format!("{at}: overlapping port definition with {place}"));
-                } else if host == other_host && ip.is_empty() != other_ip.is_empty() {
-                    warnings.push(format!("{at}: dangerously ambiguous port definition with {place}"));
-                }
+                let problem = match () {
+                    () if ip == other_ip && host == other_host => "duplicate",
+                    () if host == 0 || other_host == 0 => "overlapping",
+                    () => "dangerously ambiguous",
+                };
+                warnings.push(format!("{at}: {problem} port definition with {place}"));
             }
             let name = text(port, "name");
-            if let Some((_, first)) = before.iter().find(|(other, _)| !name.is_empty() && text(other, "name") == name) {
-                warnings
-                    .push(format!("{at}: duplicate port name {name:?} with {first}, services and probes that select ports by name will use {first}"));
+            match names.get(name) {
+                Some(first) => {
+                    let first = &before[*first].1;
+                    warnings.push(format!(
+                        "{at}: duplicate port name {name:?} with {first}, services and probes that select ports by name will use {first}"
+                    ));
+                }
+                None if !name.is_empty() => drop(names.insert(name, before.len())),
+                None => {}
+            }
+            if warnings.len() >= WARNINGS_MAX {
+                return;
+            }
+            for what in [None, Some((host, None)), Some((host, Some(ip)))] {
+                places.entry(of(what)).or_default().push(before.len());
             }
             before.push((port, at));
         }

@@ -13,7 +13,7 @@ use crate::{
 };
 use serde_json::{Map, Value};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     rc::Rc,
     sync::{Arc, LazyLock},
 };
@@ -126,11 +126,8 @@ pub fn each_once(
     if list.len() > max {
         return;
     }
-    for (i, item) in list.iter().enumerate() {
-        let this = key(item);
-        if list[..i].iter().any(|other| key(other) == this) {
-            errors.duplicate(path.index(i), this);
-        }
+    for (i, item, _) in checks::distinct(list, &key).filter(|(.., again)| *again) {
+        errors.duplicate(path.index(i), key(item));
     }
 }
 /// Checks keys and values of a map.
@@ -298,12 +295,13 @@ pub fn binding_conditions(parent: &Value, path: &Path, errors: &mut Errors) {
         });
     }
     for (key, other) in [(wanted, None), (failures, Some(wanted))] {
-        for (i, name) in list(key).iter().enumerate() {
+        let others: HashSet<&Value> = other.into_iter().flat_map(list).collect();
+        for (i, name, again) in checks::distinct(list(key), |name| name) {
             let at = path.child(key).index(i);
-            if list(key)[..i].contains(name) {
+            if again {
                 errors.duplicate(at.clone(), name.clone());
             }
-            if other.is_some_and(|other| list(other).contains(name)) {
+            if others.contains(name) {
                 errors.invalid(at, name.clone(), "bindingFailureConditions must not overlap with bindingConditions");
             }
         }

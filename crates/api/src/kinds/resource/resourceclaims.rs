@@ -8,13 +8,14 @@ use crate::{
     kinds::{
         checks, conditions,
         pod::scheduling,
-        values::{each, fill, has, int, is_empty, list, made, map, member, put, shown, text, within},
+        values::{each, fill, fill_zero, has, int, is_empty, list, made, map, member, put, shown, text, within},
         workload,
     },
     object::ObjectExt,
     table,
 };
 use serde_json::{Value, json};
+use std::collections::HashSet;
 
 pub fn kind() -> Kind {
     Kind::namespaced("resource.k8s.io", "v1", "ResourceClaim", "resourceclaims").status().hooks(ResourceClaims)
@@ -40,9 +41,9 @@ pub fn default_spec(spec: &mut Value) {
     let request = |request: &mut Value| {
         fill(request, "allocationMode", "ExactCount");
         if text(request, "allocationMode") == "ExactCount" {
-            fill(request, "count", 1);
+            fill_zero(request, "count", 1);
         }
-        each(request, "tolerations", |toleration| fill(toleration, "operator", "Equal"));
+        default_tolerations(request);
     };
     each(devices, "requests", |item| {
         within(item, "exactly", request);
@@ -50,9 +51,18 @@ pub fn default_spec(spec: &mut Value) {
     });
 }
 
+fn default_tolerations(request: &mut Value) {
+    each(request, "tolerations", |toleration| fill(toleration, "operator", "Equal"));
+}
+
 impl Hooks for ResourceClaims {
     fn default(&self, claim: &mut Value) {
         default_spec(made(claim, "spec"));
+        within(claim, "status", |status| {
+            within(status, "allocation", |allocation| {
+                within(allocation, "devices", |devices| each(devices, "results", default_tolerations));
+            });
+        });
     }
     fn prepare_create(&self, claim: &mut Value) {
         put(claim, "status", json!({}));
@@ -98,13 +108,15 @@ fn itself(item: &Value) -> Value {
     item.clone()
 }
 
-/// Whether a text names a request of the claim, or one of its alternatives.
-fn names_request(claim: &Value, reference: &str) -> bool {
-    let (name, alternative) = reference.split_once('/').map_or((reference, None), |(name, rest)| (name, Some(rest)));
-    let Some(request) = list(claim, "requests").iter().find(|r| text(r, "name") == name) else { return false };
-    alternative.is_none_or(|alternative| list(request, "firstAvailable").iter().any(|r| text(r, "name") == alternative))
+/// What requests of a claim are called: each by its name, each of its alternatives by both.
+type Requests<'a> = HashSet<(&'a str, Option<&'a str>)>;
+
+fn requests_of(claim: &Value) -> Requests<'_> {
+    let alternatives = |request| list(request, "firstAvailable").iter().map(|alternative| Some(text(alternative, "name")));
+    let all = checks::by_name(list(claim, "requests"));
+    all.into_iter().flat_map(|(name, request)| [None].into_iter().chain(alternatives(request)).map(move |second| (name, second))).collect()
 }
-fn request_reference(claim: &Value, reference: &str, path: &Path, errors: &mut Errors) {
+fn request_reference(claim: &Requests, reference: &str, path: &Path, errors: &mut Errors) {
     let parts: Vec<&str> = reference.split('/').collect();
     if parts.len() > 2 {
         return errors.invalid(path.clone(), reference, BAD_REQUEST_NAME);
@@ -112,12 +124,12 @@ fn request_reference(claim: &Value, reference: &str, path: &Path, errors: &mut E
     for part in parts {
         devices::label(part, path, errors);
     }
-    if !names_request(claim, reference) {
+    if !claim.contains(&reference.split_once('/').map_or((reference, None), |(name, rest)| (name, Some(rest)))) {
         errors.invalid(path.clone(), reference, BAD_REQUEST_NAME);
     }
 }
 /// The requests that a constraint or configuration is for.
-fn references(claim: &Value, parent: &Value, path: &Path, errors: &mut Errors) {
+fn references(claim: &Requests, parent: &Value, path: &Path, errors: &mut Errors) {
     devices::each_once(list(parent, "requests"), REQUESTS_MAX, &path.child("requests"), errors, itself, |name, path, errors| {
         request_reference(claim, name.as_str().unwrap_or_default(), path, errors);
     });
@@ -126,9 +138,10 @@ fn references(claim: &Value, parent: &Value, path: &Path, errors: &mut Errors) {
 /// Rules for the spec of a claim, alone or in a template.
 pub fn validate_spec(spec: &Value, path: &Path, errors: &mut Errors) {
     let (claim, path) = (claim_devices(spec), path.child("devices"));
+    let requests = &requests_of(claim);
     devices::each_once(list(claim, "requests"), REQUESTS_MAX, &path.child("requests"), errors, by_name, request);
     devices::each(list(claim, "constraints"), CONSTRAINTS_MAX, &path.child("constraints"), errors, |constraint, path, errors| {
-        references(claim, constraint, path, errors);
+        references(requests, constraint, path, errors);
         let attribute = ["matchAttribute", "distinctAttribute"].into_iter().find_map(|key| Some((key, member(constraint, key)?.as_str()?)));
         match attribute {
             Some((key, name)) => devices::fully_qualified_name(name, &path.child(key), errors),
@@ -138,7 +151,7 @@ pub fn validate_spec(spec: &Value, path: &Path, errors: &mut Errors) {
         }
     });
     devices::each(list(claim, "config"), devices::CONFIGS_MAX, &path.child("config"), errors, |config, path, errors| {
-        references(claim, config, path, errors);
+        references(requests, config, path, errors);
         devices::configuration(config, false, path, errors);
     });
 }
@@ -179,7 +192,7 @@ fn wanted(request: &Value, path: &Path, errors: &mut Errors) {
 
 fn status(claim: &Value, old: &Value, path: &Path, errors: &mut Errors) {
     let (status, before) = (workload::status(claim), workload::status(old));
-    let requests = claim_devices(workload::spec(claim));
+    let requests = requests_of(claim_devices(workload::spec(claim)));
     let consumers = list(status, "reservedFor");
     let uid = |consumer: &Value| json!(text(consumer, "uid"));
     devices::each_once(consumers, CONSUMERS_MAX, &path.child("reservedFor"), errors, uid, |consumer, path, errors| {
@@ -188,15 +201,16 @@ fn status(claim: &Value, old: &Value, path: &Path, errors: &mut Errors) {
         }
     });
     let allocation = member(status, "allocation");
-    let results = allocation.map(|a| list(claim_devices(a), "results")).unwrap_or_default();
+    let results: HashSet<Value> = allocation.map(|a| list(claim_devices(a), "results")).unwrap_or_default().iter().map(device_id).collect();
     devices::each_once(list(status, "devices"), usize::MAX, &path.child("devices"), errors, device_id, |device, path, errors| {
-        device_status(device, results, path, errors);
+        device_status(device, &results, path, errors);
     });
     if !consumers.is_empty() {
         let at = path.child("reservedFor");
+        let known: HashSet<&Value> = list(before, "reservedFor").iter().collect();
         if allocation.is_none() {
             errors.forbidden(at, "may not be specified when `allocated` is not set");
-        } else if claim.deletion_timestamp().is_some() && consumers.iter().any(|c| !list(before, "reservedFor").contains(c)) {
+        } else if claim.deletion_timestamp().is_some() && consumers.iter().any(|consumer| !known.contains(consumer)) {
             errors.forbidden(at, "new entries may not be added while `deallocationRequested` or `deletionTimestamp` are set");
         }
     }
@@ -207,11 +221,11 @@ fn status(claim: &Value, old: &Value, path: &Path, errors: &mut Errors) {
             errors.invalid_structure(at, &internal::show("resource.v1.AllocationResult", allocation), checks::IMMUTABLE);
         }
         Some(_) => {}
-        None => validate_allocation(allocation, requests, &at, errors),
+        None => validate_allocation(allocation, &requests, &at, errors),
     }
 }
 
-fn validate_allocation(allocation: &Value, requests: &Value, path: &Path, errors: &mut Errors) {
+fn validate_allocation(allocation: &Value, requests: &Requests, path: &Path, errors: &mut Errors) {
     let (allocated, at) = (claim_devices(allocation), path.child("devices"));
     devices::each(list(allocated, "results"), RESULTS_MAX, &at.child("results"), errors, |result, path, errors| {
         request_reference(requests, text(result, "request"), &path.child("request"), errors);
@@ -263,11 +277,11 @@ fn device_id(device: &Value) -> Value {
     }
 }
 
-fn device_status(reported: &Value, results: &[Value], path: &Path, errors: &mut Errors) {
+fn device_status(reported: &Value, results: &HashSet<Value>, path: &Path, errors: &mut Errors) {
     device(reported, path, errors);
     share_id(reported, path, errors);
     let id = device_id(reported);
-    if !results.iter().any(|result| device_id(result) == id) {
+    if !results.contains(&id) {
         errors.invalid(path.clone(), id, "must be an allocated device in the claim");
     }
     let count = list(reported, "conditions").len();

@@ -37,11 +37,10 @@ impl Hooks for CsiDrivers {
     fn validate(&self, driver: &Value, old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(driver), Path::new("spec"));
         checks::one_of(spec, "fsGroupPolicy", &["File", "None", "ReadWriteOnceWithFSType"], &path, errors);
-        let requests = list(spec, "tokenRequests");
-        for (i, request) in requests.iter().enumerate() {
+        for (i, request, again) in checks::distinct(list(spec, "tokenRequests"), |request| text(request, "audience")) {
             let path = path.child("tokenRequests").index(i);
             let audience = text(request, "audience");
-            if requests[..i].iter().any(|other| text(other, "audience") == audience) {
+            if again {
                 errors.duplicate(path.child("audience"), audience);
                 continue;
             }

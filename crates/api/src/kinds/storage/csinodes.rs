@@ -29,7 +29,7 @@ impl Hooks for CsiNodes {
     }
     fn validate(&self, node: &Value, old: Option<&Value>, errors: &mut Errors) {
         let drivers = list(workload::spec(node), "drivers");
-        for (i, driver) in drivers.iter().enumerate() {
+        for (i, driver, again) in checks::distinct(drivers, |driver| text(driver, "name")) {
             let path = Path::new("spec").child("drivers").index(i);
             csi_driver(text(driver, "name"), &path.child("name"), errors);
             checks::required(driver, "nodeID", &path, errors);
@@ -39,32 +39,31 @@ impl Hooks for CsiNodes {
             if let Some(count) = driver.get("allocatable").and_then(|a| int(a, "count")).filter(|count| *count < 0) {
                 errors.invalid(path.child("allocatable").child("count"), count, checks::NOT_NEGATIVE);
             }
-            if drivers[..i].iter().any(|other| text(other, "name") == text(driver, "name")) {
+            if again {
                 errors.duplicate(path.child("name"), text(driver, "name"));
             }
-            let keys = list(driver, "topologyKeys");
-            for (j, key) in keys.iter().enumerate() {
+            for (_, key, again) in checks::distinct(list(driver, "topologyKeys"), |key| key.as_str()) {
                 let name = key.as_str().unwrap_or_default();
                 if name.is_empty() {
                     errors.required(path.clone(), "");
                 }
-                if keys[..j].contains(key) {
+                if again {
                     errors.duplicate(path.clone(), name);
                 }
                 errors.invalid_all(&path, name, names::qualified_name(name));
             }
         }
         // A driver that is there stays as it is, but for how many volumes it can have.
+        let now = checks::by_name(drivers);
         for before in old.map(|old| list(workload::spec(old), "drivers")).unwrap_or_default() {
-            let same_name = |driver: &&Value| text(driver, "name") == text(before, "name");
-            let Some(i) = drivers.iter().position(|driver| same_name(&driver)) else { continue };
+            let Some(driver) = now.get(text(before, "name")) else { continue };
             let fixed = |driver: &Value| {
                 let mut driver = driver.clone();
                 take(&mut driver, "allocatable");
                 driver
             };
-            if fixed(&drivers[i]) != fixed(before) {
-                let shown = internal::show("storage.v1.CSINodeDriver", &fixed(&drivers[i]));
+            if fixed(driver) != fixed(before) {
+                let shown = internal::show("storage.v1.CSINodeDriver", &fixed(driver));
                 errors.invalid_structure(Path::new("spec").child("drivers"), &shown, checks::IMMUTABLE);
             }
         }

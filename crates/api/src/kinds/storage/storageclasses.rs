@@ -41,23 +41,23 @@ impl Hooks for StorageClasses {
         parameters(class, errors);
         checks::one_of(class, "reclaimPolicy", &["Delete", "Retain"], &root, errors);
         checks::required_one_of(class, "volumeBindingMode", &["Immediate", "WaitForFirstConsumer"], &root, errors);
-        for (i, term) in list(class, "allowedTopologies").iter().enumerate() {
-            for (j, expression) in list(term, "matchLabelExpressions").iter().enumerate() {
+        for (i, term, again) in checks::distinct(list(class, "allowedTopologies"), |term| term) {
+            for (j, expression, again) in checks::distinct(list(term, "matchLabelExpressions"), |expression| text(expression, "key")) {
                 let path = root.child("allowedTopologies").index(i).child("matchLabelExpressions").index(j);
                 let key = text(expression, "key");
                 let values = list(expression, "values");
                 if values.is_empty() {
                     errors.required(path.child("values"), "");
                 }
-                for (i, value) in values.iter().enumerate().filter(|(i, value)| values[..*i].contains(value)) {
+                for (i, value, _) in checks::distinct(values, |value| value).filter(|(.., again)| *again) {
                     errors.duplicate(path.child("values").index(i), value.clone());
                 }
                 errors.invalid_all(&path.child("key"), key, names::qualified_name(key));
-                if list(term, "matchLabelExpressions")[..j].iter().any(|other| text(other, "key") == key) {
+                if again {
                     errors.duplicate(path.child("key"), key);
                 }
             }
-            if list(class, "allowedTopologies")[..i].contains(term) {
+            if again {
                 errors.duplicate(root.child("allowedTopologies").index(i).child("matchLabelExpressions"), "");
             }
         }

@@ -5,8 +5,8 @@ use crate::{
     kind::{Hooks, Kind, MetadataAgain},
     kinds::{
         checks,
-        pod::volumes,
-        values::{flag, int, made, member, put, text},
+        pod::{defaults, volumes},
+        values::{flag, int, made, member, put, text, within},
         workload,
     },
     names,
@@ -42,7 +42,8 @@ fn metadata_of_volume(status: &Value, path: &Path, errors: &mut Errors) {
 
 impl Hooks for VolumeAttachments {
     fn default(&self, attachment: &mut Value) {
-        made(attachment, "spec");
+        let spec = made(attachment, "spec");
+        within(spec, "source", |source| within(source, "inlineVolumeSpec", defaults::source));
     }
     fn prepare_create(&self, attachment: &mut Value) {
         put(attachment, "status", json!({"attached": false}));
