@@ -3,6 +3,7 @@
 use crate::authority::alternative_names;
 use crate::identity::{Identity, Subject, address};
 use crate::{Error, malformed};
+use aws_lc_rs::signature::{ECDSA_P521_SHA512_ASN1, UnparsedPublicKey};
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 use rustls::pki_types::CertificateSigningRequestDer;
 use rustls::pki_types::pem::PemObject;
@@ -27,7 +28,7 @@ impl Request {
         let der =
             CertificateSigningRequestDer::from_pem_slice(request_pem.as_bytes()).map_err(|error| malformed("certificate signing request", error))?;
         let (_, parsed) = X509CertificationRequest::from_der(&der).map_err(|error| malformed("certificate signing request", error))?;
-        parsed.verify_signature().map_err(|error| malformed("certificate signing request", error))?;
+        verify(&parsed).map_err(|error| malformed("certificate signing request", error))?;
         let mut request = Request { subject: Subject::from_name(&parsed.certification_request_info.subject)?, ..Request::default() };
         for extension in parsed.requested_extensions().into_iter().flatten() {
             let ParsedExtension::SubjectAlternativeName(names) = extension else { continue };
@@ -57,7 +58,7 @@ pub fn problem(der: &[u8]) -> Option<&'static str> {
         Ok((_, request)) => request,
         Err(_) => return Some("asn1: structure error: not a certificate request"),
     };
-    match request.verify_signature() {
+    match verify(&request) {
         Ok(()) => None,
         Err(X509Error::SignatureUnsupportedAlgorithm) => Some("x509: cannot verify signature: algorithm unimplemented"),
         Err(_) => Some(match request.certification_request_info.subject_pki.algorithm.algorithm.to_id_string().as_str() {
@@ -67,6 +68,20 @@ pub fn problem(der: &[u8]) -> Option<&'static str> {
             _ => "x509: cannot verify signature: algorithm unimplemented",
         }),
     }
+}
+
+/// Whether a request is signed by the key that it is for. Beside what the parser knows: keys on the curve P-521, as Go makes them.
+fn verify(request: &X509CertificationRequest<'_>) -> Result<(), X509Error> {
+    const P521: &str = "1.3.132.0.35";
+    const ECDSA_SHA512: &str = "1.2.840.10045.4.3.4";
+    let key = &request.certification_request_info.subject_pki;
+    let curve = key.algorithm.parameters.as_ref().and_then(|parameters| parameters.as_oid().ok());
+    let is_p521 = curve.is_some_and(|curve| curve.to_id_string() == P521);
+    if !is_p521 || request.signature_algorithm.algorithm.to_id_string() != ECDSA_SHA512 {
+        return request.verify_signature();
+    }
+    let key = UnparsedPublicKey::new(&ECDSA_P521_SHA512_ASN1, &key.subject_public_key.data);
+    key.verify(request.certification_request_info.raw, &request.signature_value.data).map_err(|_| X509Error::SignatureVerificationError)
 }
 
 /// Makes a new key and a request for a certificate of this identity. Returns (request PEM, key PEM).
@@ -132,6 +147,12 @@ mod tests {
         der[last] ^= 1;
         assert_eq!(problem(&der), None);
         assert_eq!(problem(&[&der[..], &[0]].concat()), Some("asn1: syntax error: trailing data"));
+        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P521_SHA512).unwrap();
+        let mut long = CertificateParams::default().serialize_request(&key).unwrap().der().to_vec();
+        assert_eq!(problem(&long), None);
+        let end = long.len() - 1;
+        long[end] ^= 1;
+        assert_eq!(problem(&long), Some("x509: ECDSA verification failure"));
         for none in [&der[..last], b"none", b""] {
             assert_eq!(problem(none), Some("asn1: structure error: not a certificate request"));
         }
