@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::cel::openapi::Types;
-use api::cel::policy::Scope;
+use api::cel::policy::{Declared, Scope};
 use api::cel::{Program, Type};
 use async_trait::async_trait;
 use client::controller::{Controller, Error, Inputs, Next};
@@ -191,7 +191,7 @@ fn decide(policy: &ValidatingAdmissionPolicy, types: &[(Matched, Type)], params:
                 params_type: params.cloned(),
                 authorizer: true,
                 namespace_object: true,
-                variables: Vec::new(),
+                variables: Declared::default(),
             };
             for variable in spec.variables.iter().flatten() {
                 let of = scope.compile(&variable.expression).map_or(Type::Dyn, |Program { type_, .. }| type_);
