@@ -49,11 +49,13 @@ pub struct Gathered<S> {
     bytes: Vec<u8>,
     /// How much of it has gone out.
     sent: usize,
+    /// Whether the stream below may still hold some of what it has taken, as TLS does when the socket is full.
+    unflushed: bool,
 }
 
 impl<S> Gathered<S> {
     pub fn new(stream: S) -> Gathered<S> {
-        Gathered { stream, bytes: Vec::new(), sent: 0 }
+        Gathered { stream, bytes: Vec::new(), sent: 0, unflushed: false }
     }
 }
 
@@ -63,7 +65,12 @@ impl<S: AsyncWrite + Unpin> Gathered<S> {
         self.bytes.len().saturating_sub(OFFSET_BYTES)
     }
 
-    /// Sends all that is gathered.
+    /// Whether anything written has surely not gone out.
+    fn is_pending(&self) -> bool {
+        self.unflushed || self.length() > 0
+    }
+
+    /// Gives the stream all that is gathered.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.sent < self.length() {
             let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.bytes[OFFSET_BYTES + self.sent..]))?;
@@ -71,6 +78,7 @@ impl<S: AsyncWrite + Unpin> Gathered<S> {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.sent += written;
+            self.unflushed = true;
         }
         self.bytes.truncate(OFFSET_BYTES);
         self.sent = 0;
@@ -137,7 +145,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_empty(cx))?;
-        Pin::new(&mut self.stream).poll_flush(cx)
+        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        self.unflushed = false;
+        Poll::Ready(Ok(()))
     }
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_empty(cx))?;
@@ -170,7 +180,7 @@ impl<S: AsyncWrite + Unpin> Outlet<S> {
     /// that others who are ready to answer on the same connection come first.
     pub fn poll_turn(&mut self, cx: &mut Context<'_>, can_wait: bool) -> Poll<io::Result<()>> {
         let mut gathered = self.shared.lock();
-        if gathered.length() == 0 {
+        if !gathered.is_pending() {
             return Poll::Ready(Ok(()));
         }
         if can_wait && !std::mem::replace(&mut self.waited, true) {
@@ -263,6 +273,26 @@ mod tests {
             assert_eq!(far.read(&mut arrived).await.unwrap(), 9);
             assert!(arrived.starts_with(b"onetwosix") && inlet.shared.lock().bytes.capacity() == 0);
             assert!(turn(can_wait).await.is_ready(), "nothing is left");
+        }
+    }
+
+    /// As TLS does: it takes what it is given, and what the socket does not take waits for a flush.
+    #[tokio::test]
+    async fn what_the_stream_below_holds_back_goes_out_in_later_turns() {
+        const PIECE_BYTES: usize = 16_000;
+        let (near, mut far) = tokio::io::duplex(PIECE_BYTES);
+        let (mut outlet, mut inlet) = outlet(tokio::io::BufWriter::with_capacity(3 * GATHERED_BYTES_MAX, near), true);
+        let mut turn = async || poll!(poll_fn(|cx| outlet.poll_turn(cx, false))).map(Result::unwrap);
+        for length in [20_000, GATHERED_BYTES_MAX] {
+            inlet.write_all(&vec![7; length]).await.unwrap();
+            let (mut arrived, mut piece) = (0, [0; PIECE_BYTES]);
+            while turn().await.is_pending() {
+                arrived += far.read(&mut piece).await.unwrap();
+            }
+            while let Poll::Ready(more) = poll!(pin!(far.read(&mut piece))) {
+                arrived += more.unwrap();
+            }
+            assert_eq!(arrived, length);
         }
     }
 }
