@@ -64,12 +64,15 @@ struct Shared {
     woken: Mutex<Vec<usize>>,
     /// Whether the task has been woken for one of these.
     called: AtomicBool,
-    /// Whether the connection is about to be polled, so that whoever wakes it wakes nobody.
-    at_it: AtomicBool,
-    /// Whether somebody wanted to, meanwhile.
-    spoken: AtomicBool,
+    /// [`BEFORE`] and [`SPOKEN`]. Always changed as it is read: so each side sees what the other did before.
+    turn: AtomicU8,
     task: AtomicWaker,
 }
+
+/// The connection is about to be polled: whoever wakes it need wake nobody.
+const BEFORE: u8 = 1;
+/// Somebody has woken the connection.
+const SPOKEN: u8 = 2;
 
 impl Streams {
     /// The place of a request whose answer is the next to be given to this executor.
@@ -104,9 +107,7 @@ impl Wake for Shared {
         self.wake_by_ref();
     }
     fn wake_by_ref(self: &Arc<Shared>) {
-        if self.at_it.load(SeqCst) {
-            self.spoken.store(true, SeqCst);
-        } else {
+        if self.turn.fetch_or(SPOKEN, SeqCst) & BEFORE == 0 {
             self.task.wake();
         }
     }
@@ -217,7 +218,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Turns<S> {
         F: Future<Output = Result<(), BoxError>>,
     {
         self.shared.task.register(cx.waker());
-        self.shared.at_it.store(true, SeqCst);
+        self.shared.turn.swap(BEFORE, SeqCst);
         self.take_in();
         self.shared.called.store(false, SeqCst);
         std::mem::swap(&mut self.woken, &mut *self.shared.woken.lock());
@@ -226,8 +227,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Turns<S> {
                 self.staying.remove(key);
             }
         }
-        self.shared.at_it.store(false, SeqCst);
-        let spoken = self.shared.spoken.swap(false, SeqCst);
+        let spoken = self.shared.turn.swap(0, SeqCst) & SPOKEN != 0;
         let over = connection.poll(&mut Context::from_waker(&self.waker));
         match self.outlet.poll_turn(cx, !spoken) {
             Poll::Ready(Err(error)) if over.is_pending() => Poll::Ready(Err(error.into())),

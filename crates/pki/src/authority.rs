@@ -16,8 +16,9 @@ use sha2::{Digest, Sha256};
 use std::path::Path;
 use std::time::Duration;
 
-/// A clock that is a little behind must accept a new certificate; this much, but no more than a tenth of its life.
-const CLOCK_SKEW_MAX: Duration = Duration::from_secs(300);
+/// A clock that is behind must accept a new certificate, or a node whose clock jumps back in a young cluster can make no new
+/// connection; this much, but no more than a tenth of its life.
+const CLOCK_SKEW_MAX: Duration = Duration::from_secs(2 * 3600);
 /// How many organizations one certificate can name: what the encoder can express.
 pub const ORGANIZATIONS_MAX: usize = 2;
 
