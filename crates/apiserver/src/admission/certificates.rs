@@ -55,7 +55,7 @@ impl Plugin for Requester {
         } else if cx.operation == Operation::Update && cx.concerns(GROUP, RESOURCE) && cx.subresource == "status" {
             check_certificate(object, cx.old, &mut errors);
         }
-        if errors.is_empty() { Ok(()) } else { Err(Status::invalid(GROUP, "CertificateSigningRequest", object.name(), &errors)) }
+        if errors.is_empty() { Ok(()) } else { Err(Status::invalid(&cx.kind.group, &cx.kind.kind, object.name(), &errors)) }
     }
 }
 
