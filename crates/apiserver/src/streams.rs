@@ -16,7 +16,7 @@ use hyper::rt::Executor;
 use parking_lot::Mutex;
 use slab::Slab;
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     future::poll_fn,
     pin::{Pin, pin},
     sync::{
@@ -28,6 +28,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     task::coop::unconstrained,
+    time::Instant,
 };
 
 /// The answer to a request, on its way.
@@ -154,6 +155,32 @@ thread_local! {
     static TOGETHER: RefCell<Option<Vec<Arc<Shared>>>> = const { RefCell::new(None) };
 }
 
+thread_local! {
+    /// The beginning of the turn that is going on.
+    static NOW: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// The time, as exact as a turn is short: hundreds of watchers need not ask for it one by one.
+pub fn now() -> Instant {
+    NOW.get().unwrap_or_else(Instant::now)
+}
+
+/// Keeps [`now`] what it is, until it is dropped.
+struct StandingClock;
+
+impl StandingClock {
+    fn now() -> StandingClock {
+        NOW.set(Some(Instant::now()));
+        StandingClock
+    }
+}
+
+impl Drop for StandingClock {
+    fn drop(&mut self) {
+        NOW.set(None);
+    }
+}
+
 /// Does something that wakes many, and lets none of their connections have its turn before it is done.
 pub fn together(wake: impl FnOnce()) {
     let outer = TOGETHER.replace(Some(Vec::new()));
@@ -222,9 +249,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Turns<S> {
         self.take_in();
         self.shared.called.store(false, SeqCst);
         std::mem::swap(&mut self.woken, &mut *self.shared.woken.lock());
-        for key in self.woken.drain(..) {
-            if self.staying.get_mut(key).is_some_and(Staying::speak) {
-                self.staying.remove(key);
+        {
+            let _clock = StandingClock::now();
+            for key in self.woken.drain(..) {
+                if self.staying.get_mut(key).is_some_and(Staying::speak) {
+                    self.staying.remove(key);
+                }
             }
         }
         let spoken = self.shared.turn.swap(0, SeqCst) & SPOKEN != 0;

@@ -9,7 +9,7 @@ use crate::{
     conversion,
     encode::{Format, Output, Shape, View, metadata_bytes, metadata_value, respond},
     read::{invalid_options, number, selection},
-    streams::Place,
+    streams::{self, Place},
     websocket,
 };
 use api::{
@@ -270,7 +270,7 @@ impl Alarm {
     }
     /// Ready when the time is up, and whenever a bookmark is due.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Alarmed> {
-        let (now, next) = (Instant::now(), next_of(self.over, self.bookmark));
+        let (now, next) = (streams::now(), next_of(self.over, self.bookmark));
         if now < next && self.set_for.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
             return Poll::Pending;
         }

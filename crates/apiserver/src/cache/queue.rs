@@ -14,9 +14,34 @@ use std::{
 };
 use tokio::task::coop;
 
+/// Messages in their order. Mostly there is one at most, and it is where everything else is that its two ends touch.
+#[derive(Default)]
+struct Messages {
+    first: Option<Message>,
+    others: VecDeque<Message>,
+}
+
+impl Messages {
+    fn len(&self) -> usize {
+        usize::from(self.first.is_some()) + self.others.len()
+    }
+    fn put(&mut self, message: Message) {
+        if self.first.is_none() {
+            self.first = Some(message);
+        } else {
+            self.others.push_back(message);
+        }
+    }
+    fn take(&mut self) -> Option<Message> {
+        let next = self.first.take();
+        self.first = self.others.pop_front();
+        next
+    }
+}
+
 #[derive(Default)]
 struct State {
-    messages: VecDeque<Message>,
+    messages: Messages,
     /// The reader, while it waits.
     waiting: Option<Waker>,
     /// Whether one of the two ends is gone.
@@ -55,7 +80,7 @@ impl Sender {
         if state.closed || state.messages.len() >= self.most {
             return false;
         }
-        state.messages.push_back(message);
+        state.messages.put(message);
         if let Some(waker) = state.waiting.take() {
             wakes.0.push(waker);
         }
@@ -90,7 +115,7 @@ impl Receiver {
     pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Message>> {
         let coop = ready!(coop::poll_proceed(cx));
         let mut state = self.0.lock();
-        let next = match state.messages.pop_front() {
+        let next = match state.messages.take() {
             Some(message) => Some(message),
             None if state.closed => None,
             None => {
@@ -106,10 +131,10 @@ impl Receiver {
     }
     /// The next message, if it is there already.
     pub fn take(&mut self) -> Option<Message> {
-        self.0.lock().messages.pop_front()
+        self.0.lock().messages.take()
     }
     pub fn is_empty(&self) -> bool {
-        self.0.lock().messages.is_empty()
+        self.0.lock().messages.first.is_none()
     }
     /// Whether nothing more will be put in.
     pub fn is_closed(&self) -> bool {
