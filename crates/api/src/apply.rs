@@ -70,13 +70,14 @@ impl Writer<'_> {
     /// What this write does not change whatever it says, and therefore never owns.
     fn ignored(&self) -> Set {
         match self.subresource {
-            "" if self.kind.has_status() => Set::of(&["status"]),
+            "" if self.kind.has_status() && !self.kind.status_open => Set::of(&["status"]),
             "finalize" => Set::of(&["status"]),
             "status" => match (self.kind.group.as_str(), self.kind.kind.as_str()) {
                 ("apps", "Deployment") => Set::of(&["spec", "metadata.labels"]),
                 ("", "Pod") => Set::of(&["spec", "metadata.deletionTimestamp", "metadata.ownerReferences"]),
                 ("admissionregistration.k8s.io" | "apiextensions.k8s.io" | "apiregistration.k8s.io" | "flowcontrol.apiserver.k8s.io", _)
                 | ("storage.k8s.io", "VolumeAttachment") => Set::of(&["spec", "metadata"]),
+                _ if self.kind.status_open => Set::default(),
                 _ => Set::of(&["spec"]),
             },
             _ => Set::default(),

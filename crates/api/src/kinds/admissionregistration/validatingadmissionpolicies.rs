@@ -22,7 +22,7 @@ pub fn kind() -> Kind {
         .categories(&["api-extensions"])
         .generation()
         .conditional_update()
-        .status()
+        .status_alone()
         .metadata_again(MetadataAgain::AsCreate)
         .hooks(ValidatingAdmissionPolicies)
 }

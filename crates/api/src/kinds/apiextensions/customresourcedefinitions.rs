@@ -8,7 +8,7 @@ use crate::{
     kinds::{
         admissionregistration::rules,
         checks,
-        values::{each, fill, flag, has, is_empty, list, made, member, put, strings, text, within},
+        values::{each, fill, fill_absent, flag, has, is_empty, list, made, member, put, strings, text, within},
         workload,
     },
     names,
@@ -42,8 +42,8 @@ impl Hooks for CustomResourceDefinitions {
             fill(names, "singular", kind.to_lowercase());
             fill(names, "listKind", format!("{kind}List"));
         }
+        fill_absent(spec, "conversion", json!({"strategy": "None"}));
         let conversion = made(spec, "conversion");
-        fill(conversion, "strategy", "None");
         within(conversion, "webhook", |webhook| {
             within(webhook, "clientConfig", |client| within(client, "service", |service| fill(service, "port", 443)))
         });

@@ -7,7 +7,7 @@ use crate::{
     kinds::{
         checks, conditions,
         pod::{template, warnings},
-        values::{each, fill, flag, has, int, list, made, member, put, shown, strings, text, within},
+        values::{each, fill, fill_absent, flag, has, int, list, made, member, put, shown, strings, text, within},
         workload,
     },
     names,
@@ -45,11 +45,11 @@ impl Hooks for Jobs {
         fill(spec, "parallelism", 1);
         let limit = if has(spec, "backoffLimitPerIndex") { i64::from(i32::MAX) } else { BACKOFF_LIMIT_DEFAULT };
         fill(spec, "backoffLimit", limit);
-        fill(spec, "completionMode", "NonIndexed");
+        fill_absent(spec, "completionMode", "NonIndexed");
         fill(spec, "suspend", false);
         fill(spec, "manualSelector", false);
         let replacement = if has(spec, "podFailurePolicy") { "Failed" } else { "TerminatingOrFailed" };
-        fill(spec, "podReplacementPolicy", replacement);
+        fill_absent(spec, "podReplacementPolicy", replacement);
         default_failure_policy(spec);
         template::default(spec);
         labels_from_template(job);
@@ -240,9 +240,9 @@ pub fn validate_spec(spec: &Value, path: &Path, errors: &mut Errors) {
         }
     }
     checks::one_of(spec, "completionMode", &["Indexed", "NonIndexed"], path, errors);
-    match text(spec, "completionMode") {
-        "Indexed" => indexed_limits(spec, path, errors),
-        "NonIndexed" | "" => {
+    match member(spec, "completionMode").and_then(Value::as_str) {
+        Some("Indexed") => indexed_limits(spec, path, errors),
+        Some("NonIndexed") | None => {
             for key in ["backoffLimitPerIndex", "maxFailedIndexes"].into_iter().filter(|key| has(spec, key)) {
                 errors.invalid(path.child(key), shown(spec, key), "requires indexed completion mode");
             }

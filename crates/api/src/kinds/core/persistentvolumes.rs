@@ -8,7 +8,7 @@ use crate::{
     kinds::{
         checks,
         pod::{defaults, scheduling, volumes, warnings},
-        values::{fill, list, made, map, member, put, shown, text},
+        values::{fill, fill_absent, list, made, map, member, put, shown, text},
         workload,
     },
     names,
@@ -58,7 +58,7 @@ impl Hooks for PersistentVolumes {
     fn default(&self, volume: &mut Value) {
         let spec = made(volume, "spec");
         fill(spec, "persistentVolumeReclaimPolicy", "Retain");
-        fill(spec, "volumeMode", "Filesystem");
+        fill_absent(spec, "volumeMode", "Filesystem");
         defaults::source(spec);
     }
     fn prepare_create(&self, volume: &mut Value) {

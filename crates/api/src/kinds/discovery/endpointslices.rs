@@ -6,7 +6,7 @@ use crate::{
     kinds::{
         checks,
         core::endpoints::first_few,
-        values::{each, fill, has, int, list, made, member, put, strings, take, text},
+        values::{each, fill_absent, has, int, list, made, member, put, strings, take, text},
     },
     names,
     object::ObjectExt,
@@ -50,7 +50,7 @@ impl Hooks for EndpointSlices {
             if !has(port, "name") {
                 put(port, "name", "");
             }
-            fill(port, "protocol", "TCP");
+            fill_absent(port, "protocol", "TCP");
         });
         each(slice, "endpoints", |endpoint| {
             made(endpoint, "conditions");
