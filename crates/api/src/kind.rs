@@ -135,6 +135,8 @@ pub trait Hooks: Send + Sync {
     fn prepare_status(&self, _object: &mut Value, _old: &Value) {}
     /// Cross-field rules, immutability. Schema types, unknown fields and metadata are already checked.
     fn validate(&self, _object: &Value, _old: Option<&Value>, _errors: &mut field::Errors) {}
+    /// Called after it with the time: when what a status tells of has changed is the server's to say.
+    fn stamp_status(&self, _object: &mut Value, _old: &Value, _now: &str) {}
     /// Rules for a write to `/status`.
     fn validate_status(&self, _object: &Value, _old: &Value, _errors: &mut field::Errors) {}
     /// Called for a write to a subresource that is a view of the object itself (`ephemeralcontainers`, `resize`,

@@ -1,6 +1,6 @@
 //! modify: what is stored is read, changed and put back, until no other writer comes between.
 
-use super::{Books, Changed, Part, Writer, Written, books_of, complete, may_go, put_books, schema_of, without_double_owners};
+use super::{Books, Changed, Part, Writer, Written, books_of, complete, may_go, now, put_books, schema_of, without_double_owners};
 use crate::{
     admission::{Operation, admin_access},
     allocation,
@@ -60,7 +60,10 @@ impl Writer<'_> {
         let books = new.remove("metadata.managedFields");
         match part {
             Part::Object => hooks.prepare_update(&mut new, old),
-            Part::Status => hooks.prepare_status(&mut new, old),
+            Part::Status => {
+                hooks.prepare_status(&mut new, old);
+                hooks.stamp_status(&mut new, old, &now());
+            }
             Part::Piece => hooks.prepare_view(&self.info.subresource, &mut new, old),
             Part::Trusted => {}
         }

@@ -492,14 +492,14 @@ fn validate_update(spec: &Value, old: &Value, path: &Path, errors: &mut Errors) 
     checks::immutable_structure("meta.v1.LabelSelector", spec.get("selector"), before.get("selector"), &path.child("selector"), errors);
     let mut template = shown(spec, "template");
     let old_template = shown(before, "template");
-    let status = workload::status(old);
-    if flag(before, "suspend") && (!has(status, "startTime") || is_true(status, "Suspended")) {
+    if may_change_template(old) {
         allow_scheduling_changes(&mut template, &old_template);
-        if int(status, "active").unwrap_or(0) == 0 {
-            allow_resource_changes(&mut template, &old_template);
+        allow_resource_changes(&mut template, &old_template);
+        if workload::spec(&template) != workload::spec(&old_template) {
+            let shown = internal::show("core.v1.PodSpec", &shown(&shown(spec, "template"), "spec"));
+            errors.invalid_structure(path.child("template").child("spec"), &shown, checks::IMMUTABLE);
         }
-    }
-    if template != old_template {
+    } else if template != old_template {
         let shown = internal::show("core.v1.PodTemplateSpec", &shown(spec, "template"));
         errors.invalid_structure(path.child("template"), &shown, checks::IMMUTABLE);
     }
@@ -511,6 +511,12 @@ fn validate_update(spec: &Value, old: &Value, path: &Path, errors: &mut Errors) 
             _ => checks::immutable(new, old, &at, errors),
         }
     }
+}
+/// Whether a Job is suspended and has no pods, and none to come from before.
+fn may_change_template(job: &Value) -> bool {
+    let status = workload::status(job);
+    let waits = !has(status, "startTime") || is_true(status, "Suspended");
+    flag(workload::spec(job), "suspend") && waits && int(status, "active").unwrap_or(0) == 0
 }
 /// While a Job is suspended, where its pods may run can still be changed.
 fn allow_scheduling_changes(template: &mut Value, old: &Value) {
@@ -537,15 +543,18 @@ fn allow_scheduling_changes(template: &mut Value, old: &Value) {
     }
 }
 
-/// And what they ask for.
+/// And what they ask for, as long as they are the same.
 fn allow_resource_changes(template: &mut Value, old: &Value) {
-    let nothing = Value::Null;
-    let (spec, before) = (made(template, "spec"), old.get("spec").unwrap_or(&nothing));
+    let (spec, before) = (made(template, "spec"), workload::spec(old));
     for key in ["initContainers", "containers"] {
-        let mut old = list(before, key).iter();
+        let old = list(before, key);
+        if list(spec, key).len() != old.len() {
+            continue;
+        }
+        let mut old = old.iter();
         each(spec, key, |container| {
-            if let Some(resources) = old.next().and_then(|old| old.get("resources")) {
-                put(container, "resources", resources.clone());
+            if let Some(old) = old.next().filter(|old| text(old, "name") == text(container, "name")) {
+                put(container, "resources", shown(old, "resources"));
             }
         });
     }

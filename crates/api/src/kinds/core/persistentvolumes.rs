@@ -68,6 +68,18 @@ impl Hooks for PersistentVolumes {
         }
         put(volume, "status", status);
     }
+    /// Who changes the phase may say when; who says nothing of it keeps what was said.
+    fn stamp_status(&self, volume: &mut Value, old: &Value, now: &str) {
+        const TIME: &str = "lastPhaseTransitionTime";
+        let before = workload::status(old);
+        let changed = text(workload::status(volume), "phase") != text(before, "phase");
+        let said = member(workload::status(volume), TIME);
+        match (changed, said, member(before, TIME)) {
+            (true, said, before) if said.is_none() || said == before => put(made(volume, "status"), TIME, now),
+            (false, None, Some(before)) => put(made(volume, "status"), TIME, before.clone()),
+            _ => {}
+        }
+    }
     fn validate(&self, volume: &Value, old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(volume), Path::new("spec"));
         if list(spec, "accessModes").is_empty() {
