@@ -161,3 +161,97 @@ fn odd_addresses_in_a_status_are_warned_of() {
     let warnings = known("", "services").hooks.status_warnings(&service);
     assert!(warnings.len() == 1 && warnings[0].starts_with("status.loadBalancer.ingress[1]: non-standard"), "{warnings:?}");
 }
+
+#[test]
+fn the_server_says_when_the_phase_of_a_volume_changed() {
+    let kind = known("", "persistentvolumes");
+    let status = |phase: &str, time: Option<&str>| json!({"status": {"phase": phase, "lastPhaseTransitionTime": time}});
+    let stamped = |old: Value, mut new: Value| {
+        kind.hooks.stamp_status(&mut new, &old, "now");
+        new.str_at("status.lastPhaseTransitionTime").unwrap_or_default().to_string()
+    };
+    assert_eq!(stamped(status("Pending", None), status("Bound", None)), "now");
+    assert_eq!(stamped(status("Pending", Some("then")), status("Bound", Some("then"))), "now");
+    assert_eq!(stamped(status("Pending", Some("then")), status("Bound", Some("later"))), "later", "who changes it may say");
+    assert_eq!(stamped(status("Bound", Some("then")), status("Bound", None)), "then", "kept");
+}
+
+#[test]
+fn a_range_without_a_name_is_called_as_its_identity() {
+    let kind = known("", "limitranges");
+    let mut range = json!({"metadata": {"uid": "u"}});
+    kind.hooks.prepare_create(&mut range);
+    assert_eq!(range.name(), "u");
+}
+
+#[test]
+fn nodes_are_no_longer_set_up_through_their_status() {
+    let kind = known("", "nodes");
+    let mut node = json!({"status": {"config": {"error": "e"}, "phase": "Running"}});
+    kind.hooks.prepare_status(&mut node, &json!({}));
+    assert_eq!(node["status"], json!({"phase": "Running"}));
+}
+
+#[test]
+fn pods_of_a_job_that_waits_may_be_made_to_ask_for_something_else() {
+    let job = |name: &str, cpu: &str, suspend: bool| {
+        let container = json!({"name": name, "image": "i", "resources": {"requests": {"cpu": cpu}}, "terminationMessagePolicy": "File", "imagePullPolicy": "Always"});
+        let template = json!({"metadata": {"labels": {"a": "b"}}, "spec": {"restartPolicy": "Never", "containers": [container]}});
+        json!({"spec": {"suspend": suspend, "manualSelector": true, "selector": {"matchLabels": {"a": "b"}}, "template": template}})
+    };
+    let said = |old: Value, new: Value| updated("batch", "jobs", old, new);
+    assert_eq!(said(job("c", "1", true), job("c", "2", true)), "[]");
+    assert_eq!(said(job("c", "1", true), job("c", "2", false)), "[]", "and be let go at once");
+    let found = said(job("c", "1", true), job("d", "2", true));
+    assert!(found.starts_with("spec.template.spec: Invalid value: {") && found.ends_with(": field is immutable"), "{found}");
+    let found = said(job("c", "1", false), job("c", "2", false));
+    assert!(found.starts_with("spec.template: Invalid value: {") && found.ends_with(": field is immutable"), "{found}");
+    let mut has_pods = job("c", "1", true);
+    has_pods.set("status.active", 1);
+    let found = said(has_pods, job("c", "2", true));
+    assert!(found.starts_with("spec.template: Invalid value: {"), "{found}");
+}
+
+#[test]
+fn a_set_whose_selector_is_none_has_no_template_to_check() {
+    let spec = |operator: &str| {
+        let selector = json!({"matchExpressions": [{"key": "a", "operator": operator, "values": ["b"]}]});
+        json!({"spec": {"serviceName": "s", "selector": selector, "template": {"metadata": {"labels": {"a": "c"}}, "spec": {"restartPolicy": "Never"}}}})
+    };
+    let found = created("apps", "statefulsets", spec("In"));
+    assert!(
+        found.contains("spec.template.metadata.labels: Invalid value") && found.contains("spec.template.spec.containers: Required value"),
+        "{found}"
+    );
+    let found = created("apps", "statefulsets", spec("Near"));
+    assert!(!found.contains("spec.template.metadata") && !found.contains("spec.template.spec.containers"), "{found}");
+    assert!(found.contains(r#"spec.selector.matchExpressions[0].operator: Invalid value: "Near": not a valid selector operator"#), "{found}");
+    assert!(found.contains(r#"spec.template.spec.restartPolicy: Unsupported value: "Never": supported values: "Always""#), "{found}");
+}
+
+#[test]
+fn what_is_said_of_a_device_goes_with_the_device() {
+    let kind = known("resource.k8s.io", "resourceclaims");
+    let device = |name: &str| json!({"driver": "d", "pool": "p", "device": name});
+    let claim = |allocated: &[&str]| {
+        let results: Vec<_> = allocated.iter().map(|name| device(name)).collect();
+        json!({"status": {"allocation": {"devices": {"results": results}}, "devices": [device("kept"), device("given-back"), device("unknown")]}})
+    };
+    let mut new = claim(&["kept"]);
+    kind.hooks.prepare_status(&mut new, &claim(&["kept", "given-back"]));
+    assert_eq!(new["status"]["devices"], json!([device("kept"), device("unknown")]), "the last is to be refused");
+}
+
+#[test]
+fn a_mutation_is_never_about_what_goes() {
+    let matched = |operation: &str| {
+        let rule = json!({"apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"], "operations": [operation]});
+        json!({"spec": {"policyName": "p", "matchResources": {"resourceRules": [rule]}}})
+    };
+    let said = |operation: &str| created("admissionregistration.k8s.io", "mutatingadmissionpolicybindings", matched(operation));
+    assert_eq!(said("CREATE"), "[]");
+    assert_eq!(
+        said("DELETE"),
+        r#"spec.matchResources.resourceRules.operations: Unsupported value: "DELETE": supported values: "*", "CONNECT", "CREATE", "UPDATE""#
+    );
+}

@@ -115,6 +115,14 @@ pub fn validate_match(parent: &Value, path: &Path, errors: &mut Errors) {
     }
 }
 
+/// That nothing is to be changed in what goes; the rule's own place is not named.
+pub fn mutable_operations(matched: &Value, path: &Path, errors: &mut Errors) {
+    let changing = OPERATIONS.iter().copied().filter(|operation| *operation != "DELETE").collect::<Vec<_>>();
+    for operation in list(matched, "resourceRules").iter().flat_map(|rule| strings(rule, "operations")).filter(|o| !changing.contains(o)) {
+        errors.not_supported(path.child("resourceRules").child("operations"), operation, &changing);
+    }
+}
+
 fn validate_selectors(parent: &Value, path: &Path, errors: &mut Errors) {
     for key in ["namespaceSelector", "objectSelector"] {
         if let Some(value) = member(parent, key) {

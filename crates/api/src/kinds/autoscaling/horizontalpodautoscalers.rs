@@ -98,7 +98,10 @@ impl Hooks for HorizontalPodAutoscalers {
         };
         reference(target, version, &path.child("scaleTargetRef"), errors);
         let was_odd = before.is_some_and(|before| {
-            list(before, "metrics").iter().filter_map(|metric| metric.get("object")?.get("describedObject")).any(|o| TargetVersion::Known.problem(o).is_some())
+            list(before, "metrics")
+                .iter()
+                .filter_map(|metric| metric.get("object")?.get("describedObject"))
+                .any(|o| TargetVersion::Known.problem(o).is_some())
         });
         let version = if was_odd { TargetVersion::Any } else { TargetVersion::Known };
         for (i, metric) in list(spec, "metrics").iter().enumerate() {
