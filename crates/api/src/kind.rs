@@ -135,13 +135,13 @@ pub trait Hooks: Send + Sync {
     fn prepare_status(&self, _object: &mut Value, _old: &Value) {}
     /// Cross-field rules, immutability. Schema types, unknown fields and metadata are already checked.
     fn validate(&self, _object: &Value, _old: Option<&Value>, _errors: &mut field::Errors) {}
-    /// Called after it with the time: when what a status tells of has changed is the server's to say.
-    fn stamp_status(&self, _object: &mut Value, _old: &Value, _now: &str) {}
     /// Rules for a write to `/status`.
     fn validate_status(&self, _object: &Value, _old: &Value, _errors: &mut field::Errors) {}
     /// Called for a write to a subresource that is a view of the object itself (`ephemeralcontainers`, `resize`,
     /// `approval`, `finalize`): `object` is as sent and defaulted; what the view may not change is taken from `old`.
     fn prepare_view(&self, _view: &str, _object: &mut Value, _old: &Value) {}
+    /// Called after either of these with the time: some statuses tell since when they are so, and that is the server's to say.
+    fn stamp(&self, _object: &mut Value, _old: &Value, _now: &str) {}
     /// Rules for a write to such a subresource.
     fn validate_view(&self, _view: &str, _object: &Value, _old: &Value, _errors: &mut field::Errors) {}
     /// The value of one of [`Kind::selectable_fields`] for field selectors, absent being empty.

@@ -167,7 +167,7 @@ fn the_server_says_when_the_phase_of_a_volume_changed() {
     let kind = known("", "persistentvolumes");
     let status = |phase: &str, time: Option<&str>| json!({"status": {"phase": phase, "lastPhaseTransitionTime": time}});
     let stamped = |old: Value, mut new: Value| {
-        kind.hooks.stamp_status(&mut new, &old, "now");
+        kind.hooks.stamp(&mut new, &old, "now");
         new.str_at("status.lastPhaseTransitionTime").unwrap_or_default().to_string()
     };
     assert_eq!(stamped(status("Pending", None), status("Bound", None)), "now");
@@ -253,5 +253,18 @@ fn a_mutation_is_never_about_what_goes() {
     assert_eq!(
         said("DELETE"),
         r#"spec.matchResources.resourceRules.operations: Unsupported value: "DELETE": supported values: "*", "CONNECT", "CREATE", "UPDATE""#
+    );
+}
+
+#[test]
+fn conditions_of_signing_requests_get_their_times() {
+    let old = json!({"status": {"conditions": [{"type": "Approved", "status": "True", "lastTransitionTime": "then"}]}});
+    let mut new =
+        json!({"status": {"conditions": [{"type": "Approved", "status": "True"}, {"type": "Failed", "status": "True", "lastUpdateTime": "its"}]}});
+    known("certificates.k8s.io", "certificatesigningrequests").hooks.stamp(&mut new, &old, "now");
+    assert_eq!(
+        new["status"]["conditions"],
+        json!([{"type": "Approved", "status": "True", "lastUpdateTime": "now", "lastTransitionTime": "then"},
+            {"type": "Failed", "status": "True", "lastUpdateTime": "its", "lastTransitionTime": "now"}])
     );
 }

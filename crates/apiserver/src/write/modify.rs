@@ -60,12 +60,12 @@ impl Writer<'_> {
         let books = new.remove("metadata.managedFields");
         match part {
             Part::Object => hooks.prepare_update(&mut new, old),
-            Part::Status => {
-                hooks.prepare_status(&mut new, old);
-                hooks.stamp_status(&mut new, old, &now());
-            }
+            Part::Status => hooks.prepare_status(&mut new, old),
             Part::Piece => hooks.prepare_view(&self.info.subresource, &mut new, old),
             Part::Trusted => {}
+        }
+        if matches!(part, Part::Status | Part::Piece) {
+            hooks.stamp(&mut new, old, &now());
         }
         put_books(&mut new, books);
         let reservation = allocation::reserve(self.server, self.kind, &mut new, Some(old), self.dry_run).await?;

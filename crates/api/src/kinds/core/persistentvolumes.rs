@@ -69,7 +69,7 @@ impl Hooks for PersistentVolumes {
         put(volume, "status", status);
     }
     /// Who changes the phase may say when; who says nothing of it keeps what was said.
-    fn stamp_status(&self, volume: &mut Value, old: &Value, now: &str) {
+    fn stamp(&self, volume: &mut Value, old: &Value, now: &str) {
         const TIME: &str = "lastPhaseTransitionTime";
         let before = workload::status(old);
         let changed = text(workload::status(volume), "phase") != text(before, "phase");
