@@ -268,3 +268,27 @@ fn conditions_of_signing_requests_get_their_times() {
             {"type": "Failed", "status": "True", "lastUpdateTime": "its", "lastTransitionTime": "now"}])
     );
 }
+
+#[test]
+fn a_daemon_set_counts_its_templates_from_what_its_maker_says() {
+    let kind = known("apps", "daemonsets");
+    let counted = |said: Option<&str>| {
+        let set = json!({"metadata": {"annotations": {"deprecated.daemonset.template.generation": said}}});
+        run(&kind, set, None).0.annotation("deprecated.daemonset.template.generation").map(str::to_string)
+    };
+    for (said, kept) in [(None, "1"), (Some("0"), "1"), (Some("-2"), "1"), (Some("7"), "7")] {
+        assert_eq!(counted(said).as_deref(), Some(kept), "{said:?}");
+    }
+}
+
+#[test]
+fn slices_of_endpoints_are_warned_of_once_and_not_the_servers_own() {
+    let kind = known("discovery.k8s.io", "endpointslices");
+    let slice = |manager: &str, kind: &str, address: &str| json!({"metadata": {"labels": {"endpointslice.kubernetes.io/managed-by": manager}}, "addressType": kind, "endpoints": [{"addresses": [address]}]});
+    let named = slice("me", "FQDN", "a.b");
+    assert_eq!(kind.hooks.warnings(&named, None), ["spec.addressType: FQDN endpoints are deprecated"]);
+    assert!(kind.hooks.warnings(&named, Some(&named)).is_empty());
+    let odd = "fd00:0::1";
+    assert_eq!(kind.hooks.warnings(&slice("me", "IPv6", odd), None).len(), 1);
+    assert!(kind.hooks.warnings(&slice("endpointslice-controller.k8s.io", "IPv6", odd), None).is_empty());
+}

@@ -65,9 +65,10 @@ impl Hooks for StorageClasses {
             }
             let count = known.entry(topology(term)).or_default();
             for _ in 0..*count {
-                if !errors.is_full() {
-                    errors.duplicate(root.child("allowedTopologies").index(i).child("matchLabelExpressions"), "");
+                if errors.is_full() {
+                    break;
                 }
+                errors.duplicate(root.child("allowedTopologies").index(i).child("matchLabelExpressions"), "");
             }
             *count += 1;
         }
