@@ -292,3 +292,17 @@ fn slices_of_endpoints_are_warned_of_once_and_not_the_servers_own() {
     assert_eq!(kind.hooks.warnings(&slice("me", "IPv6", odd), None).len(), 1);
     assert!(kind.hooks.warnings(&slice("endpointslice-controller.k8s.io", "IPv6", odd), None).is_empty());
 }
+
+#[test]
+fn formats_that_nobody_knows_are_told_of_once() {
+    let kind = known("apiextensions.k8s.io", "customresourcedefinitions");
+    let definition = |format: &str| {
+        let field = json!({"type": "string", "anyOf": [{"format": format}], "default": {"type": "x", "format": "none"}});
+        let schema = json!({"type": "object", "properties": {"format": field}});
+        json!({"spec": {"versions": [{"name": "v1", "schema": {"openAPIV3Schema": schema}}]}})
+    };
+    assert_eq!(kind.hooks.warnings(&definition("odd"), None), [r#"unrecognized format "odd""#]);
+    assert!(kind.hooks.warnings(&definition("date-time"), None).is_empty());
+    assert!(kind.hooks.warnings(&definition("odd"), Some(&definition("odd"))).is_empty());
+    assert_eq!(kind.hooks.warnings(&definition("odder"), Some(&definition("odd"))), [r#"unrecognized format "odder""#]);
+}
