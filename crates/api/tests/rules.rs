@@ -306,3 +306,20 @@ fn formats_that_nobody_knows_are_told_of_once() {
     assert!(kind.hooks.warnings(&definition("odd"), Some(&definition("odd"))).is_empty());
     assert_eq!(kind.hooks.warnings(&definition("odder"), Some(&definition("odd"))), [r#"unrecognized format "odder""#]);
 }
+
+#[test]
+fn names_of_what_a_server_reads_from_files_are_warned_of() {
+    for resource in [
+        "validatingadmissionpolicies",
+        "validatingadmissionpolicybindings",
+        "validatingwebhookconfigurations",
+        "mutatingadmissionpolicies",
+        "mutatingadmissionpolicybindings",
+        "mutatingwebhookconfigurations",
+    ] {
+        let kind = known("admissionregistration.k8s.io", resource);
+        let told = |name: &str| kind.hooks.warnings(&json!({"metadata": {"name": name}}), None);
+        assert!(told("a.static.k8s.io.b").is_empty());
+        assert!(told("a.static.k8s.io")[0].starts_with(r#"metadata.name: names ending with ".static.k8s.io" are reserved"#), "{resource}");
+    }
+}

@@ -86,6 +86,9 @@ impl Hooks for MutatingAdmissionPolicies {
             _ => checks::one_of(spec, "reinvocationPolicy", &["Never", "IfNeeded"], &path, errors),
         }
     }
+    fn warnings(&self, policy: &Value, _old: Option<&Value>) -> Vec<String> {
+        rules::name_warnings(policy)
+    }
     fn cells(&self, policy: &Value, now_unix_s: i64) -> Vec<Value> {
         let spec = workload::spec(policy);
         vec![table::name(policy), json!(list(spec, "mutations").len()), json!(rules::param_kind(spec)), table::age(policy, now_unix_s)]

@@ -10,7 +10,9 @@ use crate::{
         checks,
         values::{each, fill, fill_absent, list, made, member, strings, text, within},
     },
-    names, selector,
+    names,
+    object::ObjectExt,
+    selector,
 };
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -328,6 +330,13 @@ pub fn match_conditions(parent: &Value, scope: &Scope, path: &Path, errors: &mut
             }
         }
     }
+}
+
+/// What is said of a name that is kept for what a server reads from its own files.
+pub fn name_warnings(object: &Value) -> Vec<String> {
+    const SUFFIX: &str = ".static.k8s.io";
+    let why = "are reserved for static manifest-based configurations and cannot be managed via the API";
+    object.name().ends_with(SUFFIX).then(|| format!("metadata.name: names ending with {SUFFIX:?} {why}")).into_iter().collect()
 }
 
 /// The cell `ParamKind`.

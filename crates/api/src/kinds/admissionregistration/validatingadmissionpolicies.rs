@@ -107,6 +107,9 @@ impl Hooks for ValidatingAdmissionPolicies {
         }
         conditions::validate(status, &path, errors);
     }
+    fn warnings(&self, policy: &Value, _old: Option<&Value>) -> Vec<String> {
+        rules::name_warnings(policy)
+    }
     fn cells(&self, policy: &Value, now_unix_s: i64) -> Vec<Value> {
         let spec = workload::spec(policy);
         vec![table::name(policy), json!(list(spec, "validations").len()), json!(rules::param_kind(spec)), table::age(policy, now_unix_s)]
