@@ -69,14 +69,23 @@ impl Writer<'_> {
     }
     /// What this write does not change whatever it says, and therefore never owns.
     fn ignored(&self) -> Set {
+        if (self.kind.group.as_str(), self.kind.kind.as_str()) == ("certificates.k8s.io", "CertificateSigningRequest") {
+            // What is asked for stays, and of the answer each part has its own way in.
+            return match self.subresource {
+                "approval" => Set::of(&["spec", "status.certificate"]),
+                "status" => Set::of(&["spec", "status.conditions"]),
+                _ => Set::of(&["spec", "status"]),
+            };
+        }
         match self.subresource {
-            "" if self.kind.has_status() => Set::of(&["status"]),
+            "" if self.kind.has_status() && !self.kind.status_open => Set::of(&["status"]),
             "finalize" => Set::of(&["status"]),
             "status" => match (self.kind.group.as_str(), self.kind.kind.as_str()) {
                 ("apps", "Deployment") => Set::of(&["spec", "metadata.labels"]),
                 ("", "Pod") => Set::of(&["spec", "metadata.deletionTimestamp", "metadata.ownerReferences"]),
                 ("admissionregistration.k8s.io" | "apiextensions.k8s.io" | "apiregistration.k8s.io" | "flowcontrol.apiserver.k8s.io", _)
                 | ("storage.k8s.io", "VolumeAttachment") => Set::of(&["spec", "metadata"]),
+                _ if self.kind.status_open => Set::default(),
                 _ => Set::of(&["spec"]),
             },
             _ => Set::default(),
@@ -244,18 +253,9 @@ pub fn merged(live: &Value, config: &Value, kind: &Kind, version: &str) -> Resul
     }
 }
 
-/// Whether anybody asks who set what of a kind: of requests for certificates, nobody does.
-fn keeps_books(kind: &Kind) -> bool {
-    (kind.group.as_str(), kind.kind.as_str()) != ("certificates.k8s.io", "CertificateSigningRequest")
-}
-
 /// Keeps the books of a create (`old` is `None`), an update or a patch: `new` is what will be stored, with the
 /// `managedFields` that the client sent, if any. Call after defaulting and before admission.
 pub fn update(old: Option<&Value>, new: &mut Value, writer: &Writer<'_>) {
-    if !keeps_books(writer.kind) {
-        new.remove("metadata.managedFields");
-        return;
-    }
     let schema = schema_of(writer);
     let sent = match new.remove("metadata.managedFields") {
         Some(Value::Array(sent)) => sent,
@@ -282,7 +282,7 @@ pub fn update(old: Option<&Value>, new: &mut Value, writer: &Writer<'_>) {
 /// is not, or nothing: then [`update`] knows better.
 pub fn books_of_new(new: &Value, writer: &Writer<'_>) -> Option<String> {
     let is_sent = new.at("metadata.managedFields").is_some();
-    if is_sent || !writer.subresource.is_empty() || writer.manager().len() > limits::FIELD_MANAGER_CHARS_MAX || !keeps_books(writer.kind) {
+    if is_sent || !writer.subresource.is_empty() || writer.manager().len() > limits::FIELD_MANAGER_CHARS_MAX {
         return None;
     }
     let schema = schema_of(writer);

@@ -78,6 +78,10 @@ pub struct Kind {
     /// Group and resource of the kind whose stored objects this one shows in another form (`events.k8s.io` Events are
     /// core Events). Storage key, cache and watch are that kind's; [`Hooks::to_stored`] and [`Hooks::from_stored`] convert.
     pub stored_as: Option<(String, String)>,
+    /// Whether a write to `/status` leaves all of metadata as it was, too.
+    pub status_alone: bool,
+    /// Whether writes of the object change its status as well, though that is a subresource. Kubernetes has a kind like that.
+    pub status_open: bool,
     /// What a CustomResourceDefinition says of it; `None` for a built-in kind.
     pub custom: Option<Arc<Custom>>,
     /// Definitions in the form of OpenAPI v2, by name: of a kind that is no part of Kubernetes' own API, and so not among its facts. The
@@ -136,6 +140,8 @@ pub trait Hooks: Send + Sync {
     /// Called for a write to a subresource that is a view of the object itself (`ephemeralcontainers`, `resize`,
     /// `approval`, `finalize`): `object` is as sent and defaulted; what the view may not change is taken from `old`.
     fn prepare_view(&self, _view: &str, _object: &mut Value, _old: &Value) {}
+    /// Called after either of these with the time: some statuses tell since when they are so, and that is the server's to say.
+    fn stamp(&self, _object: &mut Value, _old: &Value, _now: &str) {}
     /// Rules for a write to such a subresource.
     fn validate_view(&self, _view: &str, _object: &Value, _old: &Value, _errors: &mut field::Errors) {}
     /// The value of one of [`Kind::selectable_fields`] for field selectors, absent being empty.
@@ -167,6 +173,10 @@ pub trait Hooks: Send + Sync {
     }
     /// Warnings for the client (deprecated fields and the like), sent as `Warning` headers. `old` is what an update changes.
     fn warnings(&self, _object: &Value, _old: Option<&Value>) -> Vec<String> {
+        Vec::new()
+    }
+    /// The same of a write to `/status`.
+    fn status_warnings(&self, _object: &Value) -> Vec<String> {
         Vec::new()
     }
     /// Conditions of the object's row, for clients that show rows in other ways: a pod that has ended.
@@ -221,6 +231,8 @@ impl Kind {
             allow_create_on_update: false,
             metadata_again: MetadataAgain::AsUpdate,
             stored_as: None,
+            status_alone: false,
+            status_open: false,
             custom: None,
             definitions: &[],
             views: BTreeMap::new(),
@@ -242,6 +254,14 @@ impl Kind {
     pub fn status(mut self) -> Kind {
         self.subresources.push(Subresource::Status);
         self
+    }
+    /// The same where a write to the status leaves metadata as it was.
+    pub fn status_alone(self) -> Kind {
+        Kind { status_alone: true, ..self.status() }
+    }
+    /// Writes of the object change the status as well.
+    pub fn status_open(self) -> Kind {
+        Kind { status_open: true, ..self }
     }
     pub fn scale(mut self, replicas: &'static str, status_replicas: &'static str, selector: &'static str) -> Kind {
         let [replicas, status_replicas, selector] = [replicas, status_replicas, selector].map(Cow::Borrowed);

@@ -35,6 +35,8 @@ mod audit;
 mod flow;
 #[path = "access/issuers.rs"]
 mod issuers;
+#[path = "access/parameters.rs"]
+mod parameters;
 #[path = "access/shutdown.rs"]
 mod shutdown;
 

@@ -157,6 +157,30 @@ fn status_is_not_the_main_resources_to_change() {
 }
 
 #[test]
+fn what_is_asked_of_a_signer_is_nobodys() {
+    let kind = crate::Catalogue::built_in().kind("certificates.k8s.io", "CertificateSigningRequest").cloned();
+    let kind = kind.as_deref().unwrap();
+    let spec = json!({"request": "", "signerName": "a.b/c", "usages": ["any"]});
+    let request = json!({"apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSigningRequest", "metadata": {"name": "a", "uid": "u"}, "spec": spec, "status": {}});
+    let mut plain = request.clone();
+    update(None, &mut plain, &writer(kind, "maker"));
+    assert_eq!(plain.at("metadata.managedFields"), None);
+    let mut labelled = request;
+    labelled.set("metadata.labels.a", "b");
+    update(None, &mut labelled, &writer(kind, "maker"));
+    assert_eq!(owned(&labelled, "maker"), json!({"f:metadata": {"f:labels": {".": {}, "f:a": {}}}}));
+    let answered = |subresource: &'static str| {
+        let mut answered = labelled.clone();
+        answered.set("status", json!({"certificate": "AA==", "conditions": [{"type": "Approved", "status": "True"}]}));
+        update(Some(&labelled), &mut answered, &Writer { subresource, ..writer(kind, "answers") });
+        owned(&answered, "answers")
+    };
+    assert_eq!(answered("status"), json!({"f:status": {"f:certificate": {}}}));
+    let approved = json!({".": {}, "k:{\"type\":\"Approved\"}": {".": {}, "f:type": {}, "f:status": {}}});
+    assert_eq!(answered("approval"), json!({"f:status": {"f:conditions": approved}}));
+}
+
+#[test]
 fn books_of_a_new_object_are_the_same_as_text() {
     let pod = crate::Catalogue::built_in().kind("", "Pod").cloned();
     let pod = pod.as_deref().unwrap();

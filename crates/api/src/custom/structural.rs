@@ -50,24 +50,12 @@ pub fn validate(schema: &Value, path: &Path, errors: &mut Errors) {
 }
 
 /// The formats that a schema names and nobody knows.
-pub fn unknown_formats(schema: &Value, found: &mut Vec<String>) {
-    match schema {
-        Value::Object(map) => {
-            if map.get("type").is_some()
-                && let Some(format) = map.get("format").and_then(Value::as_str)
-                && !format.is_empty()
-                && !formats::is_known(format)
-                && !found.iter().any(|known| known == format)
-            {
-                found.push(format.to_string());
-            }
-            map.iter()
-                .filter(|(key, _)| !matches!(key.as_str(), "default" | "enum" | "example"))
-                .for_each(|(_, below)| unknown_formats(below, found));
-        }
-        Value::Array(list) => list.iter().for_each(|below| unknown_formats(below, found)),
-        _ => {}
+pub fn unknown_formats(schema: &Map<String, Value>, found: &mut Vec<String>) {
+    let format = text(schema, "format");
+    if !format.is_empty() && !formats::is_known(format) && !found.iter().any(|known| known == format) {
+        found.push(format.to_string());
     }
+    each_below(schema, &Path::root(), |below, _| unknown_formats(below, found));
 }
 
 /// Every schema below, with its path.

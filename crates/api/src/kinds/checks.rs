@@ -307,15 +307,22 @@ pub fn network_of(ip: IpAddr, length: u8) -> IpAddr {
 /// What is wrong with a network in CIDR form.
 pub fn cidr(text: &str) -> Vec<String> {
     let Some((ip, length)) = parse_cidr(text) else { return vec![CIDR_FORM.into()] };
-    let address = text.split('/').next().unwrap_or_default();
-    let mut problems = vec![];
-    if address.parse::<IpAddr>().is_err() {
-        problems.push("must not have leading 0s in IP".into());
+    let (address, digits) = text.split_once('/').unwrap_or_default();
+    let problem = match ip {
+        _ if address.parse::<IpAddr>().is_err() || (digits.len() > 1 && digits.starts_with('0')) => "must not have leading 0s in IP or prefix length",
+        IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some() => "must not have an IPv4-mapped IPv6 address",
+        _ if network_of(ip, length) != ip => "must not have bits set beyond the prefix length",
+        _ => return vec![],
+    };
+    vec![problem.into()]
+}
+/// The same, where only the one canonical way to write a network is good.
+pub fn canonical_cidr(text: &str) -> Vec<String> {
+    let problems = cidr(text);
+    match parse_cidr(text).map(|(ip, length)| format!("{ip}/{length}")) {
+        Some(canonical) if problems.is_empty() && canonical != text => vec![format!("must be in canonical form ({canonical:?})")],
+        _ => problems,
     }
-    if network_of(ip, length) != ip {
-        problems.push("must not have bits set beyond the prefix length".into());
-    }
-    problems
 }
 /// An address that endpoints may not have: loopback, link-local and the like.
 pub fn not_special_ip(text: &str) -> Vec<String> {

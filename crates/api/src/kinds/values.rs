@@ -66,6 +66,12 @@ pub fn fill(parent: &mut Value, key: &str, default: impl Into<Value>) {
         map.insert(key.into(), default);
     }
 }
+/// Sets a member that is absent or null: strings that are pointers in Go, which an empty one is too.
+pub fn fill_absent(parent: &mut Value, key: &str, default: impl Into<Value>) {
+    if !has(parent, key) {
+        put(parent, key, default);
+    }
+}
 /// Sets a member that is absent, null or zero: numbers that Kubernetes cannot tell from unset.
 pub fn fill_zero(parent: &mut Value, key: &str, default: i64) {
     let Value::Object(map) = parent else { return };

@@ -18,8 +18,7 @@ use serde_json::json;
 const GROUP: &str = "certificates.k8s.io";
 const RESOURCE: &str = "certificatesigningrequests";
 
-/// Writes the caller's identity into a new request, whatever the request claims, and the times into its conditions. And reads what is asked
-/// for, and what a signer made: that is X.509, which the rules of the kind know nothing of.
+/// Writes the caller's identity into a new request, whatever the request claims. And reads what is asked for, and what a signer made: that is X.509, which the rules of the kind know nothing of.
 pub(super) struct Requester;
 
 #[async_trait::async_trait]
@@ -29,9 +28,6 @@ impl Plugin for Requester {
     }
 
     async fn admit(&self, cx: &AdmissionContext<'_>, object: &mut Value) -> Result<(), Status> {
-        if cx.operation == Operation::Update && cx.concerns(GROUP, RESOURCE) && matches!(cx.subresource, "approval" | "status") {
-            stamp(object, cx.old, &crate::write::now());
-        }
         if !cx.is(Operation::Create, GROUP, RESOURCE) {
             return Ok(());
         }
@@ -75,23 +71,6 @@ fn check_certificate(object: &Value, old: Option<&Value>, errors: &mut Errors) {
     let now = certificate(object);
     if old.map(certificate).unwrap_or_default() != now && pem::blocks(&pem_of(&now)).any(|block| !are_certificates(&block.bytes)) {
         errors.invalid(Path::new("status").child("certificate"), "<certificate data>", "x509: malformed certificate");
-    }
-}
-
-/// Gives conditions that lack them their times: the last transition was when another status was said last, or now.
-fn stamp(object: &mut Value, old: Option<&Value>, now: &str) {
-    let before = old.map(|old| old.list_at("status.conditions").to_vec()).unwrap_or_default();
-    let Some(Value::Array(conditions)) = object.at_mut("status.conditions") else { return };
-    for condition in conditions {
-        let lacks = |condition: &Value, key: &str| condition.str_at(key).is_none_or(str::is_empty);
-        if lacks(condition, "lastUpdateTime") {
-            condition.set("lastUpdateTime", now);
-        }
-        if lacks(condition, "lastTransitionTime") {
-            let same = before.iter().find(|b| b.str_at("type") == condition.str_at("type") && b.str_at("status") == condition.str_at("status"));
-            let since = same.and_then(|same| same.str_at("lastTransitionTime")).unwrap_or(now).to_string();
-            condition.set("lastTransitionTime", since);
-        }
     }
 }
 
@@ -195,17 +174,5 @@ mod tests {
         assert_eq!(made(authority.certificate_pem(), ""), "[]");
         assert_eq!(made(none, ""), "status.certificate: Invalid value: \"<certificate data>\": x509: malformed certificate");
         assert_eq!(made(none, none), "[]");
-    }
-
-    #[test]
-    fn conditions_get_their_times() {
-        let old = json!({"status": {"conditions": [{"type": "Approved", "status": "True", "lastTransitionTime": "then"}]}});
-        let mut new = json!({"status": {"conditions": [{"type": "Approved", "status": "True"}, {"type": "Failed", "status": "True", "lastUpdateTime": "its"}]}});
-        stamp(&mut new, Some(&old), "now");
-        assert_eq!(
-            new["status"]["conditions"],
-            json!([{"type": "Approved", "status": "True", "lastUpdateTime": "now", "lastTransitionTime": "then"},
-                {"type": "Failed", "status": "True", "lastUpdateTime": "its", "lastTransitionTime": "now"}])
-        );
     }
 }

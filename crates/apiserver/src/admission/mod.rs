@@ -18,6 +18,7 @@ mod node_restriction;
 mod persistent_volume_claim_resize;
 mod pod_security;
 mod policies;
+mod policy_parameters;
 mod priority;
 mod resource_quota;
 mod review;
@@ -163,6 +164,7 @@ fn all(config: &Config) -> Vec<Box<dyn Plugin>> {
         Box::new(certificates::CertificateSubjectRestriction),
         Box::new(default_ingress_class::DefaultIngressClass),
         Box::new(role_escalation::RoleEscalation),
+        Box::new(policy_parameters::PolicyParameters),
         Box::new(policies::MutatingPolicies::default()),
         Box::new(webhooks::Webhooks::mutating()),
         Box::new(policies::ValidatingPolicies::default()),

@@ -54,9 +54,9 @@ impl Writer<'_> {
         let books = self.keep_new_books(&cx, &mut object);
         self.server.admission.admit(&cx, &mut object).await?;
         object.set_default("metadata.name", name.as_str());
-        let name = object.name().to_string();
         self.make_new(&mut object);
         hooks.prepare_create(&mut object);
+        let name = object.name().to_string();
         let reservation = allocation::reserve(self.server, self.kind, &mut object, None, self.dry_run).await?;
         let mut errors = field::Errors::default();
         metadata::validate_create(&object, self.kind, &mut errors);

@@ -1,6 +1,6 @@
 //! modify: what is stored is read, changed and put back, until no other writer comes between.
 
-use super::{Books, Changed, Part, Writer, Written, books_of, complete, may_go, put_books, schema_of, without_double_owners};
+use super::{Books, Changed, Part, Writer, Written, books_of, complete, may_go, now, put_books, schema_of, without_double_owners};
 use crate::{
     admission::{Operation, admin_access},
     allocation,
@@ -64,6 +64,9 @@ impl Writer<'_> {
             Part::Piece => hooks.prepare_view(&self.info.subresource, &mut new, old),
             Part::Trusted => {}
         }
+        if matches!(part, Part::Status | Part::Piece) {
+            hooks.stamp(&mut new, old, &now());
+        }
         put_books(&mut new, books);
         let reservation = allocation::reserve(self.server, self.kind, &mut new, Some(old), self.dry_run).await?;
         let mut errors = field::Errors::default();
@@ -79,8 +82,10 @@ impl Writer<'_> {
             Part::Trusted => {}
         }
         self.invalid(self.name, &errors)?;
-        if part == Part::Object && !self.same_template(&new, old) {
-            self.warnings.extend(hooks.warnings(&new, Some(old)));
+        match part {
+            Part::Object if !self.same_template(&new, old) => self.warnings.extend(hooks.warnings(&new, Some(old))),
+            Part::Status => self.warnings.extend(hooks.status_warnings(&new)),
+            _ => {}
         }
         if let Some(schema) = schema_of(&new) {
             structure::complete_changed(&mut new, old, &schema);
@@ -121,14 +126,14 @@ impl Writer<'_> {
     /// Makes all that a write has no part in what it was.
     fn keep_to(&self, part: Part, new: &mut Value, old: &Value) {
         match part {
-            Part::Object if self.kind.has_status() => take_back(new, old, "status"),
+            Part::Object if self.kind.has_status() && !self.kind.status_open => take_back(new, old, "status"),
             Part::Status => {
                 // Beside the status, metadata may change here too: that is where nodes put what they find out.
                 let keys = [&*new, old].into_iter().filter_map(Value::as_object).flat_map(|object| object.keys());
                 let others: Vec<String> = keys.filter(|key| !matches!(key.as_str(), "status" | "metadata")).cloned().collect();
                 others.iter().for_each(|key| take_back(new, old, key));
-                if self.kind.custom.is_some() {
-                    // Not so with custom resources: only the books are the writer's. The uid is still to be compared.
+                if self.kind.custom.is_some() || self.kind.status_alone {
+                    // Not so with custom resources and some kinds: only the books are the writer's. The uid is still to be compared.
                     let metadata = std::mem::replace(new.metadata_mut(), old.metadata().cloned().unwrap_or_default());
                     let kept = metadata.into_iter().filter(|(key, _)| matches!(key.as_str(), "managedFields" | "uid"));
                     new.metadata_mut().extend(kept);

@@ -7,7 +7,7 @@ use crate::{
     kind::{Hooks, Kind, MetadataAgain},
     kinds::{
         checks,
-        values::{has, list, member, strings, text},
+        values::{has, list, member, text},
         workload,
     },
     table,
@@ -78,16 +78,16 @@ impl Hooks for MutatingAdmissionPolicies {
                 errors.invalid(path.child(other), format!("{{{other}}}"), &why);
             }
         }
-        for rule in member(spec, "matchConstraints").map(|matched| list(matched, "resourceRules")).unwrap_or_default() {
-            for operation in strings(rule, "operations").filter(|operation| *operation == "DELETE") {
-                let path = path.child("matchConstraints").child("resourceRules").child("operations");
-                errors.not_supported(path, operation, &["*", "CONNECT", "CREATE", "UPDATE"]);
-            }
+        if let Some(matched) = member(spec, "matchConstraints") {
+            rules::mutable_operations(matched, &path.child("matchConstraints"), errors);
         }
         match text(spec, "reinvocationPolicy") {
             "" => errors.required(path.child("reinvocationPolicy"), ""),
             _ => checks::one_of(spec, "reinvocationPolicy", &["Never", "IfNeeded"], &path, errors),
         }
+    }
+    fn warnings(&self, policy: &Value, _old: Option<&Value>) -> Vec<String> {
+        rules::name_warnings(policy)
     }
     fn cells(&self, policy: &Value, now_unix_s: i64) -> Vec<Value> {
         let spec = workload::spec(policy);

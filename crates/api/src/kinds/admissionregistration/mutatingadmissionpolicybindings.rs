@@ -4,7 +4,10 @@ use super::rules;
 use crate::{
     field::{Errors, Path},
     kind::{Hooks, Kind, MetadataAgain},
-    kinds::{values::text, workload},
+    kinds::{
+        values::{member, text},
+        workload,
+    },
     table,
 };
 use serde_json::{Value, json};
@@ -27,6 +30,12 @@ impl Hooks for MutatingAdmissionPolicyBindings {
     fn validate(&self, binding: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(binding), Path::new("spec"));
         rules::validate_binding(spec, &path, errors);
+        if let Some(matched) = member(spec, "matchResources") {
+            rules::mutable_operations(matched, &path.child("matchResources"), errors);
+        }
+    }
+    fn warnings(&self, binding: &Value, _old: Option<&Value>) -> Vec<String> {
+        rules::name_warnings(binding)
     }
     fn cells(&self, binding: &Value, now_unix_s: i64) -> Vec<Value> {
         let spec = workload::spec(binding);

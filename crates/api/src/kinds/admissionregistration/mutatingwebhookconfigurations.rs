@@ -27,6 +27,9 @@ impl Hooks for MutatingWebhookConfigurations {
     fn validate(&self, configuration: &Value, _old: Option<&Value>, errors: &mut Errors) {
         rules::validate_webhooks(configuration, true, errors);
     }
+    fn warnings(&self, configuration: &Value, _old: Option<&Value>) -> Vec<String> {
+        rules::name_warnings(configuration)
+    }
     fn cells(&self, configuration: &Value, now_unix_s: i64) -> Vec<Value> {
         vec![table::name(configuration), json!(list(configuration, "webhooks").len()), table::age(configuration, now_unix_s)]
     }

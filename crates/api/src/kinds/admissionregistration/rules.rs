@@ -8,9 +8,11 @@ use crate::{
     field::{Errors, Path},
     kinds::{
         checks,
-        values::{each, fill, list, made, member, strings, text, within},
+        values::{each, fill, fill_absent, list, made, member, strings, text, within},
     },
-    names, selector,
+    names,
+    object::ObjectExt,
+    selector,
 };
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -20,11 +22,11 @@ const OPERATIONS: &[&str] = &["*", "CONNECT", "CREATE", "DELETE", "UPDATE"];
 
 /// Defaults of the rules in `parent`.
 pub fn default_rules(parent: &mut Value, key: &str) {
-    each(parent, key, |rule| fill(rule, "scope", "*"));
+    each(parent, key, |rule| fill_absent(rule, "scope", "*"));
 }
 /// Defaults of the match resources in `parent`.
 pub fn default_match(parent: &mut Value) {
-    fill(parent, "matchPolicy", "Equivalent");
+    fill_absent(parent, "matchPolicy", "Equivalent");
     made(parent, "namespaceSelector");
     made(parent, "objectSelector");
     default_rules(parent, "resourceRules");
@@ -115,6 +117,14 @@ pub fn validate_match(parent: &Value, path: &Path, errors: &mut Errors) {
     }
 }
 
+/// That nothing is to be changed in what goes; the rule's own place is not named.
+pub fn mutable_operations(matched: &Value, path: &Path, errors: &mut Errors) {
+    let changing = OPERATIONS.iter().copied().filter(|operation| *operation != "DELETE").collect::<Vec<_>>();
+    for operation in list(matched, "resourceRules").iter().flat_map(|rule| strings(rule, "operations")).filter(|o| !changing.contains(o)) {
+        errors.not_supported(path.child("resourceRules").child("operations"), operation, &changing);
+    }
+}
+
 fn validate_selectors(parent: &Value, path: &Path, errors: &mut Errors) {
     for key in ["namespaceSelector", "objectSelector"] {
         if let Some(value) = member(parent, key) {
@@ -126,13 +136,13 @@ fn validate_selectors(parent: &Value, path: &Path, errors: &mut Errors) {
 /// Defaults of the webhooks of a configuration.
 pub fn default_webhooks(configuration: &mut Value, mutating: bool) {
     each(configuration, "webhooks", |webhook| {
-        fill(webhook, "failurePolicy", "Fail");
-        fill(webhook, "matchPolicy", "Equivalent");
+        fill_absent(webhook, "failurePolicy", "Fail");
+        fill_absent(webhook, "matchPolicy", "Equivalent");
         made(webhook, "namespaceSelector");
         made(webhook, "objectSelector");
         fill(webhook, "timeoutSeconds", 10);
         if mutating {
-            fill(webhook, "reinvocationPolicy", "Never");
+            fill_absent(webhook, "reinvocationPolicy", "Never");
         }
         default_rules(webhook, "rules");
         within(webhook, "clientConfig", |client| within(client, "service", |service| fill(service, "port", 443)));
@@ -158,9 +168,9 @@ pub fn validate_webhooks(configuration: &Value, mutating: bool, errors: &mut Err
         }
         checks::one_of(webhook, "failurePolicy", &["Fail", "Ignore"], &path, errors);
         checks::one_of(webhook, "matchPolicy", &["Equivalent", "Exact"], &path, errors);
-        match text(webhook, "sideEffects") {
-            "" => errors.required(path.child("sideEffects"), "must specify one of None, NoneOnDryRun"),
-            _ => checks::one_of(webhook, "sideEffects", &["None", "NoneOnDryRun"], &path, errors),
+        match member(webhook, "sideEffects") {
+            None => errors.required(path.child("sideEffects"), "must specify one of None, NoneOnDryRun"),
+            Some(_) => checks::one_of(webhook, "sideEffects", &["None", "NoneOnDryRun"], &path, errors),
         }
         if let Some(seconds) = webhook.get("timeoutSeconds").and_then(Value::as_i64)
             && !(1..=30).contains(&seconds)
@@ -322,6 +332,13 @@ pub fn match_conditions(parent: &Value, scope: &Scope, path: &Path, errors: &mut
     }
 }
 
+/// What is said of a name that is kept for what a server reads from its own files.
+pub fn name_warnings(object: &Value) -> Vec<String> {
+    const SUFFIX: &str = ".static.k8s.io";
+    let why = "are reserved for static manifest-based configurations and cannot be managed via the API";
+    object.name().ends_with(SUFFIX).then(|| format!("metadata.name: names ending with {SUFFIX:?} {why}")).into_iter().collect()
+}
+
 /// The cell `ParamKind`.
 pub fn param_kind(spec: &Value) -> String {
     member(spec, "paramKind").map_or("<unset>".into(), |kind| format!("{}/{}", text(kind, "apiVersion"), text(kind, "kind")))
@@ -354,7 +371,7 @@ fn go_selector(selector: &Value) -> String {
 /// Defaults of the spec of a policy.
 pub fn default_policy(policy: &mut Value) {
     let spec = made(policy, "spec");
-    fill(spec, "failurePolicy", "Fail");
+    fill_absent(spec, "failurePolicy", "Fail");
     within(spec, "matchConstraints", default_match);
 }
 /// Defaults of the spec of a binding.

@@ -22,7 +22,7 @@ pub fn kind() -> Kind {
         .categories(&["api-extensions"])
         .generation()
         .conditional_update()
-        .status()
+        .status_alone()
         .metadata_again(MetadataAgain::AsCreate)
         .hooks(ValidatingAdmissionPolicies)
 }
@@ -106,6 +106,9 @@ impl Hooks for ValidatingAdmissionPolicies {
             }
         }
         conditions::validate(status, &path, errors);
+    }
+    fn warnings(&self, policy: &Value, _old: Option<&Value>) -> Vec<String> {
+        rules::name_warnings(policy)
     }
     fn cells(&self, policy: &Value, now_unix_s: i64) -> Vec<Value> {
         let spec = workload::spec(policy);

@@ -33,6 +33,9 @@ impl Hooks for ValidatingAdmissionPolicyBindings {
         rules::validate_binding(spec, &path, errors);
         actions(spec, &path, errors);
     }
+    fn warnings(&self, binding: &Value, _old: Option<&Value>) -> Vec<String> {
+        rules::name_warnings(binding)
+    }
     fn cells(&self, binding: &Value, now_unix_s: i64) -> Vec<Value> {
         let spec = workload::spec(binding);
         vec![table::name(binding), json!(text(spec, "policyName")), json!(rules::param_reference(spec)), table::age(binding, now_unix_s)]

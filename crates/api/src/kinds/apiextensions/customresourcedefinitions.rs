@@ -8,7 +8,7 @@ use crate::{
     kinds::{
         admissionregistration::rules,
         checks,
-        values::{each, fill, flag, has, is_empty, list, made, member, put, strings, text, within},
+        values::{each, fill, fill_absent, flag, has, is_empty, list, made, member, put, strings, text, within},
         workload,
     },
     names,
@@ -42,8 +42,8 @@ impl Hooks for CustomResourceDefinitions {
             fill(names, "singular", kind.to_lowercase());
             fill(names, "listKind", format!("{kind}List"));
         }
+        fill_absent(spec, "conversion", json!({"strategy": "None"}));
         let conversion = made(spec, "conversion");
-        fill(conversion, "strategy", "None");
         within(conversion, "webhook", |webhook| {
             within(webhook, "clientConfig", |client| within(client, "service", |service| fill(service, "port", 443)))
         });
@@ -106,18 +106,25 @@ impl Hooks for CustomResourceDefinitions {
         let accepted = workload::status(definition).get("acceptedNames").unwrap_or(&Value::Null);
         validate_names(accepted, &Path::new("status").child("acceptedNames"), errors);
     }
-    fn warnings(&self, definition: &Value, _old: Option<&Value>) -> Vec<String> {
-        let mut formats = vec![];
-        for version in list(workload::spec(definition), "versions") {
-            if let Some(schema) = version.at("schema.openAPIV3Schema") {
-                structural::unknown_formats(schema, &mut formats);
-            }
-        }
-        formats.iter().map(|format| format!("unrecognized format {format:?}")).collect()
+    fn warnings(&self, definition: &Value, old: Option<&Value>) -> Vec<String> {
+        let before = old.map(unknown_formats).unwrap_or_default();
+        let formats = unknown_formats(definition);
+        formats.iter().filter(|format| !before.contains(format)).map(|format| format!("unrecognized format {format:?}")).collect()
     }
     fn cells(&self, definition: &Value, _now_unix_s: i64) -> Vec<Value> {
         vec![json!(definition.name()), json!(definition.creation_timestamp())]
     }
+}
+
+/// The formats in the schemas of all versions that nobody knows.
+fn unknown_formats(definition: &Value) -> Vec<String> {
+    let mut formats = vec![];
+    for version in list(workload::spec(definition), "versions") {
+        if let Some(Value::Object(schema)) = version.at("schema.openAPIV3Schema") {
+            structural::unknown_formats(schema, &mut formats);
+        }
+    }
+    formats
 }
 
 /// Sets a condition of a definition. The time of the last transition stays where nothing changes.

@@ -19,7 +19,7 @@ pub fn kind() -> Kind {
         .categories(&["api-extensions"])
         .names(NameRule::PathSegment)
         .conditional_update()
-        .status()
+        .status_alone()
         .hooks(ApiServices)
 }
 

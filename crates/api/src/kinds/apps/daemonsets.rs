@@ -26,6 +26,11 @@ const GENERATION: &str = "deprecated.daemonset.template.generation";
 
 struct DaemonSets;
 
+/// The generation that an annotation tells of.
+fn generation(set: &Value) -> i64 {
+    set.annotation(GENERATION).and_then(|said| said.parse().ok()).unwrap_or(0)
+}
+
 impl Hooks for DaemonSets {
     fn default(&self, set: &mut Value) {
         let spec = made(set, "spec");
@@ -48,14 +53,13 @@ impl Hooks for DaemonSets {
     fn prepare_create(&self, set: &mut Value) {
         template::drop_disabled(set);
         put(set, "status", COUNTERS.iter().map(|key| (key.to_string(), json!(0))).collect::<serde_json::Map<_, _>>());
-        set.set_annotation(GENERATION, "1");
+        set.set_annotation(GENERATION, &generation(set).max(1).to_string());
     }
     /// The template's generation is a counter in an annotation.
     fn prepare_update(&self, set: &mut Value, old: &Value) {
         template::drop_disabled(set);
-        let before = old.annotation(GENERATION).and_then(|v| v.parse::<i64>().ok()).unwrap_or(1);
         let changed = workload::spec(set).get("template") != workload::spec(old).get("template");
-        set.set_annotation(GENERATION, &(before.saturating_add(i64::from(changed))).to_string());
+        set.set_annotation(GENERATION, &generation(old).saturating_add(i64::from(changed)).to_string());
     }
     fn prepare_status(&self, set: &mut Value, old: &Value) {
         if let Some(counted) = old.annotation(GENERATION) {

@@ -7,7 +7,7 @@ use crate::{
     kinds::{
         checks,
         pod::template,
-        values::{fill, has, int, made, member, put, text},
+        values::{fill, fill_absent, has, int, made, member, put, text},
         workload,
     },
     object::ObjectExt,
@@ -37,8 +37,8 @@ impl Hooks for Deployments {
         fill(strategy, "type", "RollingUpdate");
         if text(strategy, "type") == "RollingUpdate" {
             let rolling = made(strategy, "rollingUpdate");
-            fill(rolling, "maxUnavailable", "25%");
-            fill(rolling, "maxSurge", "25%");
+            fill_absent(rolling, "maxUnavailable", "25%");
+            fill_absent(rolling, "maxSurge", "25%");
         }
         template::default(spec);
     }

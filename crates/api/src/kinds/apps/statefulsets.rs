@@ -96,7 +96,13 @@ impl Hooks for StatefulSets {
                 volumes::claim_spec(workload::spec(claim), &path.child("volumeClaimTemplates").index(i).child("spec"), errors);
             }
         }
-        validate_template(spec, &path.child("template"), errors);
+        match member(spec, "selector") {
+            Some(selector) if !workload::is_selector(selector) => {
+                errors.invalid_structure(path.child("selector"), &internal::selector(Some(selector)), "");
+            }
+            _ => validate_template(spec, &path.child("template"), errors),
+        }
+        run_for_ever(spec, &path.child("template").child("spec"), errors);
         if let Some(old) = old {
             const MAY_CHANGE: &[&str] = &[
                 "replicas",
@@ -175,12 +181,16 @@ fn validate_template(spec: &Value, path: &Path, errors: &mut Errors) {
     checks::labels(map(metadata, "labels"), &path.child("labels"), errors);
     checks::annotations(map(metadata, "annotations"), &path.child("annotations"), errors);
     template::validate(&with_claims, path, errors);
-    let pod = workload::spec(&with_claims);
+}
+
+/// Pods do not end on their own.
+fn run_for_ever(spec: &Value, path: &Path, errors: &mut Errors) {
+    let pod = spec.get("template").map_or(&Value::Null, workload::spec);
     if text(pod, "restartPolicy") != "Always" {
-        errors.not_supported(path.child("spec").child("restartPolicy"), text(pod, "restartPolicy"), &["Always"]);
+        errors.not_supported(path.child("restartPolicy"), text(pod, "restartPolicy"), &["Always"]);
     }
     if has(pod, "activeDeadlineSeconds") {
-        errors.forbidden(path.child("spec").child("activeDeadlineSeconds"), "activeDeadlineSeconds in StatefulSet is not Supported");
+        errors.forbidden(path.child("activeDeadlineSeconds"), "activeDeadlineSeconds in StatefulSet is not Supported");
     }
 }
 

@@ -7,7 +7,7 @@ use crate::{
     kinds::{
         checks,
         pod::resources,
-        values::{fill, has, int, list, made, member, put, text, within},
+        values::{fill, fill_absent, has, int, list, made, member, put, text, within},
         workload,
     },
     names,
@@ -52,7 +52,7 @@ impl Hooks for HorizontalPodAutoscalers {
         within(spec, "behavior", |behavior| {
             let up = made(behavior, "scaleUp");
             fill(up, "stabilizationWindowSeconds", 0);
-            fill(up, "selectPolicy", "Max");
+            fill_absent(up, "selectPolicy", "Max");
             if up.get("policies").is_none_or(Value::is_null) {
                 put(
                     up,
@@ -61,7 +61,7 @@ impl Hooks for HorizontalPodAutoscalers {
                 );
             }
             let down = made(behavior, "scaleDown");
-            fill(down, "selectPolicy", "Max");
+            fill_absent(down, "selectPolicy", "Max");
             if down.get("policies").is_none_or(Value::is_null) {
                 put(down, "policies", json!([{"type": "Percent", "value": 100, "periodSeconds": 15}]));
             }
@@ -80,15 +80,32 @@ impl Hooks for HorizontalPodAutoscalers {
         if minimum < lower {
             errors.invalid(path.child("minReplicas"), minimum, &format!("must be greater than or equal to {lower}"));
         }
-        if maximum < 1 {
-            errors.invalid(path.child("maxReplicas"), maximum, "must be greater than 0");
+        match maximum {
+            0 => errors.required(path.child("maxReplicas"), "must be set and greater than 0"),
+            ..0 => errors.invalid(path.child("maxReplicas"), maximum, "must be greater than or equal to 1"),
+            _ => {}
         }
         if maximum < minimum {
             errors.invalid(path.child("maxReplicas"), maximum, "must be greater than or equal to `minReplicas`");
         }
-        reference(spec.get("scaleTargetRef").unwrap_or(&Value::Null), &path.child("scaleTargetRef"), errors);
+        let before = old.map(workload::spec);
+        let target = spec.get("scaleTargetRef").unwrap_or(&Value::Null);
+        let as_before = before.and_then(|before| before.get("scaleTargetRef")).is_some_and(|b| same_kind(b, target));
+        let version = match text(target, "kind") {
+            _ if as_before => TargetVersion::Any,
+            "ReplicationController" => TargetVersion::Known,
+            _ => TargetVersion::InGroup,
+        };
+        reference(target, version, &path.child("scaleTargetRef"), errors);
+        let was_odd = before.is_some_and(|before| {
+            list(before, "metrics")
+                .iter()
+                .filter_map(|metric| metric.get("object")?.get("describedObject"))
+                .any(|o| TargetVersion::Known.problem(o).is_some())
+        });
+        let version = if was_odd { TargetVersion::Any } else { TargetVersion::Known };
         for (i, metric) in list(spec, "metrics").iter().enumerate() {
-            validate_metric(metric, &path.child("metrics").index(i), errors);
+            validate_metric(metric, version, &path.child("metrics").index(i), errors);
         }
         let wakes = |metric: &Value| matches!(text(metric, "type"), "Object" | "External");
         if minimum == 0 && !list(spec, "metrics").iter().any(wakes) {
@@ -121,16 +138,38 @@ impl Hooks for HorizontalPodAutoscalers {
     }
 }
 
-fn reference(reference: &Value, path: &Path, errors: &mut Errors) {
+/// What the `apiVersion` of a reference must be.
+#[derive(Clone, Copy)]
+enum TargetVersion {
+    /// Anything: it was so before.
+    Any,
+    /// A version, of the core group too.
+    Known,
+    InGroup,
+}
+
+impl TargetVersion {
+    fn problem(self, reference: &Value) -> Option<String> {
+        let version = text(reference, "apiVersion");
+        match (self, version.split('/').collect::<Vec<_>>().as_slice()) {
+            (TargetVersion::Any, _) | (TargetVersion::Known, [_] | [_, _]) => None,
+            (TargetVersion::InGroup, [group, _]) if !group.is_empty() => None,
+            (_, [_] | [_, _]) => Some("apiVersion must specify API group".into()),
+            _ => Some(format!("unexpected GroupVersion string: {version}")),
+        }
+    }
+}
+
+fn same_kind(a: &Value, b: &Value) -> bool {
+    ["kind", "apiVersion"].iter().all(|key| text(a, key) == text(b, key))
+}
+
+fn reference(reference: &Value, version: TargetVersion, path: &Path, errors: &mut Errors) {
     for key in ["kind", "name"] {
         checks::required_checked(reference, key, path, checks::path_segment, errors);
     }
-    let version = text(reference, "apiVersion");
-    if path.to_string().ends_with("describedObject") {
-        return;
-    }
-    if text(reference, "kind") != "ReplicationController" && !text(reference, "kind").is_empty() && (version.is_empty() || !version.contains('/')) {
-        errors.invalid(path.child("apiVersion"), version, "apiVersion must specify API group");
+    if let Some(problem) = version.problem(reference) {
+        errors.invalid(path.child("apiVersion"), text(reference, "apiVersion"), &problem);
     }
 }
 
@@ -138,7 +177,7 @@ fn reference(reference: &Value, path: &Path, errors: &mut Errors) {
 const SOURCES: &[(&str, &str)] =
     &[("ContainerResource", "containerResource"), ("External", "external"), ("Object", "object"), ("Pods", "pods"), ("Resource", "resource")];
 
-fn validate_metric(metric: &Value, path: &Path, errors: &mut Errors) {
+fn validate_metric(metric: &Value, version: TargetVersion, path: &Path, errors: &mut Errors) {
     let kind = text(metric, "type");
     let types: Vec<&str> = SOURCES.iter().map(|(kind, _)| *kind).collect();
     if kind.is_empty() {
@@ -151,7 +190,7 @@ fn validate_metric(metric: &Value, path: &Path, errors: &mut Errors) {
     let said: Vec<&str> = ["object", "external", "pods", "resource", "containerResource"].into_iter().filter(|key| has(metric, key)).collect();
     // Of several, only the first is looked at.
     if let Some(first) = said.first() {
-        validate_source(first, &metric[*first], &path.child(first), errors);
+        validate_source(first, &metric[*first], version, &path.child(first), errors);
     }
     match expected {
         // Said once for the type and once for the source that it should name.
@@ -166,7 +205,7 @@ fn validate_metric(metric: &Value, path: &Path, errors: &mut Errors) {
     }
 }
 
-fn validate_source(name: &str, source: &Value, path: &Path, errors: &mut Errors) {
+fn validate_source(name: &str, source: &Value, version: TargetVersion, path: &Path, errors: &mut Errors) {
     let nothing = Value::Null;
     let target = source.get("target").unwrap_or(&nothing);
     match name {
@@ -184,7 +223,7 @@ fn validate_source(name: &str, source: &Value, path: &Path, errors: &mut Errors)
         }
         _ => {
             if name == "object" {
-                reference(source.get("describedObject").unwrap_or(&nothing), &path.child("describedObject"), errors);
+                reference(source.get("describedObject").unwrap_or(&nothing), version, &path.child("describedObject"), errors);
             }
             let metric = source.get("metric").unwrap_or(&nothing);
             let at = path.child("metric");

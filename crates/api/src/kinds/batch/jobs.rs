@@ -7,7 +7,7 @@ use crate::{
     kinds::{
         checks, conditions,
         pod::{template, warnings},
-        values::{each, fill, flag, has, int, list, made, member, put, shown, strings, text, within},
+        values::{each, fill, fill_absent, flag, has, int, list, made, member, put, shown, strings, text, within},
         workload,
     },
     names,
@@ -45,11 +45,11 @@ impl Hooks for Jobs {
         fill(spec, "parallelism", 1);
         let limit = if has(spec, "backoffLimitPerIndex") { i64::from(i32::MAX) } else { BACKOFF_LIMIT_DEFAULT };
         fill(spec, "backoffLimit", limit);
-        fill(spec, "completionMode", "NonIndexed");
+        fill_absent(spec, "completionMode", "NonIndexed");
         fill(spec, "suspend", false);
         fill(spec, "manualSelector", false);
         let replacement = if has(spec, "podFailurePolicy") { "Failed" } else { "TerminatingOrFailed" };
-        fill(spec, "podReplacementPolicy", replacement);
+        fill_absent(spec, "podReplacementPolicy", replacement);
         default_failure_policy(spec);
         template::default(spec);
         labels_from_template(job);
@@ -240,9 +240,9 @@ pub fn validate_spec(spec: &Value, path: &Path, errors: &mut Errors) {
         }
     }
     checks::one_of(spec, "completionMode", &["Indexed", "NonIndexed"], path, errors);
-    match text(spec, "completionMode") {
-        "Indexed" => indexed_limits(spec, path, errors),
-        "NonIndexed" | "" => {
+    match member(spec, "completionMode").and_then(Value::as_str) {
+        Some("Indexed") => indexed_limits(spec, path, errors),
+        Some("NonIndexed") | None => {
             for key in ["backoffLimitPerIndex", "maxFailedIndexes"].into_iter().filter(|key| has(spec, key)) {
                 errors.invalid(path.child(key), shown(spec, key), "requires indexed completion mode");
             }
@@ -492,14 +492,14 @@ fn validate_update(spec: &Value, old: &Value, path: &Path, errors: &mut Errors) 
     checks::immutable_structure("meta.v1.LabelSelector", spec.get("selector"), before.get("selector"), &path.child("selector"), errors);
     let mut template = shown(spec, "template");
     let old_template = shown(before, "template");
-    let status = workload::status(old);
-    if flag(before, "suspend") && (!has(status, "startTime") || is_true(status, "Suspended")) {
+    if may_change_template(old) {
         allow_scheduling_changes(&mut template, &old_template);
-        if int(status, "active").unwrap_or(0) == 0 {
-            allow_resource_changes(&mut template, &old_template);
+        allow_resource_changes(&mut template, &old_template);
+        if workload::spec(&template) != workload::spec(&old_template) {
+            let shown = internal::show("core.v1.PodSpec", &shown(&shown(spec, "template"), "spec"));
+            errors.invalid_structure(path.child("template").child("spec"), &shown, checks::IMMUTABLE);
         }
-    }
-    if template != old_template {
+    } else if template != old_template {
         let shown = internal::show("core.v1.PodTemplateSpec", &shown(spec, "template"));
         errors.invalid_structure(path.child("template"), &shown, checks::IMMUTABLE);
     }
@@ -511,6 +511,12 @@ fn validate_update(spec: &Value, old: &Value, path: &Path, errors: &mut Errors) 
             _ => checks::immutable(new, old, &at, errors),
         }
     }
+}
+/// Whether a Job is suspended and has no pods, and none to come from before.
+fn may_change_template(job: &Value) -> bool {
+    let status = workload::status(job);
+    let waits = !has(status, "startTime") || is_true(status, "Suspended");
+    flag(workload::spec(job), "suspend") && waits && int(status, "active").unwrap_or(0) == 0
 }
 /// While a Job is suspended, where its pods may run can still be changed.
 fn allow_scheduling_changes(template: &mut Value, old: &Value) {
@@ -537,15 +543,18 @@ fn allow_scheduling_changes(template: &mut Value, old: &Value) {
     }
 }
 
-/// And what they ask for.
+/// And what they ask for, as long as they are the same.
 fn allow_resource_changes(template: &mut Value, old: &Value) {
-    let nothing = Value::Null;
-    let (spec, before) = (made(template, "spec"), old.get("spec").unwrap_or(&nothing));
+    let (spec, before) = (made(template, "spec"), workload::spec(old));
     for key in ["initContainers", "containers"] {
-        let mut old = list(before, key).iter();
+        let old = list(before, key);
+        if list(spec, key).len() != old.len() {
+            continue;
+        }
+        let mut old = old.iter();
         each(spec, key, |container| {
-            if let Some(resources) = old.next().and_then(|old| old.get("resources")) {
-                put(container, "resources", resources.clone());
+            if let Some(old) = old.next().filter(|old| text(old, "name") == text(container, "name")) {
+                put(container, "resources", shown(old, "resources"));
             }
         });
     }

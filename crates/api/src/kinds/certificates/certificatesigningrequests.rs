@@ -72,7 +72,6 @@ impl Hooks for CertificateSigningRequests {
         }
     }
     fn prepare_status(&self, request: &mut Value, old: &Value) {
-        stamp(request, old);
         // Approval and denial are not the signer's to change.
         let decided = |object: &Value| {
             list(workload::status(object), "conditions")
@@ -104,7 +103,18 @@ impl Hooks for CertificateSigningRequests {
                 request.remove("status.conditions");
             }
         }
-        stamp(request, old);
+    }
+    /// Conditions are told of now; the last transition was when another status was said last.
+    fn stamp(&self, request: &mut Value, old: &Value, now: &str) {
+        let before = list(workload::status(old), "conditions");
+        within(request, "status", |status| {
+            each(status, "conditions", |condition| {
+                fill(condition, "lastUpdateTime", now);
+                let same = before.iter().find(|b| ["type", "status"].iter().all(|key| text(b, key) == text(condition, key)));
+                let since = same.map(|same| text(same, "lastTransitionTime")).filter(|since| !since.is_empty()).unwrap_or(now);
+                fill(condition, "lastTransitionTime", since);
+            })
+        });
     }
     fn validate(&self, request: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(request), Path::new("spec"));
@@ -176,22 +186,6 @@ impl Hooks for CertificateSigningRequests {
         };
         vec![table::name(request), table::age(request, now_unix_s), json!(signer), json!(text(spec, "username")), json!(duration), json!(state)]
     }
-}
-
-/// Conditions that were there keep their times.
-fn stamp(request: &mut Value, old: &Value) {
-    let before = checks::by_key(list(workload::status(old), "conditions"), |condition| text(condition, "type"));
-    within(request, "status", |status| {
-        each(status, "conditions", |condition| {
-            if let Some(same) = before.get(text(condition, "type")) {
-                for key in ["lastUpdateTime", "lastTransitionTime"] {
-                    if let Some(time) = same.get(key) {
-                        fill(condition, key, time.clone());
-                    }
-                }
-            }
-        })
-    });
 }
 
 /// A domain with a dot, a slash, and a path of names.

@@ -10,6 +10,7 @@ use crate::{
         workload,
     },
     names,
+    object::ObjectExt,
     quantity::Quantity,
 };
 use serde_json::Value;
@@ -29,6 +30,13 @@ impl Hooks for LimitRanges {
     fn default(&self, range: &mut Value) {
         made(range, "spec");
         within(range, "spec", |spec| each(spec, "limits", default_limit));
+    }
+    /// Nobody needs to name a range.
+    fn prepare_create(&self, range: &mut Value) {
+        if range.name().is_empty() {
+            let name = range.uid().to_string();
+            range.set("metadata.name", name);
+        }
     }
     fn validate(&self, range: &Value, _old: Option<&Value>, errors: &mut Errors) {
         let path = Path::new("spec").child("limits");

@@ -47,6 +47,7 @@ struct Nodes;
 /// Configuration of kubelets through the API is gone.
 fn drop_disabled(node: &mut Value) {
     within(node, "spec", |spec| drop(take(spec, "configSource")));
+    within(node, "status", |status| drop(take(status, "config")));
 }
 
 fn avoided_pods(node: &Value, errors: &mut Errors) {
@@ -97,6 +98,9 @@ impl Hooks for Nodes {
         drop_disabled(node);
     }
     fn prepare_update(&self, node: &mut Value, _old: &Value) {
+        drop_disabled(node);
+    }
+    fn prepare_status(&self, node: &mut Value, _old: &Value) {
         drop_disabled(node);
     }
     fn warnings(&self, node: &Value, _old: Option<&Value>) -> Vec<String> {

@@ -8,7 +8,7 @@ use crate::{
     kinds::{
         checks,
         pod::{defaults, scheduling, volumes, warnings},
-        values::{fill, list, made, map, member, put, shown, text},
+        values::{fill, fill_absent, list, made, map, member, put, shown, text},
         workload,
     },
     names,
@@ -58,7 +58,7 @@ impl Hooks for PersistentVolumes {
     fn default(&self, volume: &mut Value) {
         let spec = made(volume, "spec");
         fill(spec, "persistentVolumeReclaimPolicy", "Retain");
-        fill(spec, "volumeMode", "Filesystem");
+        fill_absent(spec, "volumeMode", "Filesystem");
         defaults::source(spec);
     }
     fn prepare_create(&self, volume: &mut Value) {
@@ -67,6 +67,18 @@ impl Hooks for PersistentVolumes {
             put(&mut status, "lastPhaseTransitionTime", now);
         }
         put(volume, "status", status);
+    }
+    /// Who changes the phase may say when; who says nothing of it keeps what was said.
+    fn stamp(&self, volume: &mut Value, old: &Value, now: &str) {
+        const TIME: &str = "lastPhaseTransitionTime";
+        let before = workload::status(old);
+        let changed = text(workload::status(volume), "phase") != text(before, "phase");
+        let said = member(workload::status(volume), TIME);
+        match (changed, said, member(before, TIME)) {
+            (true, said, before) if said.is_none() || said == before => put(made(volume, "status"), TIME, now),
+            (false, None, Some(before)) => put(made(volume, "status"), TIME, before.clone()),
+            _ => {}
+        }
     }
     fn validate(&self, volume: &Value, old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(volume), Path::new("spec"));

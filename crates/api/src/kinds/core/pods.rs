@@ -4,6 +4,7 @@ use crate::{
     field::{Errors, Path},
     kind::{Hooks, Kind},
     kinds::{
+        checks,
         pod::{annotations, defaults, display, resources, scheduling, spec, status, update, warnings},
         values::{fill, list, made, put, text, within},
     },
@@ -116,6 +117,14 @@ impl Hooks for Pods {
             "resize" => update::validate_resize(pod, old, errors),
             _ => update::validate_ephemeral_containers(pod, old, errors),
         }
+    }
+    fn status_warnings(&self, pod: &Value) -> Vec<String> {
+        let addresses = |key: &'static str| {
+            let path = Path::new("status").child(key);
+            let all = list(pod.get("status").unwrap_or(&Value::Null), key).iter().enumerate();
+            all.filter_map(move |(i, address)| checks::ip_warning(text(address, "ip"), &path.index(i).child("ip"))).collect::<Vec<_>>()
+        };
+        ["podIPs", "hostIPs"].into_iter().flat_map(addresses).collect()
     }
     fn warnings(&self, pod: &Value, old: Option<&Value>) -> Vec<String> {
         // Who changes a pod is a controller or a node, and has nobody to tell.

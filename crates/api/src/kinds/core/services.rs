@@ -6,7 +6,7 @@ use crate::{
     kind::{Hooks, Kind, NameRule},
     kinds::{
         checks,
-        values::{each, fill, has, int, list, made, map, member, put, shown, strings, take, text, within},
+        values::{each, fill, fill_absent, has, int, list, made, map, member, put, shown, strings, take, text, within},
         workload,
     },
     names,
@@ -81,7 +81,7 @@ impl Hooks for Services {
             fill(spec, "externalTrafficPolicy", "Cluster");
         }
         if !is_external_name(spec) {
-            fill(spec, "internalTrafficPolicy", "Cluster");
+            fill_absent(spec, "internalTrafficPolicy", "Cluster");
         }
         if is_load_balancer(spec) {
             fill(spec, "allocateLoadBalancerNodePorts", true);
@@ -93,7 +93,7 @@ impl Hooks for Services {
             within(status, "loadBalancer", |balancer| {
                 each(balancer, "ingress", |ingress| {
                     if !text(ingress, "ip").is_empty() {
-                        fill(ingress, "ipMode", "VIP");
+                        fill_absent(ingress, "ipMode", "VIP");
                     }
                 })
             })
@@ -116,6 +116,11 @@ impl Hooks for Services {
     }
     fn warnings(&self, service: &Value, _old: Option<&Value>) -> Vec<String> {
         warnings(service)
+    }
+    fn status_warnings(&self, service: &Value) -> Vec<String> {
+        let path = Path::new("status").child("loadBalancer").child("ingress");
+        let addresses = service.list_at("status.loadBalancer.ingress").iter().enumerate();
+        addresses.filter_map(|(i, address)| checks::ip_warning(text(address, "ip"), &path.index(i))).collect()
     }
     fn validate(&self, service: &Value, old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(service), Path::new("spec"));

@@ -6,7 +6,7 @@ use crate::{
     kinds::{
         checks,
         core::endpoints::first_few,
-        values::{each, fill, has, int, list, made, member, put, strings, take, text},
+        values::{each, fill_absent, has, int, list, made, member, put, strings, take, text},
     },
     names,
     object::ObjectExt,
@@ -27,6 +27,8 @@ const ADDRESSES_MAX: usize = 100;
 const PORTS_MAX: usize = 20_000;
 /// Zones or nodes for which an endpoint is meant.
 const HINTS_MAX: usize = 8;
+/// The controllers of clusters that make slices.
+const CONTROLLERS: &[&str] = &["endpointslice-controller.k8s.io", "endpointslicemirroring-controller.k8s.io"];
 
 struct EndpointSlices;
 
@@ -50,7 +52,7 @@ impl Hooks for EndpointSlices {
             if !has(port, "name") {
                 put(port, "name", "");
             }
-            fill(port, "protocol", "TCP");
+            fill_absent(port, "protocol", "TCP");
         });
         each(slice, "endpoints", |endpoint| {
             made(endpoint, "conditions");
@@ -95,11 +97,15 @@ impl Hooks for EndpointSlices {
             checks::immutable(slice.get("addressType"), old.get("addressType"), &root.child("addressType"), errors);
         }
     }
-    fn warnings(&self, slice: &Value, _old: Option<&Value>) -> Vec<String> {
-        if text(slice, "addressType") == "FQDN" {
-            return vec!["spec.addressType: FQDN endpoints are deprecated".into()];
-        }
+    fn warnings(&self, slice: &Value, old: Option<&Value>) -> Vec<String> {
         let mut warnings = vec![];
+        if old.is_none() && text(slice, "addressType") == "FQDN" {
+            warnings.push("spec.addressType: FQDN endpoints are deprecated".into());
+        }
+        // Those of the controllers are of addresses that they have put right.
+        if slice.label("endpointslice.kubernetes.io/managed-by").is_some_and(|manager| CONTROLLERS.contains(&manager)) {
+            return warnings;
+        }
         for (i, endpoint) in list(slice, "endpoints").iter().enumerate() {
             for (j, address) in strings(endpoint, "addresses").enumerate() {
                 let path = Path::new("endpoints").index(i).child("addresses").index(j);

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 pub fn kind() -> Kind {
     Kind::cluster("flowcontrol.apiserver.k8s.io", "v1", "FlowSchema", "flowschemas")
         .generation()
-        .status()
+        .status_alone()
         .metadata_again(MetadataAgain::AsCreate)
         .hooks(FlowSchemas)
 }

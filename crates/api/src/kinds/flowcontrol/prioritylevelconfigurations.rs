@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 pub fn kind() -> Kind {
     Kind::cluster("flowcontrol.apiserver.k8s.io", "v1", "PriorityLevelConfiguration", "prioritylevelconfigurations")
         .generation()
-        .status()
+        .status_alone()
         .metadata_again(MetadataAgain::AsCreate)
         .hooks(PriorityLevelConfigurations)
 }

@@ -5,7 +5,7 @@ use crate::{
     kind::{Hooks, Kind},
     kinds::{
         checks,
-        values::{fill, member, text, within},
+        values::{fill_absent, member, text, within},
         workload,
     },
     names,
@@ -24,14 +24,16 @@ struct IngressClasses;
 
 /// A reference to an object by group, kind and name.
 pub fn typed_reference(reference: &Value, path: &Path, errors: &mut Errors) {
-    checks::checked(reference, "apiGroup", path, names::dns1123_subdomain, errors);
+    if let Some(group) = member(reference, "apiGroup").and_then(Value::as_str) {
+        errors.invalid_all(&path.child("apiGroup"), group, names::dns1123_subdomain(group));
+    }
     checks::required_checked(reference, "kind", path, checks::path_segment, errors);
     checks::required_checked(reference, "name", path, checks::path_segment, errors);
 }
 
 impl Hooks for IngressClasses {
     fn default(&self, class: &mut Value) {
-        within(class, "spec", |spec| within(spec, "parameters", |parameters| fill(parameters, "scope", "Cluster")));
+        within(class, "spec", |spec| within(spec, "parameters", |parameters| fill_absent(parameters, "scope", "Cluster")));
     }
     fn validate(&self, class: &Value, old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(class), Path::new("spec"));

@@ -5,7 +5,7 @@ use crate::{
     kind::{Hooks, Kind},
     kinds::{
         checks,
-        values::{has, int, list, made, member, put, strings, text},
+        values::{has, int, list, made, member, put, shown, strings, text},
         workload,
     },
     names,
@@ -33,7 +33,7 @@ impl Hooks for Ingresses {
     fn validate(&self, ingress: &Value, old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(ingress), Path::new("spec"));
         if list(spec, "rules").is_empty() && !has(spec, "defaultBackend") {
-            errors.invalid(path.clone(), Value::Null, "either `defaultBackend` or `rules` must be specified");
+            errors.invalid(path.clone(), shown(spec, "rules"), "either `defaultBackend` or `rules` must be specified");
         }
         if let Some(backend) = member(spec, "defaultBackend") {
             validate_backend(backend, &path.child("defaultBackend"), errors);

@@ -5,7 +5,7 @@ use crate::{
     kind::{Hooks, Kind},
     kinds::{
         checks,
-        values::{each, fill, int, list, made, member, put, strings, text},
+        values::{each, fill_absent, int, list, made, member, put, strings, text},
         workload,
     },
     selector, table,
@@ -22,7 +22,7 @@ impl Hooks for NetworkPolicies {
     fn default(&self, policy: &mut Value) {
         let spec = made(policy, "spec");
         for direction in ["ingress", "egress"] {
-            each(spec, direction, |rule| each(rule, "ports", |port| fill(port, "protocol", "TCP")));
+            each(spec, direction, |rule| each(rule, "ports", |port| fill_absent(port, "protocol", "TCP")));
         }
         made(spec, "podSelector");
         if list(spec, "policyTypes").is_empty() {

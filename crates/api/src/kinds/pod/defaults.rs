@@ -2,7 +2,7 @@
 
 use super::resources;
 use crate::{
-    kinds::values::{each, fill, fill_zero, has, int, list, made, put, take, text, within},
+    kinds::values::{each, fill, fill_absent, fill_zero, has, int, list, made, put, take, text, within},
     quantity::Quantity,
 };
 use serde_json::{Value, json};
@@ -219,9 +219,9 @@ pub fn source(volume: &mut Value) {
         fill(rbd, "keyring", "/etc/ceph/keyring");
     });
     within(volume, "azureDisk", |disk| {
-        fill(disk, "cachingMode", "ReadWrite");
-        fill(disk, "kind", "Shared");
-        fill(disk, "fsType", "ext4");
+        fill_absent(disk, "cachingMode", "ReadWrite");
+        fill_absent(disk, "kind", "Shared");
+        fill_absent(disk, "fsType", "ext4");
         fill(disk, "readOnly", false);
     });
     within(volume, "scaleIO", |io| {
@@ -232,7 +232,7 @@ pub fn source(volume: &mut Value) {
 
 /// Defaults of the spec of a PersistentVolumeClaim.
 pub fn claim_spec(spec: &mut Value) {
-    fill(spec, "volumeMode", "Filesystem");
+    fill_absent(spec, "volumeMode", "Filesystem");
     fill(spec, "resources", json!({}));
 }
 

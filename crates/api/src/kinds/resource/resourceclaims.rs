@@ -8,7 +8,7 @@ use crate::{
     kinds::{
         checks, conditions,
         pod::scheduling,
-        values::{each, fill, fill_zero, has, int, is_empty, list, made, map, member, put, shown, text, within},
+        values::{each, fill, fill_zero, has, int, is_empty, list, made, map, member, put, shown, take, text, within},
         workload,
     },
     object::ObjectExt,
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use std::collections::HashSet;
 
 pub fn kind() -> Kind {
-    Kind::namespaced("resource.k8s.io", "v1", "ResourceClaim", "resourceclaims").status().hooks(ResourceClaims)
+    Kind::namespaced("resource.k8s.io", "v1", "ResourceClaim", "resourceclaims").status_alone().hooks(ResourceClaims)
 }
 
 const REQUESTS_MAX: usize = 32;
@@ -74,6 +74,20 @@ impl Hooks for ResourceClaims {
             Some(_) => {}
             None => validate_spec(spec, &path, errors),
         }
+    }
+    /// What drivers have said of devices goes with these.
+    fn prepare_status(&self, claim: &mut Value, old: &Value) {
+        let mut gone = allocated(workload::status(old));
+        for device in allocated(workload::status(claim)) {
+            gone.remove(&device);
+        }
+        within(claim, "status", |status| {
+            let kept: Vec<Value> = list(status, "devices").iter().filter(|device| !gone.contains(&device_id(device))).cloned().collect();
+            match kept.is_empty() {
+                true => drop(take(status, "devices")),
+                false => put(status, "devices", kept),
+            }
+        });
     }
     fn validate_status(&self, claim: &Value, old: &Value, errors: &mut Errors) {
         status(claim, old, &Path::new("status"), errors);
@@ -190,6 +204,11 @@ fn wanted(request: &Value, path: &Path, errors: &mut Errors) {
     }
 }
 
+/// The devices that a status says are the claim's.
+fn allocated(status: &Value) -> HashSet<Value> {
+    member(status, "allocation").map(|a| list(claim_devices(a), "results")).unwrap_or_default().iter().map(device_id).collect()
+}
+
 fn status(claim: &Value, old: &Value, path: &Path, errors: &mut Errors) {
     let (status, before) = (workload::status(claim), workload::status(old));
     let requests = requests_of(claim_devices(workload::spec(claim)));
@@ -200,8 +219,7 @@ fn status(claim: &Value, old: &Value, path: &Path, errors: &mut Errors) {
             checks::required(consumer, key, path, errors);
         }
     });
-    let allocation = member(status, "allocation");
-    let results: HashSet<Value> = allocation.map(|a| list(claim_devices(a), "results")).unwrap_or_default().iter().map(device_id).collect();
+    let (allocation, results) = (member(status, "allocation"), allocated(status));
     devices::each_once(list(status, "devices"), usize::MAX, &path.child("devices"), errors, device_id, |device, path, errors| {
         device_status(device, &results, path, errors);
     });

@@ -5,7 +5,7 @@ use crate::{
     kind::{Hooks, Kind},
     kinds::{
         checks,
-        values::{fill, flag, has, int, put, text},
+        values::{fill_absent, flag, has, int, put, text},
     },
     object::ObjectExt,
     table,
@@ -25,7 +25,7 @@ struct PriorityClasses;
 
 impl Hooks for PriorityClasses {
     fn default(&self, class: &mut Value) {
-        fill(class, "preemptionPolicy", "PreemptLowerPriority");
+        fill_absent(class, "preemptionPolicy", "PreemptLowerPriority");
         if !has(class, "value") {
             put(class, "value", 0);
         }

@@ -5,7 +5,7 @@ use crate::{
     kind::{Hooks, Kind},
     kinds::{
         checks,
-        values::{fill, flag, has, int, list, made, put, shown, strings, text},
+        values::{fill, fill_absent, flag, has, int, list, made, put, shown, strings, text},
         workload,
     },
     object::ObjectExt,
@@ -29,7 +29,7 @@ impl Hooks for CsiDrivers {
         for key in ["podInfoOnMount", "storageCapacity", "requiresRepublish", "seLinuxMount"] {
             fill(spec, key, false);
         }
-        fill(spec, "fsGroupPolicy", "ReadWriteOnceWithFSType");
+        fill_absent(spec, "fsGroupPolicy", "ReadWriteOnceWithFSType");
         if list(spec, "volumeLifecycleModes").is_empty() {
             put(spec, "volumeLifecycleModes", json!(["Persistent"]));
         }

@@ -6,13 +6,14 @@ use crate::{
     kinds::{
         checks,
         pod::warnings,
-        values::{fill, list, map, text},
+        values::{fill_absent, list, map, strings, text},
     },
     names,
     object::ObjectExt,
     table,
 };
 use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 pub fn kind() -> Kind {
     Kind::cluster("storage.k8s.io", "v1", "StorageClass", "storageclasses").short(&["sc"]).hooks(StorageClasses)
@@ -32,16 +33,21 @@ pub fn is_default(class: &Value) -> bool {
 
 impl Hooks for StorageClasses {
     fn default(&self, class: &mut Value) {
-        fill(class, "reclaimPolicy", "Delete");
-        fill(class, "volumeBindingMode", "Immediate");
+        fill_absent(class, "reclaimPolicy", "Delete");
+        fill_absent(class, "volumeBindingMode", "Immediate");
     }
     fn validate(&self, class: &Value, old: Option<&Value>, errors: &mut Errors) {
         let root = Path::root();
         provisioner(class, "provisioner", errors);
         parameters(class, errors);
-        checks::one_of(class, "reclaimPolicy", &["Delete", "Retain"], &root, errors);
-        checks::required_one_of(class, "volumeBindingMode", &["Immediate", "WaitForFirstConsumer"], &root, errors);
-        for (i, term, again) in checks::distinct(list(class, "allowedTopologies"), |term| term) {
+        if !text(class, "reclaimPolicy").is_empty() {
+            checks::one_of(class, "reclaimPolicy", &["Delete", "Retain"], &root, errors);
+        }
+        checks::one_of(class, "volumeBindingMode", &["Immediate", "WaitForFirstConsumer"], &root, errors);
+        let terms = list(class, "allowedTopologies");
+        // Kubernetes compares each term with those before it and with as many that say nothing.
+        let mut known: HashMap<Topology, usize> = HashMap::from([(Topology::new(), terms.len())]);
+        for (i, term) in terms.iter().enumerate() {
             for (j, expression, again) in checks::distinct(list(term, "matchLabelExpressions"), |expression| text(expression, "key")) {
                 let path = root.child("allowedTopologies").index(i).child("matchLabelExpressions").index(j);
                 let key = text(expression, "key");
@@ -57,9 +63,14 @@ impl Hooks for StorageClasses {
                     errors.duplicate(path.child("key"), key);
                 }
             }
-            if again {
+            let count = known.entry(topology(term)).or_default();
+            for _ in 0..*count {
+                if errors.is_full() {
+                    break;
+                }
                 errors.duplicate(root.child("allowedTopologies").index(i).child("matchLabelExpressions"), "");
             }
+            *count += 1;
         }
         if let Some(old) = old {
             for key in ["parameters", "provisioner", "reclaimPolicy", "volumeBindingMode"] {
@@ -88,6 +99,13 @@ impl Hooks for StorageClasses {
             table::age(class, now_unix_s),
         ]
     }
+}
+
+/// What a term says: values by key, in whatever order; of several about one key, the last.
+type Topology<'a> = BTreeMap<&'a str, BTreeSet<&'a str>>;
+
+fn topology(term: &Value) -> Topology<'_> {
+    list(term, "matchLabelExpressions").iter().map(|expression| (text(expression, "key"), strings(expression, "values").collect())).collect()
 }
 
 /// Who makes volumes of a class: a qualified name, in whatever case.

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 pub fn kind() -> Kind {
     Kind::cluster("storage.k8s.io", "v1", "VolumeAttachment", "volumeattachments")
         .conditional_update()
-        .status()
+        .status_alone()
         .metadata_again(MetadataAgain::AsCreate)
         .hooks(VolumeAttachments)
 }
@@ -50,6 +50,7 @@ impl Hooks for VolumeAttachments {
     }
     fn validate(&self, attachment: &Value, old: Option<&Value>, errors: &mut Errors) {
         let (spec, path) = (workload::spec(attachment), Path::new("spec"));
+        checks::required(spec, "attacher", &path, errors);
         let (name, inline) = (spec.str_at("source.persistentVolumeName"), spec.at("source.inlineVolumeSpec").filter(|i| !i.is_null()));
         let at = path.child("source");
         match (name, inline) {
