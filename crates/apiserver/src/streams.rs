@@ -16,38 +16,45 @@ use hyper::rt::Executor;
 use parking_lot::Mutex;
 use slab::Slab;
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     future::poll_fn,
     pin::{Pin, pin},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU8, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering::SeqCst},
     },
     task::{Context, Poll, Wake, Waker},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     task::coop::unconstrained,
-    time::Instant,
 };
 
 /// The answer to a request, on its way.
 type Stream = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// So often an answer is polled in one turn if it goes on asking for it. HTTP/2 asks once in the name of each that asks for room.
+/// So often an answer is polled in one turn if it goes on asking for it.
 const POLLS_MAX: usize = 3;
 
 /// Where the answer to one request runs. Found among the extensions of HTTP/2 requests.
-#[derive(Clone, Debug, Default)]
-pub struct Place(Arc<AtomicBool>);
+#[derive(Clone)]
+pub struct Place(Arc<Call>);
 
 impl Place {
     /// Says that the answer has no end of its own, and mostly waits: it moves into the connection's task as soon as it does.
     pub fn stay(&self) {
-        self.0.store(true, SeqCst);
+        self.0.stays.store(true, SeqCst);
     }
+
+    /// Says, while it is polled, that it looks at everything from here on: it need not be polled again for what woke it before.
+    ///
+    /// HTTP/2 wakes whoever asks it for room, also when it has given it at once and that has been seen.
+    pub fn look(&self) {
+        let _ = self.0.state.compare_exchange(POLLED | ASKED, POLLED, SeqCst, SeqCst);
+    }
+
     fn stays(&self) -> bool {
-        self.0.load(SeqCst)
+        self.0.stays.load(SeqCst)
     }
 }
 
@@ -60,7 +67,7 @@ struct Shared {
     /// The place of the request whose answer begins next.
     next: Mutex<Option<Place>>,
     /// Those who stay and have not been taken in yet.
-    arriving: Mutex<Vec<Stream>>,
+    arriving: Mutex<Vec<(Stream, Arc<Call>)>>,
     /// Those who stay and have been woken since the last turn.
     woken: Mutex<Vec<usize>>,
     /// Whether the task has been woken for one of these.
@@ -78,15 +85,20 @@ const SPOKEN: u8 = 2;
 impl Streams {
     /// The place of a request whose answer is the next to be given to this executor.
     pub fn place(&self) -> Place {
-        let place = Place::default();
+        let place = self.somewhere();
         *self.0.next.lock() = Some(place.clone());
         place
+    }
+
+    fn somewhere(&self) -> Place {
+        let (stays, key, state) = (AtomicBool::new(false), AtomicUsize::new(usize::MAX), AtomicU8::new(0));
+        Place(Arc::new(Call { stays, key, state, shared: self.0.clone() }))
     }
 }
 
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
     fn execute(&self, stream: F) {
-        let (shared, place) = (self.0.clone(), self.0.next.lock().take().unwrap_or_default());
+        let (shared, place) = (self.0.clone(), self.0.next.lock().take().unwrap_or_else(|| self.somewhere()));
         let mut stream: Stream = Box::pin(stream);
         tokio::spawn(async move {
             let over = poll_fn(|cx| match stream.as_mut().poll(cx) {
@@ -95,7 +107,7 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
                 Poll::Pending => Poll::Pending,
             });
             if !over.await {
-                shared.arriving.lock().push(stream);
+                shared.arriving.lock().push((stream, place.0));
                 shared.task.wake();
             }
         });
@@ -114,9 +126,11 @@ impl Wake for Shared {
     }
 }
 
-/// What wakes one of those who stay.
+/// The answer to one request; what wakes it once it stays.
 struct Call {
-    key: usize,
+    stays: AtomicBool,
+    /// Which of those who stay it is.
+    key: AtomicUsize,
     /// [`ASKED`] and [`POLLED`], or neither while it waits.
     state: AtomicU8,
     shared: Arc<Shared>,
@@ -129,7 +143,7 @@ const POLLED: u8 = 2;
 
 impl Call {
     fn put(self: &Arc<Call>) {
-        self.shared.woken.lock().push(self.key);
+        self.shared.woken.lock().push(self.key.load(SeqCst));
         if !self.shared.called.swap(true, SeqCst) {
             let later = TOGETHER.with_borrow_mut(|later| later.as_mut().map(|later| later.push(self.shared.clone())));
             if later.is_none() {
@@ -153,32 +167,6 @@ impl Wake for Call {
 thread_local! {
     /// Whose task is woken when all have been; `None` while they are woken one by one.
     static TOGETHER: RefCell<Option<Vec<Arc<Shared>>>> = const { RefCell::new(None) };
-}
-
-thread_local! {
-    /// The beginning of the turn that is going on.
-    static NOW: Cell<Option<Instant>> = const { Cell::new(None) };
-}
-
-/// The time, as exact as a turn is short: hundreds of watchers need not ask for it one by one.
-pub fn now() -> Instant {
-    NOW.get().unwrap_or_else(Instant::now)
-}
-
-/// Keeps [`now`] what it is, until it is dropped.
-struct StandingClock;
-
-impl StandingClock {
-    fn now() -> StandingClock {
-        NOW.set(Some(Instant::now()));
-        StandingClock
-    }
-}
-
-impl Drop for StandingClock {
-    fn drop(&mut self) {
-        NOW.set(None);
-    }
 }
 
 /// Does something that wakes many, and lets none of their connections have its turn before it is done.
@@ -249,12 +237,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Turns<S> {
         self.take_in();
         self.shared.called.store(false, SeqCst);
         std::mem::swap(&mut self.woken, &mut *self.shared.woken.lock());
-        {
-            let _clock = StandingClock::now();
-            for key in self.woken.drain(..) {
-                if self.staying.get_mut(key).is_some_and(Staying::speak) {
-                    self.staying.remove(key);
-                }
+        for key in self.woken.drain(..) {
+            if self.staying.get_mut(key).is_some_and(Staying::speak) {
+                self.staying.remove(key);
             }
         }
         let spoken = self.shared.turn.swap(0, SeqCst) & SPOKEN != 0;
@@ -267,9 +252,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Turns<S> {
 
     fn take_in(&mut self) {
         let arriving = std::mem::take(&mut *self.shared.arriving.lock());
-        for stream in arriving {
+        for (stream, call) in arriving {
             let place = self.staying.vacant_entry();
-            let call = Arc::new(Call { key: place.key(), state: AtomicU8::new(ASKED), shared: self.shared.clone() });
+            call.key.store(place.key(), SeqCst);
+            call.state.store(ASKED, SeqCst);
             call.put();
             place.insert(Staying { stream, waker: Waker::from(call.clone()), call });
         }
@@ -280,7 +266,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Turns<S> {
 mod tests {
     use super::*;
     use crate::gathered::outlet;
-    use std::sync::atomic::AtomicUsize;
     use tokio::{
         sync::{mpsc, watch},
         task,
@@ -364,5 +349,40 @@ mod tests {
             () = all => {}
         }
         assert!(running.staying.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_woke_somebody_before_they_look_asks_for_no_turn() {
+        let (near, _far) = tokio::io::duplex(1000);
+        let streams = Streams::default();
+        let mut running = Turns::new(&streams, outlet(near, true).0);
+        let (say, mut heard) = mpsc::unbounded_channel();
+        let place = streams.place();
+        place.stay();
+        let here = place.clone();
+        streams.execute(poll_fn(move |cx| {
+            let _ = say.send(cx.waker().clone());
+            cx.waker().wake_by_ref();
+            here.look();
+            Poll::<()>::Pending
+        }));
+        let mut turn = async || {
+            let connection = pin!(poll_fn(|_| Poll::<Result<(), BoxError>>::Pending));
+            let _ = futures::poll!(pin!(running.run(connection)));
+        };
+        // Of the task in which it begins it is no part yet.
+        heard.recv().await.unwrap();
+        let waker = loop {
+            turn().await;
+            match heard.try_recv() {
+                Ok(waker) if streams.0.arriving.lock().is_empty() && place.0.key.load(SeqCst) != usize::MAX => break waker,
+                _ => task::yield_now().await,
+            }
+        };
+        turn().await;
+        assert!(heard.try_recv().is_err(), "it was polled again for what it had seen");
+        waker.wake();
+        turn().await;
+        assert!(heard.try_recv().is_ok() && heard.try_recv().is_err(), "it is polled once for what came later");
     }
 }

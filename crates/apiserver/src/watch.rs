@@ -9,7 +9,7 @@ use crate::{
     conversion,
     encode::{Format, Output, Shape, View, metadata_bytes, metadata_value, respond},
     read::{invalid_options, number, selection},
-    streams::{self, Place},
+    streams::Place,
     websocket,
 };
 use api::{
@@ -42,14 +42,14 @@ const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 pub async fn watch(mut call: Call) -> Answer {
     let socket = websocket::asked(&mut call.request, &[])?;
     let (server, place) = (call.server.clone(), call.request.extensions_mut().remove::<Place>());
-    let events = events(call).await?;
+    let events = events(call, place.clone()).await?;
     if let (Some(place), None) = (place, &socket) {
         place.stay();
     }
     Ok(websocket::answer(&server, socket, events))
 }
 
-async fn events(call: Call) -> Answer {
+async fn events(call: Call, place: Option<Place>) -> Answer {
     let options = ListOptions::parse(&call.query)?;
     check(&options)?;
     let selection = selection(&call, &options)?;
@@ -99,7 +99,7 @@ async fn events(call: Call) -> Answer {
     if call.server.config.shutdown.is_cancelled() {
         return Ok(respond(StatusCode::OK, media_type, body::empty()));
     }
-    let running = Running { watch, framer, first, alarm, call: Arc::new(call), conversion };
+    let running = Running { watch, framer, first, alarm, place, call: Arc::new(call), conversion };
     Ok(respond(StatusCode::OK, media_type, Body::new(running)))
 }
 
@@ -128,6 +128,8 @@ struct Running {
     /// Whether the bookmark that ends the initial events is still to come.
     first: bool,
     alarm: Alarm,
+    /// Where it runs, on a connection of HTTP/2.
+    place: Option<Place>,
     call: Arc<Call>,
     /// Only for what a webhook converts.
     conversion: Option<Conversion>,
@@ -178,6 +180,10 @@ impl Running {
         }
         if std::mem::take(&mut self.first) {
             return Poll::Ready(Next::Line(self.framer.bookmark(self.watch.revision, true)));
+        }
+        // Whatever it was woken for is seen below: what is in the queue, and what time it is.
+        if let Some(place) = &self.place {
+            place.look();
         }
         match self.watch.live.poll_recv(cx) {
             Poll::Ready(message) => Poll::Ready(message.map_or(Next::End, Next::Event)),
@@ -270,7 +276,7 @@ impl Alarm {
     }
     /// Ready when the time is up, and whenever a bookmark is due.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Alarmed> {
-        let (now, next) = (streams::now(), next_of(self.over, self.bookmark));
+        let (now, next) = (Instant::now(), next_of(self.over, self.bookmark));
         if now < next && self.set_for.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
             return Poll::Pending;
         }
