@@ -20,7 +20,6 @@ pub(super) fn string_function(name: &str) -> bool {
             | "split"
             | "substring"
             | "trim"
-            | "reverse"
             | "format"
             | "find"
             | "findAll"
@@ -67,7 +66,6 @@ pub(super) fn strings<'a>(name: &str, receiver: &Cow<'a, str>, args: &[Val<'a>],
         ("lowerAscii", []) => Val::string(receiver.to_ascii_lowercase()),
         ("upperAscii", []) => Val::string(receiver.to_ascii_uppercase()),
         ("trim", []) => Val::string(receiver.trim().to_string()),
-        ("reverse", []) => Val::string(receiver.chars().rev().collect::<String>()),
         ("replace", [Val::String(from), Val::String(to), rest @ ..]) => {
             let limit = rest.first().and_then(whole).filter(|limit| *limit >= 0).map_or(usize::MAX, |limit| limit as usize);
             let count = if from.is_empty() { receiver.chars().count() + 1 } else { receiver.matches(from.as_ref()).count() }.min(limit);

@@ -1,7 +1,8 @@
 //! CustomResourceDefinition of apiextensions.k8s.io. What it makes is in [`crate::custom`]; here is what it may say.
 
 use crate::{
-    custom::{CLEANUP_FINALIZER, json_path::JsonPath, structural},
+    cel,
+    custom::{CLEANUP_FINALIZER, props::Props, structural},
     field::{Errors, Path},
     internal::{self, Tree},
     kind::{Hooks, Kind},
@@ -198,7 +199,7 @@ fn validate_spec(spec: &Value, old: Option<&Value>, path: &Path, errors: &mut Er
     checks::required_one_of(spec, "scope", &["Cluster", "Namespaced"], path, errors);
     let versions = list(spec, "versions");
     for (i, _) in versions.iter().enumerate().filter(|(_, version)| version.at("schema.openAPIV3Schema").is_none()) {
-        errors.required(path.child("versions").index(i).child("schema").child("openAPIV3Schema"), "schemas are required");
+        errors.required(path.child("versions").index(i).child("schema").child("openAPIV3Schema"), "");
     }
     let shared = shared(versions);
     for (i, version) in versions.iter().enumerate() {
@@ -328,7 +329,7 @@ fn validate_schema(schema: &Value, with_status: bool, path: &Path, errors: &mut 
     if flag(schema, "nullable") {
         errors.forbidden(path.child("nullable"), "nullable cannot be true at the root");
     }
-    structural::validate(schema, &path, errors);
+    structural::validate(schema, false, &path, errors);
 }
 
 /// With a status of its own, the schema says little at its root: the status is taken out from below it.
@@ -464,7 +465,10 @@ fn validate_columns(columns: &Value, path: &Path, errors: &mut Errors) {
 fn validate_selectable(fields: &Value, schema: Option<&Value>, path: &Path, errors: &mut Errors) {
     const FIELDS_MAX: usize = 8;
     let fields = fields.as_array().map(Vec::as_slice).unwrap_or_default();
-    let mut distinct = BTreeSet::new();
+    let Some(schema) = schema.and_then(|schema| schema.get("openAPIV3Schema")).filter(|schema| schema.is_object()) else {
+        return errors.invalid(path.clone(), "", "may only be set when `version.schema.openAPIV3Schema` is not included");
+    };
+    let (props, mut distinct) = (Props::read(schema), BTreeSet::new());
     for (i, field) in fields.iter().enumerate() {
         let at = path.index(i).child("jsonPath");
         let given = text(field, "jsonPath");
@@ -472,33 +476,22 @@ fn validate_selectable(fields: &Value, schema: Option<&Value>, path: &Path, erro
             errors.required(at, "");
             continue;
         }
-        let parsed = JsonPath::parse(given).ok().filter(|_| given.starts_with('.'));
-        let Some(names) = parsed.as_ref().and_then(JsonPath::fields) else {
-            errors.invalid(at, given, "is an invalid path: must be a simple json path starting with .");
-            continue;
-        };
-        let mut here = schema.and_then(|schema| schema.get("openAPIV3Schema"));
-        for name in &names {
-            here = here.and_then(|here| here.get("properties")?.get(name));
-        }
-        let in_metadata = names.first() == Some(&"metadata");
-        if in_metadata {
-            errors.invalid(at.clone(), given, "must not point to fields in metadata");
-        }
-        match here.map(|here| text(here, "type")) {
-            None if in_metadata => continue,
-            None => {
-                errors.invalid(at, given, "is an invalid path: does not refer to a valid field");
+        let (path, here) = match cel::rule::selectable(&props, given) {
+            Ok(found) => found,
+            Err(why) => {
+                errors.invalid(at, given, &format!("is an invalid path: {why}"));
                 continue;
             }
-            Some("string" | "integer" | "boolean") => {}
-            Some(_) => errors.invalid(
-                at.clone(),
-                given,
-                "must point to a field of type string, boolean or integer. Enum string fields and strings with formats are allowed.",
-            ),
+        };
+        let shown = path.to_string();
+        if shown == "metadata" || shown.starts_with("metadata.") || shown.starts_with("metadata[") {
+            errors.invalid(at.clone(), given, "must not point to fields in metadata");
         }
-        if !distinct.insert(given) {
+        if !matches!(here.types.as_slice(), [type_] if matches!(type_.as_str(), "string" | "integer" | "boolean")) {
+            let detail = "must point to a field of type string, boolean or integer. Enum string fields and strings with formats are allowed.";
+            errors.invalid(at.clone(), given, detail);
+        }
+        if !distinct.insert(shown) {
             errors.duplicate(at, given);
         }
     }
