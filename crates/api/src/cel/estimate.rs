@@ -647,4 +647,91 @@ mod tests {
             assert_eq!(cost(rule, schema), wanted, "{rule}");
         }
     }
+
+    /// The figures of Kubernetes' own tests, without a bound and with one.
+    #[test]
+    fn figures_are_those_of_kubernetes() {
+        let of = |type_: &str| match type_ {
+            "int-or-string" => json!({"x-kubernetes-int-or-string": true}),
+            "duration" | "date" | "date-time" => json!({"type": "string", "format": type_}),
+            "object" => json!({"type": "object", "required": ["required"], "properties": {"required": {"type": "string"}}}),
+            "list" => json!({"type": "array", "items": {"type": "number"}}),
+            "map" => json!({"type": "object", "additionalProperties": {"type": "number"}}),
+            other => json!({"type": other}),
+        };
+        let list = |type_: &str, max: Option<u64>| json!({"type": "array", "items": of(type_), "maxItems": max});
+        let map = |type_: &str, max: Option<u64>| json!({"type": "object", "additionalProperties": of(type_), "maxProperties": max});
+        let text = |format: &str, max: Option<u64>| json!({"type": "string", "format": format, "maxLength": max});
+        for (rule, type_, free, (max, bounded)) in [
+            ("self.all(x, true)", "number", 4718591, (10, 32)),
+            ("self.all(x, true)", "string", 3145727, (20, 62)),
+            ("self.all(x, true)", "boolean", 1887437, (5, 17)),
+            ("self.all(x, true)", "list", 3145727, (100, 302)),
+            ("self.all(x, true)", "object", 555128, (50, 152)),
+            ("self[1] == 0.0", "number", 2, (5000, 2)),
+            ("self[1] == self[1]", "string", 314577, (8, 314577)),
+            ("self.all(x, x == 0.0)", "number", 6291454, (3 * 1024 * 2048, 25165826)),
+            ("self.all(x, true)", "int-or-string", 4718591, (10, 32)),
+            ("self[0] == 5", "int-or-string", 3, (10, 3)),
+            ("self[0] == false", "boolean", 2, (25, 2)),
+            ("self[0] == null", "object", 2, (422, 2)),
+            ("self[0][0] == -1.0", "list", 3, (51, 3)),
+            ("self.all(x, x.y == 25.2)", "map", 6291452, (12, 74)),
+            ("self[0].x > 2.0", "map", 4, (3000, 4)),
+            ("self.all(x, true)", "duration", 2359295, (5, 17)),
+            ("self[0].getHours() == 2", "duration", 4, (525, 4)),
+            ("self.all(x, true)", "date", 725936, (15, 47)),
+            ("self[2].getDayOfMonth() == 13", "date", 4, (42, 4)),
+            ("self.all(x, true)", "date-time", 428963, (25, 77)),
+            ("self[2].getMinutes() == 45", "date-time", 4, (99, 4)),
+        ] {
+            assert_eq!((cost(rule, list(type_, None)), cost(rule, list(type_, Some(max)))), (free, bounded), "{rule} of {type_}");
+        }
+        for (rule, type_, free, (max, bounded)) in [
+            ("self.all(x, true)", "number", 1348169, (10, 32)),
+            ("self.all(x, true)", "string", 1179647, (3, 11)),
+            ("self.all(x, true)", "boolean", 943718, (100, 302)),
+            ("self[\"x\"] == 0.0", "number", 2, (0, 2)),
+            ("self.all(x, true)", "int-or-string", 1348169, (15, 47)),
+            ("self.all(x, true)", "object", 428963, (20, 62)),
+            ("self.all(x, true)", "map", 1179647, (10, 32)),
+            ("self.all(x, true)", "list", 1179647, (25, 77)),
+            ("self.all(x, true)", "duration", 1048577, (5, 17)),
+            ("self.all(x, true)", "date", 524288, (10, 32)),
+            ("self.all(x, true)", "date-time", 349526, (25, 77)),
+            ("oldSelf.size() == self.size()", "integer", 5, (10, 5)),
+            ("self[\"a\"] == self[\"b\"]", "date-time", 8, (7, 8)),
+            ("self[\"c\"] == self[\"d\"]", "duration", 8, (42, 8)),
+        ] {
+            assert_eq!((cost(rule, map(type_, None)), cost(rule, map(type_, Some(max)))), (free, bounded), "{rule} of {type_}");
+        }
+        for (rule, free, (max, bounded)) in [
+            ("self.contains('test')", 314574, (10, 5)),
+            ("self.startsWith('test')", 2, (15, 2)),
+            ("self.endsWith('test')", 2, (30, 2)),
+            ("size(self + \"hello\") > size(\"hello\")", 314578, (4, 7)),
+            ("self.matches(\"x\")", 314574, (50, 22)),
+            ("\"\".matches(\"(((((((((())))))))))[0-9]\")", 7, (10, 7)),
+            ("self.matches(\"\")", 1, (100, 1)),
+            ("self == \"x\"", 2, (0, 1)),
+            ("self.find('[0-9]+') == ''", 629147, (10, 11)),
+            ("self.lowerAscii() == 'lower!'", 314575, (10, 6)),
+        ] {
+            assert_eq!((cost(rule, text("", None)), cost(rule, text("", Some(max)))), (free, bounded), "{rule}");
+        }
+        assert_eq!((cost("self == b\"x\"", text("byte", None)), cost("self == b\"x\"", text("byte", Some(0)))), (2, 1));
+        let texts = |max: Option<u64>| json!({"type": "array", "maxItems": max, "items": {"type": "string", "maxLength": max}});
+        assert_eq!((cost("self.join(' ') == 'aa bb'", texts(None)), cost("self.join(' ') == 'aa bb'", texts(Some(10)))), (329853068905, 43));
+        assert_eq!((cost("self.isSorted() == true", texts(None)), cost("self.isSorted() == true", texts(Some(10)))), (329854432052, 52));
+        let fields = |max: Option<u64>| {
+            let text = |max: Option<u64>| json!({"type": "string", "maxLength": max});
+            json!({"type": "object", "properties": {"str": text(max), "separator": text(max), "before": text(Some(2)), "after": text(Some(4))}})
+        };
+        let replace = "self.str.replace(self.before, self.after) == 'does not matter'";
+        assert_eq!((cost(replace, fields(None)), cost(replace, fields(Some(4)))), (629154, 12));
+        let split = "self.str.split(self.separator) == []";
+        assert_eq!((cost(split, fields(None)), cost(split, fields(Some(10)))), (629160, 22));
+        let values = |max: Option<u64>| json!({"type": "string", "enum": ["A", "B", "C", "LongValue"], "maxLength": max});
+        assert_eq!((cost("self.contains('A')", values(None)), cost("self.contains('A')", values(Some(1000)))), (2, 401));
+    }
 }
