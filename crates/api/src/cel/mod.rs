@@ -40,6 +40,8 @@ pub mod limits {
     pub const ESTIMATED_RULE_COST_MAX: u64 = 10_000_000;
     /// What all rules of a definition may cost by estimate.
     pub const ESTIMATED_SCHEMA_COST_MAX: u64 = 100_000_000;
+    /// Bytes of what a rule tells users by an expression.
+    pub const MESSAGE_BYTES_MAX: usize = 5 * 1024;
     /// Bytes of a value that an expression makes.
     pub const VALUE_BYTES_MAX: usize = 4 * 1024 * 1024;
 }

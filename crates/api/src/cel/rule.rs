@@ -413,7 +413,7 @@ fn run(rule: &Rule, compiled: &Compiled, props: &Props, subject: Subject<'_>, pa
     let spent = given - call_budget;
     *budget = budget.saturating_sub(spent);
     let message = rule.message.as_deref().filter(|message| !message.is_empty());
-    let about = message.unwrap_or(rule.rule.trim());
+    let about = message.unwrap_or(&rule.rule).trim();
     // What goes wrong with a rule names the type, not the value.
     let type_name = if props.int_or_string { "" } else { props.types.first().map(String::as_str).unwrap_or_default() };
     let mut fail = |detail: String| errors.invalid(path.clone(), type_name, &detail);
@@ -435,35 +435,52 @@ fn run(rule: &Rule, compiled: &Compiled, props: &Props, subject: Subject<'_>, pa
         }
         Err(Failure::Failed(why)) => return fail(format!("{why} evaluating rule: {about}")),
     }
-    let mut complain = |detail: String| {
-        let reason = match rule.reason.as_deref() {
-            Some("FieldValueRequired") => Reason::Required,
-            Some("FieldValueForbidden") => Reason::Forbidden,
-            Some("FieldValueDuplicate") => Reason::Duplicate,
-            _ => Reason::Invalid,
-        };
-        let below = if rule.field_path.is_empty() { None } else { field_path(props, &rule.field_path).ok() };
-        let field = below.map_or_else(|| path.clone(), |below| path.child(&below.to_string()));
-        let shown = if matches!(type_name, "object" | "array") { None } else { Some(value.clone()) };
-        errors.0.push(Error { reason, field, value: shown, structure: None, detail });
+    if !matches!(outcome, Ok(Val::Bool(false))) {
+        return;
+    }
+    let below = if rule.field_path.is_empty() { None } else { field_path(props, &rule.field_path).ok() };
+    let field = below.map_or_else(|| path.clone(), |below| path.child(&below.to_string()));
+    // The message sees the former value as it is, not as an option.
+    let seen = Variables::new().with("self", Val::json(value, Some(props))).with("oldSelf", former.unwrap_or(Val::Null));
+    let computed = match compiled.message.as_ref().map(|program| told(program, &seen, budget)) {
+        None => None,
+        Some(Ok(told)) => told,
+        Some(Err(why)) => return errors.invalid(field, type_name, &why),
     };
+    let default = || message.map_or_else(|| format!("failed rule: {}", rule.rule.trim()), |message| message.trim().to_string());
+    let (reason, detail) = match rule.reason.as_deref() {
+        Some("FieldValueRequired") => (Reason::Required, computed.unwrap_or_else(default)),
+        Some("FieldValueForbidden") => (Reason::Forbidden, computed.unwrap_or_else(default)),
+        // What is there twice is shown, and nothing said of it.
+        Some("FieldValueDuplicate") => (Reason::Duplicate, String::new()),
+        _ => (Reason::Invalid, computed.unwrap_or_else(default)),
+    };
+    let shown = if matches!(type_name, "object" | "array") { None } else { Some(value.clone()) };
+    errors.0.push(Error { reason, field, value: shown, structure: None, detail });
+}
+
+/// What a message expression says, if it can be said in one line. The error ends all rules.
+fn told(program: &Program, seen: &Variables<'_>, budget: &mut u64) -> Result<Option<String>, String> {
+    let given = limits::CALL_COST_MAX.min(*budget);
+    let mut call_budget = given;
+    let outcome = program.run(seen, &mut call_budget);
+    *budget = budget.saturating_sub(given - call_budget);
     match outcome {
-        Ok(Val::Bool(true)) => {}
-        Ok(Val::Bool(false)) => {
-            // The message sees the former value as it is, not as an option.
-            let mut seen = Variables::new().with("self", Val::json(value, Some(props)));
-            seen = seen.with("oldSelf", former.unwrap_or(Val::Null));
-            let mut message_budget = limits::CALL_COST_MAX.min((*budget).max(1));
-            let computed = compiled.message.as_ref().and_then(|program| match program.run(&seen, &mut message_budget) {
-                Ok(Val::String(text)) if !text.trim().is_empty() && !text.trim().contains('\n') && text.trim().len() <= 5 * 1024 => {
-                    Some(text.trim().to_string())
-                }
-                _ => None,
-            });
-            let default = || message.map_or_else(|| format!("failed rule: {}", rule.rule.trim()), |message| message.trim().to_string());
-            complain(computed.unwrap_or_else(default));
+        Ok(Val::String(text)) => {
+            let text = text.trim();
+            let fits = !text.is_empty() && !text.contains(['\n', '\r']) && text.len() <= limits::MESSAGE_BYTES_MAX;
+            Ok(fits.then(|| text.to_string()))
         }
-        Ok(_) | Err(_) => {}
+        Err(Failure::OutOfBudget) => {
+            *budget = 0;
+            Err(if given < limits::CALL_COST_MAX {
+                "messageExpression evaluation failed due to running out of cost budget, no further validation rules will be run".into()
+            } else {
+                let source = crate::field::quoted(&program.source);
+                format!("no further validation rules will be run due to call cost exceeds limit for messageExpression: {source}")
+            })
+        }
+        _ => Ok(None),
     }
 }
 
@@ -486,6 +503,8 @@ mod tests {
             "o": {"type": "object", "properties": {"x": {"type": "integer"}}, "x-kubernetes-validations": [{"rule": "self.x > 0", "fieldPath": ".x"}]}}});
         assert_eq!(complaints(schema.clone(), json!({"a": 1, "b": "x"}), None), ["a: Invalid value: 1: is 1"]);
         assert_eq!(complaints(schema.clone(), json!({"a": 1, "b": "y"}), Some(json!({"a": 1, "b": "x"}))), ["b: Forbidden: immutable"]);
+        let twice = json!({"type": "string", "x-kubernetes-validations": [{"rule": "self == ''", "message": "m", "reason": "FieldValueDuplicate"}]});
+        assert_eq!(complaints(twice, json!("x"), None), ["<nil>: Duplicate value: \"x\""]);
         assert_eq!(complaints(schema.clone(), json!({"o": {"x": 0}}), None), ["o.x: Invalid value: failed rule: self.x > 0"]);
         assert_eq!(complaints(schema, json!({"o": {}}), None), ["o: Invalid value: \"object\": no such key: x evaluating rule: self.x > 0"]);
     }
