@@ -3,11 +3,9 @@
 use super::{
     Libraries,
     functions::{self, Signature},
-    library,
     syntax::{Expr, Kind, Literal, Macro, MacroName, Problem, dotted},
     types::Type,
 };
-use crate::custom::{formats, pattern};
 use std::collections::{HashMap, HashSet};
 
 /// Complaints about one expression; more are left out.
@@ -115,39 +113,6 @@ fn joined(a: &Type, b: &Type) -> Option<Type> {
         (Type::Param(_), other) | (other, Type::Param(_)) => Some(other.clone()),
         (a, b) if is_dyn(a) || is_dyn(b) => Some(Type::Dyn),
         (a, b) => fits(a, b, &mut Bound::new()).then(|| a.clone()),
-    }
-}
-
-/// Literals that can be seen to be wrong: durations, times and patterns that a program would only fail on when it runs.
-pub fn wrong_literals(tree: &Expr) -> Vec<Problem> {
-    let mut problems = vec![];
-    find_wrong_literals(tree, &mut problems);
-    problems
-}
-
-fn find_wrong_literals(expr: &Expr, problems: &mut Vec<Problem>) {
-    let mut below = |expr: &Expr| find_wrong_literals(expr, problems);
-    match &expr.kind {
-        Kind::Literal(_) | Kind::Ident(_) => {}
-        Kind::Select { operand, .. } => below(operand),
-        Kind::List(items) => items.iter().for_each(|(item, _)| below(item)),
-        Kind::Map(entries) => entries.iter().for_each(|(key, value, _)| [key, value].into_iter().for_each(&mut below)),
-        Kind::Struct(_, fields) => fields.iter().for_each(|(_, value, _)| below(value)),
-        Kind::Macro(m) => [&m.range, &m.body].into_iter().chain(&m.filter).for_each(below),
-        Kind::Call { target, function, args } => {
-            target.iter().for_each(|target| below(target));
-            args.iter().for_each(&mut below);
-            let Some((Expr { at, kind: Kind::Literal(Literal::String(text)), .. }, _)) = args.split_first() else { return };
-            let wrong = match function.as_str() {
-                "duration" => formats::go_duration_ns(text).is_none(),
-                "timestamp" => library::timestamp(text).is_none(),
-                "matches" => pattern::compile(text).is_err(),
-                _ => false,
-            };
-            if wrong && problems.len() < PROBLEMS_MAX {
-                problems.push(Problem { at: *at, message: format!("invalid {function} argument") });
-            }
-        }
     }
 }
 
@@ -447,7 +412,7 @@ impl Checker {
 }
 
 /// A type in complaints. What is not known yet has no name there.
-fn shown(type_: &Type) -> String {
+pub(super) fn shown(type_: &Type) -> String {
     match type_ {
         Type::Param(_) => "dyn".into(),
         Type::Timestamp => "timestamp".into(),
@@ -540,14 +505,6 @@ mod tests {
         ] {
             assert_eq!(found(source, common), if source.starts_with("auth") { vec!["authorizer"] } else { vec![] }, "{source}");
         }
-    }
-
-    #[test]
-    fn literals_are_read_before_a_program_runs() {
-        let found = |source: &str| wrong_literals(&syntax::parse(source).unwrap()).into_iter().map(|problem| problem.message).collect::<Vec<_>>();
-        assert_eq!(found("[duration('1x')].exists(d, timestamp('y') == d)"), ["invalid duration argument", "invalid timestamp argument"]);
-        assert_eq!(found("self.s.matches('(') ? 1 : 2"), ["invalid matches argument"]);
-        assert!(found("duration('1h') == duration(self.s) && self.s.matches('a+') && timestamp('2020-01-01T00:00:00Z') != self.t").is_empty());
     }
 
     #[test]

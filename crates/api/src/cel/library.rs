@@ -8,6 +8,7 @@ use super::{
 use crate::{custom::formats, custom::pattern, merge::go_float, quantity::Quantity};
 use std::{cmp::Ordering, rc::Rc};
 
+pub mod format;
 mod strings;
 mod values;
 
@@ -445,7 +446,7 @@ fn plain<'a>(name: &str, values: &[Val<'a>]) -> Outcome<'a> {
             known.map(|known| Val::opaque(Opaque::Format(known))).map_or_else(|| wrong(name, values), Ok)
         }
         "jsonpatch.escapeKey" => Ok(Val::string(given.replace('~', "~0").replace('/', "~1"))),
-        "strings.quote" => Ok(Val::string(format!("{given:?}"))),
+        "strings.quote" => Ok(Val::string(strings::escaped(given))),
         "matches" => match values {
             [Val::String(text), Val::String(pattern)] => {
                 pattern::compiled(pattern).map(|regex| Val::Bool(regex.is_match(text))).map_err(Error::Failed)

@@ -14,6 +14,7 @@ pub mod estimate;
 pub mod eval;
 pub mod functions;
 pub mod library;
+mod literals;
 pub mod openapi;
 pub mod policy;
 pub mod rule;
@@ -74,7 +75,7 @@ impl Program {
         let shown = |problems: Vec<syntax::Problem>| problems.iter().map(|problem| problem.shown(source)).collect::<Vec<_>>().join("\n");
         let tree = syntax::parse_with(source, libraries).map_err(shown)?;
         let checked = checker::check(&tree, variables, libraries).map_err(shown)?;
-        let wrong = checker::wrong_literals(&tree);
+        let wrong = literals::wrong(&tree, &checked);
         if !wrong.is_empty() {
             return Err(shown(wrong));
         }
