@@ -192,6 +192,7 @@ fn decide(policy: &ValidatingAdmissionPolicy, types: &[(Matched, Type)], params:
                 authorizer: true,
                 namespace_object: true,
                 variables: Declared::default(),
+                mutation: false,
             };
             for variable in spec.variables.iter().flatten() {
                 let of = scope.compile(&variable.expression).map_or(Type::Dyn, |Program { type_, .. }| type_);

@@ -1,33 +1,63 @@
 //! Of what type an expression is, and what is wrong with it, in cel-go's words.
 
 use super::{
-    functions, library,
-    syntax::{Expr, Kind, Literal, MacroName, Problem, dotted},
+    Libraries,
+    functions::{self, Signature},
+    syntax::{Expr, Kind, Literal, Macro, MacroName, Problem, dotted},
     types::Type,
 };
-use crate::custom::{formats, pattern};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Complaints about one expression; more are left out.
 const PROBLEMS_MAX: usize = 20;
 
-/// Checks an expression that may use `variables`.
-pub fn check(tree: &Expr, variables: &[(&str, Type)]) -> Result<Type, Vec<Problem>> {
-    let mut checker = Checker { scope: variables.iter().map(|(name, type_)| (name.to_string(), type_.clone())).collect(), problems: vec![] };
-    let type_ = checker.type_of(tree);
-    if checker.problems.is_empty() { Ok(type_) } else { Err(checker.problems) }
+/// What a check has found out about an expression.
+#[derive(Debug, Default)]
+pub struct Checked {
+    /// The type of each node, by its number.
+    types: Vec<Type>,
+    /// The ways in which a function may be called, by the number of the call.
+    calls: HashMap<usize, Vec<&'static Signature>>,
+    /// The variables that it speaks of.
+    variables: HashSet<String>,
+}
+
+impl Checked {
+    pub fn type_of(&self, expr: &Expr) -> Type {
+        self.types.get(expr.id).cloned().unwrap_or(Type::Dyn)
+    }
+    /// The ways in which the function of a call may be called. None for a call that is none of a function.
+    pub fn signatures(&self, call: &Expr) -> &[&'static Signature] {
+        self.calls.get(&call.id).map(Vec::as_slice).unwrap_or_default()
+    }
+    pub fn mentions(&self, variable: &str) -> bool {
+        self.variables.contains(variable)
+    }
+}
+
+/// Checks an expression that may use `variables`. Complaints come in the order of their places.
+pub fn check(tree: &Expr, variables: &[(&str, Type)], libraries: Libraries) -> Result<Checked, Vec<Problem>> {
+    let scope: Vec<(String, Type)> = variables.iter().map(|(name, type_)| (name.to_string(), type_.clone())).collect();
+    let mut checker = Checker { given: scope.len(), scope, libraries, problems: vec![], found: Checked::default() };
+    checker.type_of(tree);
+    checker.problems.sort_by_key(|problem| problem.at);
+    if checker.problems.is_empty() { Ok(checker.found) } else { Err(checker.problems) }
 }
 
 struct Checker {
     scope: Vec<(String, Type)>,
+    /// How many of the names in scope are variables of the environment.
+    given: usize,
+    libraries: Libraries,
     problems: Vec<Problem>,
+    found: Checked,
 }
 
 /// What parameters of a signature stand for in one call.
 type Bound = HashMap<char, Type>;
 
 fn is_dyn(type_: &Type) -> bool {
-    matches!(type_, Type::Dyn | Type::Param(_))
+    matches!(type_, Type::Dyn | Type::Error | Type::Param(_))
 }
 
 /// Whether a value of type `is` may stand where `wanted` is; binds parameters.
@@ -86,51 +116,45 @@ fn joined(a: &Type, b: &Type) -> Option<Type> {
     }
 }
 
-/// Literals that can be seen to be wrong: durations, times and patterns that a program would only fail on when it runs.
-pub fn wrong_literals(tree: &Expr) -> Vec<Problem> {
-    let mut problems = vec![];
-    find_wrong_literals(tree, &mut problems);
-    problems
-}
-
-fn find_wrong_literals(expr: &Expr, problems: &mut Vec<Problem>) {
-    let mut below = |expr: &Expr| find_wrong_literals(expr, problems);
-    match &expr.kind {
-        Kind::Literal(_) | Kind::Ident(_) => {}
-        Kind::Select { operand, .. } => below(operand),
-        Kind::List(items) => items.iter().for_each(|(item, _)| below(item)),
-        Kind::Map(entries) => entries.iter().for_each(|(key, value, _)| [key, value].into_iter().for_each(&mut below)),
-        Kind::Struct(_, fields) => fields.iter().for_each(|(_, value, _)| below(value)),
-        Kind::Macro(m) => [&m.range, &m.body].into_iter().chain(&m.filter).for_each(below),
-        Kind::Call { target, function, args } => {
-            target.iter().for_each(|target| below(target));
-            args.iter().for_each(&mut below);
-            let Some((Expr { at, kind: Kind::Literal(Literal::String(text)), .. }, _)) = args.split_first() else { return };
-            let wrong = match function.as_str() {
-                "duration" => formats::go_duration_ns(text).is_none(),
-                "timestamp" => library::timestamp(text).is_none(),
-                "matches" => pattern::compile(text).is_err(),
-                _ => false,
-            };
-            if wrong && problems.len() < PROBLEMS_MAX {
-                problems.push(Problem { at: *at, message: format!("invalid {function} argument") });
-            }
-        }
-    }
-}
-
 impl Checker {
     fn problem(&mut self, at: usize, message: String) -> Type {
         if self.problems.len() < PROBLEMS_MAX {
             self.problems.push(Problem { at, message });
         }
-        Type::Dyn
+        Type::Error
     }
-    fn variable(&self, name: &str) -> Option<Type> {
-        self.scope.iter().rev().find(|(known, _)| known == name).map(|(_, type_)| type_.clone())
+    fn no_overload(&mut self, at: usize, function: &str, member: bool, types: &[Type]) -> Type {
+        let shown = |types: &[Type]| types.iter().map(shown).collect::<Vec<_>>().join(", ");
+        let applied = match (member, types.split_first()) {
+            (true, Some((receiver, rest))) => format!("{}.({})", self::shown(receiver), shown(rest)),
+            _ => format!("({})", shown(types)),
+        };
+        self.problem(at, format!("found no matching overload for '{function}' applied to '{applied}'"))
+    }
+    fn undeclared(&mut self, at: usize, name: &str) -> Type {
+        self.problem(at, format!("undeclared reference to '{name}' (in container '')"))
+    }
+    fn variable(&mut self, name: &str) -> Option<Type> {
+        let place = self.scope.iter().rposition(|(known, _)| known == name)?;
+        if place < self.given && !self.found.variables.contains(name) {
+            self.found.variables.insert(name.to_string());
+        }
+        Some(self.scope[place].1.clone())
+    }
+    fn is_variable(&self, name: &str) -> bool {
+        self.scope.iter().any(|(known, _)| known == name)
     }
 
     fn type_of(&mut self, expr: &Expr) -> Type {
+        let type_ = self.infer(expr);
+        if self.found.types.len() <= expr.id {
+            self.found.types.resize(expr.id + 1, Type::Dyn);
+        }
+        self.found.types[expr.id] = type_.clone();
+        type_
+    }
+
+    fn infer(&mut self, expr: &Expr) -> Type {
         match &expr.kind {
             Kind::Literal(literal) => match literal {
                 Literal::Null => Type::Null,
@@ -143,7 +167,7 @@ impl Checker {
             },
             Kind::Ident(name) => self.ident(expr.at, name),
             Kind::Select { operand, field, test, optional } => self.select(expr, operand, field, *test, *optional),
-            Kind::Call { target, function, args } => self.call(expr.at, target.as_deref(), function, args),
+            Kind::Call { target, function, args } => self.call(expr, target.as_deref(), function, args),
             Kind::List(items) => {
                 let mut all = None;
                 for (item, optional) in items {
@@ -162,18 +186,21 @@ impl Checker {
                 Type::Map(Box::new(keys.unwrap_or(Type::Param('A'))), Box::new(values.unwrap_or(Type::Param('B'))))
             }
             Kind::Struct(name, fields) => {
+                let is_object = name == "Object" || name.starts_with("Object.");
+                if !self.libraries.mutation || !(is_object || name == "JSONPatch") {
+                    return self.undeclared(expr.at, name);
+                }
                 for (_, value, _) in fields {
                     self.type_of(value);
                 }
-                // Mutating policies build objects; which fields those have is checked where they are applied.
+                // Which fields an object has is checked where it is applied.
                 match name.as_str() {
                     "Object" => Type::Opaque("Object"),
                     "JSONPatch" => Type::Opaque("JSONPatch"),
-                    name if name.starts_with("Object.") => Type::Dyn,
-                    name => self.problem(expr.at, format!("undeclared reference to '{name}' (in container '')")),
+                    _ => Type::Dyn,
                 }
             }
-            Kind::Macro(_) => self.macro_(expr),
+            Kind::Macro(m) => self.macro_(expr.at, m),
         }
     }
 
@@ -206,7 +233,7 @@ impl Checker {
             "map" => Type::Map(Box::new(Type::Dyn), Box::new(Type::Dyn)),
             "type" => Type::Kind(Box::new(Type::Dyn)),
             "optional_type" => Type::Optional(Box::new(Type::Dyn)),
-            _ => return self.problem(at, format!("undeclared reference to '{name}' (in container '')")),
+            _ => return self.undeclared(at, name),
         };
         Type::Kind(Box::new(of))
     }
@@ -237,7 +264,7 @@ impl Checker {
             },
             other if is_dyn(other) => Type::Dyn,
             other => {
-                let message = format!("type '{other}' does not support field selection");
+                let message = format!("type '{}' does not support field selection", shown(other));
                 return self.problem(expr.at, message);
             }
         };
@@ -248,33 +275,26 @@ impl Checker {
         }
     }
 
-    fn call(&mut self, at: usize, target: Option<&Expr>, function: &str, args: &[Expr]) -> Type {
+    fn call(&mut self, expr: &Expr, target: Option<&Expr>, function: &str, args: &[Expr]) -> Type {
         // `sets.contains(a, b)` is a function with a dot, unless `sets` is a variable.
         if let Some(target) = target
             && let Some(prefix) = dotted(target)
-            && self.variable(prefix.split('.').next().unwrap_or_default()).is_none()
-            && functions::is_function(&format!("{prefix}.{function}"))
+            && !self.is_variable(prefix.split('.').next().unwrap_or_default())
         {
-            return self.overload(at, false, &format!("{prefix}.{function}"), None, args);
+            let qualified = format!("{prefix}.{function}");
+            if functions::is_function(&qualified, self.libraries) {
+                return self.overload(expr, &qualified, None, args);
+            }
         }
-        self.overload(at, target.is_some(), function, target, args)
+        self.overload(expr, function, target, args)
     }
 
-    fn overload(&mut self, at: usize, member: bool, function: &str, target: Option<&Expr>, args: &[Expr]) -> Type {
-        let Some(signatures) = functions::signatures(function) else {
-            let before = self.problems.len();
-            for arg in target.into_iter().chain(args) {
-                self.type_of(arg);
-            }
-            self.problems.truncate(before);
-            return self.problem(at, format!("undeclared reference to '{function}' (in container '')"));
-        };
-        let before = self.problems.len();
+    fn overload(&mut self, expr: &Expr, function: &str, target: Option<&Expr>, args: &[Expr]) -> Type {
+        let member = target.is_some();
         let types: Vec<Type> = target.into_iter().chain(args).map(|arg| self.type_of(arg)).collect();
-        if self.problems.len() > before {
-            return Type::Dyn;
-        }
+        let Some(signatures) = functions::signatures(function, self.libraries) else { return self.undeclared(expr.at, function) };
         let mut result: Option<Type> = None;
+        let mut ways = vec![];
         for signature in signatures.iter().filter(|signature| signature.member == member && signature.args.len() == types.len()) {
             let mut bound = Bound::new();
             if signature.args.iter().zip(&types).all(|(wanted, is)| fits(wanted, is, &mut bound)) {
@@ -285,23 +305,14 @@ impl Checker {
                     Some(known) if known == found => known,
                     Some(_) => Type::Dyn,
                 });
-                if !types.iter().any(is_dyn) {
-                    break;
-                }
+                ways.push(signature);
             }
         }
-        result.unwrap_or_else(|| {
-            let shown = |types: &[Type]| types.iter().map(shown).collect::<Vec<_>>().join(", ");
-            let applied = match (member, types.split_first()) {
-                (true, Some((receiver, rest))) => format!("{}.({})", self::shown(receiver), shown(rest)),
-                _ => format!("({})", shown(&types)),
-            };
-            self.problem(at, format!("found no matching overload for '{function}' applied to '{applied}'"))
-        })
+        self.found.calls.insert(expr.id, ways);
+        result.unwrap_or_else(|| self.no_overload(expr.at, function, member, &types))
     }
 
-    fn macro_(&mut self, expr: &Expr) -> Type {
-        let Kind::Macro(m) = &expr.kind else { return Type::Dyn };
+    fn macro_(&mut self, at: usize, m: &Macro) -> Type {
         let range = self.type_of(&m.range);
         let depth = self.scope.len();
         match m.name {
@@ -314,14 +325,20 @@ impl Checker {
             MacroName::OptMap | MacroName::OptFlatMap => {
                 let inner = match range {
                     Type::Optional(inner) => *inner,
-                    _ => Type::Dyn,
+                    other if is_dyn(&other) => Type::Dyn,
+                    other => {
+                        self.no_overload(at, "hasValue", true, std::slice::from_ref(&other));
+                        self.no_overload(at, "value", true, &[other])
+                    }
                 };
                 self.scope.push((m.variable.clone(), inner));
                 let type_ = self.type_of(&m.body);
                 self.scope.truncate(depth);
                 return match (m.name, type_) {
                     (MacroName::OptMap, type_) => Type::Optional(Box::new(type_)),
-                    (_, type_) => type_,
+                    (_, type_ @ Type::Optional(_)) => type_,
+                    (_, type_) if is_dyn(&type_) => type_,
+                    (_, type_) => self.no_overload(at, "_?_:_", false, &[Type::Bool, type_, Type::Optional(Box::new(Type::Dyn))]),
                 };
             }
             _ => {}
@@ -333,7 +350,7 @@ impl Checker {
             other => {
                 let message = format!("expression of type '{}' cannot be range of a comprehension (must be list, map, or dynamic)", shown(other));
                 self.problem(m.range.at, message);
-                (Type::Dyn, Type::Dyn)
+                (Type::Error, Type::Error)
             }
         };
         match &m.second {
@@ -344,50 +361,64 @@ impl Checker {
             }
             None => self.scope.push((m.variable.clone(), first.clone())),
         }
-        if let Some(filter) = &m.filter {
-            self.is_bool(filter);
-        }
-        let result = match m.name {
-            MacroName::All | MacroName::Exists | MacroName::ExistsOne => {
-                self.is_bool(&m.body);
-                Type::Bool
-            }
-            MacroName::Filter => {
-                self.is_bool(&m.body);
-                let items = self.scope[depth].1.clone();
-                Type::List(Box::new(items))
-            }
-            MacroName::SortBy => {
-                self.type_of(&m.body);
-                range.clone()
-            }
-            MacroName::Map | MacroName::TransformList => Type::List(Box::new(self.type_of(&m.body))),
-            MacroName::TransformMap => {
-                let keys = self.scope[depth].1.clone();
-                Type::Map(Box::new(keys), Box::new(self.type_of(&m.body)))
-            }
-            _ => {
-                self.type_of(&m.body);
-                Type::Map(Box::new(Type::Dyn), Box::new(Type::Dyn))
-            }
-        };
+        let filter = m.filter.as_ref().map(|filter| self.type_of(filter));
+        let body = self.type_of(&m.body);
+        let variable = self.scope[depth].1.clone();
         self.scope.truncate(depth);
-        result
+        self.folded(at, m.name, &range, variable, filter, body)
     }
 
-    fn is_bool(&mut self, expr: &Expr) {
-        let type_ = self.type_of(expr);
-        if type_ != Type::Bool && !is_dyn(&type_) {
-            let function = "_&&_";
-            self.problem(expr.at, format!("found no matching overload for '{function}' applied to '(bool, {})'", shown(&type_)));
+    /// The type of what a loop makes, whose steps are calls that nobody wrote: who is told of them is told of the macro's place.
+    fn folded(&mut self, at: usize, name: MacroName, range: &Type, variable: Type, filter: Option<Type>, body: Type) -> Type {
+        let is_bool = |type_: &Type| *type_ == Type::Bool || is_dyn(type_);
+        let list = |items: Type| Type::List(Box::new(items));
+        let (condition, result) = match name {
+            MacroName::All | MacroName::Exists => {
+                if !is_bool(&body) {
+                    self.no_overload(at, if name == MacroName::All { "_&&_" } else { "_||_" }, false, &[Type::Bool, body]);
+                }
+                return Type::Bool;
+            }
+            MacroName::ExistsOne => {
+                if !is_bool(&body) {
+                    self.no_overload(at, "_?_:_", false, &[body, Type::Int, Type::Int]);
+                }
+                return Type::Bool;
+            }
+            MacroName::SortBy => {
+                let keyed = functions::has_order(&body) || is_dyn(&body);
+                if !keyed || !(matches!(range, Type::List(_)) || is_dyn(range)) {
+                    return self.no_overload(at, "@sortByAssociatedKeys", true, &[range.clone(), list(body)]);
+                }
+                return range.clone();
+            }
+            MacroName::Filter => (Some(body), list(variable)),
+            MacroName::Map | MacroName::TransformList => (filter, list(body)),
+            MacroName::TransformMap => (filter, Type::Map(Box::new(variable), Box::new(body))),
+            _ => match body {
+                Type::Map(..) => (filter, body),
+                body if is_dyn(&body) => (filter, Type::Map(Box::new(Type::Dyn), Box::new(Type::Dyn))),
+                body => {
+                    let all = Type::Map(Box::new(Type::Dyn), Box::new(Type::Dyn));
+                    return self.no_overload(at, "cel.@mapInsert", false, &[all, body]);
+                }
+            },
+        };
+        match condition.filter(|condition| !is_bool(condition)) {
+            Some(condition) => self.no_overload(at, "_?_:_", false, &[condition, result.clone(), result]),
+            None => result,
         }
     }
 }
 
 /// A type in complaints. What is not known yet has no name there.
-fn shown(type_: &Type) -> String {
+pub(super) fn shown(type_: &Type) -> String {
     match type_ {
         Type::Param(_) => "dyn".into(),
+        Type::Timestamp => "timestamp".into(),
+        Type::Duration => "duration".into(),
+        Type::Optional(of) => format!("optional_type({})", shown(of)),
+        Type::Kind(of) => format!("type({})", shown(of)),
         Type::List(items) => format!("list({})", shown(items)),
         Type::Map(keys, values) => format!("map({}, {})", shown(keys), shown(values)),
         other => other.to_string(),
@@ -418,7 +449,8 @@ mod tests {
         let fields = [("s", Type::String), ("n", Type::Int), ("l", Type::List(Box::new(Type::String))), ("d", Type::Dyn)];
         let object = Type::Object(Arc::new(Fields { name: "object".into(), fields: fields.map(|(name, type_)| (name.to_string(), type_)).into() }));
         let tree = syntax::parse(source).unwrap();
-        check(&tree, &[("self", object)]).map(|type_| type_.to_string()).map_err(|problems| problems[0].message.clone())
+        let checked = check(&tree, &[("self", object)], Libraries::default());
+        checked.map(|checked| checked.type_of(&tree).to_string()).map_err(|problems| problems[0].message.clone())
     }
 
     #[test]
@@ -443,11 +475,36 @@ mod tests {
     }
 
     #[test]
-    fn literals_are_read_before_a_program_runs() {
-        let found = |source: &str| wrong_literals(&syntax::parse(source).unwrap()).into_iter().map(|problem| problem.message).collect::<Vec<_>>();
-        assert_eq!(found("[duration('1x')].exists(d, timestamp('y') == d)"), ["invalid duration argument", "invalid timestamp argument"]);
-        assert_eq!(found("self.s.matches('(') ? 1 : 2"), ["invalid matches argument"]);
-        assert!(found("duration('1h') == duration(self.s) && self.s.matches('a+') && timestamp('2020-01-01T00:00:00Z') != self.t").is_empty());
+    fn what_an_environment_does_not_have_is_unknown() {
+        let found = |source: &str, libraries: Libraries| {
+            let tree = syntax::parse_with(source, libraries).unwrap();
+            let problems = check(&tree, &[("self", Type::String)], libraries).err().unwrap_or_default();
+            problems.into_iter().map(|problem| problem.message.split('\'').nth(1).unwrap_or_default().to_string()).collect::<Vec<_>>()
+        };
+        let common = Libraries::default();
+        for (source, unknown) in [
+            ("base64.encode(b'x') == 'x'", vec!["base64", "encode"]),
+            ("math.greatest(1, 2) > 1", vec!["math", "greatest"]),
+            ("math.abs(-1) == 1", vec!["math", "abs"]),
+            ("cel.bind(x, 1, x > 0)", vec!["cel", "bind", "x", "x"]),
+            ("jsonpatch.escapeKey('a/b') == 'a'", vec!["jsonpatch", "escapeKey"]),
+            ("Object{a: 1} != null", vec!["Object"]),
+            ("optional.of(1).orOptional(optional.none()).hasValue()", vec!["orOptional"]),
+        ] {
+            assert_eq!(found(source, common), unknown, "{source}");
+        }
+        assert_eq!(found("self.reverse() == ''", common), ["reverse"]);
+        assert_eq!(found("cel.bind(x, 1, x > 0)", Libraries { bindings: true, ..common }), [] as [&str; 0]);
+        assert_eq!(found("Object{a: jsonpatch.escapeKey('a/b')} != null", Libraries { mutation: true, ..common }), [] as [&str; 0]);
+        for source in [
+            "[3, 1].sort() == [1, 3] && [1, 1].distinct() == [1] && lists.range(3).reverse().slice(0, 1) == [2]",
+            "[[1], [2]].flatten() == [1, 2] && [1].first().value() == 1 && optional.unwrap([optional.of(1)]) == [1]",
+            "'%s'.format([self]) == strings.quote(self) && self.charAt(0).lowerAscii() == ''",
+            "isSemver(self, true) && semver('v1', true).major() == 1",
+            "authorizer == null || true",
+        ] {
+            assert_eq!(found(source, common), if source.starts_with("auth") { vec!["authorizer"] } else { vec![] }, "{source}");
+        }
     }
 
     #[test]
@@ -462,6 +519,15 @@ mod tests {
             ("self.s.startsWith(1)", "found no matching overload for 'startsWith' applied to 'string.(int)'"),
             ("self.n.x", "type 'int' does not support field selection"),
             ("self.n.all(x, true)", "expression of type 'int' cannot be range of a comprehension (must be list, map, or dynamic)"),
+            ("self.l.all(x, x)", "found no matching overload for '_&&_' applied to '(bool, string)'"),
+            ("self.l.exists(x, size(x))", "found no matching overload for '_||_' applied to '(bool, int)'"),
+            ("self.l.exists_one(x, x)", "found no matching overload for '_?_:_' applied to '(string, int, int)'"),
+            ("self.l.filter(x, x)", "found no matching overload for '_?_:_' applied to '(string, list(string), list(string))'"),
+            ("self.l.map(x, x, size(x))", "found no matching overload for '_?_:_' applied to '(string, list(int), list(int))'"),
+            ("self.l.sortBy(x, [x])", "found no matching overload for '@sortByAssociatedKeys' applied to 'list(string).(list(list(string)))'"),
+            ("self.s.optMap(x, x)", "found no matching overload for 'hasValue' applied to 'string.()'"),
+            ("duration('1s') + 1", "found no matching overload for '_+_' applied to '(duration, int)'"),
+            ("nobody.startsWith(1)", "undeclared reference to 'nobody' (in container '')"),
         ] {
             assert_eq!(complaint(source), Err(message.to_string()), "{source}");
         }

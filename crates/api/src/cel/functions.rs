@@ -2,7 +2,7 @@
 //!
 //! A line is `name(arguments) result`, or `receiver.name(arguments) result` for a member. `A` and `B` stand for any type.
 
-use super::types::Type;
+use super::{Libraries, types::Type};
 use std::{collections::HashMap, sync::LazyLock};
 
 const TABLE: &str = "
@@ -92,23 +92,50 @@ string.replace(string, string) string | (string, string, int)
 string.split(string) list(string) | (string, int)
 string.substring(int) string | (int, int)
 string.trim() string
-string.reverse() string
 string.format(list(dyn)) string
 list(string).join() string | (string)
 strings.quote(string) string
-list(A).isSorted() bool
+list(int).isSorted() bool
+list(uint).isSorted() bool
+list(double).isSorted() bool
+list(bool).isSorted() bool
+list(duration).isSorted() bool
+list(time).isSorted() bool
+list(string).isSorted() bool
+list(bytes).isSorted() bool
 list(int).sum() int
 list(uint).sum() uint
 list(double).sum() double
 list(duration).sum() duration
-list(A).min() A
-list(A).max() A
+list(int).min() int
+list(uint).min() uint
+list(double).min() double
+list(bool).min() bool
+list(duration).min() duration
+list(time).min() time
+list(string).min() string
+list(bytes).min() bytes
+list(int).max() int
+list(uint).max() uint
+list(double).max() double
+list(bool).max() bool
+list(duration).max() duration
+list(time).max() time
+list(string).max() string
+list(bytes).max() bytes
 list(A).indexOf(A) int
 list(A).lastIndexOf(A) int
 list(A).slice(int, int) list(A)
-list(list(A)).flatten() list(dyn) | (int)
-list(dyn).flatten() list(dyn) | (int)
-list(A).sort() list(A)
+list(list(A)).flatten() list(A)
+list(dyn).flatten(int) list(dyn)
+list(int).sort() list(int)
+list(uint).sort() list(uint)
+list(double).sort() list(double)
+list(bool).sort() list(bool)
+list(duration).sort() list(duration)
+list(time).sort() list(time)
+list(string).sort() list(string)
+list(bytes).sort() list(bytes)
 list(A).distinct() list(A)
 list(A).reverse() list(A)
 list(A).first() optional(A)
@@ -179,21 +206,6 @@ format.date() namedformat
 format.datetime() namedformat
 namedformat.validate(string) optional(list(string))
 jsonpatch.escapeKey(string) string
-base64.encode(bytes) string
-base64.decode(string) bytes
-math.greatest(dyn) dyn | (dyn, dyn) | (dyn, dyn, dyn) | (dyn, dyn, dyn, dyn)
-math.least(dyn) dyn | (dyn, dyn) | (dyn, dyn, dyn) | (dyn, dyn, dyn, dyn)
-math.ceil(double) double
-math.floor(double) double
-math.round(double) double
-math.trunc(double) double
-math.abs(int) int
-math.abs(double) double
-math.sign(int) int
-math.sign(double) double
-math.isNaN(double) bool
-math.isInf(double) bool
-math.isFinite(double) bool
 optional.of(A) optional(A)
 optional.ofNonZeroValue(A) optional(A)
 optional.none() optional(A)
@@ -201,7 +213,10 @@ optional(A).hasValue() bool
 optional(A).value() A
 optional(A).or(optional(A)) optional(A)
 optional(A).orValue(A) A
-optional(A).orOptional(optional(A)) optional(A)
+optional.unwrap(list(optional(A))) list(A)
+list(optional(A)).unwrapOpt() list(A)
+_[_](optional(list(A)), int) optional(A)
+_[_](optional(map(A, B)), A) optional(B)
 authorizer.path(string) pathcheck
 authorizer.group(string) groupcheck
 authorizer.serviceAccount(string, string) authorizer
@@ -220,10 +235,12 @@ decision.error() string
 ";
 
 /// Names with a dot that are functions, not members of a variable.
-const NAMESPACES: &[&str] = &["strings", "lists", "sets", "ip", "format", "jsonpatch", "base64", "math", "optional"];
+const NAMESPACES: &[&str] = &["strings", "lists", "sets", "ip", "format", "jsonpatch", "optional"];
+/// The names that only mutations have.
+const OF_MUTATIONS: &str = "jsonpatch.";
 
 /// One way to call a function.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Signature {
     pub member: bool,
     /// The receiver of a member comes first.
@@ -352,14 +369,23 @@ fn parse(text: &str) -> Type {
     }
 }
 
+/// Whether values of a type have an order, by which lists of them are sorted.
+pub fn has_order(type_: &Type) -> bool {
+    use Type::{Bool, Bytes, Double, Duration, Int, String, Timestamp, Uint};
+    matches!(type_, Int | Uint | Double | Bool | Duration | Timestamp | String | Bytes)
+}
+
 /// All ways to call a function; `None` for one that is not known.
-pub fn signatures(name: &str) -> Option<&'static [Signature]> {
+pub fn signatures(name: &str, libraries: Libraries) -> Option<&'static [Signature]> {
+    if name.starts_with(OF_MUTATIONS) && !libraries.mutation {
+        return None;
+    }
     SIGNATURES.get(name).map(Vec::as_slice)
 }
 
 /// Whether a dotted name is a function.
-pub fn is_function(name: &str) -> bool {
-    SIGNATURES.contains_key(name)
+pub fn is_function(name: &str, libraries: Libraries) -> bool {
+    signatures(name, libraries).is_some()
 }
 
 #[cfg(test)]
@@ -368,6 +394,8 @@ mod tests {
 
     #[test]
     fn the_table_is_read() {
+        let signatures = |name: &str| signatures(name, Libraries::default());
+        let is_function = |name: &str| is_function(name, Libraries::default());
         assert_eq!(signatures("_<_").unwrap().len(), 14);
         let size = signatures("size").unwrap();
         assert_eq!((size.len(), size.iter().filter(|s| s.member).count()), (8, 4));
@@ -375,7 +403,7 @@ mod tests {
         let get = signatures("getQuery").unwrap();
         assert_eq!((get[0].member, get[0].result.to_string().as_str()), (true, "map(string, list(string))"));
         let flatten = signatures("flatten").unwrap();
-        assert_eq!(flatten.iter().map(|s| s.args.len()).collect::<Vec<_>>(), [1, 2, 1, 2]);
+        assert_eq!(flatten.iter().map(|s| s.args.len()).collect::<Vec<_>>(), [1, 2]);
         assert!(signatures("hasValue").unwrap()[0].member);
         assert!(!signatures("optional.none").unwrap()[0].member);
     }

@@ -8,6 +8,7 @@ use super::{
 use crate::{custom::formats, custom::pattern, merge::go_float, quantity::Quantity};
 use std::{cmp::Ordering, rc::Rc};
 
+pub mod format;
 mod strings;
 mod values;
 
@@ -77,8 +78,9 @@ pub fn cost(name: &str, values: &[Val<'_>]) -> u64 {
             }
         }
         "string" | "bytes" | "lowerAscii" | "upperAscii" | "trim" | "replace" | "split" | "substring" | "indexOf" | "lastIndexOf" | "url"
-        | "isURL" | "ip" | "isIP" | "cidr" | "isCIDR" | "quantity" | "isQuantity" | "semver" | "isSemver" | "charAt" | "format" | "strings.quote"
-        | "base64.encode" | "base64.decode" => values.iter().map(|value| tenth(value.weight())).sum(),
+        | "isURL" | "ip" | "isIP" | "cidr" | "isCIDR" | "quantity" | "isQuantity" | "semver" | "isSemver" | "charAt" | "format" | "strings.quote" => {
+            values.iter().map(|value| tenth(value.weight())).sum()
+        }
         "join" => values.first().and_then(Val::items).map_or(0, |items| items.iter().map(|item| tenth(item.weight()) + 1).sum()),
         "@in" if !matches!(values.get(1), Some(Val::Map(_) | Val::JsonMap(..))) => weight(1),
         "isSorted" | "sum" | "min" | "max" | "sort" | "distinct" | "reverse" | "flatten" | "slice" => weight(0),
@@ -157,7 +159,7 @@ pub fn call<'a>(name: &str, values: Vec<Val<'a>>) -> Outcome<'a> {
         ("hasValue", [Val::Optional(value)]) => flag(value.is_some()),
         ("value", [Val::Optional(Some(value))]) => Ok((**value).clone()),
         ("value", [Val::Optional(None)]) => failed("optional.none() dereference"),
-        ("or" | "orOptional", [a @ Val::Optional(value), b]) => Ok(if value.is_some() { a.clone() } else { b.clone() }),
+        ("or", [a @ Val::Optional(value), b]) => Ok(if value.is_some() { a.clone() } else { b.clone() }),
         ("orValue", [Val::Optional(value), other]) => Ok(value.as_ref().map_or_else(|| other.clone(), |value| (**value).clone())),
         (_, [Val::String(receiver), args @ ..]) if string_function(name) => strings(name, receiver, args, &values),
         (_, [Val::Timestamp(_) | Val::Duration(_), ..]) if name.starts_with("get") => times(name, &values),
@@ -346,10 +348,16 @@ fn lists<'a>(name: &str, receiver: &Val<'a>, args: &[Val<'a>]) -> Outcome<'a> {
         }
         ("slice", [Val::Int(start), Val::Int(end)]) => match (usize::try_from(*start), usize::try_from(*end)) {
             (Ok(start), Ok(end)) if start <= end && end <= items.len() => Val::list(items[start..end].to_vec()),
-            _ => return failed(format!("cannot slice({start}, {end}), list is length {}", items.len())),
+            (Ok(start), Ok(end)) if start > end => {
+                return failed(format!("cannot slice({start}, {end}), start index must be less than or equal to end index"));
+            }
+            (Ok(_), Ok(_)) => return failed(format!("cannot slice({start}, {end}), list is length {}", items.len())),
+            _ => return failed(format!("cannot slice({start}, {end}), negative indexes not supported")),
         },
         ("flatten", []) => Val::list(flat(items, 1)),
         ("flatten", [Val::Int(depth)]) if *depth >= 0 => Val::list(flat(items, *depth as usize)),
+        ("flatten", [Val::Int(_)]) => return failed("level must be non-negative"),
+        ("unwrapOpt", []) => unwrapped(items),
         ("sort", []) => {
             let mut sorted = items;
             sorted.sort_by(order);
@@ -378,6 +386,11 @@ fn lists<'a>(name: &str, receiver: &Val<'a>, args: &[Val<'a>]) -> Outcome<'a> {
         }
         _ => return wrong(name, std::slice::from_ref(receiver)),
     })
+}
+
+/// What stands in options that hold something.
+fn unwrapped(items: Vec<Val<'_>>) -> Val<'_> {
+    Val::list(items.into_iter().filter_map(|item| if let Val::Optional(Some(value)) = item { Some((*value).clone()) } else { None }).collect())
 }
 
 fn flat<'a>(items: Vec<Val<'a>>, depth: usize) -> Vec<Val<'a>> {
@@ -433,12 +446,7 @@ fn plain<'a>(name: &str, values: &[Val<'a>]) -> Outcome<'a> {
             known.map(|known| Val::opaque(Opaque::Format(known))).map_or_else(|| wrong(name, values), Ok)
         }
         "jsonpatch.escapeKey" => Ok(Val::string(given.replace('~', "~0").replace('/', "~1"))),
-        "base64.encode" => match values {
-            [Val::Bytes(bytes)] => Ok(Val::string(formats::to_base64(bytes))),
-            _ => wrong(name, values),
-        },
-        "base64.decode" => formats::base64(given).map(|bytes| Val::Bytes(bytes.into())).map_or_else(|| failed("illegal base64 data"), Ok),
-        "strings.quote" => Ok(Val::string(format!("{given:?}"))),
+        "strings.quote" => Ok(Val::string(strings::escaped(given))),
         "matches" => match values {
             [Val::String(text), Val::String(pattern)] => {
                 pattern::compiled(pattern).map(|regex| Val::Bool(regex.is_match(text))).map_err(Error::Failed)
@@ -460,30 +468,8 @@ fn plain<'a>(name: &str, values: &[Val<'a>]) -> Outcome<'a> {
                 _ => b.iter().all(|item| has(&a, item)) && a.iter().all(|item| has(&b, item)),
             })
         }
-        "math.greatest" | "math.least" => {
-            let all = match values {
-                [list @ (Val::List(_) | Val::JsonList(..))] => list.items().unwrap_or_default(),
-                _ => values.to_vec(),
-            };
-            let order = |a: &&Val<'_>, b: &&Val<'_>| compare(a, b).unwrap_or(Ordering::Equal);
-            let found = if name == "math.greatest" { all.iter().max_by(order) } else { all.iter().min_by(order) };
-            found.cloned().map_or_else(|| failed(format!("{name}() argument must not be empty")), Ok)
-        }
-        _ if name.starts_with("math.") => match (name, values) {
-            ("math.abs", [Val::Int(number)]) => number.checked_abs().map(Val::Int).ok_or_else(|| Error::failed(OVERFLOW)),
-            ("math.sign", [Val::Int(number)]) => Ok(Val::Int(number.signum())),
-            (_, [Val::Double(number)]) => Ok(match name {
-                "math.ceil" => Val::Double(number.ceil()),
-                "math.floor" => Val::Double(number.floor()),
-                "math.round" => Val::Double(number.round()),
-                "math.trunc" => Val::Double(number.trunc()),
-                "math.abs" => Val::Double(number.abs()),
-                "math.sign" => Val::Double(if *number == 0.0 { 0.0 } else { number.signum() }),
-                "math.isNaN" => Val::Bool(number.is_nan()),
-                "math.isInf" => Val::Bool(number.is_infinite()),
-                "math.isFinite" => Val::Bool(number.is_finite()),
-                _ => return wrong(name, values),
-            }),
+        "optional.unwrap" => match values {
+            [list] => Ok(unwrapped(list.items().unwrap_or_default())),
             _ => wrong(name, values),
         },
         _ => wrong(name, values),

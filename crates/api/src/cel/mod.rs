@@ -14,6 +14,7 @@ pub mod estimate;
 pub mod eval;
 pub mod functions;
 pub mod library;
+mod literals;
 pub mod openapi;
 pub mod policy;
 pub mod rule;
@@ -40,8 +41,19 @@ pub mod limits {
     pub const ESTIMATED_RULE_COST_MAX: u64 = 10_000_000;
     /// What all rules of a definition may cost by estimate.
     pub const ESTIMATED_SCHEMA_COST_MAX: u64 = 100_000_000;
+    /// Bytes of what a rule tells users by an expression.
+    pub const MESSAGE_BYTES_MAX: usize = 5 * 1024;
     /// Bytes of a value that an expression makes.
     pub const VALUE_BYTES_MAX: usize = 4 * 1024 * 1024;
+}
+
+/// What an environment has beside what all have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Libraries {
+    /// `cel.bind`: selectors of devices.
+    pub bindings: bool,
+    /// `Object`, `JSONPatch` and `jsonpatch.escapeKey`: mutations.
+    pub mutation: bool,
 }
 
 /// An expression that has been checked.
@@ -50,17 +62,28 @@ pub struct Program {
     pub source: String,
     pub tree: syntax::Expr,
     pub type_: Type,
+    pub(crate) checked: checker::Checked,
 }
 
 impl Program {
     /// Parses and checks. `variables` are the names that it may use and their types. The error is as cel-go shows it.
     pub fn compile(source: &str, variables: &[(&str, Type)]) -> Result<Program, String> {
+        Program::compile_with(source, variables, Libraries::default())
+    }
+    /// The same in an environment that has more than all have.
+    pub fn compile_with(source: &str, variables: &[(&str, Type)], libraries: Libraries) -> Result<Program, String> {
         let shown = |problems: Vec<syntax::Problem>| problems.iter().map(|problem| problem.shown(source)).collect::<Vec<_>>().join("\n");
-        let tree = syntax::parse(source).map_err(shown)?;
-        let type_ = checker::check(&tree, variables)
-            .and_then(|type_| Some(checker::wrong_literals(&tree)).filter(|problems| !problems.is_empty()).map_or(Ok(type_), Err))
-            .map_err(shown)?;
-        Ok(Program { source: source.to_string(), tree, type_ })
+        let tree = syntax::parse_with(source, libraries).map_err(shown)?;
+        let checked = checker::check(&tree, variables, libraries).map_err(shown)?;
+        let wrong = literals::wrong(&tree, &checked);
+        if !wrong.is_empty() {
+            return Err(shown(wrong));
+        }
+        Ok(Program { source: source.to_string(), type_: checked.type_of(&tree), tree, checked })
+    }
+    /// Whether it speaks of a variable.
+    pub fn mentions(&self, variable: &str) -> bool {
+        self.checked.mentions(variable)
     }
     /// Computes it. What it costs is taken from `budget`; an empty budget is an error.
     pub fn run<'a>(&'a self, variables: &eval::Variables<'a>, budget: &mut u64) -> Result<Val<'a>, eval::Error> {

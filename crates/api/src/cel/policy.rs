@@ -1,6 +1,6 @@
 //! What expressions of admission may speak of: policies, their bindings' parameters, and webhooks' match conditions.
 
-use super::{Fields, Program, Type, checker::named_type};
+use super::{Fields, Libraries, Program, Type, checker::named_type};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// What is there to speak of, beside `object`, `oldObject` and `request`.
@@ -13,6 +13,8 @@ pub struct Scope {
     pub params_type: Option<Type>,
     pub authorizer: bool,
     pub namespace_object: bool,
+    /// Whether what it makes changes objects: then it may build some.
+    pub mutation: bool,
     /// The policy's own variables.
     pub variables: Declared,
 }
@@ -96,7 +98,7 @@ impl Scope {
         if !self.variables.is_empty() {
             names.push(("variables", Type::Object(self.variables.0.clone())));
         }
-        Program::compile(source, &names)
+        Program::compile_with(source, &names, Libraries { mutation: self.mutation, ..Libraries::default() })
     }
 
     /// The same for one that must be of a type; the error is in the words of validation.

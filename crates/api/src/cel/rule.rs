@@ -9,11 +9,14 @@ use super::{
 };
 use crate::{
     Value,
-    custom::{check::Former, props::Props},
+    custom::{
+        check::Former,
+        props::{Additional, Props},
+    },
     field::{Error, Errors, Path, Reason},
 };
-use serde_json::json;
-use std::sync::OnceLock;
+use serde_json::{Map, json};
+use std::{cell::OnceCell, sync::OnceLock};
 
 /// One rule as it is written, and compiled when it is first used.
 #[derive(Debug, Default)]
@@ -59,7 +62,7 @@ impl Rule {
             let type_ = of_props(props, root)?;
             let program = self.compile(&type_, &self.rule).ok()?;
             let message = self.message_expression.as_ref().and_then(|source| self.compile(&type_, source).ok());
-            let transition = mentions_old(&self.rule);
+            let transition = program.mentions("oldSelf");
             Some(Compiled { program, message, transition })
         });
         made.as_ref()
@@ -83,158 +86,145 @@ impl Rule {
     }
 }
 
-fn mentions_old(rule: &str) -> bool {
-    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    rule.match_indices("oldSelf")
-        .any(|(at, found)| !rule[..at].ends_with(|c: char| is_word(c) || c == '.') && !rule[at + found.len()..].starts_with(is_word))
-}
-
-/// Rules of a definition that cost most, for the complaint about all of them.
+/// What all rules of a schema cost, and which of them cost most.
 #[derive(Default)]
-struct Total {
+pub struct Total {
     cost: u64,
     dearest: Vec<(u64, Path)>,
 }
 
 impl Total {
-    fn add(&mut self, cost: u64, path: Path) {
+    fn add(&mut self, cost: u64, path: &Path) {
         self.cost = self.cost.saturating_add(cost);
         if cost < limits::ESTIMATED_SCHEMA_COST_MAX / 100 {
             return;
         }
-        self.dearest.push((cost, path));
+        self.dearest.push((cost, path.clone()));
         self.dearest.sort_by_key(|(cost, _)| std::cmp::Reverse(*cost));
         self.dearest.truncate(4);
     }
-}
-
-/// Checks all rules of a schema: that they compile, and what they may cost.
-pub fn validate_schema(props: &Props, raw: &Value, path: &Path, errors: &mut Errors) {
-    if !props.has_rules {
-        return;
-    }
-    let mut total = Total::default();
-    below(props, raw, path, &Place { root: true, times: 1, unmatched: None }, &mut total, errors);
-    if total.cost > limits::ESTIMATED_SCHEMA_COST_MAX {
-        for (_, path) in &total.dearest {
+    /// Complains if all together are too dear. `path` is that of the schema.
+    pub fn complain(&self, path: &Path, errors: &mut Errors) {
+        if self.cost <= limits::ESTIMATED_SCHEMA_COST_MAX {
+            return;
+        }
+        for (_, path) in &self.dearest {
             errors.forbidden(path.clone(), "contributed to estimated rule cost total exceeding cost limit for entire OpenAPIv3 schema");
         }
         let what = "x-kubernetes-validations estimated rule cost total for entire OpenAPIv3 schema";
-        errors.forbidden(path.clone(), &over_budget(what, total.cost, limits::ESTIMATED_SCHEMA_COST_MAX));
+        errors.forbidden(path.clone(), &over_budget(what, self.cost, limits::ESTIMATED_SCHEMA_COST_MAX));
     }
 }
 
-/// Where in a schema a rule stands.
-#[derive(Clone)]
-struct Place {
-    root: bool,
-    /// How often there may be a value of it.
-    times: u64,
-    /// The outermost list around it whose items have no former selves.
-    unmatched: Option<Path>,
+/// How many values of its parts there may be for each value of a schema; `None` for as many as there is room.
+pub fn times(props: &Props) -> Option<u64> {
+    let bound = |max: Option<i64>| max.map(|max| u64::try_from(max).unwrap_or(0));
+    match (props.types.first().map(String::as_str), &props.additional) {
+        (Some("array"), _) => bound(props.max_items),
+        (Some("object"), Additional::Unsaid) => Some(1),
+        (Some("object"), _) => bound(props.max_properties),
+        _ => Some(1),
+    }
 }
 
-fn below(props: &Props, raw: &Value, path: &Path, place: &Place, total: &mut Total, errors: &mut Errors) {
-    if !props.has_rules {
+/// What stands in a rule beside its expressions. `schema` is the one that it stands in, `form` the same read, made when first asked for.
+pub fn validate_form(raw: &Value, schema: &Map<String, Value>, form: &OnceCell<Props>, path: &Path, errors: &mut Errors) {
+    let rule = Rule::read(raw);
+    let message = rule.message.as_deref().unwrap_or_default();
+    let (has_breaks, empty, broken) = (|text: &str| text.contains(['\n', '\r']), "must be non-empty if specified", "must not contain line breaks");
+    if rule.rule.trim().is_empty() {
+        errors.required(path.child("rule"), "rule is not specified");
+    } else if !message.is_empty() && message.trim().is_empty() {
+        errors.invalid(path.child("message"), message, empty);
+    } else if has_breaks(message.trim()) {
+        errors.invalid(path.child("message"), message, broken);
+    } else if has_breaks(rule.rule.trim()) && message.is_empty() {
+        errors.required(path.child("message"), "message must be specified if rule contains line breaks");
+    }
+    if rule.message_expression.as_deref().is_some_and(|source| !source.is_empty() && source.trim().is_empty()) {
+        errors.required(path.child("messageExpression"), "messageExpression must be non-empty if specified");
+    }
+    const REASONS: &[&str] = &["FieldValueDuplicate", "FieldValueForbidden", "FieldValueInvalid", "FieldValueRequired"];
+    if let Some(reason) = rule.reason.as_deref().filter(|reason| !REASONS.contains(reason)) {
+        errors.not_supported(path.child("reason"), reason, REASONS);
+    }
+    if rule.field_path.is_empty() {
         return;
     }
-    for (i, rule) in props.rules.iter().enumerate() {
-        one(props, rule, &path.child("x-kubernetes-validations").index(i), place, total, errors);
+    let (at, given) = (path.child("fieldPath"), rule.field_path.as_str());
+    if given.trim().is_empty() {
+        errors.invalid(at.clone(), given, empty);
     }
-    let fields = Place { root: false, ..place.clone() };
-    let values = Place { times: cardinality(props, place.times), ..fields.clone() };
-    for (name, schema) in &props.properties {
-        if let Some(raw) = raw.get("properties").and_then(|properties| properties.get(name)) {
-            below(schema, raw, &path.child("properties").key(name), &fields, total, errors);
-        }
+    if has_breaks(given) {
+        errors.invalid(at.clone(), given, broken);
     }
-    if let (Some(schema), Some(raw)) = (props.additional(), raw.get("additionalProperties")) {
-        below(schema, raw, &path.child("additionalProperties"), &values, total, errors);
-    }
-    if let (Some(schema), Some(raw)) = (&props.items, raw.get("items")) {
-        let unmatched = place.unmatched.clone().or_else(|| (props.list_type != "map").then(|| path.clone()));
-        below(schema, raw, &path.child("items"), &Place { unmatched, ..values }, total, errors);
+    if field_path(form.get_or_init(|| Props::read(&Value::Object(schema.clone()))), given).is_err() {
+        errors.invalid(at, given, "must be a valid path");
     }
 }
 
-fn one(props: &Props, rule: &Rule, path: &Path, place: &Place, total: &mut Total, errors: &mut Errors) {
-    let at = path.child("rule");
-    if rule.rule.trim().is_empty() {
-        return errors.required(at, "rule is not specified");
+/// Where the rules of a schema stand.
+pub struct Site<'a> {
+    pub root: bool,
+    /// How often there may be a value of it; `None` for as often as there is room.
+    pub times: Option<u64>,
+    /// The outermost list around it whose items have no former selves.
+    pub unmatched: Option<&'a Path>,
+    /// Whether the rules were accepted before: then none is too dear.
+    pub settled: bool,
+}
+
+/// That the rules of a schema compile, and what they may cost. `path` is that of all of them.
+pub fn validate_rules(props: &Props, site: &Site<'_>, path: &Path, total: &mut Total, errors: &mut Errors) {
+    let root = site.root || props.embedded;
+    let Some(type_) = of_props(props, root).filter(|_| root || props.is_seen) else {
+        let why = "failed to construct type information for x-kubernetes-validations rules: unable to convert structural schema to CEL declarations";
+        return errors.internal(path.clone(), &format!("internal error: {why}"));
+    };
+    for (i, rule) in props.rules.iter().enumerate() {
+        one(rule, props, &type_, root, site, &path.index(i), total, errors);
     }
-    match &rule.message {
-        Some(message) if !message.is_empty() && message.trim().is_empty() => {
-            errors.invalid(path.child("message"), message.as_str(), "must be non-empty if specified");
+}
+
+#[allow(clippy::too_many_arguments)]
+fn one(rule: &Rule, props: &Props, type_: &Type, root: bool, site: &Site<'_>, path: &Path, total: &mut Total, errors: &mut Errors) {
+    let complain = |errors: &mut Errors, key: &str, why: String| {
+        // Without a value the detail alone is shown: Go's form of the rule goes before it.
+        errors.push(Reason::Invalid, path.child(key), None, format!("{}: {why}", rule.shown()));
+    };
+    let mut charge = |errors: &mut Errors, key: &str, what: &str, cost: u64| {
+        if cost > limits::ESTIMATED_RULE_COST_MAX && !site.settled {
+            errors.forbidden(path.child(key), &over_budget(what, cost, limits::ESTIMATED_RULE_COST_MAX));
         }
-        Some(message) if message.trim().contains('\n') => {
-            errors.invalid(path.child("message"), message.as_str(), "must not contain line breaks");
+        total.add(cost, &path.child(key));
+    };
+    let mut uses_old = false;
+    match rule.compile(type_, &rule.rule) {
+        Err(why) => complain(errors, "rule", format!("compilation failed: {why}")),
+        Ok(program) if program.type_ != Type::Bool => complain(errors, "rule", "cel expression must evaluate to a bool".into()),
+        Ok(program) => {
+            uses_old = program.mentions("oldSelf");
+            let times = site.times.unwrap_or_else(|| cardinality(props));
+            charge(errors, "rule", "estimated rule cost", estimate(&program, props, root).saturating_mul(times));
+            if let Some(source) = rule.message_expression.as_ref().filter(|source| !source.is_empty()) {
+                match rule.compile(type_, source) {
+                    Err(why) => complain(errors, "messageExpression", format!("messageExpression compilation failed: {why}")),
+                    Ok(message) if message.type_ != Type::String => {
+                        complain(errors, "messageExpression", "messageExpression must evaluate to a string".into());
+                    }
+                    Ok(message) => charge(errors, "messageExpression", "estimated messageExpression cost", estimate(&message, props, root)),
+                }
+            }
         }
-        None | Some(_) if rule.message.as_deref().unwrap_or_default().is_empty() && rule.rule.trim().contains('\n') => {
-            errors.required(path.child("message"), "message must be specified if rule contains line breaks");
+    }
+    match (uses_old, site.unmatched, rule.optional_old) {
+        (true, Some(list), _) => {
+            let why = format!("oldSelf cannot be used on the uncorrelatable portion of the schema within {list}");
+            errors.invalid(path.child("rule"), rule.rule.as_str(), &why);
         }
+        (false, _, Some(flag)) => errors.invalid(path.child("optionalOldSelf"), flag, "may not be set if oldSelf is not used in rule"),
         _ => {}
     }
-    if let Some(source) = &rule.message_expression
-        && source.trim().is_empty()
-        && !source.is_empty()
-    {
-        errors.required(path.child("messageExpression"), "must be non-empty if specified");
-    }
-    const REASONS: &[&str] = &["FieldValueRequired", "FieldValueInvalid", "FieldValueForbidden", "FieldValueDuplicate"];
-    if let Some(reason) = rule.reason.as_deref().filter(|reason| !REASONS.contains(reason)) {
-        let mut sorted = REASONS.to_vec();
-        sorted.sort_unstable();
-        errors.not_supported(path.child("reason"), reason, &sorted);
-    }
-    if !rule.field_path.is_empty() {
-        if rule.field_path.trim().is_empty() {
-            errors.invalid(path.child("fieldPath"), rule.field_path.as_str(), "must be non-empty if specified");
-        } else if rule.field_path.trim().contains('\n') {
-            errors.invalid(path.child("fieldPath"), rule.field_path.as_str(), "must not contain line breaks");
-        } else if let Err(why) = field_path(props, &rule.field_path) {
-            errors.invalid(path.child("fieldPath"), rule.field_path.as_str(), &format!("fieldPath must be a valid path: {why}"));
-        }
-    }
-    let Some(type_) = of_props(props, place.root) else { return };
-    let complain = |errors: &mut Errors, at: Path, why: String| {
-        // Without a value the detail alone is shown: Go's form of the rule goes before it.
-        errors.push(Reason::Invalid, at, None, format!("{}: {why}", rule.shown()));
-    };
-    match rule.compile(&type_, &rule.rule) {
-        Err(why) => complain(errors, at, format!("compilation failed: {why}")),
-        Ok(program) if program.type_ != Type::Bool && !matches!(program.type_, Type::Dyn | Type::Param(_)) => {
-            complain(errors, at, "cel expression must evaluate to a bool".into());
-        }
-        Ok(program) => {
-            let transition = mentions_old(&rule.rule);
-            if rule.optional_old.is_some() && !transition {
-                errors.invalid(path.child("optionalOldSelf"), rule.optional_old.unwrap_or_default(), "may not be set if oldSelf is not used in rule");
-            }
-            charge("estimated rule cost", estimate(&program.tree, props), place.times, &at, total, errors);
-        }
-    }
-    if let Some(source) = rule.message_expression.as_ref().filter(|source| !source.trim().is_empty()) {
-        let at = path.child("messageExpression");
-        match rule.compile(&type_, source) {
-            Err(why) => complain(errors, at, format!("messageExpression compilation failed: {why}")),
-            Ok(program) if program.type_ != Type::String && !matches!(program.type_, Type::Dyn | Type::Param(_)) => {
-                complain(errors, at, "messageExpression must evaluate to a string".into());
-            }
-            Ok(program) => charge("estimated messageExpression cost", estimate(&program.tree, props), place.times, &at, total, errors),
-        }
-    }
-    if let Some(list) = place.unmatched.as_ref().filter(|_| mentions_old(&rule.rule)) {
-        let why = format!("oldSelf cannot be used on the uncorrelatable portion of the schema within {list}");
-        errors.invalid(path.child("rule"), rule.rule.as_str(), &why);
-    }
-}
-
-fn charge(what: &str, cost: u64, times: u64, at: &Path, total: &mut Total, errors: &mut Errors) {
-    let cost = cost.saturating_mul(times);
-    if cost > limits::ESTIMATED_RULE_COST_MAX {
-        errors.forbidden(at.clone(), &over_budget(what, cost, limits::ESTIMATED_RULE_COST_MAX));
-    }
-    total.add(cost, at.clone());
 }
 
 /// The pieces of a `fieldPath`: dots, brackets, and what stands between them or in single quotes.
@@ -279,14 +269,15 @@ fn unquoted(text: &str) -> Result<String, String> {
     Ok(name)
 }
 
-/// Where a `fieldPath` leads, if the schema has such a field: `.a.b`, `['a'].b`.
-fn field_path(props: &Props, text: &str) -> Result<Path, String> {
+/// Where a path of fields leads, and the schema there, if there is such a field: `.a.b`, and `['a'].b` where `brackets` are allowed.
+fn follow<'p>(props: &'p Props, text: &str, brackets: bool) -> Result<(Path, &'p Props), String> {
     let end = || "unexpected end of JSON path".to_string();
     let (mut here, mut path) = (props, Path::root());
     let mut pieces = pieces(text).into_iter();
     while let Some(piece) = pieces.next() {
         let name = match piece {
             "." => pieces.next().ok_or_else(end)?.to_string(),
+            "[" if !brackets => return Err("array notation is not allowed".into()),
             "[" => unquoted(pieces.next().ok_or_else(end)?)?,
             other => return Err(format!("expected [ or . but got: {other}")),
         };
@@ -300,7 +291,17 @@ fn field_path(props: &Props, text: &str) -> Result<Path, String> {
             }
         }
     }
-    Ok(path)
+    Ok((path, here))
+}
+
+/// Where a `fieldPath` leads.
+fn field_path(props: &Props, text: &str) -> Result<Path, String> {
+    follow(props, text, true).map(|(path, _)| path)
+}
+
+/// Where a selectable field is, and its schema.
+pub fn selectable<'p>(props: &'p Props, text: &str) -> Result<(Path, &'p Props), String> {
+    follow(props, text, false)
 }
 
 /// Which rules are run.
@@ -412,7 +413,7 @@ fn run(rule: &Rule, compiled: &Compiled, props: &Props, subject: Subject<'_>, pa
     let spent = given - call_budget;
     *budget = budget.saturating_sub(spent);
     let message = rule.message.as_deref().filter(|message| !message.is_empty());
-    let about = message.unwrap_or(rule.rule.trim());
+    let about = message.unwrap_or(&rule.rule).trim();
     // What goes wrong with a rule names the type, not the value.
     let type_name = if props.int_or_string { "" } else { props.types.first().map(String::as_str).unwrap_or_default() };
     let mut fail = |detail: String| errors.invalid(path.clone(), type_name, &detail);
@@ -434,35 +435,52 @@ fn run(rule: &Rule, compiled: &Compiled, props: &Props, subject: Subject<'_>, pa
         }
         Err(Failure::Failed(why)) => return fail(format!("{why} evaluating rule: {about}")),
     }
-    let mut complain = |detail: String| {
-        let reason = match rule.reason.as_deref() {
-            Some("FieldValueRequired") => Reason::Required,
-            Some("FieldValueForbidden") => Reason::Forbidden,
-            Some("FieldValueDuplicate") => Reason::Duplicate,
-            _ => Reason::Invalid,
-        };
-        let below = if rule.field_path.is_empty() { None } else { field_path(props, &rule.field_path).ok() };
-        let field = below.map_or_else(|| path.clone(), |below| path.child(&below.to_string()));
-        let shown = if matches!(type_name, "object" | "array") { None } else { Some(value.clone()) };
-        errors.0.push(Error { reason, field, value: shown, structure: None, detail });
+    if !matches!(outcome, Ok(Val::Bool(false))) {
+        return;
+    }
+    let below = if rule.field_path.is_empty() { None } else { field_path(props, &rule.field_path).ok() };
+    let field = below.map_or_else(|| path.clone(), |below| path.child(&below.to_string()));
+    // The message sees the former value as it is, not as an option.
+    let seen = Variables::new().with("self", Val::json(value, Some(props))).with("oldSelf", former.unwrap_or(Val::Null));
+    let computed = match compiled.message.as_ref().map(|program| told(program, &seen, budget)) {
+        None => None,
+        Some(Ok(told)) => told,
+        Some(Err(why)) => return errors.invalid(field, type_name, &why),
     };
+    let default = || message.map_or_else(|| format!("failed rule: {}", rule.rule.trim()), |message| message.trim().to_string());
+    let (reason, detail) = match rule.reason.as_deref() {
+        Some("FieldValueRequired") => (Reason::Required, computed.unwrap_or_else(default)),
+        Some("FieldValueForbidden") => (Reason::Forbidden, computed.unwrap_or_else(default)),
+        // What is there twice is shown, and nothing said of it.
+        Some("FieldValueDuplicate") => (Reason::Duplicate, String::new()),
+        _ => (Reason::Invalid, computed.unwrap_or_else(default)),
+    };
+    let shown = if matches!(type_name, "object" | "array") { None } else { Some(value.clone()) };
+    errors.0.push(Error { reason, field, value: shown, structure: None, detail });
+}
+
+/// What a message expression says, if it can be said in one line. The error ends all rules.
+fn told(program: &Program, seen: &Variables<'_>, budget: &mut u64) -> Result<Option<String>, String> {
+    let given = limits::CALL_COST_MAX.min(*budget);
+    let mut call_budget = given;
+    let outcome = program.run(seen, &mut call_budget);
+    *budget = budget.saturating_sub(given - call_budget);
     match outcome {
-        Ok(Val::Bool(true)) => {}
-        Ok(Val::Bool(false)) => {
-            // The message sees the former value as it is, not as an option.
-            let mut seen = Variables::new().with("self", Val::json(value, Some(props)));
-            seen = seen.with("oldSelf", former.unwrap_or(Val::Null));
-            let mut message_budget = limits::CALL_COST_MAX.min((*budget).max(1));
-            let computed = compiled.message.as_ref().and_then(|program| match program.run(&seen, &mut message_budget) {
-                Ok(Val::String(text)) if !text.trim().is_empty() && !text.trim().contains('\n') && text.trim().len() <= 5 * 1024 => {
-                    Some(text.trim().to_string())
-                }
-                _ => None,
-            });
-            let default = || message.map_or_else(|| format!("failed rule: {}", rule.rule.trim()), |message| message.trim().to_string());
-            complain(computed.unwrap_or_else(default));
+        Ok(Val::String(text)) => {
+            let text = text.trim();
+            let fits = !text.is_empty() && !text.contains(['\n', '\r']) && text.len() <= limits::MESSAGE_BYTES_MAX;
+            Ok(fits.then(|| text.to_string()))
         }
-        Ok(_) | Err(_) => {}
+        Err(Failure::OutOfBudget) => {
+            *budget = 0;
+            Err(if given < limits::CALL_COST_MAX {
+                "messageExpression evaluation failed due to running out of cost budget, no further validation rules will be run".into()
+            } else {
+                let source = crate::field::quoted(&program.source);
+                format!("no further validation rules will be run due to call cost exceeds limit for messageExpression: {source}")
+            })
+        }
+        _ => Ok(None),
     }
 }
 
@@ -485,6 +503,8 @@ mod tests {
             "o": {"type": "object", "properties": {"x": {"type": "integer"}}, "x-kubernetes-validations": [{"rule": "self.x > 0", "fieldPath": ".x"}]}}});
         assert_eq!(complaints(schema.clone(), json!({"a": 1, "b": "x"}), None), ["a: Invalid value: 1: is 1"]);
         assert_eq!(complaints(schema.clone(), json!({"a": 1, "b": "y"}), Some(json!({"a": 1, "b": "x"}))), ["b: Forbidden: immutable"]);
+        let twice = json!({"type": "string", "x-kubernetes-validations": [{"rule": "self == ''", "message": "m", "reason": "FieldValueDuplicate"}]});
+        assert_eq!(complaints(twice, json!("x"), None), ["<nil>: Duplicate value: \"x\""]);
         assert_eq!(complaints(schema.clone(), json!({"o": {"x": 0}}), None), ["o.x: Invalid value: failed rule: self.x > 0"]);
         assert_eq!(complaints(schema, json!({"o": {}}), None), ["o: Invalid value: \"object\": no such key: x evaluating rule: self.x > 0"]);
     }
@@ -528,25 +548,124 @@ mod tests {
         }
     }
 
+    fn refused(schema: Value) -> Vec<String> {
+        let mut errors = Errors::default();
+        crate::custom::structural::validate(&schema, false, &Path::new("s"), &mut errors);
+        errors.0.iter().map(ToString::to_string).collect()
+    }
+    fn about(rule: &str) -> String {
+        format!(
+            r#"Invalid value: {{"Rule":{},"Message":"","MessageExpression":"","Reason":null,"FieldPath":"","OptionalOldSelf":null}}"#,
+            crate::field::escaped(&json!(rule).to_string())
+        )
+    }
+
     #[test]
     fn former_selves_are_only_spoken_of_where_there_are_some() {
-        let rule = json!([{"rule": "self == oldSelf"}]);
-        let raw = json!({"type": "object", "properties": {"l": {"type": "array", "maxItems": 3, "items":
-            {"type": "string", "maxLength": 3, "x-kubernetes-validations": rule}}}});
-        let mut errors = Errors::default();
-        validate_schema(&Props::read(&raw), &raw, &Path::new("s"), &mut errors);
+        let list = |rule: &str| {
+            json!({"type": "object", "properties": {"l": {"type": "array", "maxItems": 3, "items":
+            {"type": "string", "maxLength": 3, "x-kubernetes-validations": [{"rule": rule}]}}}})
+        };
         let why = "oldSelf cannot be used on the uncorrelatable portion of the schema within s.properties[l]";
-        assert_eq!(errors.to_string(), format!("s.properties[l].items.x-kubernetes-validations[0].rule: Invalid value: \"self == oldSelf\": {why}"));
+        assert_eq!(
+            refused(list("self == oldSelf")),
+            [format!("s.properties[l].items.x-kubernetes-validations[0].rule: Invalid value: \"self == oldSelf\": {why}")]
+        );
+        assert_eq!(refused(list("['a'].all(oldSelf, oldSelf != self) && self != 'oldSelf'")), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn what_stands_beside_a_rule_is_checked() {
+        let with = |more: Value| {
+            let mut rule = json!({"rule": "self.a > 1"});
+            rule.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            let schema = json!({"type": "object", "properties": {"a": {"type": "integer"}, "m": {"type": "object", "additionalProperties":
+                {"type": "string"}}}, "x-kubernetes-validations": [rule]});
+            refused(schema).into_iter().map(|found| found.replace("s.x-kubernetes-validations[0].", "")).collect::<Vec<_>>()
+        };
+        for (more, found) in [
+            (json!({"message": " \r "}), "message: Invalid value: \" \\r \": must be non-empty if specified"),
+            (json!({"message": "a\rb"}), "message: Invalid value: \"a\\rb\": must not contain line breaks"),
+            (json!({"rule": "self.a >\n1"}), "message: Required value: message must be specified if rule contains line breaks"),
+            (json!({"messageExpression": " "}), "messageExpression: Required value: messageExpression must be non-empty if specified"),
+            (
+                json!({"reason": "FieldValueOdd"}),
+                "reason: Unsupported value: \"FieldValueOdd\": supported values: \"FieldValueDuplicate\", \"FieldValueForbidden\", \"FieldValueInvalid\", \"FieldValueRequired\"",
+            ),
+            (json!({"fieldPath": ".b"}), "fieldPath: Invalid value: \".b\": must be a valid path"),
+            (json!({"optionalOldSelf": true}), "optionalOldSelf: Invalid value: true: may not be set if oldSelf is not used in rule"),
+        ] {
+            assert_eq!(with(more), [found]);
+        }
+        assert_eq!(with(json!({"fieldPath": ".m['x']"})), [] as [&str; 0]);
+        assert_eq!(
+            with(json!({"fieldPath": "\n"})),
+            [
+                "fieldPath: Invalid value: \"\\n\": must be non-empty if specified",
+                "fieldPath: Invalid value: \"\\n\": must not contain line breaks",
+                "fieldPath: Invalid value: \"\\n\": must be a valid path",
+            ]
+        );
+    }
+
+    #[test]
+    fn rules_are_true_or_false_and_messages_texts() {
+        let of = |field: Value| refused(json!({"type": "object", "properties": {"a": field}}));
+        let any = json!({"x-kubernetes-int-or-string": true, "x-kubernetes-validations": [{"rule": "self"}]});
+        assert_eq!(of(any), [format!("s.properties[a].x-kubernetes-validations[0].rule: {}: cel expression must evaluate to a bool", about("self"))]);
+        let message = json!({"type": "integer", "x-kubernetes-validations": [{"rule": "self > 1", "messageExpression": "self"}]});
+        let found = of(message);
+        assert!(found.len() == 1 && found[0].ends_with(": messageExpression must evaluate to a string"), "{found:?}");
+        // A message is only looked at where the rule is right.
+        let both = json!({"type": "integer", "x-kubernetes-validations": [{"rule": "self", "messageExpression": "self"}]});
+        assert_eq!(of(both).len(), 1);
+        let unseen = json!({"x-kubernetes-preserve-unknown-fields": true, "x-kubernetes-validations": [{"rule": "true"}]});
+        assert_eq!(
+            of(unseen),
+            [
+                "s.properties[a].x-kubernetes-validations: Internal error: internal error: failed to construct type information for x-kubernetes-validations rules: unable to convert structural schema to CEL declarations"
+            ]
+        );
+    }
+
+    #[test]
+    fn dear_rules_are_refused_each_and_together() {
+        let list = |bound: Value| {
+            json!({"type": "object", "properties": {"l": {"type": "array", "maxItems": bound, "items": {"type": "string", "maxLength": 30,
+            "x-kubernetes-validations": [{"rule": "self.contains('a')"}]}, "x-kubernetes-validations": [{"rule": "self.all(x, self.all(y, x == y))"}]}}})
+        };
+        let hint = "(try simplifying the rule, or adding maxItems, maxProperties, and maxLength where arrays, maps, and strings are declared)";
+        assert_eq!(refused(list(json!(10))), [] as [&str; 0]);
+        let at = "s.properties[l].x-kubernetes-validations[0].rule: Forbidden:";
+        assert_eq!(
+            refused(list(Value::Null)),
+            [
+                format!("s.properties[l].items.x-kubernetes-validations[0].rule: Forbidden: estimated rule cost exceeds budget by factor of 1.363149x {hint}"),
+                format!("{at} estimated rule cost exceeds budget by factor of more than 100x {hint}"),
+                format!("{at} contributed to estimated rule cost total exceeding cost limit for entire OpenAPIv3 schema"),
+                "s.properties[l].items.x-kubernetes-validations[0].rule: Forbidden: contributed to estimated rule cost total exceeding cost limit for entire OpenAPIv3 schema".to_string(),
+                format!(
+                    "s: Forbidden: x-kubernetes-validations estimated rule cost total for entire OpenAPIv3 schema exceeds budget by factor of more than 100x {hint}"
+                ),
+            ]
+        );
+        let mut errors = Errors::default();
+        let schema = list(json!(1000));
+        crate::custom::structural::validate(&schema, false, &Path::new("s"), &mut errors);
+        assert_eq!(errors.to_string(), format!("{at} estimated rule cost exceeds budget by factor of 1.7x {hint}"));
+        let mut settled = Errors::default();
+        crate::custom::structural::validate(&schema, true, &Path::new("s"), &mut settled);
+        assert_eq!(settled.0, []);
     }
 
     #[test]
     fn bad_rules_are_named() {
-        let mut errors = Errors::default();
         let raw = json!({"type": "object", "properties": {"a": {"type": "integer", "x-kubernetes-validations": [{"rule": "self > 'a'"}]}}});
-        validate_schema(&Props::read(&raw), &raw, &Path::new("s"), &mut errors);
         assert_eq!(
-            errors.to_string(),
-            "s.properties[a].x-kubernetes-validations[0].rule: Invalid value: {\"Rule\":\"self \\u003e 'a'\",\"Message\":\"\",\"MessageExpression\":\"\",\"Reason\":null,\"FieldPath\":\"\",\"OptionalOldSelf\":null}: compilation failed: ERROR: <input>:1:6: found no matching overload for '_>_' applied to '(int, string)'\n | self > 'a'\n | .....^"
+            refused(raw),
+            [
+                "s.properties[a].x-kubernetes-validations[0].rule: Invalid value: {\"Rule\":\"self \\u003e 'a'\",\"Message\":\"\",\"MessageExpression\":\"\",\"Reason\":null,\"FieldPath\":\"\",\"OptionalOldSelf\":null}: compilation failed: ERROR: <input>:1:6: found no matching overload for '_>_' applied to '(int, string)'\n | self > 'a'\n | .....^"
+            ]
         );
     }
 }

@@ -3,13 +3,15 @@
 //! Macros (`has`, `all`, `exists`, `map`, `filter`, ...) stay what they are: the checker and the interpreter know them. The
 //! parser bounds length and nesting, so no text can exhaust the stack.
 
-use super::limits;
+use super::{Libraries, limits};
 
 /// A node and where its operator or first character stands.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Expr {
     pub at: usize,
     pub kind: Kind,
+    /// Its number in the whole expression, by which a check tells of it.
+    pub id: usize,
     /// Levels below, itself included. Bounded, so that whoever walks the tree may recurse.
     depth: usize,
 }
@@ -347,18 +349,26 @@ impl Lexer<'_> {
     }
 }
 
-/// Parses one expression. Errors come in the order of their places.
+/// Parses one expression as most may be written. Errors come in the order of their places.
 pub fn parse(source: &str) -> Result<Expr, Vec<Problem>> {
+    parse_with(source, Libraries::default())
+}
+
+/// The same with what an environment has beside the common.
+pub fn parse_with(source: &str, libraries: Libraries) -> Result<Expr, Vec<Problem>> {
     if source.len() > limits::SOURCE_BYTES_MAX {
         let message = format!("expression code point size exceeds limit: size: {}, limit {}", source.len(), limits::SOURCE_BYTES_MAX);
         return Err(vec![Problem { at: 0, message }]);
     }
     let chars: Vec<char> = source.chars().collect();
     let mut lexer = Lexer { chars: &chars, at: 0, unknown: vec![] };
-    let parsed = lexer.all().and_then(whole);
+    let parsed = lexer.all().and_then(|tokens| whole(tokens, libraries));
     let mut problems = lexer.unknown;
     match parsed {
-        Ok(expression) if problems.is_empty() => return Ok(expression),
+        Ok(mut expression) if problems.is_empty() => {
+            number(&mut expression, &mut 0);
+            return Ok(expression);
+        }
         Ok(_) => {}
         Err(problem) => problems.push(problem),
     }
@@ -367,8 +377,8 @@ pub fn parse(source: &str) -> Result<Expr, Vec<Problem>> {
 }
 
 /// The expression that all tokens make.
-fn whole(tokens: Vec<(Token, usize)>) -> Parsed {
-    let mut parser = Parser { tokens, at: 0, depth: 0 };
+fn whole(tokens: Vec<(Token, usize)>, libraries: Libraries) -> Parsed {
+    let mut parser = Parser { tokens, at: 0, depth: 0, libraries };
     let expression = parser.expression()?;
     match parser.peek() {
         Token::End => Ok(expression),
@@ -376,10 +386,30 @@ fn whole(tokens: Vec<(Token, usize)>) -> Parsed {
     }
 }
 
+/// Gives every node its number.
+fn number(expr: &mut Expr, next: &mut usize) {
+    expr.id = *next;
+    *next += 1;
+    let mut below = |expr: &mut Expr| number(expr, next);
+    match &mut expr.kind {
+        Kind::Literal(_) | Kind::Ident(_) => {}
+        Kind::Select { operand, .. } => below(operand),
+        Kind::Call { target, args, .. } => target.iter_mut().map(|target| &mut **target).chain(args).for_each(below),
+        Kind::List(items) => items.iter_mut().for_each(|(item, _)| below(item)),
+        Kind::Map(entries) => entries.iter_mut().for_each(|(key, value, _)| [key, value].into_iter().for_each(&mut below)),
+        Kind::Struct(_, fields) => fields.iter_mut().for_each(|(_, value, _)| below(value)),
+        Kind::Macro(m) => {
+            let Macro { range, filter, body, .. } = &mut **m;
+            [range, body].into_iter().chain(filter).for_each(below);
+        }
+    }
+}
+
 struct Parser {
     tokens: Vec<(Token, usize)>,
     at: usize,
     depth: usize,
+    libraries: Libraries,
 }
 
 type Parsed = Result<Expr, Problem>;
@@ -402,7 +432,7 @@ fn node(at: usize, kind: Kind) -> Parsed {
     if below >= limits::DEPTH_MAX {
         return Err(Problem { at, message: format!("expression recursion limit exceeded: {}", limits::DEPTH_MAX) });
     }
-    Ok(Expr { at, kind, depth: below + 1 })
+    Ok(Expr { at, kind, id: 0, depth: below + 1 })
 }
 
 impl Parser {
@@ -545,7 +575,7 @@ impl Parser {
                 let open = self.place();
                 if !quoted && !optional && self.accept("(") {
                     let args = self.arguments(")")?;
-                    value = member_call(value, open, name, args)?;
+                    value = member_call(value, open, name, args, self.libraries)?;
                 } else {
                     value = node(at, Kind::Select { operand: Box::new(value), field: name, test: false, optional })?;
                 }
@@ -657,10 +687,10 @@ impl Parser {
             let mut args = self.arguments(")")?;
             if name == "has" && args.len() == 1 {
                 return match args.remove(0) {
-                    Expr { kind: Kind::Select { operand, field, optional, .. }, .. } => {
-                        node(open, Kind::Select { operand, field, test: true, optional })
+                    Expr { kind: Kind::Select { operand, field, optional: false, .. }, .. } => {
+                        node(open, Kind::Select { operand, field, test: true, optional: false })
                     }
-                    _ => Err(Problem { at: open, message: "invalid argument to has() macro".into() }),
+                    other => Err(Problem { at: other.at, message: "invalid argument to has() macro".into() }),
                 };
             }
             return call(open, &name, args);
@@ -678,19 +708,10 @@ pub fn dotted(expr: &Expr) -> Option<String> {
     }
 }
 
-fn member_call(target: Expr, at: usize, name: String, mut args: Vec<Expr>) -> Parsed {
-    let bad_variable = |expr: &Expr| Problem { at: expr.at, message: "argument must be a simple name".into() };
-    let variable = |expr: &Expr| match &expr.kind {
-        Kind::Ident(name) => Ok(name.clone()),
-        _ => Err(bad_variable(expr)),
-    };
-    if dotted(&target).as_deref() == Some("cel") && name == "bind" && args.len() == 3 {
-        let body = args.remove(2);
-        let bound = args.remove(1);
-        let macro_ = Macro { name: MacroName::Bind, range: bound, variable: variable(&args[0])?, second: None, filter: None, body };
-        return node(at, Kind::Macro(Box::new(macro_)));
-    }
+fn member_call(target: Expr, at: usize, name: String, mut args: Vec<Expr>, libraries: Libraries) -> Parsed {
+    let is_bind = libraries.bindings && name == "bind" && args.len() == 3 && dotted(&target).as_deref() == Some("cel");
     let macro_name = match (name.as_str(), args.len()) {
+        _ if is_bind => Some(MacroName::Bind),
         ("all", 2 | 3) => Some(MacroName::All),
         ("exists", 2 | 3) => Some(MacroName::Exists),
         ("exists_one" | "existsOne", 2 | 3) => Some(MacroName::ExistsOne),
@@ -707,6 +728,24 @@ fn member_call(target: Expr, at: usize, name: String, mut args: Vec<Expr>) -> Pa
     let Some(macro_name) = macro_name else {
         return node(at, Kind::Call { target: Some(Box::new(target)), function: name, args });
     };
+    let variable = |expr: &Expr| match &expr.kind {
+        Kind::Ident(name) => Ok(name.clone()),
+        _ => Err(Problem {
+            at: expr.at,
+            message: match macro_name {
+                MacroName::Map | MacroName::Filter | MacroName::SortBy => "argument is not an identifier".into(),
+                MacroName::Bind => "cel.bind() variable names must be simple identifiers".into(),
+                MacroName::OptMap | MacroName::OptFlatMap => format!("{name}() variable name must be a simple identifier"),
+                _ => "argument must be a simple name".into(),
+            },
+        }),
+    };
+    if is_bind {
+        let body = args.remove(2);
+        let bound = args.remove(1);
+        let macro_ = Macro { name: MacroName::Bind, range: bound, variable: variable(&args[0])?, second: None, filter: None, body };
+        return node(at, Kind::Macro(Box::new(macro_)));
+    }
     let two = matches!(macro_name, MacroName::TransformList | MacroName::TransformMap | MacroName::TransformMapEntry)
         || (args.len() == 3 && macro_name != MacroName::Map);
     let body = match args.pop() {

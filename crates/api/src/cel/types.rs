@@ -15,6 +15,8 @@ pub struct Fields {
 #[derive(Clone, Debug)]
 pub enum Type {
     Dyn,
+    /// Of what is wrong. It goes with everything, so that nobody is told of one mistake twice.
+    Error,
     Null,
     Bool,
     Int,
@@ -53,6 +55,7 @@ impl fmt::Display for Type {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Type::Dyn => f.write_str("dyn"),
+            Type::Error => f.write_str("!error!"),
             Type::Null => f.write_str("null"),
             Type::Bool => f.write_str("bool"),
             Type::Int => f.write_str("int"),

@@ -6,6 +6,7 @@
 //! What must stay true: nothing here fails on a definition that was stored; what cannot be understood is as if not said.
 
 pub mod check;
+mod dialect;
 pub mod formats;
 pub mod json_path;
 pub mod pattern;

@@ -4,7 +4,7 @@
 
 use crate::{
     Value,
-    cel::rule::Rule,
+    cel::{estimate, rule::Rule},
     custom::pattern::compile,
     schema::{Field, Link, ListType, PatchStrategy, Schema, Type},
 };
@@ -63,6 +63,10 @@ pub struct Props {
     pub has_defaults: bool,
     /// Whether a rule stands here or below.
     pub has_rules: bool,
+    /// Whether rules can see values of it.
+    pub is_seen: bool,
+    /// The fewest bytes of JSON that a value of it takes.
+    pub least_bytes: u64,
 }
 
 fn number(map: &Map<String, Value>, key: &str) -> Option<f64> {
@@ -140,7 +144,11 @@ impl Props {
             rules: map.get("x-kubernetes-validations").and_then(Value::as_array).into_iter().flatten().map(Rule::read).collect(),
             has_defaults: false,
             has_rules: false,
+            is_seen: false,
+            least_bytes: 0,
         };
+        let least_bytes = estimate::least_bytes(&props);
+        (props.is_seen, props.least_bytes) = (least_bytes.is_some(), least_bytes.unwrap_or(0));
         props.has_defaults = props.default.is_some() || props.below().any(|below| below.has_defaults);
         props.has_rules = !props.rules.is_empty() || props.below().any(|below| below.has_rules);
         props

@@ -1,52 +1,91 @@
-//! Whether the schema of a definition may be one: it must be structural (every field has one type, in one place), its lists
-//! and maps must say how they merge in a way that can be followed, its defaults must fit, its rules must compile.
+//! Whether the schema of a definition may be one: it must be structural (every value has one type, described in one place), its
+//! defaults must fit, and what it says must be said in the OpenAPI that definitions know ([`super::dialect`]).
 
-use super::{check, formats, pattern, props::Props, shape};
+use super::{check, dialect, formats, pattern, props::Props, shape};
 use crate::{
     Value, cel,
     field::{Errors, Path},
-    kinds::checks,
 };
 use serde_json::{Map, json};
 
-/// What can be said only where a value's structure is said, not inside `anyOf` and its like.
-const NOT_IN_COMBINATIONS: &[&str] = &["type", "title", "description", "nullable"];
-const EXTENSIONS: &[&str] = &[
-    "x-kubernetes-preserve-unknown-fields",
-    "x-kubernetes-embedded-resource",
-    "x-kubernetes-int-or-string",
-    "x-kubernetes-list-map-keys",
-    "x-kubernetes-list-type",
-    "x-kubernetes-map-type",
-    "x-kubernetes-validations",
-];
-const SCALARS: &[&str] = &["string", "integer", "number", "boolean"];
-
-fn flag(map: &Map<String, Value>, key: &str) -> bool {
+pub(super) fn flag(map: &Map<String, Value>, key: &str) -> bool {
     map.get(key).and_then(Value::as_bool).unwrap_or_default()
 }
-fn text<'a>(map: &'a Map<String, Value>, key: &str) -> &'a str {
+pub(super) fn has(map: &Map<String, Value>, key: &str) -> bool {
+    map.get(key).is_some_and(|value| !value.is_null())
+}
+pub(super) fn text<'a>(map: &'a Map<String, Value>, key: &str) -> &'a str {
     map.get(key).and_then(Value::as_str).unwrap_or_default()
 }
-fn schemas<'a>(map: &'a Map<String, Value>, key: &str) -> impl Iterator<Item = &'a Map<String, Value>> {
+pub(super) fn list_type(map: &Map<String, Value>) -> Option<&str> {
+    map.get("x-kubernetes-list-type").and_then(Value::as_str)
+}
+pub(super) fn schemas<'a>(map: &'a Map<String, Value>, key: &str) -> impl Iterator<Item = &'a Map<String, Value>> {
     map.get(key).and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_object)
 }
-fn strings<'a>(map: &'a Map<String, Value>, key: &str) -> Vec<&'a str> {
+pub(super) fn strings<'a>(map: &'a Map<String, Value>, key: &str) -> Vec<&'a str> {
     map.get(key).and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect()
 }
+fn fields<'a>(map: &'a Map<String, Value>, key: &str) -> impl Iterator<Item = (&'a String, &'a Map<String, Value>)> {
+    map.get(key).and_then(Value::as_object).into_iter().flatten().filter_map(|(name, below)| Some((name, below.as_object()?)))
+}
+fn below<'a>(map: &'a Map<String, Value>, key: &str) -> Option<&'a Map<String, Value>> {
+    map.get(key).and_then(Value::as_object)
+}
 
-/// Checks the schema of a version. `path` is that of `openAPIV3Schema`.
-pub fn validate(schema: &Value, path: &Path, errors: &mut Errors) {
+/// Checks the schema of a version. `path` is that of `openAPIV3Schema`; `settled` says that it was accepted before.
+pub fn validate(schema: &Value, settled: bool, path: &Path, errors: &mut Errors) {
     let empty = Map::new();
     let root = schema.as_object().unwrap_or(&empty);
-    standard(root, path, true, errors);
-    let before = errors.0.len();
-    structure(root, path, Level::Root, errors);
-    let props = Props::read(schema);
-    if errors.0.len() == before {
-        defaults(&props, path, Where::Root, errors);
+    let (before, unreadable, props) = (errors.0.len(), unreadable(root), Props::read(schema));
+    if unreadable.is_none() {
+        errors.extend(problems(root, path));
+        if errors.0.len() == before {
+            defaults(&props, path, Where::Root, errors);
+        }
     }
-    cel::rule::validate_schema(&props, schema, path, errors);
+    let seen = Some(&props).filter(|_| unreadable.is_none() && errors.0.len() == before);
+    dialect::validate(schema, seen, settled, path, errors);
+    // What makes a schema unreadable is mostly told better above.
+    if let Some(why) = unreadable.filter(|_| errors.0.len() == before) {
+        errors.invalid(path.clone(), "", &why);
+    }
+}
+
+/// What a schema says that no structural one can be made of.
+fn unreadable(map: &Map<String, Value>) -> Option<String> {
+    let said = |key: &str| match map.get(key) {
+        None | Some(Value::Null) => false,
+        Some(Value::Object(below)) => !below.is_empty() || key == "additionalItems",
+        Some(Value::String(text)) => !text.is_empty(),
+        Some(_) => true,
+    };
+    const KEYS: &[(&str, &str)] = &[
+        ("id", "id"),
+        ("$schema", "schema"),
+        ("$ref", "$ref"),
+        ("patternProperties", "patternProperties"),
+        ("dependencies", "dependencies"),
+        ("additionalItems", "additionalItems"),
+        ("definitions", "definitions"),
+    ];
+    if let Some((_, name)) = KEYS.iter().find(|(key, _)| said(key)) {
+        return Some(format!("OpenAPIV3Schema '{name}' is not supported"));
+    }
+    if map.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(false)) {
+        return Some("internal error: 'x-kubernetes-preserve-unknown-fields' must be true or undefined".into());
+    }
+    if map.get("items").and_then(Value::as_array).is_some_and(|items| !items.is_empty()) {
+        return Some("OpenAPIV3Schema 'items' must be a schema, but is an array".into());
+    }
+    all_below(map).find_map(unreadable)
+}
+
+/// The schemas just below one.
+fn all_below(map: &Map<String, Value>) -> impl Iterator<Item = &Map<String, Value>> {
+    let parts = ["not", "additionalProperties", "items"].into_iter().filter_map(|key| below(map, key));
+    let alternatives = ["allOf", "anyOf", "oneOf"].into_iter().flat_map(|key| schemas(map, key));
+    parts.chain(alternatives).chain(fields(map, "properties").map(|(_, below)| below))
 }
 
 /// The formats that a schema names and nobody knows.
@@ -55,174 +94,7 @@ pub fn unknown_formats(schema: &Map<String, Value>, found: &mut Vec<String>) {
     if !format.is_empty() && !formats::is_known(format) && !found.iter().any(|known| known == format) {
         found.push(format.to_string());
     }
-    each_below(schema, &Path::root(), |below, _| unknown_formats(below, found));
-}
-
-/// Every schema below, with its path.
-fn each_below<'a>(map: &'a Map<String, Value>, path: &Path, mut visit: impl FnMut(&'a Map<String, Value>, Path)) {
-    for key in ["properties", "patternProperties", "definitions"] {
-        for (name, below) in map.get(key).and_then(Value::as_object).into_iter().flatten() {
-            if let Some(below) = below.as_object() {
-                visit(below, path.child(key).key(name));
-            }
-        }
-    }
-    for key in ["additionalProperties", "items", "not"] {
-        if let Some(below) = map.get(key).and_then(Value::as_object) {
-            visit(below, path.child(key));
-        }
-    }
-    for key in ["allOf", "anyOf", "oneOf"] {
-        for (i, below) in schemas(map, key).enumerate() {
-            visit(below, path.child(key).index(i));
-        }
-    }
-}
-
-/// What no schema may say, and how lists and maps must be described.
-fn standard(map: &Map<String, Value>, path: &Path, root: bool, errors: &mut Errors) {
-    for (key, name) in [("id", "id"), ("$schema", "schema"), ("$ref", "$ref")] {
-        if !text(map, key).is_empty() {
-            errors.forbidden(path.child(key), &format!("{name} is not supported"));
-        }
-    }
-    for key in ["definitions", "dependencies", "patternProperties"] {
-        if map.get(key).and_then(Value::as_object).is_some_and(|below| !below.is_empty()) {
-            errors.forbidden(path.child(key), &format!("{key} is not supported"));
-        }
-    }
-    if map.get("additionalItems").is_some_and(|below| !below.is_null()) {
-        errors.forbidden(path.child("additionalItems"), "additionalItems is not supported");
-    }
-    if flag(map, "uniqueItems") {
-        errors.forbidden(path.child("uniqueItems"), "uniqueItems cannot be set to true since the runtime complexity becomes quadratic");
-    }
-    let has_properties = map.get("properties").and_then(Value::as_object).is_some_and(|properties| !properties.is_empty());
-    match map.get("additionalProperties") {
-        Some(Value::Bool(false)) => errors.forbidden(path.child("additionalProperties"), "additionalProperties cannot be set to false"),
-        Some(Value::Null) | None => {}
-        Some(_) if has_properties => errors.forbidden(path.child("additionalProperties"), "additionalProperties and properties are mutual exclusive"),
-        Some(_) => {}
-    }
-    if map.get("items").is_some_and(Value::is_array) {
-        errors.forbidden(path.child("items"), "items must be a schema object and not an array");
-    }
-    if let Err(why) = pattern::compile(text(map, "pattern")) {
-        errors.invalid(path.child("pattern"), text(map, "pattern"), &format!("must be a valid regular expression, but isn't: {why}"));
-    }
-    if text(map, "type") == "null" {
-        errors.forbidden(path.child("type"), "type cannot be set to null, use nullable as an alternative");
-    } else if !matches!(text(map, "type"), "" | "object" | "array" | "string" | "integer" | "number" | "boolean") {
-        errors.not_supported(path.child("type"), text(map, "type"), &["array", "boolean", "integer", "number", "object", "string"]);
-    }
-    if map.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(false)) {
-        errors.invalid(path.child("x-kubernetes-preserve-unknown-fields"), false, "must be true or undefined");
-    }
-    merging(map, path, errors);
-    if root && !matches!(text(map, "type"), "" | "object") {
-        errors.invalid(path.child("type"), text(map, "type"), "must be object at the root");
-    }
-    each_below(map, path, |below, path| standard(below, &path, false, errors));
-}
-
-fn merging(map: &Map<String, Value>, path: &Path, errors: &mut Errors) {
-    let type_ = text(map, "type");
-    if let Some(map_type) = map.get("x-kubernetes-map-type").and_then(Value::as_str) {
-        if type_ != "object" {
-            match type_ {
-                "" => errors.required(path.child("type"), "must be object if x-kubernetes-map-type is specified"),
-                other => errors.invalid(path.child("type"), other, "must be object if x-kubernetes-map-type is specified"),
-            }
-        }
-        if !matches!(map_type, "atomic" | "granular") {
-            errors.not_supported(path.child("x-kubernetes-map-type"), map_type, &["atomic", "granular"]);
-        }
-    }
-    let list_type = map.get("x-kubernetes-list-type").and_then(Value::as_str);
-    let keys = strings(map, "x-kubernetes-list-map-keys");
-    if let Some(list_type) = list_type {
-        if type_ != "array" {
-            match type_ {
-                "" => errors.required(path.child("type"), "must be array if x-kubernetes-list-type is specified"),
-                other => errors.invalid(path.child("type"), other, "must be array if x-kubernetes-list-type is specified"),
-            }
-        }
-        if !matches!(list_type, "atomic" | "set" | "map") {
-            errors.not_supported(path.child("x-kubernetes-list-type"), list_type, &["atomic", "set", "map"]);
-        }
-    }
-    if list_type != Some("map") {
-        if !keys.is_empty() {
-            match list_type {
-                None => errors.required(path.child("x-kubernetes-list-type"), "must be map if x-kubernetes-list-map-keys is non-empty"),
-                Some(other) => {
-                    errors.invalid(path.child("x-kubernetes-list-type"), other, "must be map if x-kubernetes-list-map-keys is non-empty");
-                }
-            }
-        }
-    } else if keys.is_empty() {
-        errors.required(path.child("x-kubernetes-list-map-keys"), "must not be empty if x-kubernetes-list-type is map");
-    }
-    let Some(items) = map.get("items").and_then(Value::as_object) else { return };
-    let at = path.child("items");
-    match list_type {
-        Some("set") => {
-            if flag(items, "nullable") {
-                errors.forbidden(at.child("nullable"), "cannot be nullable when x-kubernetes-list-type is set");
-            }
-            let atomic = |items: &Map<String, Value>, key: &str| items.get(key).and_then(Value::as_str) == Some("atomic");
-            if text(items, "type") == "object" && !atomic(items, "x-kubernetes-map-type") {
-                let shown = items.get("x-kubernetes-map-type").cloned().unwrap_or_default();
-                errors.invalid(at.child("x-kubernetes-map-type"), shown, "must be atomic as item of a list with x-kubernetes-list-type=set");
-            }
-            if text(items, "type") == "array" && items.get("x-kubernetes-list-type").is_some() && !atomic(items, "x-kubernetes-list-type") {
-                let shown = items.get("x-kubernetes-list-type").cloned().unwrap_or_default();
-                errors.invalid(at.child("x-kubernetes-list-type"), shown, "must be atomic as item of a list with x-kubernetes-list-type=set");
-            }
-        }
-        Some("map") => keyed_items(items, &keys, path, errors),
-        _ => {}
-    }
-}
-
-fn keyed_items(items: &Map<String, Value>, keys: &[&str], path: &Path, errors: &mut Errors) {
-    let at = path.child("items");
-    if flag(items, "nullable") {
-        errors.forbidden(at.child("nullable"), "cannot be nullable when x-kubernetes-list-type is map");
-    }
-    match text(items, "type") {
-        "object" => {}
-        "" => errors.required(at.child("type"), "must be object if parent array's x-kubernetes-list-type is map"),
-        other => errors.invalid(at.child("type"), other, "must be object if parent array's x-kubernetes-list-type is map"),
-    }
-    let empty = Map::new();
-    let properties = items.get("properties").and_then(Value::as_object).unwrap_or(&empty);
-    let required = strings(items, "required");
-    if text(items, "type") == "object" {
-        for (i, key, again) in checks::distinct(keys, |key| *key) {
-            if again {
-                errors.invalid(path.child("x-kubernetes-list-map-keys").index(i), *key, "duplicate entries are not allowed");
-            }
-            let Some(property) = properties.get(*key).and_then(Value::as_object) else {
-                errors.invalid(path.child("x-kubernetes-list-map-keys"), json!(keys), "entries must all be names of item properties");
-                continue;
-            };
-            let at = at.child("properties").key(key);
-            if !SCALARS.contains(&text(property, "type")) && !flag(property, "x-kubernetes-int-or-string") {
-                errors.invalid(at.child("type"), text(property, "type"), "must be a scalar type if parent array's x-kubernetes-list-type is map");
-            }
-            if flag(property, "nullable") {
-                errors.forbidden(at.child("nullable"), "cannot be nullable if parent array's x-kubernetes-list-type is map");
-            }
-            let has_default = property.get("default").is_some_and(|default| !default.is_null());
-            if !required.contains(key) && !has_default {
-                errors.required(
-                    at.child("default"),
-                    "this property is in x-kubernetes-list-map-keys, so it must have a default or be a required property",
-                );
-            }
-        }
-    }
+    all_below(schema).for_each(|below| unknown_formats(below, found));
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -232,11 +104,49 @@ enum Level {
     Item,
 }
 
+/// Why a schema is not structural, in order of the messages.
+fn problems(root: &Map<String, Value>, path: &Path) -> Errors {
+    let mut found = Errors::default();
+    described(root, Level::Root, path, &mut found);
+    complete(root, root, path, path, &mut found);
+    found.0.sort_by_cached_key(ToString::to_string);
+    found
+}
+
 /// That every value has a type, said in one place.
-fn structure(map: &Map<String, Value>, path: &Path, level: Level, errors: &mut Errors) {
+fn described(map: &Map<String, Value>, level: Level, path: &Path, errors: &mut Errors) {
     let type_ = text(map, "type");
-    let (int_or_string, preserve) = (flag(map, "x-kubernetes-int-or-string"), flag(map, "x-kubernetes-preserve-unknown-fields"));
-    if type_.is_empty() && !int_or_string && !(preserve && level != Level::Root) {
+    if type_ == "array" && !has(map, "items") {
+        errors.required(path.child("items"), "must be specified");
+    }
+    if let Some(items) = below(map, "items") {
+        described(items, Level::Item, &path.child("items"), errors);
+    }
+    for (name, field) in fields(map, "properties") {
+        described(field, Level::Field, &path.child("properties").key(name), errors);
+    }
+    if has(map, "additionalProperties") && level == Level::Root {
+        errors.forbidden(path.child("additionalProperties"), "must not be used at the root");
+    }
+    if let Some(values) = below(map, "additionalProperties") {
+        described(values, Level::Field, &path.child("additionalProperties"), errors);
+    }
+    let [int_or_string, embedded, preserve] =
+        ["x-kubernetes-int-or-string", "x-kubernetes-embedded-resource", "x-kubernetes-preserve-unknown-fields"].map(|key| flag(map, key));
+    for (key, is) in [("x-kubernetes-preserve-unknown-fields", preserve), ("x-kubernetes-embedded-resource", embedded)] {
+        if int_or_string && is {
+            errors.invalid(path.child(key), true, "must be false if x-kubernetes-int-or-string is true");
+        }
+    }
+    let is_first = is_int_or_string(schemas(map, "allOf").next().and_then(|first| first.get("anyOf")));
+    checked(map, is_int_or_string(map.get("anyOf")), is_first, path, errors);
+    if embedded && type_ != "object" {
+        let detail = "must be object if x-kubernetes-embedded-resource is true";
+        match type_ {
+            "" => errors.required(path.child("type"), detail),
+            other => errors.invalid(path.child("type"), other, detail),
+        }
+    } else if type_.is_empty() && !int_or_string && !preserve {
         errors.required(
             path.child("type"),
             match level {
@@ -246,126 +156,131 @@ fn structure(map: &Map<String, Value>, path: &Path, level: Level, errors: &mut E
             },
         );
     }
-    if flag(map, "x-kubernetes-embedded-resource") {
-        if type_ != "object" {
-            match type_ {
-                "" => errors.required(path.child("type"), "must be object if x-kubernetes-embedded-resource is true"),
-                other => errors.invalid(path.child("type"), other, "must be object if x-kubernetes-embedded-resource is true"),
-            }
-        }
-        let has_properties = map.get("properties").and_then(Value::as_object).is_some_and(|properties| !properties.is_empty());
-        if !preserve && !has_properties {
-            errors.required(
-                path.child("properties"),
-                "must not be empty if x-kubernetes-embedded-resource is true without x-kubernetes-preserve-unknown-fields",
-            );
-        }
-        embedded_metadata(map, path, errors);
+    if embedded && has(map, "additionalProperties") {
+        errors.forbidden(path.child("additionalProperties"), "must not be used if x-kubernetes-embedded-resource is set");
     }
-    if int_or_string && !type_.is_empty() {
-        errors.invalid(path.child("type"), type_, "must be empty if x-kubernetes-int-or-string is true");
+    if level == Level::Root && !matches!(type_, "" | "object") {
+        errors.invalid(path.child("type"), type_, "must be object at the root");
     }
-    if type_ == "array" && map.get("items").is_none_or(|items| items.is_null()) {
-        errors.required(path.child("items"), "must be specified");
+    type_meta(map, level, path, errors);
+    if embedded && !preserve && fields(map, "properties").next().is_none() {
+        let detail = "must not be empty if x-kubernetes-embedded-resource is true without x-kubernetes-preserve-unknown-fields";
+        errors.required(path.child("properties"), detail);
     }
-    if level == Level::Root {
-        embedded_metadata(map, path, errors);
+}
+
+/// What a schema of whole objects says of what every object has.
+fn type_meta(map: &Map<String, Value>, level: Level, path: &Path, errors: &mut Errors) {
+    if level != Level::Root && !flag(map, "x-kubernetes-embedded-resource") {
+        return;
     }
-    for (name, below) in map.get("properties").and_then(Value::as_object).into_iter().flatten() {
-        let meta = level == Level::Root && name == "metadata";
-        if let (Some(below), false) = (below.as_object(), meta) {
-            structure(below, &path.child("properties").key(name), Level::Field, errors);
+    let at = path.child("properties");
+    let type_of = |name: &str| Some(text(below(below(map, "properties")?, name)?, "type"));
+    for (name, wanted) in [("kind", "string"), ("apiVersion", "string"), ("metadata", "object")] {
+        if let Some(type_) = type_of(name).filter(|type_| *type_ != wanted) {
+            errors.invalid(at.key(name).child("type"), type_, &format!("must be {wanted}"));
         }
     }
-    if let Some(below) = map.get("additionalProperties").and_then(Value::as_object) {
-        structure(below, &path.child("additionalProperties"), Level::Field, errors);
+    let metadata = below(map, "properties").and_then(|properties| below(properties, "metadata")).filter(|_| level == Level::Root);
+    if metadata.is_some_and(says_more_than_names) {
+        let detail = "must not specify anything other than name and generateName, but metadata is implicitly specified";
+        errors.forbidden(at.key("metadata"), detail);
     }
-    if let Some(below) = map.get("items").and_then(Value::as_object) {
-        structure(below, &path.child("items"), Level::Item, errors);
-    }
-    for key in ["allOf", "anyOf", "oneOf"] {
-        for (i, below) in schemas(map, key).enumerate() {
-            let skip = int_or_string && is_int_or_string_alternatives(map, key, i);
-            combination(below, Some(map), &path.child(key).index(i), skip, errors);
-        }
-    }
-    if let Some(below) = map.get("not").and_then(Value::as_object) {
-        combination(below, Some(map), &path.child("not"), false, errors);
-    }
+}
+
+/// Whether the schema of metadata is about anything but names.
+fn says_more_than_names(metadata: &Map<String, Value>) -> bool {
+    let only_names = |properties: &Map<String, Value>| properties.keys().all(|name| matches!(name.as_str(), "name" | "generateName"));
+    metadata.iter().any(|(key, value)| match key.as_str() {
+        "type" | "default" | "externalDocs" | "example" => false,
+        "properties" => value.as_object().is_some_and(|properties| !only_names(properties)),
+        _ => !matches!(value, Value::Null | Value::Bool(false)) && !crate::kinds::values::is_empty(value),
+    })
 }
 
 /// `anyOf: [{type: integer}, {type: string}]` is how int-or-string is said to others.
-fn is_int_or_string_alternatives(map: &Map<String, Value>, key: &str, index: usize) -> bool {
-    let alternatives = [json!({"type": "integer"}), json!({"type": "string"})];
-    let is = |value: Option<&Value>| value.and_then(Value::as_array).is_some_and(|list| list.as_slice() == alternatives);
-    match key {
-        "anyOf" => is(map.get("anyOf")),
-        "allOf" => index == 0 && schemas(map, "allOf").next().is_some_and(|first| is(first.get("anyOf"))),
-        _ => false,
-    }
+fn is_int_or_string(alternatives: Option<&Value>) -> bool {
+    let known = [json!({"type": "integer"}), json!({"type": "string"})];
+    alternatives.and_then(Value::as_array).is_some_and(|list| list.as_slice() == known)
 }
 
-fn embedded_metadata(map: &Map<String, Value>, path: &Path, errors: &mut Errors) {
-    let Some(properties) = map.get("properties").and_then(Value::as_object) else { return };
-    let at = path.child("properties");
-    for name in ["apiVersion", "kind"] {
-        if let Some(type_) = properties.get(name).and_then(Value::as_object).map(|below| text(below, "type"))
-            && type_ != "string"
-        {
-            errors.invalid(at.key(name).child("type"), type_, "must be string");
+/// What a schema says of values beside their structure: that of its alternatives only, which describe nothing.
+fn checked(map: &Map<String, Value>, skip_any_of: bool, skip_in_first: bool, path: &Path, errors: &mut Errors) {
+    for key in ["anyOf", "allOf", "oneOf"] {
+        for (i, below) in schemas(map, key).enumerate().filter(|_| !(skip_any_of && key == "anyOf")) {
+            combined(below, skip_in_first && key == "allOf" && i == 0, &path.child(key).index(i), errors);
         }
     }
-    let Some(metadata) = properties.get("metadata").and_then(Value::as_object) else { return };
-    let at = at.key("metadata");
-    if text(metadata, "type") != "object" {
-        errors.invalid(at.child("type"), text(metadata, "type"), "must be object");
+    if let Some(not) = below(map, "not") {
+        combined(not, false, &path.child("not"), errors);
     }
-    let fields = metadata.get("properties").and_then(Value::as_object);
-    for name in fields.into_iter().flat_map(Map::keys).filter(|name| !matches!(name.as_str(), "name" | "generateName")) {
-        errors.forbidden(at.clone(), &format!("must not specify anything other than name and generateName, but {name} is specified"));
+    if let Err(why) = pattern::compile(text(map, "pattern")) {
+        errors.invalid(path.child("pattern"), text(map, "pattern"), &format!("must be a valid regular expression, but isn't: {why}"));
     }
 }
 
 /// Inside `anyOf` and its like values are only checked, not described.
-fn combination(map: &Map<String, Value>, described: Option<&Map<String, Value>>, path: &Path, int_or_string: bool, errors: &mut Errors) {
-    for key in NOT_IN_COMBINATIONS.iter().filter(|key| !(int_or_string && **key == "type")) {
-        if map.get(*key).is_some_and(|value| !matches!(value, Value::Null | Value::Bool(false)) && value != "") {
-            errors.forbidden(path.child(key), "must be empty to be structural");
+fn combined(map: &Map<String, Value>, skip_any_of: bool, path: &Path, errors: &mut Errors) {
+    checked(map, skip_any_of, false, path, errors);
+    if let Some(items) = below(map, "items") {
+        combined(items, false, &path.child("items"), errors);
+    }
+    for (name, field) in fields(map, "properties") {
+        combined(field, false, &path.child("properties").key(name), errors);
+    }
+    const REFUSED: &[(&str, &str)] = &[
+        ("type", "empty"),
+        ("additionalProperties", "undefined"),
+        ("default", "undefined"),
+        ("title", "empty"),
+        ("description", "empty"),
+        ("nullable", "false"),
+        ("x-kubernetes-preserve-unknown-fields", "false"),
+        ("x-kubernetes-embedded-resource", "false"),
+        ("x-kubernetes-int-or-string", "false"),
+        ("x-kubernetes-list-map-keys", "empty"),
+        ("x-kubernetes-list-type", "undefined"),
+        ("x-kubernetes-map-type", "undefined"),
+        ("x-kubernetes-validations", "empty"),
+    ];
+    for (key, must_be) in REFUSED {
+        let said = match map.get(*key) {
+            None | Some(Value::Null) => false,
+            Some(Value::Bool(is)) => *is || *must_be == "undefined",
+            Some(Value::String(text)) => !text.is_empty() || *must_be == "undefined",
+            Some(Value::Array(list)) => !list.is_empty() || *must_be == "undefined",
+            Some(_) => true,
+        };
+        if said {
+            errors.forbidden(path.child(key), &format!("must be {must_be} to be structural"));
         }
     }
-    if map.get("default").is_some_and(|default| !default.is_null()) {
-        errors.forbidden(path.child("default"), "must be undefined to be structural");
+    if below(map, "properties").is_some_and(|properties| properties.contains_key("metadata")) {
+        errors.forbidden(path.child("properties").key("metadata"), "must not be specified in a nested context");
     }
-    if map.get("additionalProperties").is_some_and(|below| !below.is_null()) {
-        errors.forbidden(path.child("additionalProperties"), "must be undefined to be structural");
-    }
-    for key in EXTENSIONS {
-        match map.get(*key) {
-            None | Some(Value::Null | Value::Bool(false)) => {}
-            Some(Value::Array(list)) if list.is_empty() => {}
-            Some(Value::Bool(true)) => errors.forbidden(path.child(key), "must be false to be structural"),
-            Some(_) => errors.forbidden(path.child(key), "must be undefined to be structural"),
-        }
-    }
-    // What is checked there must be described outside.
-    let below_of = |key: &str, name: Option<&str>| {
-        let value = described?.get(key)?;
-        name.map_or(Some(value), |name| value.get(name))?.as_object()
-    };
-    for (name, below) in map.get("properties").and_then(Value::as_object).into_iter().flatten() {
-        let Some(below) = below.as_object() else { continue };
-        combination(below, below_of("properties", Some(name)), &path.child("properties").key(name), false, errors);
-    }
-    if let Some(below) = map.get("items").and_then(Value::as_object) {
-        combination(below, below_of("items", None), &path.child("items"), false, errors);
+}
+
+/// That what alternatives speak of is described outside of them. `at` is where it is described, `said_at` where it is spoken of.
+fn complete(map: &Map<String, Value>, described: &Map<String, Value>, at: &Path, said_at: &Path, errors: &mut Errors) {
+    if let Some(not) = below(map, "not") {
+        complete_below(not, Some(described), at, &said_at.child("not"), errors);
     }
     for key in ["allOf", "anyOf", "oneOf"] {
         for (i, below) in schemas(map, key).enumerate() {
-            combination(below, described, &path.child(key).index(i), int_or_string && key == "anyOf", errors);
+            complete_below(below, Some(described), at, &said_at.child(key).index(i), errors);
         }
     }
-    if let Some(below) = map.get("not").and_then(Value::as_object) {
-        combination(below, described, &path.child("not"), false, errors);
+}
+
+fn complete_below(map: &Map<String, Value>, described: Option<&Map<String, Value>>, at: &Path, said_at: &Path, errors: &mut Errors) {
+    let Some(described) = described else { return errors.required(at.clone(), &format!("because it is defined in {said_at}")) };
+    complete(map, described, at, said_at, errors);
+    if let Some(items) = below(map, "items") {
+        complete_below(items, below(described, "items"), &at.child("items"), &said_at.child("items"), errors);
+    }
+    for (name, field) in fields(map, "properties") {
+        let there = below(described, "properties").and_then(|properties| below(properties, name));
+        complete_below(field, there, &at.child("properties").key(name), &said_at.child("properties").key(name), errors);
     }
 }
 
@@ -382,12 +297,7 @@ fn defaults(props: &Props, path: &Path, place: Where, errors: &mut Errors) {
         return;
     }
     if let Some(default) = &props.default {
-        let at = path.child("default");
-        if place == Where::Metadata {
-            errors.forbidden(at, "must not be set in top-level metadata");
-        } else {
-            one_default(props, default, &at, place, errors);
-        }
+        one_default(props, default, &path.child("default"), place, errors);
     }
     for (name, below) in &props.properties {
         let place = match place {
@@ -409,8 +319,8 @@ fn one_default(props: &Props, default: &Value, at: &Path, place: Where, errors: 
     let mut unknown = vec![];
     let mut pruned = default.clone();
     shape::prune(props, &mut pruned, place == Where::Root, "", &mut unknown);
-    if !unknown.is_empty() {
-        return errors.invalid(at.clone(), default.clone(), "must not have unknown fields");
+    if !unknown.is_empty() && place != Where::Metadata {
+        errors.invalid(at.clone(), default.clone(), "must not have unknown fields");
     }
     if place == Where::Root || props.embedded {
         for key in ["apiVersion", "kind"] {
@@ -423,7 +333,6 @@ fn one_default(props: &Props, default: &Value, at: &Path, place: Where, errors: 
     shape::default(props, &mut filled);
     let before = errors.0.len();
     check::check(props, &filled, None, at, errors);
-    check::check_lists(props, &filled, None, at, errors);
     if errors.0.len() == before {
         let mut found = Errors::default();
         let mut budget = cel::limits::OBJECT_COST_MAX;
@@ -438,8 +347,13 @@ mod tests {
 
     fn complaints(schema: Value) -> Vec<String> {
         let mut errors = Errors::default();
-        validate(&schema, &Path::new("s"), &mut errors);
+        validate(&schema, false, &Path::new("s"), &mut errors);
         errors.0.iter().map(ToString::to_string).collect()
+    }
+    fn object(more: Value) -> Value {
+        let mut schema = json!({"type": "object", "properties": {"a": {"type": "integer"}}});
+        schema.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        schema
     }
 
     #[test]
@@ -452,9 +366,96 @@ mod tests {
                 "s.properties[b].items: Required value: must be specified"
             ]
         );
+        assert_eq!(complaints(object(json!({"additionalProperties": true}))), ["s.additionalProperties: Forbidden: must not be used at the root"]);
         let fine =
             json!({"type": "object", "properties": {"p": {"anyOf": [{"type": "integer"}, {"type": "string"}], "x-kubernetes-int-or-string": true}}});
         assert_eq!(complaints(fine), [] as [&str; 0]);
+        assert_eq!(complaints(object(json!({"$schema": "x"}))), ["s: Invalid value: \"\": OpenAPIV3Schema 'schema' is not supported"]);
+    }
+
+    #[test]
+    fn alternatives_describe_nothing() {
+        let said = json!({"type": "object", "default": {}, "title": "t", "nullable": true, "additionalProperties": {}, "x-kubernetes-list-map-keys": ["k"],
+            "x-kubernetes-list-type": "set", "x-kubernetes-map-type": "atomic", "x-kubernetes-int-or-string": true,
+            "x-kubernetes-embedded-resource": true, "x-kubernetes-preserve-unknown-fields": true});
+        assert_eq!(
+            complaints(object(json!({"allOf": [said]})))[..11],
+            [
+                "s.allOf[0].additionalProperties: Forbidden: must be undefined to be structural",
+                "s.allOf[0].default: Forbidden: must be undefined to be structural",
+                "s.allOf[0].nullable: Forbidden: must be false to be structural",
+                "s.allOf[0].title: Forbidden: must be empty to be structural",
+                "s.allOf[0].type: Forbidden: must be empty to be structural",
+                "s.allOf[0].x-kubernetes-embedded-resource: Forbidden: must be false to be structural",
+                "s.allOf[0].x-kubernetes-int-or-string: Forbidden: must be false to be structural",
+                "s.allOf[0].x-kubernetes-list-map-keys: Forbidden: must be empty to be structural",
+                "s.allOf[0].x-kubernetes-list-type: Forbidden: must be undefined to be structural",
+                "s.allOf[0].x-kubernetes-map-type: Forbidden: must be undefined to be structural",
+                "s.allOf[0].x-kubernetes-preserve-unknown-fields: Forbidden: must be false to be structural",
+            ]
+        );
+        for key in ["allOf", "anyOf", "oneOf"] {
+            assert_eq!(
+                complaints(object(json!({key: [{"properties": {"a": {"x-kubernetes-validations": [{"rule": "self > 1"}]}}}]}))),
+                [format!("s.{key}[0].properties[a].x-kubernetes-validations: Forbidden: must be empty to be structural")]
+            );
+        }
+        assert_eq!(
+            complaints(object(json!({"not": {"items": {"x-kubernetes-validations": [{"rule": "self > 1"}]}}}))),
+            [
+                "s.items: Required value: because it is defined in s.not.items",
+                "s.not.items.x-kubernetes-validations: Forbidden: must be empty to be structural",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_alternatives_speak_of_is_described() {
+        assert_eq!(
+            complaints(object(json!({"oneOf": [{"properties": {"b": {"minimum": 1}, "a": {"minimum": 1}}}]}))),
+            ["s.properties[b]: Required value: because it is defined in s.oneOf[0].properties[b]"]
+        );
+        assert_eq!(
+            complaints(object(json!({"anyOf": [{"properties": {"metadata": {}}}]}))),
+            [
+                "s.anyOf[0].properties[metadata]: Forbidden: must not be specified in a nested context",
+                "s.properties[metadata]: Required value: because it is defined in s.anyOf[0].properties[metadata]",
+            ]
+        );
+        // Only what stands at the root is looked at that way.
+        let inner = object(json!({"properties": {"b": object(json!({"anyOf": [{"properties": {"z": {"minimum": 1}}}]}))}}));
+        assert_eq!(complaints(inner), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn metadata_is_only_spoken_of_by_name() {
+        let metadata = |metadata: Value| complaints(json!({"type": "object", "properties": {"metadata": metadata}}));
+        assert_eq!(metadata(json!({"type": "object", "properties": {"name": {"type": "string", "maxLength": 3}}})), [] as [&str; 0]);
+        for more in [json!({"labels": {"type": "object"}}), json!({"name": {"type": "string"}, "uid": {"type": "string"}})] {
+            assert_eq!(
+                metadata(json!({"type": "object", "properties": more})),
+                [
+                    "s.properties[metadata]: Forbidden: must not specify anything other than name and generateName, but metadata is implicitly specified"
+                ]
+            );
+        }
+        assert_eq!(metadata(json!({"type": "string"})), ["s.properties[metadata].type: Invalid value: \"string\": must be object"]);
+    }
+
+    #[test]
+    fn objects_within_are_whole() {
+        let within = |schema: Value| complaints(json!({"type": "object", "properties": {"o": schema}}));
+        assert_eq!(
+            within(json!({"type": "object", "x-kubernetes-embedded-resource": true, "additionalProperties": {"type": "string"}})),
+            [
+                "s.properties[o].additionalProperties: Forbidden: must not be used if x-kubernetes-embedded-resource is set",
+                "s.properties[o].properties: Required value: must not be empty if x-kubernetes-embedded-resource is true without x-kubernetes-preserve-unknown-fields",
+            ]
+        );
+        assert_eq!(
+            within(json!({"x-kubernetes-int-or-string": true, "x-kubernetes-preserve-unknown-fields": true})),
+            ["s.properties[o].x-kubernetes-preserve-unknown-fields: Invalid value: true: must be false if x-kubernetes-int-or-string is true"]
+        );
     }
 
     #[test]

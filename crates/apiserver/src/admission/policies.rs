@@ -83,10 +83,11 @@ impl Policy {
         let checks = checks.collect();
         let notes =
             spec.list_at("auditAnnotations").iter().map(|note| (text(note, "key"), scope.compile(&text(note, "valueExpression")).ok())).collect();
+        let mutating = Scope { mutation: true, ..scope.clone() };
         let mutations = spec.list_at("mutations").iter().map(|mutation| {
             let is_patch = mutation.str_at("patchType") == Some("JSONPatch");
             let source = mutation.str_at(if is_patch { "jsonPatch.expression" } else { "applyConfiguration.expression" });
-            (is_patch, source.and_then(|source| scope.compile(source).ok()))
+            (is_patch, source.and_then(|source| mutating.compile(source).ok()))
         });
         let mutations = mutations.collect();
         Policy { name: policy.name().into(), fails: text(&spec, "failurePolicy") != "Ignore", conditions, variables, checks, notes, mutations, spec }

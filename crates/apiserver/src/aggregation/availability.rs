@@ -2,7 +2,7 @@
 //! serve. What comes of it stands in the APIService's condition `Available`, and what they serve becomes part of discovery.
 
 use super::{GROUP, Known, RESOURCE, Remote, all, proxy, remote_of};
-use crate::{Server, User, body};
+use crate::{Server, User, body, openapi::merged};
 use api::{Status, Value, object::ObjectExt};
 use http::{Request, header};
 use serde_json::json;
@@ -143,7 +143,20 @@ async fn ask(server: &Arc<Server>, remote: &Remote) -> Finding {
         Ok(list) => {
             let open_api = fetch(server, remote, "/openapi/v3").await.map(|index| documents(remote, &index)).unwrap_or_default();
             let list = list.list_at("resources").to_vec();
-            server.aggregation.learn(remote, Known { resources: resources(&list), list, open_api });
+            let before = server.aggregation.known(remote);
+            let open_api_v2 = match &before {
+                // Where a document is tells its contents, and those of the other form with it.
+                Some(known) if known.open_api == open_api && !open_api.is_empty() => known.open_api_v2.clone(),
+                _ => {
+                    let document = fetch(server, remote, "/openapi/v2").await.ok();
+                    document.and_then(|document| merged::part(&document, &remote.group, &remote.version)).map(Arc::new)
+                }
+            };
+            let is_news = before.and_then(|known| known.open_api_v2.clone()) != open_api_v2;
+            server.aggregation.learn(remote, Known { resources: resources(&list), list, open_api, open_api_v2 });
+            if is_news {
+                server.openapi.forget_all_groups();
+            }
             Finding { passed: true, reason: "Passed", message: "all checks passed".into() }
         }
         Err(why) => {

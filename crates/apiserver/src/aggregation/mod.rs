@@ -69,6 +69,8 @@ pub struct Known {
     pub list: Vec<Value>,
     /// Its OpenAPI documents: name to relative URL.
     pub open_api: BTreeMap<String, String>,
+    /// What its OpenAPI v2 document says of what it serves here.
+    pub open_api_v2: Option<Arc<Value>>,
 }
 
 type GroupVersion = (String, String);
@@ -155,7 +157,10 @@ fn look(server: &Arc<Server>, services: &[Value]) {
         .map(|remote| ((remote.group.clone(), remote.version.clone()), Arc::new(remote)))
         .collect();
     server.aggregation.known.lock().retain(|name, _| remotes.contains_key(name));
-    server.aggregation.remotes.store(Arc::new(remotes));
+    let changed = server.aggregation.remotes.swap(Arc::new(remotes)).keys().ne(server.aggregation.remotes.load().keys());
+    if changed {
+        server.openapi.forget_all_groups();
+    }
     resource_metrics::look(server, services);
     definitions::join(server);
 }

@@ -4,6 +4,7 @@
 //! read out of it: the types (`explain`, merge keys), and which parameters a write takes (`fieldValidation`, `dryRun`).
 
 mod custom;
+pub(crate) mod merged;
 mod operations;
 mod protobuf;
 mod roots;
@@ -54,6 +55,9 @@ impl Document {
     }
 }
 
+/// The names of the document of all groups, as JSON and as protobuf.
+const ALL_GROUPS: [&str; 2] = ["v2", "v2 protobuf"];
+
 /// Finished documents, made when first asked for: those of the built-in groups once, all others once per catalogue.
 #[derive(Default)]
 pub struct Documents {
@@ -77,6 +81,12 @@ impl Documents {
         let document = make()?;
         documents.insert(name.to_string(), document.clone());
         Some(document)
+    }
+    /// Forgets the document of all groups, for a server behind this one says something new.
+    pub fn forget_all_groups(&self) {
+        if let Some((_, documents)) = &mut *self.made.lock() {
+            documents.retain(|name, _| !ALL_GROUPS.contains(&name.as_str()));
+        }
     }
     /// The document of one group and version.
     fn of_group(&self, catalogue: &Arc<Catalogue>, name: &str) -> Option<Document> {
@@ -103,12 +113,12 @@ pub fn answer(server: &Server, path: &str, request: &Request<Body>) -> Result<Op
         "/openapi/v2" => {
             let accept = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
             if accept.split(',').any(|clause| protobuf::MEDIA_TYPES.contains(&clause.trim())) {
-                let make = || Some(Document::of(protobuf::encode(&v2(&catalogue)).into()));
+                let make = || Some(Document::of(protobuf::encode(&all_groups(server, &catalogue)).into()));
                 return Ok(documents
-                    .get_made(&catalogue, "v2 protobuf", make)
+                    .get_made(&catalogue, ALL_GROUPS[1], make)
                     .map(|document| served(&document, protobuf::MEDIA_TYPE, request.headers())));
             }
-            Ok(documents.get(&catalogue, "v2", || Some(v2(&catalogue))).map(|document| serve(&document, request.headers())))
+            Ok(documents.get(&catalogue, ALL_GROUPS[0], || Some(all_groups(server, &catalogue))).map(|document| serve(&document, request.headers())))
         }
         "/openapi/v3" => {
             let mut index = Map::new();
@@ -280,6 +290,17 @@ fn closure(mut wanted: BTreeSet<&'static str>) -> Map<String, Value> {
         schemas.insert(name.to_string(), schema);
     }
     schemas
+}
+
+/// The document of all groups, those that other servers serve among them.
+fn all_groups(server: &Server, catalogue: &Catalogue) -> Value {
+    let mut document = v2(catalogue);
+    for remote in server.aggregation.remotes() {
+        if let Some(part) = server.aggregation.known(&remote).and_then(|known| known.open_api_v2.clone()) {
+            merged::merge(&mut document, &part);
+        }
+    }
+    document
 }
 
 fn v2(catalogue: &Catalogue) -> Value {

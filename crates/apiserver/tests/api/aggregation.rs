@@ -64,6 +64,12 @@ async fn another_server_answers_for_its_group() {
             json!({"paths": {"apis/colours.example.dev/v1": {"serverRelativeURL": "/openapi/v3/apis/colours.example.dev/v1?hash=1"}}}),
         ),
         "/openapi/v3/apis/colours.example.dev/v1" => (StatusCode::OK, json!({"openapi": "3.0.0"})),
+        "/openapi/v2" => (
+            StatusCode::OK,
+            json!({"swagger": "2.0", "definitions": {"dev.Colour": {"type": "object"}}, "paths": {
+                "/apis/colours.example.dev/v1/colours": {"get": {"responses": {"200": {"schema": {"$ref": "#/definitions/dev.Colour"}}}}},
+                "/api/v1/pods": {"get": {"operationId": "notIts"}}}}),
+        ),
         _ => (StatusCode::IM_A_TEAPOT, json!({"kind": "Colour", "got": body})),
     })
     .await;
@@ -100,6 +106,13 @@ async fn another_server_answers_for_its_group() {
     let (_, index) = raw_json(&server, "GET", "/openapi/v3", &[], "").await;
     let place = index["paths"]["apis/colours.example.dev/v1"]["serverRelativeURL"].as_str().unwrap().to_string();
     assert_eq!(raw_json(&server, "GET", &place, &[], "").await.1["openapi"], "3.0.0");
+    let in_one =
+        |document: &Value| (document["paths"]["/apis/colours.example.dev/v1/colours"].is_object(), document["definitions"]["dev.Colour"].is_object());
+    let (_, document) = raw_json(&server, "GET", "/openapi/v2", &[], "").await;
+    assert_eq!(
+        (in_one(&document), &document["paths"]["/api/v1/pods"]["get"]["operationId"]),
+        ((true, true), &json!("listCoreV1PodForAllNamespaces"))
+    );
 
     // A request goes there as it is, but for who asks.
     behind.asked.lock().clear();
@@ -138,4 +151,5 @@ async fn another_server_answers_for_its_group() {
         }
     };
     tokio::time::timeout(Duration::from_secs(20), gone).await.expect("a group that nobody serves is not found");
+    custom::until(&server, "/openapi/v2", |_, document| in_one(document) == (false, false)).await;
 }

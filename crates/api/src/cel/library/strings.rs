@@ -1,6 +1,6 @@
 //! Functions of strings, `format` among them.
 
-use super::{Error, Outcome, Val, double_text, failed, limits, text, wrong};
+use super::{Error, Outcome, Val, failed, format, limits, wrong};
 use crate::custom::pattern;
 use std::borrow::Cow;
 
@@ -20,7 +20,6 @@ pub(super) fn string_function(name: &str) -> bool {
             | "split"
             | "substring"
             | "trim"
-            | "reverse"
             | "format"
             | "find"
             | "findAll"
@@ -67,7 +66,6 @@ pub(super) fn strings<'a>(name: &str, receiver: &Cow<'a, str>, args: &[Val<'a>],
         ("lowerAscii", []) => Val::string(receiver.to_ascii_lowercase()),
         ("upperAscii", []) => Val::string(receiver.to_ascii_uppercase()),
         ("trim", []) => Val::string(receiver.trim().to_string()),
-        ("reverse", []) => Val::string(receiver.chars().rev().collect::<String>()),
         ("replace", [Val::String(from), Val::String(to), rest @ ..]) => {
             let limit = rest.first().and_then(whole).filter(|limit| *limit >= 0).map_or(usize::MAX, |limit| limit as usize);
             let count = if from.is_empty() { receiver.chars().count() + 1 } else { receiver.matches(from.as_ref()).count() }.min(limit);
@@ -97,80 +95,36 @@ pub(super) fn strings<'a>(name: &str, receiver: &Cow<'a, str>, args: &[Val<'a>],
                 _ => return failed(format!("index out of range: {}", if *start < 0 || *start > chars.len() as i64 { *start } else { end })),
             }
         }
-        ("format", [list]) => Val::string(formatted(receiver, &list.items().ok_or_else(|| Error::failed("format takes a list"))?)?),
+        ("format", [list]) => Val::string(format::formatted(receiver, &list.items().ok_or_else(|| Error::failed("format takes a list"))?)?),
         _ => return wrong(name, values),
     })
 }
 
-/// `'%s is %d'.format([...])`.
-fn formatted(pattern: &str, args: &[Val<'_>]) -> Result<String, Error> {
-    fn shown(value: &Val<'_>) -> String {
-        match value {
-            Val::Null => "null".into(),
-            Val::List(_) | Val::JsonList(..) => format!("[{}]", value.items().unwrap_or_default().iter().map(shown).collect::<Vec<_>>().join(", ")),
-            Val::Map(_) | Val::JsonMap(..) => {
-                let mut entries: Vec<String> =
-                    value.entries().unwrap_or_default().iter().map(|(key, value)| format!("{}: {}", shown(key), shown(value))).collect();
-                entries.sort();
-                format!("{{{}}}", entries.join(", "))
-            }
-            Val::Type(name) => name.to_string(),
-            other => text(other).unwrap_or_default(),
+/// `strings.quote`: a text as one would write it in an expression.
+pub(super) fn escaped(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '\u{7}' => out.push_str("\\a"),
+            '\u{8}' => out.push_str("\\b"),
+            '\u{b}' => out.push_str("\\v"),
+            '\u{c}' => out.push_str("\\f"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            '\\' => out.push_str("\\\\"),
+            '"' => out.push_str("\\\""),
+            other => out.push(other),
         }
     }
-    let (mut out, mut args, mut chars) = (String::new(), args.iter(), pattern.chars().peekable());
-    let mut index = 0;
-    while let Some(c) = chars.next() {
-        if out.len() > limits::VALUE_BYTES_MAX {
-            return Err(Error::OutOfBudget);
-        }
-        if c != '%' {
-            out.push(c);
-            continue;
-        }
-        let mut precision = None;
-        if chars.next_if_eq(&'.').is_some() {
-            let mut digits = String::new();
-            while let Some(digit) = chars.next_if(char::is_ascii_digit) {
-                digits.push(digit);
-            }
-            precision = digits.parse::<usize>().ok().map(|digits| digits.min(100));
-        }
-        let Some(verb) = chars.next() else { return Err(Error::failed("unexpected end of string")) };
-        if verb == '%' {
-            out.push('%');
-            continue;
-        }
-        let Some(arg) = args.next() else { return Err(Error::failed(format!("index {index} out of range"))) };
-        index += 1;
-        let number = match arg {
-            Val::Int(number) => Some(*number as f64),
-            Val::Uint(number) => Some(*number as f64),
-            Val::Double(number) => Some(*number),
-            _ => None,
-        };
-        let bad = || Error::failed(format!("error during formatting: could not convert argument {} to %{verb}", arg.type_name()));
-        match (verb, arg) {
-            ('s', value) => out.push_str(&shown(value)),
-            ('d', Val::Int(number)) => out.push_str(&number.to_string()),
-            ('d', Val::Uint(number)) => out.push_str(&number.to_string()),
-            ('d', Val::Double(number)) => out.push_str(&double_text(*number)),
-            ('f', _) => out.push_str(&format!("{:.*}", precision.unwrap_or(6), number.ok_or_else(bad)?)),
-            ('e', _) => {
-                let text = format!("{:.*e}", precision.unwrap_or(6), number.ok_or_else(bad)?);
-                let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, "0"));
-                let exponent: i32 = exponent.parse().unwrap_or(0);
-                out.push_str(&format!("{mantissa}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs()));
-            }
-            ('b', Val::Int(number)) => out.push_str(&format!("{number:b}")),
-            ('b', Val::Bool(flag)) => out.push(if *flag { '1' } else { '0' }),
-            ('o', Val::Int(number)) => out.push_str(&format!("{number:o}")),
-            ('x', Val::Int(number)) => out.push_str(&format!("{number:x}")),
-            ('X', Val::Int(number)) => out.push_str(&format!("{number:X}")),
-            ('x', Val::String(text)) => out.extend(text.bytes().map(|byte| format!("{byte:02x}"))),
-            ('X', Val::String(text)) => out.extend(text.bytes().map(|byte| format!("{byte:02X}"))),
-            _ => return Err(bad()),
-        }
+    out.push('"');
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn texts_are_written_as_in_expressions() {
+        assert_eq!(super::escaped("a\u{7}\u{8}\u{b}\u{c}\n\r\t\\\"'\u{200b}é"), "\"a\\a\\b\\v\\f\\n\\r\\t\\\\\\\"'\u{200b}é\"");
     }
-    Ok(out)
 }

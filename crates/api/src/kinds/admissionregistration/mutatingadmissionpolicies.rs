@@ -2,7 +2,7 @@
 
 use super::rules;
 use crate::{
-    cel::Type,
+    cel::{Type, policy::Scope},
     field::{Errors, Path},
     kind::{Hooks, Kind, MetadataAgain},
     kinds::{
@@ -45,6 +45,7 @@ impl Hooks for MutatingAdmissionPolicies {
         let (spec, path) = (workload::spec(policy), Path::new("spec"));
         rules::validate_policy(spec, &path, errors);
         let scope = rules::policy_scope(spec, &path, errors);
+        let scope = Scope { mutation: true, ..scope };
         let mutations = list(spec, "mutations");
         if mutations.is_empty() {
             errors.required(path.child("mutations"), "mutations must contain at least one item");

@@ -1,13 +1,14 @@
 //! CustomResourceDefinition of apiextensions.k8s.io. What it makes is in [`crate::custom`]; here is what it may say.
 
 use crate::{
-    custom::{CLEANUP_FINALIZER, json_path::JsonPath, structural},
+    cel,
+    custom::{CLEANUP_FINALIZER, props::Props, structural},
     field::{Errors, Path},
     internal::{self, Tree},
     kind::{Hooks, Kind},
     kinds::{
         admissionregistration::rules,
-        checks,
+        base64, checks, pem,
         values::{each, fill, fill_absent, flag, has, is_empty, list, made, member, put, strings, text, within},
         workload,
     },
@@ -85,11 +86,20 @@ impl Hooks for CustomResourceDefinitions {
         if old.is_none() && !definition.name().is_empty() && definition.name() != wanted {
             errors.invalid(Path::new("metadata").child("name"), definition.name(), "must be spec.names.plural+\".\"+spec.group");
         }
+        let is_established = |definition: &Value| {
+            let mut conditions = list(workload::status(definition), "conditions").iter();
+            conditions.any(|condition| text(condition, "type") == "Established" && text(condition, "status") == "True")
+        };
+        let established = old.is_some_and(is_established);
         validate_spec(spec, old.map(workload::spec), &path, errors);
+        let conversion = |spec: &Value| spec.get("conversion").cloned().unwrap_or_default();
+        let former = old.filter(|_| established).map(|old| conversion(workload::spec(old)));
+        let (now, at) = (conversion(spec), path.child("conversion"));
+        if flag(spec, "preserveUnknownFields") && text(&now, "strategy") != "None" {
+            errors.invalid(at.child("strategy"), text(&now, "strategy"), "must be None if spec.preserveUnknownFields is true");
+        }
+        validate_conversion(&now, former.as_ref(), &at, errors);
         if let Some(old) = old {
-            let established = list(workload::status(old), "conditions")
-                .iter()
-                .any(|condition| text(condition, "type") == "Established" && text(condition, "status") == "True");
             immutable(spec, workload::spec(old), established, &path, errors);
         }
         stored_versions(definition, errors);
@@ -205,7 +215,11 @@ fn validate_spec(spec: &Value, old: Option<&Value>, path: &Path, errors: &mut Er
     checks::required_one_of(spec, "scope", &["Cluster", "Namespaced"], path, errors);
     let versions = list(spec, "versions");
     for (i, _) in versions.iter().enumerate().filter(|(_, version)| version.at("schema.openAPIV3Schema").is_none()) {
-        errors.required(path.child("versions").index(i).child("schema").child("openAPIV3Schema"), "schemas are required");
+        errors.required(path.child("versions").index(i).child("schema").child("openAPIV3Schema"), "");
+    }
+    let keeps_all = flag(spec, "preserveUnknownFields");
+    if keeps_all && versions.iter().filter_map(|version| version.at("schema.openAPIV3Schema")).any(|schema| Props::read(schema).has_defaults) {
+        errors.invalid(path.child("preserveUnknownFields"), true, "must be false in order to use defaults in the schema");
     }
     let shared = shared(versions);
     for (i, version) in versions.iter().enumerate() {
@@ -237,9 +251,16 @@ fn validate_spec(spec: &Value, old: Option<&Value>, path: &Path, errors: &mut Er
         validate_columns(columns, &path.child("additionalPrinterColumns"), errors);
     }
     if let Some(fields) = shared.get("selectableFields") {
-        validate_selectable(fields, shared.get("schema").copied(), &path.child("selectableFields"), errors);
+        // They are the same in all versions, and so is mostly what they lead to.
+        let schemas: Vec<_> =
+            if shared.contains_key("schema") { vec![shared["schema"]] } else { versions.iter().filter_map(|v| v.get("schema")).collect() };
+        let before = errors.0.len();
+        for schema in schemas {
+            if errors.0.len() == before {
+                validate_selectable(fields, Some(schema), &path.child("selectableFields"), errors);
+            }
+        }
     }
-    validate_conversion(spec.get("conversion").unwrap_or(&Value::Null), &path.child("conversion"), errors);
 }
 
 fn has_status(version: &Value) -> bool {
@@ -335,7 +356,7 @@ fn validate_schema(schema: &Value, with_status: bool, path: &Path, errors: &mut 
     if flag(schema, "nullable") {
         errors.forbidden(path.child("nullable"), "nullable cannot be true at the root");
     }
-    structural::validate(schema, &path, errors);
+    structural::validate(schema, false, &path, errors);
 }
 
 /// With a status of its own, the schema says little at its root: the status is taken out from below it.
@@ -471,7 +492,10 @@ fn validate_columns(columns: &Value, path: &Path, errors: &mut Errors) {
 fn validate_selectable(fields: &Value, schema: Option<&Value>, path: &Path, errors: &mut Errors) {
     const FIELDS_MAX: usize = 8;
     let fields = fields.as_array().map(Vec::as_slice).unwrap_or_default();
-    let mut distinct = BTreeSet::new();
+    let Some(schema) = schema.and_then(|schema| schema.get("openAPIV3Schema")).filter(|schema| schema.is_object()) else {
+        return errors.invalid(path.clone(), "", "may only be set when `version.schema.openAPIV3Schema` is not included");
+    };
+    let (props, mut distinct) = (Props::read(schema), BTreeSet::new());
     for (i, field) in fields.iter().enumerate() {
         let at = path.index(i).child("jsonPath");
         let given = text(field, "jsonPath");
@@ -479,33 +503,22 @@ fn validate_selectable(fields: &Value, schema: Option<&Value>, path: &Path, erro
             errors.required(at, "");
             continue;
         }
-        let parsed = JsonPath::parse(given).ok().filter(|_| given.starts_with('.'));
-        let Some(names) = parsed.as_ref().and_then(JsonPath::fields) else {
-            errors.invalid(at, given, "is an invalid path: must be a simple json path starting with .");
-            continue;
-        };
-        let mut here = schema.and_then(|schema| schema.get("openAPIV3Schema"));
-        for name in &names {
-            here = here.and_then(|here| here.get("properties")?.get(name));
-        }
-        let in_metadata = names.first() == Some(&"metadata");
-        if in_metadata {
-            errors.invalid(at.clone(), given, "must not point to fields in metadata");
-        }
-        match here.map(|here| text(here, "type")) {
-            None if in_metadata => continue,
-            None => {
-                errors.invalid(at, given, "is an invalid path: does not refer to a valid field");
+        let (path, here) = match cel::rule::selectable(&props, given) {
+            Ok(found) => found,
+            Err(why) => {
+                errors.invalid(at, given, &format!("is an invalid path: {why}"));
                 continue;
             }
-            Some("string" | "integer" | "boolean") => {}
-            Some(_) => errors.invalid(
-                at.clone(),
-                given,
-                "must point to a field of type string, boolean or integer. Enum string fields and strings with formats are allowed.",
-            ),
+        };
+        let shown = path.to_string();
+        if shown == "metadata" || shown.starts_with("metadata.") || shown.starts_with("metadata[") {
+            errors.invalid(at.clone(), given, "must not point to fields in metadata");
         }
-        if !distinct.insert(given) {
+        if !matches!(here.types.as_slice(), [type_] if matches!(type_.as_str(), "string" | "integer" | "boolean")) {
+            let detail = "must point to a field of type string, boolean or integer. Enum string fields and strings with formats are allowed.";
+            errors.invalid(at.clone(), given, detail);
+        }
+        if !distinct.insert(shown) {
             errors.duplicate(at, given);
         }
     }
@@ -514,8 +527,26 @@ fn validate_selectable(fields: &Value, schema: Option<&Value>, path: &Path, erro
     }
 }
 
-/// Clients are told of the members of `webhook` by the names that these once had.
-fn validate_conversion(conversion: &Value, path: &Path, errors: &mut Errors) {
+/// What is wrong with authorities that a webhook is checked by. They need only be some when they were before.
+fn bundle_problem(bundle: &str) -> Option<String> {
+    let text = base64::decode(bundle).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let blocks: Vec<_> = pem::blocks(&text).collect();
+    let certificates: Vec<_> = blocks.iter().filter(|block| block.label == "CERTIFICATE" && !block.has_headers).collect();
+    // DER begins with a sequence.
+    if certificates.iter().any(|block| block.bytes.first() == Some(&0x30)) {
+        return None;
+    }
+    let why = match (blocks.is_empty(), certificates.is_empty()) {
+        (true, _) => "unable to parse bytes as PEM block",
+        (false, true) => "no valid certificate authority data seen",
+        (false, false) => "failed to parse certificate: x509: malformed certificate",
+    };
+    Some(format!("unable to load root certificates: {why}"))
+}
+
+/// Clients are told of the members of `webhook` by the names that these once had. `former` is what was said before by a definition that
+/// is in use.
+fn validate_conversion(conversion: &Value, former: Option<&Value>, path: &Path, errors: &mut Errors) {
     checks::required_one_of(conversion, "strategy", &["None", "Webhook"], path, errors);
     let webhook = conversion.get("webhook").unwrap_or(&Value::Null);
     let (client, at) = (member(webhook, "clientConfig"), path.child("webhookClientConfig"));
@@ -532,7 +563,17 @@ fn validate_conversion(conversion: &Value, path: &Path, errors: &mut Errors) {
     }
     match client {
         None => errors.required(at, "required when strategy is set to Webhook"),
-        Some(client) => rules::client(client, &at, errors),
+        Some(client) => {
+            rules::client(client, &at, errors);
+            let bundle_of = |conversion: &Value| conversion.str_at("webhook.clientConfig.caBundle").unwrap_or_default().to_string();
+            let may_be_wrong = former.is_none_or(|former| {
+                Some(bundle_of(former)).filter(|bundle| !bundle.is_empty()).is_some_and(|bundle| bundle_problem(&bundle).is_some())
+            });
+            let bundle = bundle_of(conversion);
+            if let Some(why) = (!bundle.is_empty() && !may_be_wrong).then(|| bundle_problem(&bundle)).flatten() {
+                errors.invalid(at.child("caBundle"), bundle, &why);
+            }
+        }
     }
     rules::review_versions(&reviewed, "", reviewed_at, errors);
 }
@@ -587,5 +628,71 @@ fn approval(definition: &Value, old: Option<&Value>, errors: &mut Errors) {
             errors.invalid(path, definition.annotation(ANNOTATION).unwrap_or_default(), &detail);
         }
         State::Bypassed | State::Approved => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn definition(version: Value) -> Value {
+        let mut whole = json!({"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": {"type": "object", "properties": {
+            "spec": {"type": "object", "properties": {"a": {"type": "string"}, "n": {"type": "integer"}, "o": {"type": "object"},
+                "m": {"type": "object", "additionalProperties": {"type": "string"}}}}}}}});
+        whole.as_object_mut().unwrap().extend(version.as_object().unwrap().clone());
+        let mut definition = json!({"metadata": {"name": "things.example.com"}, "spec": {"group": "example.com", "scope": "Namespaced",
+            "names": {"plural": "things", "kind": "Thing"}, "versions": [whole]}, "status": {"storedVersions": ["v1"]}});
+        CustomResourceDefinitions.default(&mut definition);
+        definition
+    }
+    fn complaints(definition: &Value, old: Option<&Value>) -> Vec<String> {
+        let mut errors = Errors::default();
+        CustomResourceDefinitions.validate(definition, old, &mut errors);
+        errors.0.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn selectable_fields_are_fields_with_values() {
+        let fields = |paths: &[&str]| {
+            let fields: Vec<Value> = paths.iter().map(|path| json!({"jsonPath": path})).collect();
+            complaints(&definition(json!({"selectableFields": fields})), None)
+        };
+        assert_eq!(fields(&[".spec.a", ".spec.n", ".spec.m.x"]), [] as [&str; 0]);
+        for (path, why) in [
+            (".spec.b", "is an invalid path: does not refer to a valid field"),
+            ("spec.a", "is an invalid path: expected [ or . but got: spec"),
+            (".spec['a']", "is an invalid path: array notation is not allowed"),
+            (".spec.", "is an invalid path: unexpected end of JSON path"),
+            (".spec.a[0]", "is an invalid path: array notation is not allowed"),
+            (".spec.o", "must point to a field of type string, boolean or integer. Enum string fields and strings with formats are allowed."),
+        ] {
+            assert_eq!(fields(&[path]), [format!("spec.selectableFields[0].jsonPath: Invalid value: {path:?}: {why}")]);
+        }
+        assert_eq!(fields(&[".spec.a", ".spec.a"]), ["spec.selectableFields[1].jsonPath: Duplicate value: \".spec.a\""]);
+        let many: Vec<String> = (0..9).map(|i| format!(".spec.m.k{i}")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert_eq!(fields(&many), ["spec.selectableFields: Too many: 9: must have at most 8 items"]);
+    }
+
+    #[test]
+    fn authorities_that_were_some_stay_some() {
+        let with = |bundle: &str, established: bool| {
+            let mut definition = definition(json!({}));
+            definition["spec"]["conversion"] = json!({"strategy": "Webhook", "webhook": {"conversionReviewVersions": ["v1"],
+                "clientConfig": {"url": "https://example.com", "caBundle": base64::encode(bundle.as_bytes())}}});
+            definition["status"]["conditions"] = json!([{"type": "Established", "status": if established { "True" } else { "False" }}]);
+            definition
+        };
+        let right = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
+        assert_eq!(complaints(&with("odd", true), None), [] as [&str; 0]);
+        assert_eq!(complaints(&with("odd", true), Some(&with(right, false))), [] as [&str; 0]);
+        assert_eq!(complaints(&with("odd", true), Some(&with("other", true))), [] as [&str; 0]);
+        assert_eq!(complaints(&with(right, true), Some(&with(right, true))), [] as [&str; 0]);
+        assert_eq!(
+            complaints(&with("odd", true), Some(&with(right, true))),
+            [
+                "spec.conversion.webhookClientConfig.caBundle: Invalid value: \"b2Rk\": unable to load root certificates: unable to parse bytes as PEM block"
+            ]
+        );
     }
 }

@@ -2,7 +2,7 @@
 //! taints and tolerations.
 
 use crate::{
-    cel::{Fields, Program, Type, Val, eval::Variables, library::parse_semver, limits, value::Opaque},
+    cel::{Fields, Libraries, Program, Type, Val, eval::Variables, library::parse_semver, limits, value::Opaque},
     field::{Errors, Path},
     kinds::{
         checks,
@@ -174,7 +174,7 @@ pub struct Selector(Program);
 impl Selector {
     /// Of the expression; the error is in words.
     pub fn compile(source: &str) -> Result<Selector, String> {
-        Program::compile(source, &[("device", DEVICE.clone())]).map(Selector)
+        Program::compile_with(source, &[("device", DEVICE.clone())], Libraries { bindings: true, ..Libraries::default() }).map(Selector)
     }
 
     /// Whether it selects a device of a driver. `device` is as a ResourceSlice has it. What the device does not tell of itself does not
