@@ -18,7 +18,8 @@ use serde_json::json;
 const GROUP: &str = "certificates.k8s.io";
 const RESOURCE: &str = "certificatesigningrequests";
 
-/// Writes the caller's identity into a new request, whatever the request claims. And reads what is asked for, and what a signer made: that is X.509, which the rules of the kind know nothing of.
+/// Writes the caller's identity into a new request, whatever the request claims. And reads what is asked for, and what a signer made:
+/// that is X.509, which the rules of the kind know nothing of.
 pub(super) struct Requester;
 
 #[async_trait::async_trait]
